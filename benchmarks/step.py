@@ -1,0 +1,60 @@
+"""A training step that computes logits where something is asked, against the same step with logits everywhere.
+
+Two attention layers of width 64 without channel mixing, 512 rows of MQAR of length 64 with 4 pairs, vocabulary
+8,192. Prints the ratio, the share of this machine's float32 matrix rate that the step reaches, and the peak memory
+of a process that does nothing else.
+
+    python benchmarks/step.py [rounds]
+"""
+
+import statistics
+import sys
+
+import torch
+from _bench import alone, interleaved, machine, matrix_rate, peak, ratio, told
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from bestiary.recipe import clean
+from bestiary.tasks._task import SILENT
+from bestiary.training import batches, decay_groups, keep_memory, update
+
+RECIPE = clean("attention", batch=512, steps=10_000)
+
+
+def main(rounds: int) -> None:
+    keep_memory()
+    model, batch = RECIPE.build(), next(batches(RECIPE))
+    optimizer = torch.optim.AdamW(decay_groups(RECIPE, model), lr=RECIPE.rate, fused=True)
+
+    def asked() -> None:
+        update(RECIPE, model, optimizer, batch, 1, "cpu")
+
+    def everywhere() -> None:
+        logits = model.parallel(batch.tokens).flatten(0, 1)
+        loss = F.cross_entropy(logits, batch.targets.flatten(), ignore_index=SILENT)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    if rounds == 0:  # alone in a process, for its memory
+        for _ in range(5):
+            asked()
+        print(peak())
+        return
+    print(f"step: batch 512 x 64, width 64, vocabulary 8192, two attention layers; {machine()}")
+    taken = interleaved({"logits where asked": asked, "logits everywhere": everywhere}, rounds=rounds)
+    print(told(taken))
+    with FlopCounterMode(display=False) as counter:
+        asked()
+    speed, rate = counter.get_total_flops() / statistics.median(taken["logits where asked"]), matrix_rate()
+    print(f"  ratio: {ratio(taken, 'logits everywhere', 'logits where asked'):.1f}")
+    print(
+        f"  {speed / 1e9:.0f} of {rate / 1e9:.0f} GFLOP/s in matrix products: {speed / rate:.0%} of the machine's rate"
+    )
+    print(f"  peak memory of the step alone: {alone(__file__, '0'):.0f} MiB")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)

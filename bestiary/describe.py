@@ -1,0 +1,132 @@
+"""What `bestiary show` says about a mixer, a task, an experiment, a recipe or a run, line by line."""
+
+import inspect
+import json
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from bestiary.model import memory
+from bestiary.recipe import NAMED, Recipe
+from bestiary.spec import Spec, load, locate, names, nearest, parse, schema
+from bestiary.store import Store
+from bestiary.tasks._task import SILENT, Task, stream
+
+LENGTHS = (1, 64, 1024, 16384)
+SCALES = ("smoke", "small", "paper")
+
+
+def anything(text: str, *, dim: int) -> Iterator[str]:
+    """Lines about whatever has this name. Raises LookupError."""
+    name = text.partition("(")[0].strip()
+    if name in NAMED:
+        yield from recipe(name)
+    elif name in names("experiments"):
+        yield from experiment(name)
+    else:
+        for found in specs(text):
+            yield from task(found) if found.kind == "tasks" else mixer(found, dim=dim)
+
+
+def specs(text: str) -> tuple[Spec, ...]:
+    """Mixers or tasks by name, with options or not, or by file. Raises LookupError."""
+    name = text.partition("(")[0].strip()
+    if name.endswith(".py"):
+        built = locate("mixers", name)
+        return parse("tasks" if issubclass(built, Task) else "mixers", text)
+    for kind in ("mixers", "tasks"):
+        if name in names(kind):
+            return parse(kind, text)
+    raise LookupError(f"nothing is called {name!r} {nearest(name, every_name())}")
+
+
+def every_name() -> list[str]:
+    return [*names("mixers"), *names("tasks"), *names("experiments"), *NAMED]
+
+
+def documented(kind: str, name: str) -> Iterator[str]:
+    """The docstrings of a file and of its class."""
+    found = load(kind, name)
+    built = locate(kind, name)
+    if isinstance(found, ModuleType):
+        yield inspect.getdoc(found) or ""
+        yield ""
+    yield f"{built.__name__}: {inspect.getdoc(built) or ''}"
+
+
+def chosen(found: Spec) -> Iterator[str]:
+    """The options, their types and values."""
+    known = schema(found.kind, found.name)
+    if known:
+        yield ""
+        yield "options"
+    for option, value in found.options:
+        kind, default = known[option]
+        given = "" if value == default else f"  (default {default!r})"
+        yield f"  {option:10} {value!r:12} {readable(kind)}{given}"
+
+
+def readable(kind: Any) -> str:
+    """A type as a person would write it."""
+    text = kind.__name__ if isinstance(kind, type) else str(kind)
+    text = text.replace("typing.", "").replace("Annotated[int, Gt(gt=0)]", "positive int")
+    return text.replace("Literal[", "one of ").replace("]", "") if text.startswith("Literal") else text
+
+
+def mixer(found: Spec, *, dim: int) -> Iterator[str]:
+    yield from documented(found.kind, found.name)
+    yield from chosen(found)
+    weights = sum(weight.numel() for weight in found.build(dim).parameters())
+    yield ""
+    yield f"at width {dim}: {weights:,} weights; state of one sequence, measured, after"
+    for length in LENGTHS:
+        size = memory(lambda: found.build(dim), time=length, dim=dim)
+        yield f"  {length:>6} tokens  {size.numbers:>12,} numbers  {size.bytes:>12,} bytes"
+
+
+def task(found: Spec) -> Iterator[str]:
+    yield from documented(found.kind, found.name)
+    yield from chosen(found)
+    built: Task = found.build()
+    yield ""
+    yield f"vocabulary {built.vocab:,}, length {built.length:,}, chance {built.chance:.2g}, plateau {built.plateau:.3g}"
+    yield "scored positions and one sequence of it:"
+    batch = built.sample(1, stream("show", 0))
+    row, answers = batch.tokens[0].tolist()[:40], batch.targets[0].tolist()[:40]
+    width = max(len(str(token)) for token in row + answers if token != SILENT)
+    yield ("  tokens   " + " ".join(f"{token:>{width}}" for token in row) + (" ..." if built.length > 40 else ""))
+    yield "  targets  " + " ".join(f"{'.' if answer == SILENT else answer:>{width}}" for answer in answers)
+
+
+def experiment(name: str) -> Iterator[str]:
+    found = load("experiments", name)
+    yield inspect.getdoc(found) or ""
+    yield ""
+    for scale in SCALES:
+        yield f"  {scale:6} {len(list(found.recipes(scale))):>5} runs"
+
+
+def recipe(name: str) -> Iterator[str]:
+    made = NAMED[name]
+    yield inspect.getdoc(made) or ""
+    yield ""
+    for field, value in made("attention").json().items():
+        shown = ", ".join(part["text"] for part in value) if field in ("train", "test", "pattern") else repr(value)
+        yield f"  {field:15} {shown}"
+
+
+def run(store: Store, key: str) -> Iterator[str]:
+    """A run's recipe, origin and results."""
+    record = store.read(key)
+    origin = store.folder / key / "origin.json"
+    for field, value in Recipe(**record.recipe).json().items():
+        shown = ", ".join(part["text"] for part in value) if field in ("train", "test", "pattern") else repr(value)
+        yield f"  {field:15} {shown}"
+    yield ""
+    yield json.dumps(json.loads(origin.read_text())) if origin.exists() else ""
+    yield f"ended: {record.ended}" if record.ended else "not done"
+    for line in record.log:
+        if line["split"] == "test" and not line["facet"]:
+            yield f"  test segment {line['segment']}: {line['right']} of {line['asked']} right"
+    if (failure := store.failure(key)) is not None:
+        yield failure

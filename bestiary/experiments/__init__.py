@@ -1,0 +1,6 @@
+"""One question per file, in the docstring; `recipes` says what to run, `summary` and `figures` what it shows.
+
+def recipes(scale: str) -> Iterator[Recipe]            scale is smoke (seconds), small (minutes) or paper
+def summary(table: DataFrame) -> DataFrame             from the rows of bestiary.table.results
+def figures(table: DataFrame) -> Iterator[tuple[str, Figure]]       a name for each
+"""

@@ -1,0 +1,406 @@
+"""What every mixer and every task must satisfy. CI and `bestiary check` run the same laws.
+
+A law takes a spec, builds what it needs and raises `Broken` with one line that says what is wrong and where.
+Mixers are checked with every weight moved off its initial value, since zeros would hide a broken path, and in
+float64, where two ways to the same number agree to 1e-8; range alone is checked in float32.
+"""
+
+import random
+import typing
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, stack_module_state, vmap
+
+from bestiary.mixers._mixer import Mixer, take
+from bestiary.model import leaves, memory, sized
+from bestiary.spec import Spec, locate, parse, schema, spec
+from bestiary.tasks._task import SILENT, Batch, Task, stream
+
+DIM, TIME = 64, 131  # a prime length, beyond two chunks of 64
+CUTS = ((1,), (2,), (63,), (64,), (65,), (130,), (1, 2, 5, 70, 71))
+CLOSE = 1e-8
+
+Law = Callable[[Spec], None]
+
+
+class Broken(Exception):
+    """A law does not hold."""
+
+
+def check(checked: Spec) -> Iterator[tuple[str, str | None]]:
+    """Each law's name, and what breaks it or None."""
+    for name, law in (MIXER_LAWS if checked.kind == "mixers" else TASK_LAWS).items():
+        try:
+            law(checked)
+        except Broken as broken:
+            yield name, str(broken)
+        except Exception as fault:  # anything at all may be wrong with a user's code, and is the verdict
+            yield (
+                name,
+                f"{type(fault).__name__}: {str(fault).splitlines()[0] if str(fault) else 'no message'}",
+            )
+        else:
+            yield name, None
+
+
+def variants(kind: str, name: str) -> Iterator[Spec]:
+    """A mixer or task with its defaults, and with the options under which it asks to be checked."""
+    for options in ("", *locate(kind, name).variants):
+        yield from parse(kind, f"{name}({options})")
+
+
+# Mixers
+
+
+def moved(checked: Spec, *, seed: int = 0, by: float = 0.1, dtype: torch.dtype = torch.float64) -> Mixer:
+    """The mixer with its weights moved off their initial values."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mixer = checked.build(DIM).to(dtype).eval()
+        with torch.no_grad():
+            for weight in mixer.parameters():
+                weight.add_(by * torch.randn_like(weight))
+    return mixer
+
+
+def inputs(batch: int = 2, time: int = TIME, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(batch, time, DIM, generator=stream("laws", seed), dtype=dtype)
+
+
+def output(mixer: Mixer, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    given = mixer(x, state)
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Tensor)):
+        raise Broken("forward(x, state) must return the output and the state")
+    if given[0].shape != x.shape:
+        raise Broken(f"an input of shape {tuple(x.shape)} gives an output of shape {tuple(given[0].shape)}")
+    return given
+
+
+def first_difference(found: Tensor, wanted: Tensor) -> tuple[int, float] | None:
+    """The first position in time where two outputs differ, and by how much there."""
+    gap = ((found - wanted).abs().amax(dim=(0, 2)) / (1 + wanted.abs().amax())).detach()
+    wrong = (~(gap <= CLOSE)).nonzero().flatten()
+    return (int(wrong[0]), float(gap[wrong[0]])) if len(wrong) else None
+
+
+def causality(checked: Spec) -> None:
+    """No output depends on a later input."""
+    mixer, x = moved(checked), inputs()
+    whole, _ = output(mixer, x)
+    for time in (1, 20, TIME - 1):
+        changed = x.clone()
+        changed[:, time] += 1
+        if (found := first_difference(output(mixer, changed)[0][:, :time], whole[:, :time])) is not None:
+            raise Broken(f"the output at position {found[0]} changes when the input at position {time} does")
+
+
+def cut(checked: Spec) -> None:
+    """Cutting a sequence anywhere and passing the state across the cut changes nothing."""
+    mixer, x = moved(checked), inputs()
+    whole, _ = output(mixer, x)
+    for cuts in CUTS:
+        state, parts = None, []
+        for start, end in zip((0, *cuts), (*cuts, TIME), strict=True):
+            y, state = output(mixer, x[:, start:end], state)
+            parts.append(y)
+        if (found := first_difference(torch.cat(parts, dim=1), whole)) is not None:
+            where = ", ".join(map(str, cuts))
+            raise Broken(f"cut at {where}: the output at position {found[0]} differs by {found[1]:.1e}")
+
+
+def no_dead_state(checked: Spec) -> None:
+    """Every number in the state can influence a later output."""
+    alive: list[Tensor] = []
+    for seed in range(3):
+        mixer, x = moved(checked, seed=seed), inputs(1, seed=seed)
+        _, state = output(mixer, x[:, :30])
+        kept = [leaf.detach().requires_grad_() for leaf in leaves(state) if isinstance(leaf, Tensor)]
+        if not kept:
+            return
+        y, _ = output(mixer, x[:, 30:], rebuilt(state, iter(kept)))
+        if not y.requires_grad:
+            raise Broken("the output does not depend on the state at all")
+        grads = torch.autograd.grad(y.square().sum(), kept, allow_unused=True)
+        now = [torch.zeros_like(k, dtype=torch.bool) if g is None else g != 0 for k, g in zip(kept, grads, strict=True)]
+        alive = [a | b for a, b in zip(alive, now, strict=True)] if alive else now
+    for found in alive:
+        if not found.all():
+            share = 1 - found.double().mean().item()
+            raise Broken(f"{share:.0%} of a state of shape {tuple(found.shape)} never reaches an output")
+
+
+def rebuilt(state: Any, tensors: Iterator[Tensor]) -> Any:
+    """The state with its tensors replaced, in order."""
+    if isinstance(state, Tensor):
+        return next(tensors)
+    if isinstance(state, tuple | list):
+        parts = [rebuilt(part, tensors) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    return state
+
+
+def batch_independence(checked: Spec) -> None:
+    """Sequences of one batch do not see each other."""
+    mixer, x = moved(checked), inputs(3, 37)
+    together, _ = output(mixer, x)
+    alone = torch.cat([output(mixer, x[i : i + 1])[0] for i in range(3)])
+    if (found := first_difference(together, alone)) is not None:
+        raise Broken(f"a sequence gives another output in company, first at position {found[0]}")
+
+
+def parallel_form(checked: Spec) -> None:
+    """`parallel` gives what `forward` gives, everywhere and at chosen positions."""
+    mixer, x = moved(checked), inputs(2, 37)
+    whole, _ = output(mixer, x)
+    where = torch.tensor([[0, 3, 36, 36], [1, 2, 20, 21]])
+    for asked in (None, where):
+        if (found := first_difference(mixer.parallel(x, asked), take(whole, asked))) is not None:
+            raise Broken(
+                f"parallel(x, {'where' if asked is not None else None}) differs from forward by {found[1]:.1e}"
+            )
+
+
+def gradients(checked: Spec) -> None:
+    """Every parameter gets a gradient."""
+    mixer, x = moved(checked), inputs()
+    output(mixer, x)[0].square().sum().backward()
+    for name, weight in mixer.named_parameters():
+        if weight.grad is None or not weight.grad.any():
+            raise Broken(f"the parameter {name} gets no gradient")
+
+
+def float_range(checked: Spec) -> None:
+    """Inputs a hundred times too large give finite outputs and gradients in float32."""
+    for by in (0.0, 0.1):
+        mixer = moved(checked, by=by, dtype=torch.float32)
+        x = (100 * inputs(dtype=torch.float32)).requires_grad_()
+        y, _ = output(mixer, x)
+        y.sum().backward()
+        for name, found in {
+            "output": y,
+            "input gradient": x.grad,
+            **{n: p.grad for n, p in mixer.named_parameters()},
+        }.items():
+            if found is not None and not found.isfinite().all():
+                raise Broken(f"inputs of size 100 make the {name} infinite or NaN")
+
+
+def meta(checked: Spec) -> None:
+    """Shapes alone are enough to measure memory: the state on the meta device is the state elsewhere."""
+    for time in (1, 40):
+        measured = memory(lambda: checked.build(DIM), time=time, dim=DIM).numbers
+        _, state = output(moved(checked), inputs(1, time))
+        real = sized(state).numbers
+        if measured != real:
+            raise Broken(f"after {time} positions the state has {measured} numbers on meta, {real} in truth")
+
+
+def stacking(checked: Spec) -> None:
+    """Several sets of weights stacked under torch.func.vmap compute what a loop over them computes."""
+    mixers, x = [moved(checked, seed=seed) for seed in range(3)], inputs(2, 37)
+    weights, buffers = stack_module_state(typing.cast("list[nn.Module]", mixers))
+    where = torch.tensor([[5, 36], [0, 20]])
+
+    def loss(weights: Any, buffers: Any, x: Tensor) -> Tensor:
+        return functional_call(_Parallel(mixers[0]), name_inside((weights, buffers)), (x, where)).square().mean()
+
+    found = vmap(grad(loss), in_dims=(0, 0, None))(weights, buffers, x)
+    for i, mixer in enumerate(mixers):
+        mixer.parallel(x, where).square().mean().backward()
+        for name, weight in mixer.named_parameters():
+            gap = (found[name][i] - typing.cast(Tensor, weight.grad)).abs().max().item()
+            if not gap <= CLOSE * (1 + float(typing.cast(Tensor, weight.grad).abs().max())):
+                raise Broken(f"the gradient of {name} under vmap differs from a loop's by {gap:.1e}")
+
+
+class _Parallel(nn.Module):
+    """A mixer seen through its parallel form."""
+
+    def __init__(self, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x: Tensor, where: Tensor) -> Tensor:
+        return self.mixer.parallel(x, where)
+
+
+def name_inside(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
+    return {f"mixer.{name}": tensor for part in parts for name, tensor in part.items()}
+
+
+def seeding(checked: Spec) -> None:
+    """The initial weights come from torch's generator alone."""
+    twice = []
+    for _ in range(2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            twice.append(checked.build(DIM))
+    for (name, one), two in zip(twice[0].named_parameters(), twice[1].parameters(), strict=True):
+        if not torch.equal(one, two):
+            raise Broken(f"two builds from one seed differ in {name}")
+
+
+def options(checked: Spec) -> None:
+    """Wrong names and types are refused when the spec is made, wrong values when it is built, in one line."""
+    known = schema(checked.kind, checked.name)
+    refused(lambda: spec(checked.kind, checked.name, no_such_option=1), TypeError, "an option that does not exist")
+    for name, (_, default) in known.items():
+        refused(
+            lambda name=name: spec(checked.kind, checked.name, **{name: object()}),
+            TypeError,
+            f"{name}=object()",
+        )
+        if isinstance(default, int) and not isinstance(default, bool):
+            for value in (-1, 0, 1, 7):
+                attempt(checked, name, value)
+
+
+def refused(call: Callable[[], Any], wanted: type[Exception], what: str) -> None:
+    try:
+        call()
+    except wanted as fault:
+        if "\n" in str(fault):
+            raise Broken(f"the message about {what} has more than one line") from None
+    else:
+        raise Broken(f"{what} is accepted")
+
+
+def attempt(checked: Spec, name: str, value: int) -> None:
+    """Build with a value that may be wrong: it works, or a TypeError or ValueError says so."""
+    given = (DIM,) if checked.kind == "mixers" else ()
+    try:
+        with torch.device("meta"):
+            spec(checked.kind, checked.name, **{**dict(checked.options), name: value}).build(*given)
+    except (TypeError, ValueError) as fault:
+        if "\n" in str(fault):
+            raise Broken(f"the message about {name}={value} has more than one line") from None
+    except Exception as fault:
+        raise Broken(f"{name}={value} raises {type(fault).__name__} instead of a ValueError") from None
+
+
+MIXER_LAWS: dict[str, Law] = {
+    "causality": causality,
+    "cut": cut,
+    "no dead state": no_dead_state,
+    "batch independence": batch_independence,
+    "parallel form": parallel_form,
+    "gradients": gradients,
+    "float32 range": float_range,
+    "meta": meta,
+    "stacking": stacking,
+    "seeding": seeding,
+    "options": options,
+}
+
+
+# Tasks
+
+ROWS = 2000
+
+
+def drawn(checked: Spec, *path: str | int, rows: int = ROWS) -> tuple[Task, Batch]:
+    task = checked.build()
+    return task, task.sample(rows, stream(*path))
+
+
+def determinism(checked: Spec) -> None:
+    """A batch is a function of its stream alone, and draws from nothing else."""
+    task, one = drawn(checked, "laws", 0, rows=50)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        random.seed(1)
+        again = checked.build().sample(50, stream("laws", 0))
+    other = task.sample(50, stream("laws", 1))
+    if not all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(again), strict=True)):
+        raise Broken("the same stream gives another batch: sampling draws from a global generator")
+    if torch.equal(one.tokens, other.tokens):
+        raise Broken("another stream gives the same batch")
+
+
+def tensors(batch: Batch) -> list[Tensor]:
+    return [batch.tokens, batch.targets, *batch.facets.values()]
+
+
+def shapes(checked: Spec) -> None:
+    """Tokens and targets lie in the vocabulary, every row asks something, facets have the shape of tokens."""
+    task, batch = drawn(checked, "laws", 0)
+    if batch.tokens.shape != (ROWS, task.length) or any(x.shape != batch.tokens.shape for x in tensors(batch)):
+        raise Broken(
+            f"a batch of {ROWS} rows of length {task.length} has shapes {[tuple(x.shape) for x in tensors(batch)]}"
+        )
+    asked = batch.targets != SILENT
+    for name, found in (("tokens", batch.tokens), ("targets", batch.targets[asked])):
+        if found.min() < 0 or found.max() >= task.vocab:
+            raise Broken(f"{name} run from {found.min()} to {found.max()}, the vocabulary from 0 to {task.vocab - 1}")
+    if not asked.any(1).all():
+        raise Broken("some rows ask nothing")
+
+
+def oracle(checked: Spec) -> None:
+    """`solve` answers every question."""
+    task, batch = drawn(checked, "laws", 0)
+    asked = batch.targets != SILENT
+    wrong = (asked & (task.solve(batch.tokens) != batch.targets)).nonzero()
+    if len(wrong):
+        row, time = wrong[0].tolist()
+        raise Broken(f"solve errs {len(wrong)} times of {int(asked.sum())}, first in row {row} at position {time}")
+
+
+def prefix(checked: Spec) -> None:
+    """No answer depends on what comes after its question."""
+    task, batch = drawn(checked, "laws", 0, rows=50)
+    whole = task.solve(batch.tokens)
+    for time in (batch.targets != SILENT).any(0).nonzero().flatten().tolist():
+        asked = batch.targets[:, time] != SILENT
+        if not torch.equal(task.solve(batch.tokens[:, : time + 1])[asked, time], whole[asked, time]):
+            raise Broken(f"solve answers the question at position {time} otherwise once it has read on")
+
+
+def disjoint_streams(checked: Spec) -> None:
+    """Rows of the test and selection streams occur in training no more often than chance has it."""
+    sets = {name: rows_of(drawn(checked, *name)[1]) for name in STREAMS}
+    chance = len(sets["train", 0, 0] & sets["train", 1, 0])
+    for held in STREAMS[2:]:
+        if (shared := len(sets[held] & sets["train", 0, 0])) > 2 * chance + 0.005 * ROWS:
+            raise Broken(f"{shared} of {ROWS} rows of the {held[0]} stream are training rows")
+
+
+STREAMS: tuple[tuple[str | int, ...], ...] = (
+    ("train", 0, 0),
+    ("train", 1, 0),
+    ("selection", "key", 0),
+    ("test", "key", 0),
+)
+
+
+def rows_of(batch: Batch) -> set[tuple[int, ...]]:
+    return {tuple(row) for row in batch.tokens.tolist()}
+
+
+def chance_level(checked: Spec) -> None:
+    """The best answer that does not look at the tokens is right as often as stated."""
+    task, fit = drawn(checked, "laws", "fit", rows=10 * ROWS)
+    _, held = drawn(checked, "laws", "held", rows=10 * ROWS)
+    answers = fit.targets[fit.targets != SILENT]
+    guess = torch.bincount(answers, minlength=task.vocab).argmax()
+    asked = held.targets != SILENT
+    share, count = (held.targets[asked] == guess).double().mean().item(), int(asked.sum())
+    slack = 5 * (task.chance * (1 - task.chance) / count) ** 0.5 + 5 / count
+    if abs(share - task.chance) > slack:
+        raise Broken(
+            f"one answer to everything is right {share:.4f} of the time, the stated chance is {task.chance:.4f}"
+        )
+
+
+TASK_LAWS: dict[str, Law] = {
+    "determinism": determinism,
+    "shapes": shapes,
+    "oracle": oracle,
+    "prefix": prefix,
+    "disjoint streams": disjoint_streams,
+    "chance": chance_level,
+    "options": options,
+}

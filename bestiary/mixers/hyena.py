@@ -1,0 +1,82 @@
+"""Hyena of order two (Poli et al., 2023): gates around an implicit long convolution.
+
+    x1, x2, v = short convolution(W x),    z = h convolved with (x1 * v) + D * (x1 * v),    y = W_o (x2 * z)
+
+The filter is a function of time t in [0, 1] over `taps` positions: a network of sines, a linear map, and a window
+exp(-delta_c t) whose rates run from log(100) / 1.5 to log(100) / 0.3 across channels.
+Initialisation as in the authors' code: PyTorch's for linear maps and short filters, D N(0, 1), sine frequency 1.
+Departs from the paper: the features of the position are fixed (the code trains them at a rate of 1e-5); the
+filter's own rate and decay settings are not used; beyond `taps` the filter is zero, where the code fails.
+"""
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bestiary.mixers._filter import positions
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, take
+from bestiary.ops import convolution
+from bestiary.spec import Positive
+
+
+class Hyena(Mixer):
+    """y = W_o (x2 * (h convolved with (x1 * v) + D * x1 * v)), with h a windowed network of the position."""
+
+    variants: ClassVar = ("taps=20, features=5, short=1",)
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        taps: Positive = 1024,
+        features: Positive = 3,
+        width: Positive = 64,
+        frequency: float = 1.0,
+        short: Positive = 3,
+    ) -> None:
+        super().__init__()
+        self.taps = taps
+        self.project, self.short = nn.Linear(dim, 3 * dim), ShortConv(3 * dim, short, bias=True)
+        self.filter = _Filter(dim, taps, features, width, frequency)
+        self.skip = nn.Parameter(torch.randn(dim))
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
+        before, past = (None, None) if state is None else state
+        (x1, x2, v), before = self.gates(x, before)
+        time = x.shape[1] + (0 if past is None else past.shape[1])
+        z = convolution.long(x1 * v, self.filter(time), past) + self.skip * x1 * v
+        return self.out(x2 * z), (before, convolution.recent(x1 * v, past, self.taps))
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        (x1, x2, v), _ = self.gates(x, None)
+        z = take(convolution.long(x1 * v, self.filter(x.shape[1])), where) + self.skip * take(x1 * v, where)
+        return self.out(take(x2, where) * z)
+
+    def gates(self, x: Features, past: Past | None) -> tuple[tuple[Tensor, ...], Past]:
+        mixed, kept = self.short(self.project(x), past)
+        return mixed.chunk(3, dim=-1), kept
+
+
+class _Filter(nn.Module):
+    """Taps as a function of their position: sines of one trained frequency per unit, then a decaying window."""
+
+    positions: Tensor
+    window: Tensor
+
+    def __init__(self, dim: int, taps: int, features: int, width: int, frequency: float) -> None:
+        super().__init__()
+        self.register_buffer("positions", positions(taps, features), persistent=False)
+        rates = torch.linspace(math.log(100) / 1.5, math.log(100) / 0.3, dim)
+        self.register_buffer("window", torch.exp(-torch.linspace(0, 1, taps).unsqueeze(1) * rates), persistent=False)
+        self.hidden = nn.ModuleList([nn.Linear(features, width), nn.Linear(width, width), nn.Linear(width, width)])
+        self.frequency = nn.Parameter(torch.full((width,), float(frequency)))
+        self.last = nn.Linear(width, dim, bias=False)
+
+    def forward(self, time: int) -> Tensor:
+        z = self.positions[:time]
+        for layer in self.hidden:
+            z = torch.sin(self.frequency * layer(z))
+        return self.last(z) * self.window[:time]

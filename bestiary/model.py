@@ -1,0 +1,153 @@
+"""A residual stack of mixers between an embedding and its transpose."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, linear, take
+from bestiary.spec import Spec
+from bestiary.tasks._task import SILENT, Batch
+
+Tokens = Int[Tensor, "batch time"]
+Channel = Literal["mlp", "none", "copy"]
+
+
+class Model(nn.Module):
+    """Layer i mixes time with `pattern[i % len(pattern)]`, then channels as `channel` says; the head is tied.
+
+    `channel="mlp"` is a GELU network four times as wide, `"none"` leaves it out, and `"copy"` adds the normalised
+    stream to itself after each mixer, which is what the original code's Identity state mixer comes to.
+    `positions` learned position vectors are added to the embeddings (0: none); `dropout` acts on their sum.
+    Embeddings are drawn N(0, 0.02); layer norms precede each part and the head, as in GPT-2.
+    """
+
+    def __init__(
+        self,
+        vocab: int,
+        *,
+        dim: int,
+        depth: int,
+        pattern: Sequence[Spec],
+        channel: Channel = "mlp",
+        positions: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.embed = embedding(vocab, dim)
+        self.positions = embedding(positions, dim) if positions else None
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(Layer(dim, pattern[i % len(pattern)], channel) for i in range(depth))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, tokens: Tokens, state: "ModelState | None" = None
+    ) -> tuple[Float[Tensor, "batch time vocab"], "ModelState"]:
+        """Logits everywhere, and the state after the last token. Obeys the law of the mixers."""
+        time, past = (0, [None] * len(self.layers)) if state is None else state
+        x = self.embedded(tokens, time)
+        states = []
+        for layer, before in zip(self.layers, past, strict=True):
+            x, after = layer(x, before)
+            states.append(after)
+        return self.norm(x) @ self.embed.weight.T, ModelState(time + tokens.shape[1], states)
+
+    def parallel(self, tokens: Tokens, where: Where | None = None) -> Float[Tensor, "batch _ vocab"]:
+        """Logits of whole sequences at the positions `where`, or at all."""
+        return self.hidden(tokens, where) @ self.embed.weight.T
+
+    def hidden(self, tokens: Tokens, where: Where | None = None) -> Chosen:
+        """What the head reads at the positions `where` of whole sequences, the last layer working there only."""
+        x = self.embedded(tokens, 0)
+        for i, layer in enumerate(self.layers, start=1):
+            x = cast(Layer, layer).parallel(x, where if i == len(self.layers) else None)
+        return self.norm(x)
+
+    def answer(self, batch: Batch) -> tuple[Float[Tensor, "answers vocab"], Int[Tensor, " answers"]]:
+        """Logits and targets at the positions where something is asked, row by row."""
+        where = batch.asked()
+        logits, targets = self.parallel(batch.tokens, where), batch.targets.gather(1, where)
+        asked = targets != SILENT
+        return logits[asked], targets[asked]
+
+    def embedded(self, tokens: Tokens, time: int) -> Features:
+        x = self.embed(tokens)
+        if self.positions is not None:
+            end = time + tokens.shape[1]
+            if end > self.positions.num_embeddings:
+                raise ValueError(f"the model has {self.positions.num_embeddings} positions, the input needs {end}")
+            x = x + self.positions.weight[time:end]
+        return self.dropout(x)
+
+
+class ModelState(NamedTuple):
+    """What a model must remember of what it read: how many tokens, and the state of each layer."""
+
+    time: int
+    layers: list[State]
+
+
+class Layer(nn.Module):
+    """Mix along time, then along channels, each behind a norm and beside the stream."""
+
+    def __init__(self, dim: int, mixer: Spec, channel: Channel) -> None:
+        super().__init__()
+        self.mixer: Mixer = mixer.build(dim)
+        self.before_mixer = nn.LayerNorm(dim)
+        self.before_channel = None if channel == "none" else nn.LayerNorm(dim)
+        self.channel = mlp(dim) if channel == "mlp" else nn.Identity()
+
+    def forward(self, x: Features, state: State) -> tuple[Features, State]:
+        y, state = self.mixer(self.before_mixer(x), state)
+        return self.mix_channels(x + y), state
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        return self.mix_channels(take(x, where) + self.mixer.parallel(self.before_mixer(x), where))
+
+    def mix_channels(self, x: Chosen) -> Chosen:
+        return x if self.before_channel is None else x + self.channel(self.before_channel(x))
+
+
+def mlp(dim: int) -> nn.Module:
+    return nn.Sequential(linear(dim, 4 * dim, bias=True), nn.GELU(), linear(4 * dim, dim, bias=True))
+
+
+def embedding(count: int, dim: int) -> nn.Embedding:
+    made = nn.Embedding(count, dim)
+    nn.init.normal_(made.weight, std=0.02)
+    return made
+
+
+class Memory(NamedTuple):
+    """The size of a state: real numbers (a complex one is two) and bytes."""
+
+    numbers: int
+    bytes: int
+
+
+def memory(build: Callable[[], nn.Module], *, time: int, dim: int | None = None) -> Memory:
+    """What must be kept of one sequence after `time` tokens to produce the next: measured, not derived.
+
+    Runs the model (or, given its width `dim`, the mixer) on the meta device, where tensors have shapes only.
+    """
+    with torch.device("meta"):
+        given = torch.zeros(1, time, dtype=torch.long) if dim is None else torch.zeros(1, time, dim)
+        _, state = build()(given)
+    return sized(state)
+
+
+def sized(state: Any) -> Memory:
+    kept = [leaf for leaf in leaves(state) if isinstance(leaf, Tensor)]
+    numbers = sum(leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in kept)
+    return Memory(numbers, sum(leaf.numel() * leaf.element_size() for leaf in kept))
+
+
+def leaves(state: Any) -> Iterable[Any]:
+    """Tensors, positions and gaps of a state, in order."""
+    if isinstance(state, tuple | list):
+        for part in state:
+            yield from leaves(part)
+    else:
+        yield state

@@ -1,0 +1,92 @@
+"""Causal convolution along time with one filter per channel, short or long.
+
+    y_t = sum_{i >= 0} filter_i x_{t-i}
+
+Both ways take the inputs that came before, at most `taps - 1` of them as `recent` keeps them, and are exact at
+every length: `short` slides the filter, `long` goes through a Fourier transform of at least past + time + taps
+points, so that nothing wraps round.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+Features = Float[Tensor, "batch time dim"]
+Past = Float[Tensor, "batch past dim"]
+Kept = Float[Tensor, "batch kept dim"]
+Filter = Float[Tensor, "taps dim"]
+
+
+def step(x: Float[Tensor, "batch dim"], filter: Filter, past: Past) -> Float[Tensor, "batch dim"]:
+    """The definition, at one position."""
+    seen = torch.cat([past, x.unsqueeze(1)], dim=1).flip(1)[:, : len(filter)]
+    return (seen * filter[: seen.shape[1]]).sum(1)
+
+
+def short(x: Features, filter: Filter, past: Past | None = None) -> Features:
+    """The convolution, tap by tap: for filters of a few taps."""
+    seen = x if past is None else torch.cat([past, x], dim=1)
+    seen = F.pad(seen.mT, (len(filter) - 1 + x.shape[1] - seen.shape[1], 0))
+    return F.conv1d(seen, filter.flip(0).mT.unsqueeze(1), groups=x.shape[2]).mT
+
+
+def long(x: Features, filter: Filter, past: Past | None = None) -> Features:
+    """The convolution by Fourier transform; `filter` may be shorter or longer than the input."""
+    if past is not None and x.shape[1] == 1:
+        return step(x[:, 0], filter, past).unsqueeze(1)
+    seen = x if past is None else torch.cat([past, x], dim=1)
+    y, _, _ = _Convolve.apply(seen.mT, filter[: seen.shape[1]].mT)
+    return y.mT[:, seen.shape[1] - x.shape[1] :]
+
+
+class _Convolve(torch.autograd.Function):
+    """Causal convolution along the last axis, and the spectra of input and filter.
+
+    Its gradients are convolutions with the other's reverse, so real transforms do; PyTorch's own gradient of a
+    real transform is a complex one of twice the work.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, filter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size = smooth(x.shape[-1] + filter.shape[-1] - 1)
+        inputs, taps = torch.fft.rfft(x, n=size), torch.fft.rfft(filter, n=size)
+        return torch.fft.irfft(inputs * taps, n=size)[..., : x.shape[-1]], inputs, taps
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.lengths = [given.shape[-1] for given in inputs]
+        ctx.save_for_backward(*output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (inputs, taps), (time, width) = ctx.saved_tensors, ctx.lengths
+        size = smooth(time + width - 1)
+        dy = torch.fft.rfft(grads[0], n=size)
+        dx = torch.fft.irfft(dy * taps.conj().resolve_conj(), n=size)
+        dfilter = torch.fft.irfft((dy * inputs.conj().resolve_conj()).sum(0), n=size)
+        return dx[..., :time], dfilter[..., :width]
+
+
+def recent(x: Features, past: Past | None, taps: int) -> Kept:
+    """The last `taps - 1` inputs, fewer near the start of a sequence: what the convolution's future needs."""
+    seen = x if past is None else torch.cat([past, x], dim=1)
+    return seen[:, max(0, seen.shape[1] - taps + 1) :]
+
+
+def smooth(size: int) -> int:
+    """The least even number >= `size` without prime factors above 5, for which transforms are fast."""
+    size += size % 2
+    while True:
+        rest = size
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return size
+        size += 2

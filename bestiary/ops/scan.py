@@ -1,0 +1,86 @@
+"""The elementwise recurrence h_t = a_t h_{t-1} + x_t, real or complex.
+
+`step` is the definition. `scan` runs it over time in one of two ways. As a *loop* it writes each h_t in place,
+which is the least work; its gradient is the same recurrence run from the end, because dL/dh_t reaches h_{t-1}
+through conj(a_t) alone:
+
+    dx_t = dy_t + conj(a_{t+1}) dx_{t+1}        da_t = dx_t conj(h_{t-1})
+
+As a *tree* it composes neighbouring maps h -> a h + x, twice as far apart each time, in log2(time) whole-tensor
+operations: log2(time) times the work, but few launches, which is what a GPU wants.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Way = Literal["auto", "loop", "tree"]
+
+
+def step(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
+    """h_t from h_{t-1}; no time axis."""
+    return a * state + x
+
+
+def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto") -> tuple[Tensor, Tensor]:
+    """All h_1 .. h_T and the last one. Time is axis 1 of `a` and `x`; `state` has no time axis.
+
+    `way="auto"` is the loop on a CPU and the tree elsewhere; both give the same numbers.
+    """
+    if way == "auto":
+        way = "loop" if x.device.type == "cpu" else "tree"
+    h = loop(a, x, state) if way == "loop" else tree(a, x, state)
+    return h, h[:, -1]
+
+
+def loop(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
+    return _Loop.apply(a.expand_as(x), x, state.expand_as(x[:, 0]), False)
+
+
+def tree(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
+    x = torch.cat([x[:, :1] + a[:, :1] * state.unsqueeze(1), x[:, 1:]], dim=1)
+    reach = 1
+    while reach < x.shape[1]:
+        x = torch.cat([x[:, :reach], x[:, reach:] + a[:, reach:] * x[:, :-reach]], dim=1)
+        a = torch.cat([a[:, :reach], a[:, reach:] * a[:, :-reach]], dim=1)
+        reach *= 2
+    return x
+
+
+class _Loop(torch.autograd.Function):
+    """The recurrence forward or backward in time; each is the gradient of the other."""
+
+    @staticmethod
+    def forward(a: Tensor, x: Tensor, state: Tensor, backward: bool) -> Tensor:
+        h = torch.empty_like(x)
+        for t in reversed(range(x.shape[1])) if backward else range(x.shape[1]):
+            state = torch.addcmul(x[:, t], a[:, t], state, out=h[:, t])
+        return h
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
+        a, _, state, ctx.backward = inputs
+        ctx.save_for_backward(a, state, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (a, state, h), (dy,) = ctx.saved_tensors, grads
+        zero, first, state = torch.zeros_like(a[:, :1]), -1 if ctx.backward else 0, state.unsqueeze(1)
+        if ctx.backward:
+            ahead, previous = torch.cat([zero, a[:, :-1]], dim=1), torch.cat([h[:, 1:], state], dim=1)
+        else:
+            ahead, previous = torch.cat([a[:, 1:], zero], dim=1), torch.cat([state, h[:, :-1]], dim=1)
+        dx = _Loop.apply(ahead.conj(), dy, torch.zeros_like(dy[:, 0]), not ctx.backward)
+        return dx * previous.conj(), dx, dx[:, first] * a[:, first].conj(), None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """Elementwise, so the new axis can join the batch."""
+        *tensors, backward = inputs
+        moved = [
+            x.movedim(d, 0) if d is not None else x.expand(info.batch_size, *x.shape)
+            for x, d in zip(tensors, in_dims, strict=False)
+        ]
+        h = _Loop.apply(*(x.flatten(0, 1) for x in moved), backward)
+        return h.unflatten(0, (info.batch_size, -1)), 0

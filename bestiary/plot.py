@@ -1,0 +1,127 @@
+"""From tables to figures that a paper could print: readable in grey, safe for the colour-blind, the same every time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+STYLE: Any = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "legend.frameon": False,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "bestiary",
+    "svg.fonttype": "none",
+}
+
+# Okabe & Ito's colours, each with a marker and a dash of its own so that grey is enough
+LOOKS = (
+    ("#000000", "o", "-"),
+    ("#D55E00", "s", "--"),
+    ("#0072B2", "^", "-."),
+    ("#009E73", "D", ":"),
+    ("#CC79A7", "v", (0, (5, 1, 1, 1, 1, 1))),
+    ("#E69F00", "P", (0, (3, 1))),
+    ("#56B4E9", "X", (0, (1, 1))),
+    ("#8C8C00", "*", (0, (7, 2))),
+)
+
+
+class Line(NamedTuple):
+    """One line of a panel: `low` and `high` are its band, None for published points drawn without one."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    published: bool = False
+
+
+def panels(
+    contents: Mapping[str, Sequence[Line]],
+    *,
+    x: str,
+    y: str = "Recall accuracy",
+    levels: Mapping[str, Mapping[str, float]] | None = None,
+    note: str = "",
+) -> Figure:
+    """A row of panels with one logarithmic x axis each, accuracy upwards, and one legend for all.
+
+    `levels` are horizontal lines for each panel, such as chance. Published points are hollow and grey-dashed, in
+    the colour of the line of the same name.
+    """
+    names = list(dict.fromkeys(line.name for lines in contents.values() for line in lines))
+    looks = {name: LOOKS[i % len(LOOKS)] for i, name in enumerate(names)}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(1.4 + 2.3 * len(contents), 2.5))
+        axes = figure.subplots(1, len(contents), sharey=True, squeeze=False)[0]
+        for axis, (title, lines) in zip(axes, contents.items(), strict=True):
+            for line in lines:
+                draw(axis, line, *looks[line.name])
+            for name, level in (levels or {}).get(title, {}).items():
+                axis.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
+                axis.annotate(
+                    name,
+                    (1, level),
+                    xycoords=("axes fraction", "data"),
+                    ha="right",
+                    va="bottom",
+                    color="0.4",
+                    size=7,
+                )
+            ticks = sorted({value for line in lines for value in line.x})
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
+            axis.set(title=title, xlabel=x, ylim=(-0.03, 1.03))
+        axes[0].set_ylabel(y)
+        handles = {
+            text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside right center")
+        if note:
+            figure.supxlabel(note, fontsize=6.5, color="0.4")
+    return figure
+
+
+def draw(axis: Axes, line: Line, colour: str, marker: str, dash: Any) -> None:
+    if line.published:
+        axis.plot(
+            line.x,
+            line.y,
+            color=colour,
+            marker=marker,
+            mfc="white",
+            linestyle=(0, (1, 2)),
+            linewidth=0.7,
+            alpha=0.8,
+            label=f"{line.name}, published",
+        )
+        return
+    axis.plot(line.x, line.y, color=colour, marker=marker, linestyle=dash, label=line.name, zorder=3, clip_on=False)
+    if line.low is not None and line.high is not None:
+        axis.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write SVG and PNG, byte for byte the same for the same figure."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_suffix(".svg"), stem.with_suffix(".png")]
+    with mpl.rc_context(STYLE):
+        figure.savefig(paths[0], metadata={"Date": None})
+        figure.savefig(paths[1], dpi=200)
+    return paths

@@ -1,0 +1,248 @@
+"""Everything that determines a run, and nothing else. Equal recipes are the same run."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    InstanceOf,
+    ValidationError,
+    model_validator,
+)
+
+from bestiary.spec import Positive, Spec, nearest, parse, spec
+
+if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
+    from bestiary.model import Model
+
+FORMAT = 1  # raised when training changes its meaning, so that old runs are not taken for new ones
+
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def explained(error: Any) -> str:
+    """One line about one field of a recipe."""
+    message = error["msg"].removeprefix("Value error, ")
+    field = ".".join(map(str, error["loc"]))
+    if error["type"] in ("value_error", "missing"):
+        return f"{field}: {message}" if error["type"] == "missing" else message
+    return f"{field}={error['input']!r}: {message}"
+
+
+def read_specs(kind: str, given: Any) -> tuple[Spec, ...]:
+    """Specs from specs, from their text, or from the JSON that a recipe is stored as."""
+    if isinstance(given, str):
+        return parse(kind, given)
+    if isinstance(given, Spec):
+        return (given,)
+    return tuple(part for item in given for part in read_item(kind, item))
+
+
+def read_item(kind: str, item: Any) -> tuple[Spec, ...]:
+    if not isinstance(item, dict):
+        return (item,) if isinstance(item, Spec) else parse(kind, item)
+    found = spec(kind, item["name"], **item["options"])
+    if found.source != item["source"]:
+        raise ValueError(f"{found.name} has changed since this recipe was made from it")
+    return (found,)
+
+
+Tasks = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("tasks", given))]
+Mixers = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("mixers", given))]
+
+
+class Recipe(BaseModel):
+    """A task, a model, and how one is trained on the other.
+
+    The defaults are the clean recipe: fresh data in every batch, a learning rate that warms up linearly and falls
+    along a cosine by the step, stopping decided on the selection stream and the result measured once on the test
+    stream, weight decay on matrices (linear maps, embeddings, filters) but not on biases, norms and rates.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    train: Tasks  # segments, a batch from each in turn
+    test: Tasks = ()  # the same as `train` unless given
+    pattern: Mixers
+    dim: Positive = 64
+    depth: Positive = 2
+    channel: Literal["mlp", "none", "copy"] = "none"
+    positions: Annotated[int, Field(ge=0)] = 0  # learned position vectors; 0 is none
+    dropout: Share = 0.0  # of the embeddings, while training
+
+    steps: Positive = 1000
+    batch: Positive = 128  # rows
+    rate: Amount = 3e-3  # the highest learning rate
+    warmup: Annotated[int, Field(ge=0)] = 50  # steps of linear rise
+    hold: Positive = 1  # steps between changes of the learning rate, an epoch in some papers
+    weight_decay: Amount = 0.1
+    decay: Literal["matrices", "all"] = "matrices"  # weights of two dimensions or more, or every parameter
+    clip: Amount | None = 1.0  # the largest norm of the gradient
+    seed: Annotated[int, Field(ge=0)] = 0  # of the weights, the data and the dropout
+
+    distinct: tuple[Positive, ...] = ()  # batches of a finite set, for each segment; fresh ones if empty
+    shuffle: Literal["none", "batches", "rows"] = "none"  # of a finite set, anew in each epoch
+
+    every: Positive = 25  # steps between looks at the selection stream
+    stop: Share | None = 0.995  # end when this selection accuracy, the mean over segments, is reached
+    steer: Literal["selection", "test"] = "selection"  # the stream behind "selection"; papers often took the test
+    selection_rows: Positive = 512  # for each segment
+    test_rows: Positive = 3000
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as fault:
+            raise ValueError("; ".join(explained(error) for error in fault.errors())) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def known_fields(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given.keys() - cls.model_fields.keys():
+            raise ValueError(f"a recipe has no {name!r} {nearest(name, cls.model_fields)}")
+        return {
+            **given,
+            "test": given.get("test") or given.get("train", ()),
+            "distinct": tuple(given.get("distinct", ())),
+        }
+
+    @model_validator(mode="after")
+    def consistent(self) -> "Recipe":
+        if not self.train or not self.pattern:
+            raise ValueError("a recipe needs at least one task to train on and one mixer")
+        if self.distinct and len(self.distinct) != len(self.train):
+            raise ValueError(f"`distinct` counts the batches of each of {len(self.train)} segments: {self.distinct}")
+        if self.shuffle != "none" and not self.distinct:
+            raise ValueError("only a finite set can be shuffled; say how many batches are `distinct`")
+        return self
+
+    def build(self) -> "Model":
+        """The model, its weights drawn from the seed alone."""
+        import torch
+
+        from bestiary.model import Model
+        from bestiary.tasks._task import stream
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream("weights", self.seed).initial_seed())
+            return Model(
+                max(task.build().vocab for task in self.train + self.test),
+                dim=self.dim,
+                depth=self.depth,
+                pattern=self.pattern,
+                channel=self.channel,
+                positions=self.positions,
+                dropout=self.dropout,
+            )
+
+    def check(self) -> None:
+        """Raise ValueError if anything in here cannot be built. Costs no memory."""
+        import torch
+
+        with torch.device("meta"):
+            self.build()
+
+    def json(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As stored: every option resolved, and `Recipe(**stored)` is this recipe again."""
+        return self.fields(lambda part: {"text": str(part), **part.identity, "name": part.name})
+
+    @property
+    def key(self) -> str:
+        """A name for the run: equal exactly for equal recipes, wherever a user's own files lie."""
+        identity = {"format": FORMAT, **self.fields(lambda part: part.identity)}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def shape(self) -> str:
+        """The key of the same recipe at any seed and learning rate: what such recipes can or cannot build."""
+        return self.model_copy(update={"seed": 0, "rate": 1.0}).key
+
+    def fields(self, write: Any) -> dict[str, Any]:
+        plain = {name: getattr(self, name) for name in type(self).model_fields}
+        return {n: [write(s) for s in v] if n in ("train", "test", "pattern") else v for n, v in plain.items()}
+
+
+def clean(pattern: str, **changes: Any) -> Recipe:
+    """The defaults: MQAR with fresh data, queries in random order and filler that repeats no key."""
+    return Recipe(**({"train": "mqar", "pattern": pattern} | changes))
+
+
+def iclr24(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) -> Recipe:
+    """The regime of Figure 2 of "Zoology" (Arora et al., 2023), as its code ran it for ICLR 2024.
+
+    100,000 rows dealt anew in each of 64 epochs, zero filler, queries in the order bias of the generator, a cosine
+    by the epoch without warm-up, weight decay 0.1 on every parameter, dropout 0.1 on the embeddings, the
+    normalised stream copied after each mixer, learned positions for attention alone, four layers but two for
+    attention, and the test set deciding when to stop.
+    Departs from it: the last batch of an epoch is full (100,352 rows in 196 batches of 512), and mixers keep their
+    own initialisation, which the original overwrote.
+    """
+    batch = {64: 512, 128: 512, 256: 256, 512: 128, 1024: 64}.get(length, 128)
+    epoch = math.ceil(100_000 / batch)
+    attends = all(part.name == "attention" for part in parse("mixers", pattern))
+    regime = {
+        "train": f"mqar(length={length}, pairs={pairs}, filler='zero', mode='paper')",
+        "pattern": pattern,
+        "depth": 2 if attends else 4,
+        "positions": length if attends else 0,
+        "channel": "copy",
+        "dropout": 0.1,
+        "batch": batch,
+        "distinct": (epoch,),
+        "shuffle": "rows",
+        "steps": 64 * epoch,
+        "hold": epoch,
+        "warmup": 0,
+        "rate": 1e-3,
+        "decay": "all",
+        "clip": None,
+        "every": epoch,
+        "stop": 0.99,
+        "steer": "test",
+        "selection_rows": 3000,
+    }
+    return Recipe(**(regime | changes))
+
+
+def based(pattern: str, **changes: Any) -> Recipe:
+    """The recall-memory mixture of "Based" (Arora et al., 2024, Figure 2), as its code ran it.
+
+    Five segments of 256-row batches, 180,000 rows, visited in the same order in each of 32 epochs; seven segments
+    of 1,000 rows to test on, up to four times the trained length and load; random filler from the whole
+    vocabulary. Otherwise as `iclr24`, with two layers and no positions.
+    Departs from it: full batches (180,992 rows), and mixers keep their own initialisation.
+    """
+    train = [(64, 4), (128, 8), (256, 16), (256, 32), (256, 64)]
+    test = [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
+    batches = (391, 79, 79, 79, 79)
+    regime = {
+        "train": ", ".join(f"mqar(length={length}, pairs={pairs}, mode='paper')" for length, pairs in train),
+        "test": ", ".join(f"mqar(length={length}, pairs={pairs}, mode='paper')" for length, pairs in test),
+        "pattern": pattern,
+        "channel": "copy",
+        "dropout": 0.1,
+        "batch": 256,
+        "distinct": batches,
+        "steps": 32 * sum(batches),
+        "hold": sum(batches),
+        "warmup": 0,
+        "rate": 1e-3,
+        "decay": "all",
+        "clip": None,
+        "every": sum(batches),
+        "stop": 0.99,
+        "steer": "test",
+        "selection_rows": 1000,
+        "test_rows": 1000,
+    }
+    return Recipe(**(regime | changes))
+
+
+NAMED: dict[str, Callable[..., Recipe]] = {"clean": clean, "iclr24": iclr24, "based": based}

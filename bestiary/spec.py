@@ -1,0 +1,213 @@
+"""Names for things that can be built: a file, and keyword options for the one class it defines.
+
+The folder is the registry: `bestiary/mixers/attention.py` is the mixer `attention`. The signature is the
+schema: the keyword-only arguments of the one public class are the options, checked by name and by type.
+A file of your own is named by its path, `./my_mixer.py`; an installed package adds names through the entry
+point groups `bestiary.mixers` and `bestiary.tasks`.
+"""
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, get_type_hints
+
+from annotated_types import Gt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+HERE = Path(__file__).parent
+
+Positive = Annotated[int, Gt(0)]
+
+PATH = re.compile(r"[\w./~+-]*[\w-]\.py(?=\s*(?:[(,]|$))")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to build, every option written out, so that equal specs are the same build.
+
+    >>> print(spec("mixers", "attention", heads=2, window=None))
+    attention(heads=2)
+    """
+
+    kind: str
+    name: str
+    options: tuple[tuple[str, Any], ...]
+    changed: tuple[str, ...] = ()  # the options that differ from their defaults
+    source: str = ""  # what else the build depends on: the hash of a user's file, the version of a package
+
+    def build(self, *given: Any) -> Any:
+        """The object itself; `given` are the positional arguments of its class (a mixer's width)."""
+        return locate(self.kind, self.name)(*given, **dict(self.options))
+
+    def __str__(self) -> str:
+        chosen = ", ".join(f"{option}={value!r}" for option, value in self.options if option in self.changed)
+        return f"{self.name}({chosen})" if chosen else self.name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two specs the same, wherever a user's file lies, as JSON."""
+        name = Path(self.name).stem if self.source else self.name
+        return {"name": name, "options": dict(self.options), "source": self.source}
+
+    @property
+    def key(self) -> str:
+        """A short name, equal exactly for equal builds."""
+        return hashlib.sha256(json.dumps([self.kind, self.identity]).encode()).hexdigest()[:12]
+
+
+def spec(kind: str, name: str, **options: Any) -> Spec:
+    """A checked spec. Raises LookupError for an unknown name, TypeError for an unknown or wrong option."""
+    defaults = {option: default for option, (_, default) in schema(kind, name).items()}
+    checked = {option: check(kind, name, option, value) for option, value in options.items()}
+    changed = tuple(sorted(option for option, value in checked.items() if value != defaults[option]))
+    return Spec(kind, name, tuple(sorted((defaults | checked).items())), changed, source(kind, name))
+
+
+def parse(kind: str, text: str) -> tuple[Spec, ...]:
+    """Read `3*gated_delta, attention(window=64), ./mine.py(size=2)`. Nothing is evaluated."""
+    paths: list[str] = []
+    plain = PATH.sub(lambda found: (paths.append(found[0]), f"_path{len(paths) - 1}")[1], text)
+
+    def call(name: str, options: dict[str, Any]) -> Spec:
+        return spec(kind, paths[int(name[5:])] if name.startswith("_path") else name, **options)
+
+    def items(node: ast.expr) -> tuple[Spec, ...]:
+        match node:
+            case ast.Tuple(elts=parts):
+                return tuple(found for part in parts for found in items(part))
+            case ast.BinOp(left=ast.Constant(value=int(times)), op=ast.Mult(), right=part) if times > 0:
+                return times * items(part)
+            case ast.Name(id=name):
+                return (call(name, {}),)
+            case ast.Call(func=ast.Name(id=name), args=[], keywords=options) if all(o.arg for o in options):
+                return (call(name, {str(o.arg): literal(o.value) for o in options}),)
+            case _:
+                raise ValueError(f"{ast.unparse(node)!r} is none of name, name(option=value), 3*name")
+
+    def literal(node: ast.expr) -> Any:
+        try:
+            return ast.literal_eval(node)
+        except ValueError:
+            raise ValueError(f"{ast.unparse(node)!r} is not a value; quote text as in filler='zero'") from None
+
+    try:
+        return items(ast.parse(plain.strip(), mode="eval").body)
+    except (SyntaxError, ValueError) as fault:
+        hint = fault if isinstance(fault, ValueError) else "write name, name(option=value) or 3*name, between commas"
+        raise ValueError(f"cannot read {text!r}: {hint}") from None
+
+
+def names(kind: str) -> list[str]:
+    """Every name of a kind, ours and installed, without importing any of them."""
+    ours = {file.stem for file in (HERE / kind).glob("[!_]*.py")}
+    return sorted(ours | {point.name for point in entry_points(group=f"bestiary.{kind}")})
+
+
+def locate(kind: str, name: str) -> type:
+    """The one public class that a file defines."""
+    return only_class(load(kind, name))
+
+
+def schema(kind: str, name: str) -> dict[str, tuple[Any, Any]]:
+    """Type and default of each option."""
+    return signature(locate(kind, name))
+
+
+@cache
+def signature(built: type) -> dict[str, tuple[Any, Any]]:
+    hints = get_type_hints(built.__init__, include_extras=True)
+    options = [p for p in inspect.signature(built).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option.default is option.empty or option.name not in hints:
+            raise TypeError(f"option {option.name!r} of {built.__name__} needs a type and a default")
+    return {option.name: (hints[option.name], option.default) for option in options}
+
+
+def check(kind: str, name: str, option: str, value: Any) -> Any:
+    known = schema(kind, name)
+    if option not in known:
+        raise TypeError(f"{name} has no option {option!r} {nearest(option, known)}")
+    value = frozen(value)
+    try:
+        return TypeAdapter(known[option][0], config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError as fault:
+        wanted = "; ".join(dict.fromkeys(error["msg"] for error in fault.errors()))
+        raise TypeError(f"{name}({option}={value!r}): {wanted}") from None
+
+
+def frozen(value: Any) -> Any:
+    return tuple(frozen(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of an error message about an unknown word."""
+    close = get_close_matches(word, list(known), n=1)
+    return f"among {sorted(known)}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def load(kind: str, name: str) -> ModuleType | type:
+    if name.endswith(".py"):
+        path = Path(name).expanduser()
+        if not path.is_file():
+            raise LookupError(f"there is no file {name!r}")
+        return load_file(kind, path.resolve(), digest(path))
+    if is_ours(kind, name):
+        return importlib.import_module(f"bestiary.{kind}.{name}")
+    if (point := plugin(kind, name)) is not None:
+        return point.load()
+    raise LookupError(
+        f"no {kind.removesuffix('s')} {name!r} {nearest(name, names(kind))} (a file of your own is ./{name}.py)"
+    )
+
+
+def is_ours(kind: str, name: str) -> bool:
+    return name.isidentifier() and not name.startswith("_") and (HERE / kind / f"{name}.py").is_file()
+
+
+@cache
+def load_file(kind: str, path: Path, version: str) -> ModuleType:
+    name = f"bestiary_{kind}_{path.stem}_{version[:12]}"
+    described = importlib.util.spec_from_file_location(name, path)
+    if described is None or described.loader is None:
+        raise LookupError(f"{path} is no Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(described)
+    described.loader.exec_module(module)
+    return module
+
+
+def only_class(found: ModuleType | type) -> type:
+    if isinstance(found, type):
+        return found
+    public = {name: c for name, c in inspect.getmembers(found, inspect.isclass) if not name.startswith("_")}
+    own = [c for c in public.values() if c.__module__ == found.__name__]
+    if len(own) != 1:
+        given = ", ".join(c.__name__ for c in own) or "none"
+        raise LookupError(f"{found.__file__} must define one public class (others as _Name), it defines {given}")
+    return own[0]
+
+
+def source(kind: str, name: str) -> str:
+    if name.endswith(".py"):
+        return digest(Path(name).expanduser())
+    point = None if is_ours(kind, name) else plugin(kind, name)
+    return f"{point.dist.name} {point.dist.version}" if point is not None and point.dist is not None else ""
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def plugin(kind: str, name: str) -> EntryPoint | None:
+    return next(iter(entry_points(group=f"bestiary.{kind}", name=name)), None)

@@ -1,0 +1,213 @@
+"""The command line, as a user sees it: what it prints, its exit status, and one line for each mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SMALL = [
+    "train=mqar(vocab=20,length=12,pairs=2)",
+    "dim=8",
+    "batch=16",
+    "steps=4",
+    "every=2",
+    "selection_rows=40",
+    "test_rows=60",
+]
+EXPERIMENT = '''"""Does a small model remember two pairs?"""
+
+from bestiary.experiments.figure2 import figures, summary
+from bestiary.recipe import clean
+
+SIZES = {"batch": 16, "every": 5, "selection_rows": 40, "test_rows": 60}
+
+
+def recipes(scale):
+    for seed in range(2):
+        for dim in (8, 16):
+            task = "mqar(vocab=20, length=12, pairs=2)"
+            yield clean(LAYERS, train=task, dim=dim, seed=seed, steps=STEPS, **SIZES)
+'''
+
+
+def bestiary(*arguments: str, folder: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder of its own."""
+    command = [sys.executable, "-m", "bestiary.cli", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == status, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def experiment(folder: Path, *, layers: str = "'attention'", steps: int = 10) -> Path:
+    file = folder / "question.py"
+    file.write_text(EXPERIMENT.replace("LAYERS", layers).replace("STEPS", str(steps)))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--layers", "atention"], "did you mean 'attention'"),
+        (["train", "--layers", "attention(windw=2)"], "did you mean 'window'"),
+        (["train", "--layers", "attention(("], "cannot read 'attention(('"),
+        (["train", "--task", "mqar(length=63)"], "must be even"),
+        (["train", "--task", "mqar(pairs=40)"], "need a length of 160"),
+        (["train", "dmi=3"], "did you mean 'dim'"),
+        (["train", "dim"], "write name=value"),
+        (["train", "dim=big"], "valid integer"),
+        (["train", "--recipe", "iclr"], "did you mean 'iclr24'"),
+        (["train", "--device", "cuda:99"], "there is no device 'cuda:99' here; there are"),
+        (["run", "figure3"], "did you mean 'figure2'"),
+        (["run", "./nowhere.py"], "there is no file './nowhere.py'"),
+        (["show", "atention"], "did you mean 'attention'"),
+        (["check", "./nowhere.py"], "there is no file"),
+        (["list", "mixer"], "did you mean 'mixers'"),
+        (["plot", "figure2"], "no run of it is done in runs; first: bestiary run figure2 --scale small"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line_with_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = bestiary(*arguments, folder=tmp_path, status=2)
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_is_quick_because_torch_is_not_imported() -> None:
+    code = "import sys; sys.argv = ['bestiary', '--help']; from bestiary.cli import app; app(standalone_mode=False)"
+    code += "; assert not {'torch', 'pandas', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_everything_listed_can_be_shown(tmp_path: Path) -> None:
+    lines = bestiary("list", folder=tmp_path).stdout.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == ["mixers", "tasks", "experiments", "recipes"]
+    names = [line.split()[0] for line in lines if line.startswith(" ")]
+    assert {"attention", "mqar", "figure2", "iclr24"} <= set(names)
+    from bestiary.describe import anything
+
+    for name in names:
+        assert len(list(anything(name, dim=16))) > 3
+
+
+def test_showing_a_mixer_measures_its_memory(tmp_path: Path) -> None:
+    shown = bestiary("show", "attention(window=8)", "--dim", "32", folder=tmp_path).stdout
+    assert "window     8" in shown
+    assert "448 numbers" in shown  # 7 keys and values of width 32
+
+
+def test_training_leaves_a_run_that_can_be_shown_and_is_not_repeated(tmp_path: Path) -> None:
+    done = bestiary("train", "--layers", "attention", "--keep", *SMALL, folder=tmp_path)
+    assert "step      2  loss" in done.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "weights.safetensors").exists()
+    shown = bestiary("show", run.name, folder=tmp_path).stdout
+    assert "attention" in shown
+    assert "of 120 right" in shown
+    again = bestiary("train", "--layers", "attention", *SMALL, folder=tmp_path)
+    assert "1 of 1 runs are done already" in again.stdout
+
+
+def test_an_experiment_ends_with_a_table_and_figures_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    experiment(tmp_path)
+    done = bestiary("run", "./question.py", folder=tmp_path)
+    assert "[4/4]" in done.stdout
+    *_, svg, png = done.stdout.splitlines()
+    assert (svg, png) == ("figures/question-small.svg", "figures/question-small.png")
+    assert (tmp_path / svg).stat().st_size > 1000
+    status = bestiary("status", "./question.py", folder=tmp_path).stdout
+    assert "4 finished" in status
+    (tmp_path / svg).unlink()
+    again = bestiary("plot", "./question.py", folder=tmp_path)
+    assert (tmp_path / svg).exists()
+    assert "accuracy" in again.stdout
+
+
+def test_a_dry_run_estimates_and_runs_nothing(tmp_path: Path) -> None:
+    experiment(tmp_path)
+    done = bestiary("run", "./question.py", "--dry-run", folder=tmp_path)
+    assert "4 runs, at most" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failing_run_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    text = Path("examples/my_mixer.py").read_text()
+    (tmp_path / "bad.py").write_text(
+        text.replace("h, last =", "assert x.shape[2] < 9 or len(x) < 3, 'too wide'; h, last =")
+    )
+    experiment(tmp_path, layers="'./bad.py'")
+    done = bestiary("run", "./question.py", folder=tmp_path, status=1)
+    assert done.stdout.count("failed: AssertionError: too wide") == 2
+    assert "2 runs failed; their tracebacks are in failure.txt" in done.stderr
+    assert "accuracy" in done.stdout
+
+
+def test_a_damaged_run_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    experiment(tmp_path)
+    bestiary("run", "./question.py", folder=tmp_path)
+    run = sorted((tmp_path / "runs").iterdir())[0]
+    (run / "recipe.json").write_text("{")
+    for verb in ("run", "plot", "status"):
+        done = bestiary(verb, "./question.py", folder=tmp_path, status=1)
+        assert f"set it aside with: mv runs/{run.name} runs/{run.name}.damaged" in done.stderr
+    assert "accuracy" in done.stdout or "3 finished" in done.stdout
+
+
+def test_an_interrupted_sweep_stops_with_130_and_goes_on_later(tmp_path: Path) -> None:
+    experiment(tmp_path, steps=100_000)
+    command = [sys.executable, "-m", "bestiary.cli", "run", "./question.py"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as going:
+        while not list(tmp_path.glob("runs/*/log.jsonl")):
+            time.sleep(0.1)
+        os.kill(going.pid, signal.SIGINT)
+        _, errors = going.communicate(timeout=60)
+    assert going.returncode == 130
+    assert errors.strip() == "stopped after 0 of 4 runs; the same command goes on from there"
+    status = bestiary("status", "./question.py", folder=tmp_path).stdout
+    assert "interrupted" in status
+    assert "at work" not in status
+
+
+def test_checking_tells_an_honest_mixer_from_a_leaky_one(tmp_path: Path) -> None:
+    examples = Path("examples").resolve()
+    assert "every law holds" in bestiary("check", f"{examples}/my_mixer.py", folder=tmp_path).stdout
+    leaky = bestiary("check", f"{examples}/leaky_mixer.py", folder=tmp_path, status=1).stdout
+    assert "BROKEN  causality: the output at position 0 changes when the input at position 1 does" in leaky
+
+
+def test_a_file_with_two_classes_or_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text("class A: ...\nclass B: ...\n")
+    (tmp_path / "none.py").write_text("x = 1\n")
+    for name in ("two", "none"):
+        done = bestiary("check", f"./{name}.py", folder=tmp_path, status=2)
+        assert "must define one public class" in done.stderr
+
+
+def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path: Path) -> None:
+    experiment(tmp_path)
+    bestiary("run", "./question.py", "--workers", "1", folder=tmp_path)
+    program = (
+        "import bestiary.store as s, errno, sys; from bestiary.sweep import heard; from bestiary import cli\n"
+        "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device', 'runs/x/log.jsonl')\n"
+        "import bestiary.sweep as w; w.heard = full\n"
+        "if __name__ == '__main__':\n    sys.argv = ['bestiary', 'train', *sys.argv[1:]]; cli.main()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "program.py", *SMALL], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("bestiary: the disk is full")
+    assert "4 finished" in bestiary("status", "./question.py", folder=tmp_path).stdout
+
+
+def test_origin_names_versions_and_recipe_names_every_option(tmp_path: Path) -> None:
+    bestiary("train", *SMALL, folder=tmp_path)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "origin.json").read_text())["versions"]["torch"]
+    assert json.loads((run / "recipe.json").read_text())["pattern"][0]["options"]["rotary"] is True

@@ -1,0 +1,91 @@
+"""The model around the mixers: the law, asked positions, channels, positions, memory."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from bestiary.model import Layer, Memory, Model, embedding, memory
+from bestiary.spec import parse
+from bestiary.tasks._task import SILENT, Batch, stream
+from bestiary.tasks.mqar import MQAR
+
+PATTERN = parse("mixers", "gated_delta, attention(window=8), base_conv")
+
+
+def model(**changes: Any) -> Model:
+    return Model(50, **({"dim": 32, "depth": 3, "pattern": PATTERN, "positions": 40} | changes)).double()
+
+
+@pytest.mark.parametrize("channel", ["mlp", "none", "copy"])
+def test_cutting_a_text_changes_no_logit(channel: str) -> None:
+    made, tokens = model(channel=channel), torch.randint(50, (2, 20))
+    whole, _ = made(tokens)
+    head, state = made(tokens[:, :7])
+    tail, _ = made(tokens[:, 7:], state)
+    torch.testing.assert_close(torch.cat([head, tail], dim=1), whole, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("channel", ["mlp", "none", "copy"])
+def test_answers_are_the_logits_at_the_questions(channel: str) -> None:
+    made, batch = model(channel=channel), MQAR(vocab=50, length=40, pairs=4).sample(6, stream("test"))
+    logits, targets = made.answer(batch)
+    asked = batch.targets != SILENT
+    torch.testing.assert_close(logits, made(batch.tokens)[0][asked], rtol=1e-8, atol=1e-8)
+    assert torch.equal(targets, batch.targets[asked])
+
+
+def test_rows_may_ask_unequally_often() -> None:
+    tokens, targets = torch.randint(50, (3, 9)), torch.full((3, 9), SILENT)
+    targets[0, [1, 5, 8]], targets[2, 0] = torch.tensor([3, 4, 5]), 7
+    logits, found = model().answer(Batch(tokens, targets, {}))
+    assert found.tolist() == [3, 4, 5, 7]
+    assert logits.shape == (4, 50)
+
+
+def test_copying_adds_the_normalised_stream() -> None:
+    made, x = model(channel="copy", depth=1, positions=0), torch.randn(2, 5, 32, dtype=torch.float64)
+    layer = made.layers[0]
+    assert isinstance(layer, Layer)
+    mixed = x + layer.mixer.parallel(layer.before_mixer(x))
+    torch.testing.assert_close(layer.parallel(x), mixed + torch.nn.functional.layer_norm(mixed, (32,)))
+
+
+def test_learned_positions_tell_equal_tokens_apart_and_run_out() -> None:
+    blind, made = model(depth=0, positions=0), model(depth=0)
+    same = torch.full((1, 6), 3)
+    assert torch.allclose(blind(same)[0], blind(same)[0][:, :1])
+    assert not torch.isclose(made(same)[0][:, 0], made(same)[0][:, 1]).all()
+    with pytest.raises(ValueError, match="40 positions, the input needs 41"):
+        made(torch.zeros(1, 41, dtype=torch.long))
+
+
+def test_the_model_draws_no_weight_of_a_mixer_again() -> None:
+    torch.manual_seed(0)
+    made = Model(50, dim=32, depth=2, pattern=parse("mixers", "rwkv4, mamba"), channel="none")
+    torch.manual_seed(0)
+    embed = embedding(50, 32)
+    mixers = [found.build(32) for found in parse("mixers", "rwkv4, mamba")]
+    assert torch.equal(made.embed.weight, embed.weight)
+    for layer, alone in zip(made.layers, mixers, strict=True):
+        assert isinstance(layer, Layer)
+        for one, two in zip(layer.mixer.parameters(), alone.parameters(), strict=True):
+            assert torch.equal(one, two)
+
+
+def test_dropout_acts_while_training_only() -> None:
+    made, tokens = model(dropout=0.5), torch.randint(50, (2, 9))
+    assert not torch.equal(made.train()(tokens)[0], made(tokens)[0])
+    assert torch.equal(made.eval()(tokens)[0], made(tokens)[0])
+
+
+def test_memory_counts_what_must_be_kept() -> None:
+    def build() -> Model:
+        return Model(50, dim=32, depth=2, pattern=parse("mixers", "attention(window=8), based(features=4)"))
+
+    window, features = 2 * 32 * 7, 15 * 33
+    assert memory(build, time=1000) == Memory(window + features, 4 * (window + features))
+    assert memory(build, time=2).numbers == 2 * 32 * 2 + features
+    assert memory(lambda: Model(50, dim=32, depth=1, pattern=parse("mixers", "h3(state=4)")), time=9) == Memory(
+        3 * 32 + 32 * 2 * 2, 4 * 3 * 32 + 8 * 32 * 2
+    )

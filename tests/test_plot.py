@@ -1,0 +1,41 @@
+"""Figures: what is drawn, and that the same figure is the same file."""
+
+from pathlib import Path
+
+import pytest
+
+from bestiary.plot import LOOKS, Line, panels, save
+
+LINES = [
+    Line("attention", [64, 128], [1.0, 1.0], [0.99, 0.99], [1.0, 1.0]),
+    Line("BaseConv", [64, 128], [0.7, 0.9], [0.6, 0.8], [0.8, 0.95]),
+    Line("BaseConv", [64, 128, 256], [0.7, 0.94, 0.96], published=True),
+]
+
+
+def test_a_figure_is_the_same_file_every_time(tmp_path: Path) -> None:
+    one, two = (save(panels({"p": LINES}, x="width"), tmp_path / name) for name in ("one", "two"))
+    assert [path.suffix for path in one] == [".svg", ".png"]
+    for a, b in zip(one, two, strict=True):
+        assert a.read_bytes() == b.read_bytes()
+
+
+def test_published_points_share_the_colour_of_ours_and_are_hollow() -> None:
+    axis = panels({"p": LINES}, x="width", levels={"p": {"chance": 0.25}}).axes[0]
+    ours, published = axis.lines[1], axis.lines[2]
+    assert ours.get_color() == published.get_color()
+    assert published.get_markerfacecolor() == "white"
+    assert published.get_label() == "BaseConv, published"
+    assert axis.lines[3].get_ydata()[0] == pytest.approx(0.25)
+    assert len(axis.collections) == 2
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["64", "128", "256"]
+
+
+def test_lines_differ_without_colour() -> None:
+    assert len({marker for _, marker, _ in LOOKS}) == len({str(dash) for _, _, dash in LOOKS}) == len(LOOKS)
+
+
+def test_panels_share_one_legend() -> None:
+    figure = panels({"a": LINES[:1], "b": LINES[1:2]}, x="width", note="three seeds")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["attention", "BaseConv"]
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]

@@ -1,0 +1,29 @@
+"""What the README shows is what there is, and it runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+MIXER, PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_mixer_in_the_readme_is_the_example_and_short() -> None:
+    assert (ROOT / "examples" / "my_mixer.py").read_text() == MIXER
+    assert len(MIXER.splitlines()) < 25
+
+
+def test_the_python_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(PYTHON, "README.md", "exec"), {})
+    *measurements, state = capsys.readouterr().out.splitlines()
+    assert measurements
+    assert state.endswith("bytes of state")
+
+
+def test_links_and_folders_in_the_readme_exist() -> None:
+    for path in re.findall(r"\]\((?!http)([^)]+)\)", README) + re.findall(
+        r"`((?:bestiary|benchmarks|docs)/[\w/.]*)`", README
+    ):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,114 @@
+"""Recipes: what equals what, what is refused, and the published regimes."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bestiary.recipe import NAMED, Recipe, based, clean, iclr24
+from bestiary.training import rate
+
+
+def recipe(**changes: Any) -> Recipe:
+    return clean("attention", **changes)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_stored_recipe_is_the_recipe_again(name: str) -> None:
+    made = NAMED[name]("base_conv, attention(heads=2)", seed=3)
+    read = Recipe(**json.loads(json.dumps(made.json())))
+    assert read == made
+    assert read.key == made.key
+
+
+def test_keys_are_equal_exactly_for_equal_runs() -> None:
+    assert recipe(dim=64).key == recipe().key == clean("attention(heads=1)").key
+    assert recipe(rate=1).key == recipe(rate=1.0).key
+    keys = {
+        recipe(seed=1).key,
+        recipe(rate=1e-3).key,
+        recipe(train="mqar(pairs=5)").key,
+        clean("based").key,
+        recipe().key,
+    }
+    assert len(keys) == 5
+    assert recipe(seed=1).shape == recipe(rate=1e-3).shape == recipe().shape != recipe(dim=32).shape
+
+
+def test_weights_come_from_the_seed_alone() -> None:
+    small = {"train": "mqar(vocab=70)", "dim": 8}
+    torch.manual_seed(1)
+    one, state = recipe(**small).build(), torch.get_rng_state()
+    torch.manual_seed(2)
+    two, other = recipe(**small).build(), recipe(**small, seed=1).build()
+    assert torch.equal(one.embed.weight, two.embed.weight)
+    assert not torch.equal(one.embed.weight, other.embed.weight)
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rat": 1}, "no 'rat' among .*did you mean 'rate'"),
+        ({"rate": "fast"}, "rate='fast': Input should be a valid number"),
+        ({"rate": math.nan}, "finite number"),
+        ({"dim": 0}, "dim=0: Input should be greater than 0"),
+        ({"channel": "mpl"}, "'mlp', 'none' or 'copy'"),
+        ({"stop": 1.5}, "less than or equal to 1"),
+        ({"distinct": (3, 4)}, "each of 1 segments"),
+        ({"shuffle": "rows"}, "say how many batches are `distinct`"),
+        ({"train": "mqar, mqra"}, "did you mean 'mqar'"),
+        ({"train": ()}, "at least one task"),
+        ({"train": "mqar(length=63)"}, "must be even"),
+        ({"pattern": "attention(heads=3)"}, "3 heads do not divide a width of 64"),
+        ({"pattern": "attention(heads=64)"}, "rotary positions need an even head width"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError, LookupError), match=message) as caught:
+        Recipe(**({"train": "mqar", "pattern": "attention"} | changes)).check()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_notices_that_a_file_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(Path("examples/my_mixer.py").read_text())
+    stored = clean(str(file)).json()
+    assert Recipe(**stored).json() == stored
+    file.write_text(file.read_text() + "\n# changed\n")
+    with pytest.raises(ValueError, match="has changed since this recipe was made"):
+        Recipe(**stored)
+
+
+def test_checking_a_recipe_costs_no_memory() -> None:
+    clean("attention", dim=2**15, train=f"mqar(vocab={2**20})").check()
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
+    made = recipe(steps=100, warmup=10, rate=2.0)
+    assert rate(made, 1) == pytest.approx(0.2)
+    assert rate(made, 51) == pytest.approx(1.0)
+    assert rate(made, 100) == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 0.99)))
+
+
+def test_iclr24_is_the_published_regime() -> None:
+    made = iclr24("base_conv, base_conv(filter='implicit', taps=64)", dim=128, rate=4.64e-4)
+    assert (made.batch, made.distinct, made.steps) == (512, (196,), 64 * 196)
+    assert (made.depth, made.positions, made.channel) == (4, 0, "copy")
+    assert (iclr24("attention").depth, iclr24("attention", length=128, pairs=8).positions) == (2, 128)
+    task = dict(made.train[0].options)
+    assert (task["mode"], task["filler"], task["vocab"], task["power"]) == ("paper", "zero", 8192, 0.01)
+    rates = [rate(made, step) for step in (1, 196, 197, 392, 63 * 196 + 1, 64 * 196)]
+    wanted = [4.64e-4 * 0.5 * (1 + math.cos(math.pi * epoch / 64)) for epoch in (0, 0, 1, 1, 63, 63)]
+    assert rates == pytest.approx(wanted)
+
+
+def test_based_is_the_published_mixture() -> None:
+    made = based("base_conv, based", dim=128)
+    assert sum(made.distinct) == 707
+    assert [(dict(s.options)["length"], dict(s.options)["pairs"]) for s in made.test][-1] == (1024, 256)
+    assert made.steps == 32 * 707

@@ -1,0 +1,107 @@
+"""Names, options, patterns, files of one's own, installed packages, and what is said about mistakes."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bestiary.spec import locate, names, parse, spec
+
+GOOD = "class Mine:\n    def __init__(self, dim, *, size: int = 3): self.size = size\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["attention", "attention(heads=2)", "base_conv(filter='explicit', taps=9)", "mamba(rank=3)"]
+)
+def test_what_is_printed_can_be_typed_again(text: str) -> None:
+    (found,) = parse("mixers", text)
+    assert parse("mixers", str(found)) == (found,)
+
+
+def test_every_name_can_be_located_and_every_option_has_a_type_and_a_default() -> None:
+    for kind in ("mixers", "tasks"):
+        for name in names(kind):
+            assert locate(kind, name)
+            assert spec(kind, name).changed == ()
+
+
+def test_a_pattern_repeats_and_orders_layers() -> None:
+    found = parse("mixers", " 2*gated_delta, attention(window=64)")
+    assert [part.name for part in found] == ["gated_delta", "gated_delta", "attention"]
+    assert dict(found[2].options)["window"] == 64
+
+
+def test_specs_are_equal_when_their_builds_are() -> None:
+    assert spec("mixers", "attention", heads=1) == spec("mixers", "attention")
+    assert spec("mixers", "attention", heads=2).key != spec("mixers", "attention").key
+    assert spec("tasks", "mqar", power=1) == spec("tasks", "mqar", power=1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("atention", LookupError, "did you mean 'attention'"),
+        ("attention(windw=3)", TypeError, "attention has no option 'windw'.*did you mean 'window'"),
+        ("attention(window='wide')", TypeError, r"attention\(window='wide'\): Input should be a valid integer"),
+        ("attention(heads=0)", TypeError, "greater than 0"),
+        ("attention(heads=True)", TypeError, "valid integer"),
+        ("base_conv(filter='shrt')", TypeError, "'short', 'explicit' or 'implicit'"),
+        ("base_conv(filter=short)", ValueError, "quote text"),
+        ("attention(", ValueError, "cannot read 'attention\\('"),
+        ("attention + based", ValueError, "none of name"),
+        ("0*attention", ValueError, "none of name"),
+        ("attention(3)", ValueError, "none of name"),
+        ("", ValueError, "cannot read ''"),
+        ("./nowhere.py", LookupError, "there is no file './nowhere.py'"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        parse("mixers", text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", ["", "class One: ...\nclass Two: ...\n", "class _Hidden: ...\nx = 1\n"])
+def test_a_file_must_define_one_public_class(body: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(body)
+    with pytest.raises(LookupError, match="must define one public class"):
+        spec("mixers", str(file))
+
+
+def test_a_file_of_ones_own_is_known_by_its_content_not_its_place(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(GOOD)
+    here, there = (parse("mixers", f"{tmp_path}/{folder}/mine.py(size=5)")[0] for folder in ("here", "there"))
+    assert here.build(64).size == 5
+    assert here.key == there.key
+    (tmp_path / "there" / "mine.py").write_text(GOOD + "\n# changed\n")
+    assert here.key != parse("mixers", f"{tmp_path}/there/mine.py(size=5)")[0].key
+
+
+def test_an_option_without_type_or_default_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n    def __init__(self, dim, *, size): ...\n")
+    with pytest.raises(TypeError, match="'size' of Mine needs a type and a default"):
+        spec("mixers", str(file))
+
+
+def test_installed_packages_add_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "plugin_package.py").write_text(GOOD)
+    meta = tmp_path / "plugin_package-1.2.dist-info"
+    meta.mkdir()
+    (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin-package\nVersion: 1.2\n")
+    (meta / "entry_points.txt").write_text("[bestiary.mixers]\nmine = plugin_package:Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert "mine" in names("mixers")
+    found = spec("mixers", "mine", size=4)
+    assert found.build(64).size == 4
+    assert found.source == "plugin-package 1.2"
+    monkeypatch.delitem(sys.modules, "plugin_package")
+
+
+def test_the_identity_of_a_spec_is_plain_json() -> None:
+    found = spec("mixers", "base_conv", taps=5)
+    assert json.loads(json.dumps(found.identity))["options"] == {"filter": "short", "taps": 5}

@@ -1,0 +1,201 @@
+"""The store: claims, crashes, damage, and what is left on disk."""
+
+import errno
+import json
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from bestiary.recipe import Recipe, clean
+from bestiary.store import STALE, Damaged, Lost, Run, Store, born, machine, put
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "runs")
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return clean("attention", dim=8)
+
+
+LINE = {"step": 1, "split": "test", "segment": 0, "facet": "", "value": 0, "loss": 1.0, "right": 1, "asked": 2}
+
+
+def claimed(store: Store, recipe: Recipe) -> Run:
+    run = store.claim(recipe)
+    assert run is not None
+    return run
+
+
+def test_a_run_is_done_only_once_it_has_ended(store: Store, recipe: Recipe) -> None:
+    with claimed(store, recipe) as run:
+        run.append(LINE)
+        assert recipe not in store
+        run.end("finished")
+    assert recipe in store
+    assert store.claim(recipe) is None
+    record = store.read(recipe.key)
+    assert record.log == [LINE]
+    assert record.ended is not None
+    assert record.ended.outcome == "finished"
+    assert Recipe(**record.recipe) == recipe
+    origin = json.loads((store.folder / recipe.key / "origin.json").read_text())
+    assert set(origin) == {"begun", "commit", "versions", "host"}
+    assert not list((store.folder / recipe.key).glob(".*"))
+
+
+def test_a_run_can_be_held_by_one_only(store: Store, recipe: Recipe) -> None:
+    with claimed(store, recipe) as run:
+        assert store.claim(recipe) is None
+        assert f"process {os.getpid()}" in (store.owner(recipe.key) or "")
+        run.end("finished")
+    assert store.owner(recipe.key) is None
+
+
+def hold(folder: Path, recipe: Recipe, ready: object) -> None:
+    with claimed(Store(folder), recipe) as run:
+        run.append(LINE)
+        ready.set()  # pyright: ignore[reportAttributeAccessIssue]
+        time.sleep(60)
+
+
+def test_a_run_whose_worker_was_killed_is_taken_up_at_once(store: Store, recipe: Recipe) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(store.folder, recipe, ready))
+    process.start()
+    assert ready.wait(60)
+    assert store.claim(recipe) is None
+    process.kill()
+    process.join()
+    with claimed(store, recipe) as run:
+        run.end("finished")
+    assert store.read(recipe.key).log == []
+
+
+def pretend(store: Store, recipe: Recipe, owner: dict[str, object], *, age: float = 0.0) -> None:
+    """A claim as another worker would have left it."""
+    place = store.folder / recipe.key / "claim-0"
+    place.mkdir(parents=True)
+    put(place / "owner.json", owner)
+    os.utime(place / "owner.json", (time.time() - age,) * 2)
+
+
+def test_a_claim_of_another_machine_lives_by_its_heartbeat(store: Store, recipe: Recipe) -> None:
+    pretend(store, recipe, {"machine": "elsewhere", "process": 1, "born": "1"}, age=STALE - 60)
+    assert store.claim(recipe) is None
+    os.utime(store.folder / recipe.key / "claim-0" / "owner.json", (time.time() - STALE - 60,) * 2)
+    assert store.claim(recipe) is not None
+
+
+def test_a_later_process_of_the_same_number_is_not_the_owner(store: Store, recipe: Recipe) -> None:
+    pretend(store, recipe, {"machine": machine(), "process": os.getpid(), "born": "long ago"})
+    assert store.claim(recipe) is not None
+    assert born(os.getpid())
+    assert born(2**22 + 1) == ""
+
+
+def test_an_owner_that_was_overtaken_writes_no_more(store: Store, recipe: Recipe) -> None:
+    with pytest.raises(Lost, match="taken over"), claimed(store, recipe) as slow:
+        pretend(Store(store.folder), recipe.model_copy(update={"seed": 9}), {})
+        (store.folder / recipe.key / "claim-0" / "released").touch()  # as if its machine had gone silent
+        with claimed(store, recipe) as quick:
+            quick.append(LINE)
+            with pytest.raises(Lost):
+                slow.append(LINE | {"step": 2})
+            quick.end("finished")
+        slow.append(LINE)
+    assert store.read(recipe.key).log == [LINE]
+    assert store.failure(recipe.key) is None
+
+
+def test_a_failure_keeps_its_traceback_and_may_be_tried_again(store: Store, recipe: Recipe) -> None:
+    with pytest.raises(ZeroDivisionError), claimed(store, recipe):
+        1 / 0  # noqa: B018
+    assert "ZeroDivisionError" in (store.failure(recipe.key) or "")
+    with claimed(store, recipe) as run:
+        run.end("finished")
+    assert store.failure(recipe.key) is None
+
+
+def test_an_interrupted_run_is_released_and_is_no_failure(store: Store, recipe: Recipe) -> None:
+    with pytest.raises(KeyboardInterrupt), claimed(store, recipe):
+        raise KeyboardInterrupt
+    assert store.failure(recipe.key) is None
+    assert store.claim(recipe) is not None
+
+
+def test_half_a_last_line_is_not_read(store: Store, recipe: Recipe) -> None:
+    with claimed(store, recipe) as run:
+        run.append(LINE)
+        run.end("finished")
+    with (store.folder / recipe.key / "log.jsonl").open("a") as log:
+        log.write('{"step": 2, "spl')
+    assert store.read(recipe.key).log == [LINE]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("recipe.json", "{"),
+        ("recipe.json", None),
+        ("done", "[]"),
+        ("done", '{"x": 1}'),
+        ("log.jsonl", "{\n{}\n"),
+        ("log.jsonl", "\0\n"),
+    ],
+)
+def test_a_damaged_run_is_named_with_what_to_do(store: Store, recipe: Recipe, file: str, content: str | None) -> None:
+    with claimed(store, recipe) as run:
+        run.append(LINE)
+        run.end("finished")
+    place = store.folder / recipe.key
+    (place / file).unlink() if content is None else (place / file).write_text(content)
+    with pytest.raises(Damaged, match=f"set it aside with: mv {place} {place}.damaged") as caught:
+        store.read(recipe.key)
+    assert "\n" not in str(caught.value)
+    place.rename(f"{place}.damaged")
+    assert store.begun() == []
+    assert store.claim(recipe) is not None
+
+
+def test_a_full_disk_is_reported_as_such_and_loses_nothing(store: Store, recipe: Recipe) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, claimed(store, recipe) as run:
+        run.append(LINE)
+        run.log.close()
+        run.log = open("/dev/full", "w")  # noqa: SIM115
+        run.append(LINE)
+    assert caught.value.errno == errno.ENOSPC
+    assert store.read(recipe.key).log == [LINE]
+    assert store.claim(recipe) is not None
+
+
+def test_weights_are_kept_and_read_back(store: Store, recipe: Recipe) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    model = recipe.build()
+    with claimed(store, recipe) as run:
+        run.keep(model)
+        run.end("finished")
+    kept = load_file(store.folder / recipe.key / "weights.safetensors")
+    other = recipe.model_copy(update={"seed": 1}).build()
+    other.load_state_dict(kept)
+    assert torch.equal(other.embed.weight, model.embed.weight)
+
+
+def test_sources_of_a_users_mixer_are_copied(store: Store) -> None:
+    made = clean("examples/my_mixer.py")
+    with claimed(store, made) as run:
+        run.end("finished")
+    copy = store.folder / made.key / "source" / "my_mixer.py"
+    assert copy.read_text() == Path("examples/my_mixer.py").read_text()
+
+
+def test_an_empty_or_missing_folder_holds_nothing(tmp_path: Path) -> None:
+    assert Store(tmp_path / "nowhere").begun() == []

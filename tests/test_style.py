@@ -1,0 +1,40 @@
+"""Rules that no test checks are wishes."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*ROOT.glob("bestiary/**/*.py"), *ROOT.glob("benchmarks/*.py")])
+IDS = [str(file.relative_to(ROOT)) for file in FILES]
+
+
+@pytest.mark.parametrize("file", FILES, ids=IDS)
+def test_a_file_can_be_read_in_one_sitting(file: Path) -> None:
+    lines = len(file.read_text().splitlines())
+    assert lines <= (150 if file.parent.name in ("mixers", "tasks") else 450)
+
+
+@pytest.mark.parametrize("file", FILES, ids=IDS)
+def test_functions_are_short_and_take_few_arguments_by_place(file: Path) -> None:
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            body = node.end_lineno - node.body[0].lineno if node.end_lineno else 0
+            assert body <= 45, f"{node.name} has {body} lines"
+
+
+@pytest.mark.parametrize("file", FILES, ids=IDS)
+def test_every_file_and_public_class_says_what_it_is(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    assert not tree.body or ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_") and file.name != "cli.py":
+            assert ast.get_docstring(node), f"class {node.name} has no docstring"
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("bestiary/mixers/[!_]*.py")), ids=lambda file: file.stem)
+def test_a_mixer_states_its_source_and_its_departures(file: Path) -> None:
+    doc = ast.get_docstring(ast.parse(file.read_text())) or ""
+    assert "20" in doc.splitlines()[0], "the first line cites the paper with its year"
+    assert "Departs from" in doc

@@ -1,0 +1,102 @@
+"""What is concluded from many runs."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from bestiary.store import Ended, Record
+from bestiary.table import best, curve, interval, segments, selection_curve, wilson
+
+
+def test_wilsons_interval_is_the_textbooks() -> None:
+    low, high = wilson(0.5, 100)
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson(1.0, 10)[0] == pytest.approx(0.7225, abs=1e-3)
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    low, high = interval([0.4, 0.5, 0.6], 10**9)
+    assert high - 0.5 == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+    assert low == pytest.approx(0.5 - 4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+
+
+def test_the_interval_is_never_narrower_than_its_answers_allow() -> None:
+    assert interval([0.5, 0.5, 0.5], 100) == pytest.approx(wilson(0.5, 100))
+    assert interval([0.9, 1.0], 50)[1] == 1.0
+
+
+def table() -> pd.DataFrame:
+    rows = [
+        {
+            "pattern": p,
+            "rate": r,
+            "seed": s,
+            "selection": sel,
+            "accuracy": acc,
+            "asked": 100,
+            "solved": 5.0,
+            "seconds": 1.0,
+        }
+        for p, r, s, sel, acc in (
+            ("a", 1e-3, 0, 0.95, 0.10),
+            ("a", 1e-3, 1, 0.93, 0.20),
+            ("a", 1e-2, 0, 0.91, 0.99),
+            ("a", 1e-2, 1, 0.92, 0.99),
+            ("a", 1e-1, 0, 0.20, 0.20),
+            ("a", 1e-1, 1, math.nan, math.nan),
+            ("b", 1e-3, 0, 0.50, 0.50),
+        )
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_the_best_rate_is_chosen_on_the_selection_stream_alone() -> None:
+    found = best(table(), group=["pattern"]).groupby("pattern")
+    a, b = found.get_group("a"), found.get_group("b")
+    assert set(a["rate"]) == {1e-3}
+    assert a["tried"].iloc[0] == 3
+    assert a["window"].iloc[0] == pytest.approx(1.0)
+    assert math.isnan(b["window"].iloc[0])
+
+
+def test_a_curve_averages_over_seeds() -> None:
+    (row,) = curve(best(table(), group=["pattern"]), group=["pattern"]).query("pattern == 'a'").itertuples()
+    assert row.accuracy == pytest.approx(0.15)
+    assert (row.seeds, row.answers, row.solved) == (2, 200, 5.0)
+    assert row.low < 0.15 < row.high
+
+
+def log() -> list[dict[str, object]]:
+    def line(step: int, split: str, segment: int, right: int) -> dict[str, object]:
+        return {
+            "step": step,
+            "split": split,
+            "segment": segment,
+            "facet": "",
+            "value": 0,
+            "loss": 2.0,
+            "right": right,
+            "asked": 10,
+        }
+
+    looks = [
+        line(5, "selection", 0, 5),
+        line(5, "selection", 1, 9),
+        line(9, "selection", 0, 10),
+        line(9, "selection", 1, 10),
+    ]
+    return [*looks, line(9, "test", 0, 8), line(9, "test", 1, 4)]
+
+
+def test_a_run_becomes_one_row_for_each_test_segment() -> None:
+    task = {"text": "mqar", "options": {"length": 64}}
+    recipe = {"dim": 8, "train": [], "test": [task, task], "pattern": [{"text": "attention"}]}
+    first, second = segments(Record("key", recipe, Ended("solved", 1.5), log()))
+    assert (first["accuracy"], second["accuracy"]) == (0.8, 0.4)
+    assert (first["selection"], first["solved"], first["steps"], first["loss"]) == (1.0, 9, 9, 0.2)
+    assert (first["length"], first["dim"], first["pattern"]) == (64, 8, "attention")
+
+
+def test_the_selection_curve_is_the_mean_over_segments() -> None:
+    assert selection_curve(log()) == [(5, 0.7), (9, 1.0)]

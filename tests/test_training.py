@@ -1,0 +1,192 @@
+"""Training: a pure stream of measurements, and the data it is drawn from."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from bestiary.recipe import Recipe, clean
+from bestiary.tasks._task import SILENT, Batch
+from bestiary.training import (
+    Diverged,
+    accuracy,
+    batches,
+    decay_groups,
+    found_device,
+    rate,
+    score,
+    step_seconds,
+    train,
+    update,
+)
+
+SMALL: dict[str, Any] = {
+    "train": "mqar(vocab=20, length=12, pairs=2)",
+    "dim": 8,
+    "batch": 16,
+    "steps": 6,
+    "every": 2,
+    "selection_rows": 40,
+    "test_rows": 60,
+}
+
+
+def recipe(**changes: Any) -> Recipe:
+    return clean("attention", **(SMALL | changes))
+
+
+def test_the_same_recipe_measures_the_same() -> None:
+    assert list(train(recipe())) == list(train(recipe()))
+    assert list(train(recipe())) != list(train(recipe(seed=1)))
+
+
+def test_the_global_stream_is_left_alone() -> None:
+    before = torch.get_rng_state()
+    list(train(recipe(dropout=0.5)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_dropout_is_drawn_from_a_named_stream() -> None:
+    torch.manual_seed(1)
+    one = list(train(recipe(dropout=0.5)))
+    torch.manual_seed(2)
+    assert one == list(train(recipe(dropout=0.5)))
+    assert one != list(train(recipe(dropout=0.4)))
+
+
+def test_measurements_come_in_order_and_add_up() -> None:
+    seen = list(train(recipe()))
+    assert [m.step for m in seen if m.split == "selection"] == [2, 4, 6]
+    assert [(m.step, m.asked) for m in seen if m.split == "train"] == [(2, 64), (4, 64), (6, 64)]
+    assert all(m.asked == 80 for m in seen if m.split == "selection")
+    test = [m for m in seen if m.split == "test"]
+    (whole,) = (m for m in test if not m.facet)
+    assert whole.asked == 120
+    for facet in ("distance", "pair", "load"):
+        parts = [m for m in test if m.facet == facet]
+        assert sum(m.asked for m in parts) == whole.asked
+        assert sum(m.right for m in parts) == whole.right
+        assert sum(m.loss for m in parts) == pytest.approx(whole.loss)
+    assert {m.value for m in test if m.facet == "pair"} == {0, 1}
+
+
+def test_a_step_is_that_of_a_plain_loop() -> None:
+    made = recipe(clip=0.5, steps=4)
+    ours, theirs = made.build(), made.build()
+    optimizer = torch.optim.AdamW(decay_groups(made, ours), lr=1.0, fused=True)
+    plain = torch.optim.AdamW(decay_groups(made, theirs), lr=1.0)
+    for step, batch in enumerate(batches(made), start=1):
+        update(made, ours, optimizer, batch, step, "cpu")
+        logits, _ = theirs(batch.tokens)
+        plain.zero_grad()
+        F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=SILENT).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+        for group in plain.param_groups:
+            group["lr"] = rate(made, step)
+        plain.step()
+    for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_weight_decay_leaves_vectors_and_marked_weights_alone() -> None:
+    made = clean("mamba", **SMALL)
+    model = made.build()
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    decayed, rest = ({names[id(w)] for w in group["params"]} for group in decay_groups(made, model))
+    assert {"embed.weight", "layers.0.mixer.into.weight", "layers.0.mixer.conv.filter"} <= decayed
+    assert {"norm.weight", "layers.0.mixer.rate", "layers.0.mixer.skip", "layers.0.mixer.dt.bias"} <= rest
+    everything, nothing = decay_groups(clean("mamba", **SMALL, decay="all"), model)
+    assert len(everything["params"]) == len(names)
+    assert nothing["params"] == []
+
+
+def test_training_stops_early_on_the_selection_stream() -> None:
+    made = recipe(stop=0.0)
+    assert {m.step for m in train(made)} == {2}
+    assert {m.step for m in train(recipe(stop=None))} == {2, 4, 6}
+
+
+def test_a_loss_that_is_no_number_ends_the_run() -> None:
+    seen = []
+    with pytest.raises(Diverged, match="the loss is nan at step"):
+        for measurement in train(recipe(rate=1e30, clip=None)):
+            seen.append(measurement)
+    assert seen[-1].split == "train"
+    assert not math.isfinite(seen[-1].loss)
+
+
+def test_fresh_batches_take_segments_in_turn_and_depend_on_the_seed() -> None:
+    made = recipe(train="mqar(vocab=20, length=12, pairs=2), mqar(vocab=20, length=14, pairs=2)")
+    drawn = list(batches(made))
+    assert [b.tokens.shape[1] for b in drawn] == [12, 14, 12, 14, 12, 14]
+    assert not torch.equal(drawn[0].tokens, drawn[2].tokens)
+    other = next(batches(made.model_copy(update={"seed": 1})))
+    assert not torch.equal(drawn[0].tokens, other.tokens)
+
+
+def rows(drawn: list[Batch]) -> Counter[tuple[int, ...]]:
+    return Counter(tuple(row) for batch in drawn for row in torch.cat(list(batch[:2]), dim=1).tolist())
+
+
+@pytest.mark.parametrize("shuffle", ["none", "batches", "rows"])
+def test_a_finite_set_is_seen_once_in_each_epoch(shuffle: str) -> None:
+    made = recipe(distinct=(5,), shuffle=shuffle, steps=10)
+    drawn = list(batches(made))
+    first, second = drawn[:5], drawn[5:]
+    fresh = list(batches(recipe(steps=5)))
+    assert rows(first) == rows(second) == rows(fresh)
+    same = [torch.equal(a.tokens, b.tokens) for a, b in zip(first, second, strict=True)]
+    assert all(same) if shuffle == "none" else not all(same)
+    kept = {tuple(sorted(rows([batch]))) for batch in fresh}
+    assert (shuffle == "rows") != all(tuple(sorted(rows([batch]))) in kept for batch in first)
+
+
+def test_unshuffled_segments_follow_each_other() -> None:
+    two = "mqar(vocab=20, length=12, pairs=2), mqar(vocab=20, length=14, pairs=2)"
+    drawn = list(batches(recipe(train=two, distinct=(2, 3), steps=10)))
+    assert [b.tokens.shape[1] for b in drawn] == [12, 12, 14, 14, 14] * 2
+
+
+def test_dealing_rows_keeps_segments_apart() -> None:
+    two = "mqar(vocab=20, length=12, pairs=2), mqar(vocab=20, length=14, pairs=2)"
+    drawn = list(batches(recipe(train=two, distinct=(2, 3), steps=5, shuffle="rows")))
+    assert sorted(b.tokens.shape[1] for b in drawn) == [12, 12, 14, 14, 14]
+
+
+def test_scores_do_not_depend_on_how_logits_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe()
+    model = made.build()
+    whole = list(score(model, made.test, "test", 300))
+    monkeypatch.setattr("bestiary.training.LOGITS", 100)
+    for one, two in zip(whole, score(model, made.test, "test", 300), strict=True):
+        assert one._replace(loss=0) == two._replace(loss=0)
+        assert one.loss == pytest.approx(two.loss)
+
+
+def test_more_rows_begin_with_the_same_rows() -> None:
+    made = recipe()
+    model = made.build()
+    few, many = (next(score(model, made.test, "test", n)) for n in (256, 512))
+    assert many.asked == 2 * few.asked
+    assert few.right <= many.right
+
+
+def test_the_mean_over_segments_weighs_them_equally() -> None:
+    made = recipe(test="mqar(vocab=20, length=12, pairs=1), mqar(vocab=20, length=12, pairs=2)")
+    looks = list(score(made.build(), made.test, "test", 50))
+    shares = [m.right / m.asked for m in looks if not m.facet]
+    assert accuracy(looks) == pytest.approx(sum(shares) / 2)
+
+
+def test_a_device_that_does_not_exist_is_named() -> None:
+    assert found_device("cpu").type == "cpu"
+    for name in ("cuda:99", "gpu"):
+        with pytest.raises(ValueError, match=f"there is no device {name!r} here; there are"):
+            found_device(name)
+
+
+def test_a_step_can_be_timed() -> None:
+    assert 0 < step_seconds(recipe()) < 60
