@@ -320,18 +320,21 @@ def complain(damaged: Sequence[str]) -> None:
 
 
 def finish(failed: int, table: "pd.DataFrame", asked: ModuleType | None = None, stem: Path = Path()) -> None:
-    """Print the table and write the figures; exit with 1 if anything failed."""
+    """Print the table; write it and the figures, for an experiment; exit with 1 if anything failed."""
     from bestiary.console import show as show_table
     from bestiary.table import brief
 
     if not table.empty:
-        show_table(brief(table) if asked is None else asked.summary(table))
+        shown = brief(table) if asked is None else asked.summary(table)
+        show_table(shown)
         if asked is not None:
             from bestiary.plot import save
 
             for name, figure in asked.figures(table):
                 for path in save(figure, stem.with_name(stem.name + name)):
                     typer.echo(str(path))
+            shown.to_csv(stem.with_name(f"{stem.name}.csv"), index=False)
+            typer.echo(f"{stem}.csv")
     if failed:
         refuse(f"{failed} runs failed; their tracebacks are in failure.txt in their folders", status=1)
 

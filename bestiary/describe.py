@@ -17,15 +17,20 @@ SCALES = ("smoke", "small", "paper")
 
 
 def anything(text: str, *, dim: int) -> Iterator[str]:
-    """Lines about whatever has this name. Raises LookupError."""
+    """Lines about whatever has this name, under headings if several things do. Raises LookupError."""
     name = text.partition("(")[0].strip()
-    if name in NAMED:
-        yield from recipe(name)
-    elif name in names("experiments"):
-        yield from experiment(name)
-    else:
+    parts: list[tuple[str, Iterator[str]]] = []
+    if text in NAMED:
+        parts.append(("recipe", recipe(text)))
+    if text in names("experiments"):
+        parts.append(("experiment", experiment(text)))
+    if not parts or name in [*names("mixers"), *names("tasks")]:
         for found in specs(text):
-            yield from task(found) if found.kind == "tasks" else mixer(found, dim=dim)
+            parts.append(("task", task(found)) if found.kind == "tasks" else ("mixer", mixer(found, dim=dim)))
+    for kind, lines in parts:
+        if len(parts) > 1:
+            yield f"--- {kind} {name} ---"
+        yield from lines
 
 
 def specs(text: str) -> tuple[Spec, ...]:
@@ -41,7 +46,7 @@ def specs(text: str) -> tuple[Spec, ...]:
 
 
 def every_name() -> list[str]:
-    return [*names("mixers"), *names("tasks"), *names("experiments"), *NAMED]
+    return sorted({*names("mixers"), *names("tasks"), *names("experiments"), *NAMED})
 
 
 def documented(kind: str, name: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -115,6 +116,35 @@ def draw(axis: Axes, line: Line, colour: str, marker: str, dash: Any) -> None:
     axis.plot(line.x, line.y, color=colour, marker=marker, linestyle=dash, label=line.name, zorder=3, clip_on=False)
     if line.low is not None and line.high is not None:
         axis.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
+
+
+class Row(NamedTuple):
+    """One row of marks: `reached` are values, `censored` are how far those went that never got there."""
+
+    name: str
+    reached: Sequence[float]
+    censored: Sequence[float] = ()
+
+
+def dots(rows: Sequence[Row], *, x: str, note: str = "") -> Figure:
+    """A row of marks for each name, the first on top, along one logarithmic axis."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.8, 0.9 + 0.24 * len(rows)))
+        axis = figure.subplots()
+        for height, row in enumerate(rows):
+            spread = np.linspace(-0.2, 0.2, len(row.reached) + len(row.censored) + 2)[1:-1]
+            inside, outside = spread[: len(row.reached)] + height, spread[len(row.reached) :] + height
+            axis.plot(row.reached, inside, "o", color=LOOKS[2][0], alpha=0.8)
+            axis.plot(row.censored, outside, ">", color=LOOKS[1][0], mfc="white")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(which="minor", labelsize=6)
+        axis.set_yticks(range(len(rows)), [row.name for row in rows])
+        axis.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
+        if note:
+            figure.supxlabel(note, fontsize=6.5, color="0.4")
+    return figure
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

@@ -95,6 +95,13 @@ def test_everything_listed_can_be_shown(tmp_path: Path) -> None:
         assert len(list(anything(name, dim=16))) > 3
 
 
+def test_a_name_of_several_things_shows_them_all(tmp_path: Path) -> None:
+    shown = bestiary("show", "based", folder=tmp_path).stdout
+    assert "--- recipe based ---" in shown
+    assert "--- mixer based ---" in shown
+    assert "---" not in bestiary("show", "based(features=4)", folder=tmp_path).stdout
+
+
 def test_showing_a_mixer_measures_its_memory(tmp_path: Path) -> None:
     shown = bestiary("show", "attention(window=8)", "--dim", "32", folder=tmp_path).stdout
     assert "window     8" in shown
@@ -117,8 +124,9 @@ def test_an_experiment_ends_with_a_table_and_figures_and_goes_on_where_it_stoppe
     experiment(tmp_path)
     done = bestiary("run", "./question.py", folder=tmp_path)
     assert "[4/4]" in done.stdout
-    *_, svg, png = done.stdout.splitlines()
-    assert (svg, png) == ("figures/question-small.svg", "figures/question-small.png")
+    *_, svg, png, csv = done.stdout.splitlines()
+    assert (svg, png, csv) == tuple(f"figures/question-small.{kind}" for kind in ("svg", "png", "csv"))
+    assert (tmp_path / csv).read_text().startswith("length,pairs,mixer,")
     assert (tmp_path / svg).stat().st_size > 1000
     status = bestiary("status", "./question.py", folder=tmp_path).stdout
     assert "4 finished" in status
