@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,18 @@ Features = Float[Tensor, "batch time dim"]
 Chosen = Float[Tensor, "batch _ dim"]  # at chosen positions, or at all
 Past = Float[Tensor, "batch _ channels"]  # what a convolution has read and still needs
 Where = Int[Tensor, "batch asked"]
+Family = Literal[
+    "softmax",
+    "sparse",
+    "linear",
+    "gated linear",
+    "delta",
+    "state space",
+    "recurrent",
+    "convolution",
+    "test time",
+    "composition",
+]
 State = Any  # a tree (tuples) of tensors, which count as memory, and ints such as positions, which do not
 
 
@@ -33,6 +45,7 @@ class Mixer(nn.Module):
     its own initial weights and nobody draws them again.
     """
 
+    family: ClassVar[Family | None] = None  # where a table of mixers lists it
     variants: ClassVar[tuple[str, ...]] = ()  # further options under which the laws are checked: "window=8"
 
     @abstractmethod

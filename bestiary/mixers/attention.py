@@ -18,6 +18,7 @@ from bestiary.spec import Positive
 class Attention(Mixer):
     """y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j over the last `window` positions j <= i, or all of them."""
 
+    family: ClassVar = "softmax"
     variants: ClassVar = ("rotary=False", "heads=2, window=5", "heads=4, window=40, rotary=False")
 
     class Cache(NamedTuple):

@@ -26,6 +26,7 @@ from bestiary.spec import Positive
 class BaseConv(Mixer):
     """y = (W x + b) * (h convolved with x) + x."""
 
+    family: ClassVar = "convolution"
     variants: ClassVar = (
         "filter='explicit', taps=64",
         "filter='explicit', taps=20",

@@ -24,6 +24,7 @@ from bestiary.spec import Positive
 class Based(FastWeight):
     """S_t = S_{t-1} + phi(k_t) [v_t, 1]^T, read by phi(q_t) and divided by its last column."""
 
+    family: ClassVar = "linear"
     variants: ClassVar = ("heads=2, features=8",)
 
     pairs: Tensor  # which channels each second-order feature multiplies

@@ -24,6 +24,7 @@ from bestiary.spec import Positive
 class H3(Mixer):
     """y = W_o (q (S4D(shift(k) v^T)))."""
 
+    family: ClassVar = "state space"
     variants: ClassVar = ("state=8, head=2",)
 
     class Memory(NamedTuple):

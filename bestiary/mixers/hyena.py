@@ -24,6 +24,7 @@ from bestiary.spec import Positive
 class Hyena(Mixer):
     """y = W_o (x2 * (h convolved with (x1 * v) + D * x1 * v)), with h a windowed network of the position."""
 
+    family: ClassVar = "convolution"
     variants: ClassVar = ("taps=20, features=5, short=1",)
 
     def __init__(

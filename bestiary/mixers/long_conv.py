@@ -23,6 +23,7 @@ from bestiary.spec import Positive
 class LongConv(Mixer):
     """y = GLU(W GELU(h convolved with x + D * x)) with a free, thresholded filter h."""
 
+    family: ClassVar = "convolution"
     variants: ClassVar = ("taps=20, squash=0.0",)
 
     def __init__(self, dim: int, *, taps: Positive = 1024, squash: float = 0.001) -> None:

@@ -24,6 +24,7 @@ from bestiary.spec import Positive
 class Mamba(Mixer):
     """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, with dt, B, C linear in x_t; gated output."""
 
+    family: ClassVar = "state space"
     variants: ClassVar = ("state=4, conv=1, expand=1, rank=2",)
 
     class Memory(NamedTuple):

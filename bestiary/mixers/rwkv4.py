@@ -27,6 +27,7 @@ Channels = Float[Tensor, "batch dim"]
 class RWKV4(Mixer):
     """y_t = W_o (sigmoid(r_t) * wkv_t), wkv a decaying softmax average with a bonus for the present."""
 
+    family: ClassVar = "gated linear"
     variants: ClassVar = ("layer=3, layers=4",)
 
     class Memory(NamedTuple):

@@ -12,12 +12,19 @@ Within a chunk write G_i = g_1 + ... + g_i. Unrolling from the state S_0 before 
 
     S_i = e^{G_i} S_0 + sum_{j<=i} e^{G_i - G_j} (k_j v_j^T + a_j u_j^T),      u_i = b_i^T S_{i-1}
 
-so the reads u solve (I - echo) u = known, unit lower-triangular, with echo_ij = b_i^T e^{G_{i-1} - G_j} a_j and
-known_i = b_i^T (e^{G_{i-1}} S_0 + sum_{j<i} e^{G_{i-1} - G_j} k_j v_j^T). Then y_i = q_i^T S_i is two matrix
-products, and the last S_i starts the next chunk.
+so the reads u solve (I - echo) u = e^{G_{i-1}} b S_0 + blind, unit lower-triangular, with
+echo_ij = b_i^T e^{G_{i-1} - G_j} a_j and blind_i = sum_{j<i} b_i^T e^{G_{i-1} - G_j} k_j v_j^T. Everything that
+does not hold S_0 comes from matrix products over all chunks at once; what goes from chunk to chunk is the solution
+u and the last S.
+
+With a decay per key, x_i^T e^{G_i - G_j} y_j for all j <= i is no product of matrices: e^{-G_j} alone overflows. But
+with any r between j and i both factors of e^{G_i - G_r} e^{G_r - G_j} are at most 1, so the triangle is made of a
+square (rows of its second half, columns of its first, r the border) and two triangles of half the size, and so on
+(`triangle`): log2(chunk) products, and 2 log2(chunk) exponentials for each key and position.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -44,11 +51,6 @@ class Drive(NamedTuple):
         erase = None if self.erase is None else (f(self.erase[0]), f(self.erase[1]))
         return self._make((f(self.q), f(self.k), f(self.v), g, erase))
 
-    def split(self, size: int) -> Iterator["Drive"]:
-        """Consecutive pieces in time, each with time moved behind heads."""
-        for start in range(0, self.q.shape[1], size):
-            yield self.map(lambda x, start=start: x[:, start : start + size].transpose(1, 2))
-
 
 def step(drive: Drive, state: Matrix) -> tuple[Value, Matrix]:
     """Advance one position, as the equation reads."""
@@ -61,61 +63,67 @@ def step(drive: Drive, state: Matrix) -> tuple[Value, Matrix]:
 
 
 def run(drive: Drive, state: Matrix, *, chunk: int = 64) -> tuple[Value, Matrix]:
-    """Advance any number of positions: in parallel within a chunk, in sequence across chunks."""
-    if drive.q.shape[1] == 1:
+    """Advance any number of positions: in parallel within a chunk, in sequence across chunks.
+
+    `chunk` is rounded up to a power of two, and is never longer than the input needs.
+    """
+    time = drive.q.shape[1]
+    if time == 1:
         return step(drive, state)
-    if drive.g is not None and drive.g.shape[-1] > 1:
-        chunk = min(chunk, 16)  # a decay per key costs chunk * key numbers per position
-    outputs = []
-    for piece in drive.split(chunk):
-        output, state = run_chunk(piece, state)
-        outputs.append(output)
-    return torch.cat(outputs, dim=2).transpose(1, 2), state
-
-
-def run_chunk(drive: Drive, state: Matrix) -> tuple[Tensor, Matrix]:
-    """Advance one chunk. Here time comes after heads."""
-    q, k, v, g, erase = drive
-    total = None if g is None else g.cumsum(-2)
-    decay = decays(total, like=q)
-    y = fade(q, total) @ state + scores(q, k, decay) @ v
-    new = (state if total is None else total[..., -1:, :].exp().mT * state) + outlast(k, total).mT @ v
+    chunk = 2 ** (min(chunk, time) - 1).bit_length()
+    q, k, v, g, erase = drive.map(lambda x: chunked(x, chunk))
+    total = torch.zeros_like(q[..., :1]) if g is None else g.cumsum(-2)  # G
+    end = total[..., -1:, :]
+    left = (end - total).exp()  # of a write, at the end of its chunk
+    now = scores(total, total, reach=0)
+    y, written = now(q, k) @ v, (k * left).mT @ v
+    states, reads = [], []
     if erase is not None:
         a, b = erase
-        before = F.pad(decay[..., :-1, :, :], (0, 0, 0, 0, 1, 0))  # e^{G_{i-1} - G_j} for j < i
-        known = fade(b, None if g is None or total is None else total - g) @ state + scores(b, k, before) @ v
-        identity = torch.eye(q.shape[-2], dtype=q.dtype, device=q.device)
-        echo = scores(b, a, before)
-        u = torch.linalg.solve_triangular(identity - echo, known, upper=False, unitriangular=True)
-        y = y + scores(q, a, decay) @ u
-        new = new + outlast(a, total).mT @ u
-    return y, new
+        before = total if g is None else total - g
+        earlier = scores(before, total, reach=1)
+        solved = torch.eye(chunk, dtype=q.dtype, device=q.device) - earlier(b, a)
+        blind, seen, kept = earlier(b, k) @ v, b * before.exp(), (a * left).mT
+    for i in range(q.shape[2]):
+        states.append(state)
+        state = end[:, :, i].exp().mT * state + written[:, :, i]
+        if erase is not None:
+            known = seen[:, :, i] @ states[-1] + blind[:, :, i]
+            reads.append(torch.linalg.solve_triangular(solved[:, :, i], known, upper=False, unitriangular=True))
+            state = state + kept[:, :, i] @ reads[-1]
+    y = y + (q * total.exp()) @ torch.stack(states, dim=2)
+    if erase is not None:
+        y = y + now(q, a) @ torch.stack(reads, dim=2)
+    return y.flatten(2, 3)[:, :, :time].transpose(1, 2), state
 
 
-def decays(total: Tensor | None, *, like: Tensor) -> Float[Tensor, "... chunk chunk #key"]:
-    """e^{G_i - G_j} for j <= i, zero elsewhere."""
-    past = torch.ones(like.shape[-2], like.shape[-2], dtype=torch.bool, device=like.device).tril().unsqueeze(-1)
-    if total is None:
-        return past.to(like.dtype)
-    gap = total.unsqueeze(-2) - total.unsqueeze(-3)
-    return gap.masked_fill(~past, -torch.inf).exp()  # mask before exp, or gradients are NaN
+def chunked(x: Float[Tensor, "batch time heads width"], chunk: int) -> Float[Tensor, "batch heads chunks chunk width"]:
+    """Time in chunks, behind heads, filled up with zeros: writes of nothing, which nothing reads."""
+    x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk))
+    return x.unflatten(1, (-1, chunk)).movedim(3, 1)
 
 
-def scores(x: Tensor, y: Tensor, decay: Tensor) -> Float[Tensor, "... chunk chunk"]:
-    """sum_c x_ic y_jc decay_ijc."""
-    if decay.shape[-1] == 1:
-        return (x @ y.mT) * decay.squeeze(-1)
-    return torch.einsum("...ic,...jc,...ijc->...ij", x, y, decay)
+def scores(after: Tensor, before: Tensor, *, reach: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The map (x, y) -> sum_c x_ic y_jc e^{after_ic - before_jc} for j <= i - reach, zero elsewhere; reach <= 1."""
+    if after.shape[-1] > 1:
+        return partial(triangle, after, before, reach=reach)
+    past = torch.ones(after.shape[-2], after.shape[-2], dtype=torch.bool, device=after.device).tril(-reach)
+    decay = (after - before.mT).masked_fill(~past, -torch.inf).exp()  # masked before exp, or gradients are NaN
+    return lambda x, y: (x @ y.mT) * decay
 
 
-def fade(x: Tensor, total: Tensor | None) -> Tensor:
-    """x_i e^{G_i}: what reads the state before the chunk."""
-    return x if total is None else x * total.exp()
-
-
-def outlast(x: Tensor, total: Tensor | None) -> Tensor:
-    """x_j e^{G_end - G_j}: what is left of a write at the end of the chunk."""
-    return x if total is None else x * (total[..., -1:, :] - total).exp()
+def triangle(after: Tensor, before: Tensor, x: Tensor, y: Tensor, *, reach: int) -> Tensor:
+    """`scores` with a decay for each key, from squares whose factors are at most 1."""
+    blocks, size = (x * y).sum(-1)[..., None, None] * (1 - reach), 1  # the diagonal, where after = before
+    while size < x.shape[-2]:
+        late, early = (z.unflatten(-2, (-1, 2, size))[..., half, :, :] for z, half in ((x, 1), (y, 0)))
+        risen, fallen = (z.unflatten(-2, (-1, 2, size))[..., half, :, :] for z, half in ((after, 1), (before, 0)))
+        border = fallen[..., -1:, :]
+        square = (late * (risen - border).exp()) @ (early * (border - fallen).exp()).mT
+        first, second = blocks.unflatten(-3, (-1, 2)).unbind(-3)
+        upper = torch.cat([first, torch.zeros_like(first)], dim=-1)
+        blocks, size = torch.cat([upper, torch.cat([square, second], dim=-1)], dim=-2), 2 * size
+    return blocks.squeeze(-3)
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:
