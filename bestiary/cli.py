@@ -72,12 +72,18 @@ def refuse(message: str, *, status: int = 2) -> NoReturn:
 def list_names(
     kind: Annotated[str, typer.Argument(help="mixers, tasks, experiments or recipes; all if none.")] = "",
 ) -> None:
-    """Name what there is, with a line about each."""
+    """Name what there is, with a line about each; of mixers also family, year, state at width 128, and weights."""
     from bestiary.spec import nearest
 
     kinds = ("mixers", "tasks", "experiments", "recipes")
     if kind and kind not in kinds:
         refuse(f"nothing is called {kind!r} {nearest(kind, kinds)}")
+    if kind == "mixers":
+        from bestiary import describe
+        from bestiary.console import show as show_table
+
+        show_table(describe.mixers())
+        return
     for wanted in (kind,) if kind else kinds:
         typer.echo(wanted)
         for name, line in summaries(wanted):

@@ -2,9 +2,13 @@
 
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
+
+import pandas as pd
+import torch
 
 from bestiary.model import memory
 from bestiary.recipe import NAMED, Recipe
@@ -87,6 +91,23 @@ def mixer(found: Spec, *, dim: int) -> Iterator[str]:
     for length in LENGTHS:
         size = memory(lambda: found.build(dim), time=length, dim=dim)
         yield f"  {length:>6} tokens  {size.numbers:>12,} numbers  {size.bytes:>12,} bytes"
+
+
+def mixers(*, dim: int = 128, time: int = 1024) -> pd.DataFrame:
+    """One row for each mixer: its family, year, weights, and its state after `time` tokens, measured."""
+    rows = []
+    for name in names("mixers"):
+        (found,) = parse("mixers", name)
+        built, module = locate("mixers", name), load("mixers", name)
+        line = (inspect.getdoc(module) or "").splitlines()[0] if isinstance(module, ModuleType) else built.__module__
+        year = re.search(r"(19|20)\d\d", line)
+        with torch.device("meta"):
+            weights = sum(weight.numel() for weight in found.build(dim).parameters())
+        state = memory(lambda found=found: found.build(dim), time=time, dim=dim).numbers
+        family = getattr(built, "family", None) or "(none given)"
+        rows.append((name, family, year[0] if year else "", state, weights, line))
+    table = pd.DataFrame(rows, columns=["name", "family", "year", f"state at {time:,}", "weights", "what"])
+    return table.sort_values(["family", "year", "name"])
 
 
 def task(found: Spec) -> Iterator[str]:

@@ -6,17 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    InstanceOf,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bestiary.spec import Positive, Spec, nearest, parse, spec
+from bestiary.spec import Mixers, Natural, Positive, Tasks, nearest, parse
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
@@ -36,28 +28,6 @@ def explained(error: Any) -> str:
     return f"{field}={error['input']!r}: {message}"
 
 
-def read_specs(kind: str, given: Any) -> tuple[Spec, ...]:
-    """Specs from specs, from their text, or from the JSON that a recipe is stored as."""
-    if isinstance(given, str):
-        return parse(kind, given)
-    if isinstance(given, Spec):
-        return (given,)
-    return tuple(part for item in given for part in read_item(kind, item))
-
-
-def read_item(kind: str, item: Any) -> tuple[Spec, ...]:
-    if not isinstance(item, dict):
-        return (item,) if isinstance(item, Spec) else parse(kind, item)
-    found = spec(kind, item["name"], **item["options"])
-    if found.source != item["source"]:
-        raise ValueError(f"{found.name} has changed since this recipe was made from it")
-    return (found,)
-
-
-Tasks = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("tasks", given))]
-Mixers = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("mixers", given))]
-
-
 class Recipe(BaseModel):
     """A task, a model, and how one is trained on the other.
 
@@ -74,18 +44,18 @@ class Recipe(BaseModel):
     dim: Positive = 64
     depth: Positive = 2
     channel: Literal["mlp", "none", "copy"] = "none"
-    positions: Annotated[int, Field(ge=0)] = 0  # learned position vectors; 0 is none
+    positions: Natural = 0  # learned position vectors; 0 is none
     dropout: Share = 0.0  # of the embeddings, while training
 
     steps: Positive = 1000
     batch: Positive = 128  # rows
     rate: Amount = 3e-3  # the highest learning rate
-    warmup: Annotated[int, Field(ge=0)] = 50  # steps of linear rise
+    warmup: Natural = 50  # steps of linear rise
     hold: Positive = 1  # steps between changes of the learning rate, an epoch in some papers
     weight_decay: Amount = 0.1
     decay: Literal["matrices", "all"] = "matrices"  # weights of two dimensions or more, or every parameter
     clip: Amount | None = 1.0  # the largest norm of the gradient
-    seed: Annotated[int, Field(ge=0)] = 0  # of the weights, the data and the dropout
+    seed: Natural = 0  # of the weights, the data and the dropout
 
     distinct: tuple[Positive, ...] = ()  # batches of a finite set, for each segment; fresh ones if empty
     shuffle: Literal["none", "batches", "rows"] = "none"  # of a finite set, anew in each epoch
@@ -151,7 +121,7 @@ class Recipe(BaseModel):
 
     def json(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As stored: every option resolved, and `Recipe(**stored)` is this recipe again."""
-        return self.fields(lambda part: {"text": str(part), **part.identity, "name": part.name})
+        return self.fields(lambda part: part.stored)
 
     @property
     def key(self) -> str:

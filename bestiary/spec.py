@@ -14,7 +14,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -23,12 +23,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, get_type_hints
 
-from annotated_types import Gt
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from annotated_types import Ge, Gt
+from pydantic import BeforeValidator, ConfigDict, InstanceOf, TypeAdapter, ValidationError
 
 HERE = Path(__file__).parent
 
 Positive = Annotated[int, Gt(0)]
+Natural = Annotated[int, Ge(0)]
 
 PATH = re.compile(r"[\w./~+-]*[\w-]\.py(?=\s*(?:[(,]|$))")
 
@@ -52,19 +53,35 @@ class Spec:
         return locate(self.kind, self.name)(*given, **dict(self.options))
 
     def __str__(self) -> str:
-        chosen = ", ".join(f"{option}={value!r}" for option, value in self.options if option in self.changed)
+        shown = {option: ", ".join(map(str, v)) if is_pattern(v) else v for option, v in self.options}
+        chosen = ", ".join(f"{option}={shown[option]!r}" for option in shown if option in self.changed)
         return f"{self.name}({chosen})" if chosen else self.name
 
     @property
     def identity(self) -> dict[str, Any]:
         """What makes two specs the same, wherever a user's file lies, as JSON."""
         name = Path(self.name).stem if self.source else self.name
-        return {"name": name, "options": dict(self.options), "source": self.source}
+        return {"name": name, "options": self.plain(lambda part: part.identity), "source": self.source}
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """As JSON from which `read_specs` makes the spec again."""
+        options = self.plain(lambda part: part.stored)
+        return {"text": str(self), "name": self.name, "options": options, "source": self.source}
+
+    def plain(self, write: Callable[["Spec"], Any]) -> dict[str, Any]:
+        """The options, specs within them written as JSON."""
+        return {name: [write(s) for s in value] if is_pattern(value) else value for name, value in self.options}
 
     @property
     def key(self) -> str:
         """A short name, equal exactly for equal builds."""
         return hashlib.sha256(json.dumps([self.kind, self.identity]).encode()).hexdigest()[:12]
+
+
+def is_pattern(value: Any) -> bool:
+    """Whether an option's value is made of specs."""
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], Spec)
 
 
 def spec(kind: str, name: str, **options: Any) -> Spec:
@@ -91,8 +108,11 @@ def parse(kind: str, text: str) -> tuple[Spec, ...]:
                 return times * items(part)
             case ast.Name(id=name):
                 return (call(name, {}),)
-            case ast.Call(func=ast.Name(id=name), args=[], keywords=options) if all(o.arg for o in options):
-                return (call(name, {str(o.arg): literal(o.value) for o in options}),)
+            case ast.Call(func=ast.Name(id=name), args=[] | [ast.Constant(value=str())] as first, keywords=options) if (
+                all(o.arg for o in options)
+            ):
+                given = {"mixers": literal(part) for part in first}  # serial('a, b') is serial(mixers='a, b')
+                return (call(name, given | {str(o.arg): literal(o.value) for o in options}),)
             case _:
                 raise ValueError(f"{ast.unparse(node)!r} is none of name, name(option=value), 3*name")
 
@@ -107,6 +127,30 @@ def parse(kind: str, text: str) -> tuple[Spec, ...]:
     except (SyntaxError, ValueError) as fault:
         hint = fault if isinstance(fault, ValueError) else "write name, name(option=value) or 3*name, between commas"
         raise ValueError(f"cannot read {text!r}: {hint}") from None
+
+
+def read_specs(kind: str, given: Any) -> tuple[Spec, ...]:
+    """Specs from specs, from their text, or from the JSON that they are stored as."""
+    if isinstance(given, str):
+        return parse(kind, given)
+    if isinstance(given, Spec):
+        return (given,)
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"{given!r} is no {kind.removesuffix('s')}, nor a list or a text of some")
+    return tuple(part for item in given for part in read_item(kind, item))
+
+
+def read_item(kind: str, item: Any) -> tuple[Spec, ...]:
+    if not isinstance(item, dict):
+        return (item,) if isinstance(item, Spec) else parse(kind, item)
+    found = spec(kind, item["name"], **item["options"])
+    if found.source != item["source"]:
+        raise ValueError(f"{found.name} has changed since this recipe was made from it")
+    return (found,)
+
+
+Tasks = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("tasks", given))]
+Mixers = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("mixers", given))]
 
 
 def names(kind: str) -> list[str]:
@@ -132,16 +176,16 @@ def signature(built: type) -> dict[str, tuple[Any, Any]]:
     for option in options:
         if option.default is option.empty or option.name not in hints:
             raise TypeError(f"option {option.name!r} of {built.__name__} needs a type and a default")
-    return {option.name: (hints[option.name], option.default) for option in options}
+    types = {option.name: TypeAdapter(hints[option.name], config=ConfigDict(strict=True)) for option in options}
+    return {option.name: (hints[option.name], types[option.name].validate_python(option.default)) for option in options}
 
 
 def check(kind: str, name: str, option: str, value: Any) -> Any:
     known = schema(kind, name)
     if option not in known:
         raise TypeError(f"{name} has no option {option!r} {nearest(option, known)}")
-    value = frozen(value)
     try:
-        return TypeAdapter(known[option][0], config=ConfigDict(strict=True)).validate_python(value)
+        return TypeAdapter(known[option][0], config=ConfigDict(strict=True)).validate_python(frozen(value))
     except ValidationError as fault:
         wanted = "; ".join(dict.fromkeys(error["msg"] for error in fault.errors()))
         raise TypeError(f"{name}({option}={value!r}): {wanted}") from None

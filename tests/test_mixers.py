@@ -46,6 +46,20 @@ def test_attention_is_pytorchs_own() -> None:
     same(mixer(x)[0], other(x, x, x, attn_mask=future, need_weights=False)[0])
 
 
+@pytest.mark.parametrize("options", ["kv_heads=2", "kv_heads=1, window=6", "window=4, sinks=2", "window=1, sinks=1"])
+def test_attention_shares_keys_and_sees_the_window_and_the_sinks(options: str) -> None:
+    mixer, x = made(f"attention(heads=4, rotary=False, {options})"), inputs()
+    q, k, v = (part(x).unflatten(-1, (-1, DIM // 4)) for part in (mixer.q, mixer.k, mixer.v))
+    y = torch.zeros(BATCH, TIME, 4, DIM // 4, dtype=torch.float64)
+    for i in range(TIME):
+        seen = [j for j in range(i + 1) if mixer.window is None or i - j < mixer.window or j < mixer.sinks]
+        for head in range(4):
+            group = head * mixer.kv_heads // 4
+            weights = (k[:, seen, group] @ q[:, i, head].unsqueeze(-1) / math.sqrt(DIM // 4)).softmax(1)
+            y[:, i, head] = (weights * v[:, seen, group]).sum(1)
+    same(mixer(x)[0], y.flatten(2) @ mixer.out.weight.T)
+
+
 @pytest.mark.parametrize("filter", ["short", "explicit", "implicit"])
 def test_base_conv(filter: str) -> None:
     mixer, x = made(f"base_conv(filter={filter!r}, taps=9)"), inputs()

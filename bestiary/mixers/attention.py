@@ -1,7 +1,13 @@
 """Softmax attention (Vaswani et al., 2017), over the whole past or a sliding window, with or without rotation.
 
-Departs from the paper: no biases, dropout only on the weights and only when asked for. Weights are drawn
-N(0, 0.02) as in GPT-2. Positions are rotary (Su et al., 2021) unless switched off; the model may add learned ones.
+    q, k, v = W x,   y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j,   output = W_o y
+
+`kv_heads` keys and values are shared by groups of `heads` queries: 1 is multi-query (Shazeer, 2019), fewer than
+`heads` grouped-query attention (Ainslie et al., 2023). Beside a `window` the first `sinks` positions stay visible
+(Xiao et al., 2023). Weights are drawn N(0, 0.02) as in GPT-2. Positions are rotary (Su et al., 2021) unless switched
+off; the model may add learned ones.
+Departs from the paper: no biases, dropout only on the weights and only when asked for; sinks keep their positions,
+where Xiao et al. count positions within the cache.
 """
 
 from typing import ClassVar, NamedTuple
@@ -12,14 +18,14 @@ from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
 from bestiary.ops.attention import attend, rotate
-from bestiary.spec import Positive
+from bestiary.spec import Natural, Positive
 
 
 class Attention(Mixer):
     """y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j over the last `window` positions j <= i, or all of them."""
 
     family: ClassVar = "softmax"
-    variants: ClassVar = ("rotary=False", "heads=2, window=5", "heads=4, window=40, rotary=False")
+    variants: ClassVar = ("heads=4, kv_heads=2, rotary=False", "heads=2, window=5", "heads=4, window=40, sinks=3")
 
     class Cache(NamedTuple):
         k: Float[Tensor, "batch heads past key"]
@@ -31,43 +37,57 @@ class Attention(Mixer):
         dim: int,
         *,
         heads: Positive = 1,
+        kv_heads: Positive | None = None,
         window: Positive | None = None,
+        sinks: Natural = 0,
         rotary: bool = True,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         if rotary and heads_of(dim, heads) % 2:
             raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
-        self.heads, self.window, self.rotary, self.dropout = heads, window, rotary, dropout
-        self.q, self.k, self.v = linear(dim, dim), linear(dim, dim), linear(dim, dim)
+        self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
+        if sinks and window is None:
+            raise ValueError(f"sinks={sinks} without a window change nothing: every position is visible")
+        if heads % self.kv_heads:
+            raise ValueError(f"{heads} heads cannot be grouped around {kv_heads} heads of keys and values")
+        self.window, self.sinks, self.rotary, self.dropout = window, sinks, rotary, dropout
+        shared = self.kv_heads * heads_of(dim, heads)
+        self.q, self.k, self.v = linear(dim, dim), linear(dim, shared), linear(dim, shared)
         self.out = linear(dim, dim)
 
     def forward(self, x: Features, state: Cache | None = None) -> tuple[Features, Cache]:
         time = state.time if state is not None else 0
         now = torch.arange(time, time + x.shape[1], device=x.device)
-        k, v = self.keys(x, now), self.split(self.v(x))
+        k, v = self.keys(x, now), self.split(self.v(x), self.kv_heads)
         if state is not None:
             k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
-        y = self.attend(x, k, v, now, first=time + x.shape[1] - k.shape[2])
-        kept = 0 if self.window is None else max(0, k.shape[2] - self.window + 1)
-        return y, self.Cache(k[:, :, kept:], v[:, :, kept:], time + x.shape[1])
+        end, count = time + x.shape[1], k.shape[2]
+        first = min(self.sinks, count) if self.window is not None else 0
+        at = torch.arange(count, device=x.device)
+        at = torch.where(at < first, at, at + end - count)
+        y = self.attend(x, k, v, now, at)
+        if self.window is not None:
+            k, v = (torch.cat([z[:, :, :first], z[:, :, max(first, count - self.window + 1) :]], dim=2) for z in (k, v))
+        return y, self.Cache(k, v, end)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         now = torch.arange(x.shape[1], device=x.device)
-        k, v = self.keys(x, now), self.split(self.v(x))
+        k, v = self.keys(x, now), self.split(self.v(x), self.kv_heads)
         return self.attend(take(x, where), k, v, now if where is None else where)
 
-    def attend(self, x: Chosen, k: Tensor, v: Tensor, where: Tensor, *, first: int = 0) -> Chosen:
-        """Outputs for the inputs x at positions `where`, given keys and values from position `first` on."""
-        q = self.split(self.q(x))
+    def attend(self, x: Chosen, k: Tensor, v: Tensor, where: Tensor, at: Tensor | None = None) -> Chosen:
+        """Outputs for the inputs x at positions `where`, given keys and values at positions `at`."""
+        q = self.split(self.q(x), self.heads)
         q = rotate(q, where) if self.rotary else q
+        k, v = (z.repeat_interleave(self.heads // self.kv_heads, dim=1) for z in (k, v))
         dropout = self.dropout if self.training else 0.0
-        y = attend(q, k, v, where - first, window=self.window, dropout=dropout)
+        y = attend(q, k, v, where, at=at, window=self.window, sinks=self.sinks, dropout=dropout)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def keys(self, x: Features, where: Tensor) -> Tensor:
-        k = self.split(self.k(x))
+        k = self.split(self.k(x), self.kv_heads)
         return rotate(k, where) if self.rotary else k
 
-    def split(self, x: Chosen) -> Float[Tensor, "batch heads _ key"]:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def split(self, x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
+        return x.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,6 +1,6 @@
 """Softmax attention of queries over the keys at or before their position.
 
-    y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j        over 0 <= i - j < window
+    y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j        over 0 <= i - j < window, and over j < sinks
 
 `attend` is the one definition: positions are explicit, so that queries may start after a past or stand at chosen
 positions only. Up to `FUSED` keys it multiplies matrices, which is as fast there and works under
@@ -25,12 +25,15 @@ def attend(
     v: Float[Tensor, "batch heads time value"],
     where: Int[Tensor, " asked"] | Int[Tensor, "batch asked"],
     *,
+    at: Int[Tensor, " time"] | None = None,
     window: int | None = None,
+    sinks: int = 0,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads asked value"]:
-    """Attend from queries at `where`, counted in keys: position 0 is that of the first key given."""
-    age = where.unsqueeze(-1) - torch.arange(k.shape[2], device=k.device)
-    visible = (age >= 0) if window is None else (age >= 0) & (age < window)
+    """Attend from queries at the positions `where` to keys at the positions `at`, from 0 on if not given."""
+    at = torch.arange(k.shape[2], device=k.device) if at is None else at
+    age = where.unsqueeze(-1) - at
+    visible = (age >= 0) if window is None else (age >= 0) & ((age < window) | (at < sinks))
     visible = visible.unsqueeze(1) if where.ndim == 2 else visible
     if k.shape[2] > FUSED:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)

@@ -1,0 +1,117 @@
+"""Every mixer: time of a training pass, growth of that time with length, and speed of decoding.
+
+    python benchmarks/mixers.py peers               against the CPU path of transformers where it has one, in turns
+    python benchmarks/mixers.py length [names ...]  forward and backward from 256 to 8,192 tokens; fitted exponent
+    python benchmarks/mixers.py decode [names ...]  tokens a second, one at a time, after 1,024 and 16,384 tokens
+
+One thread, one layer of width 128. In `length` the batch falls as the length grows, so that every pass has
+8,192 tokens, and times are per token: an exponent of 1 is a time per token that does not change.
+"""
+
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from _bench import interleaved, machine, ratio, told
+from torch import Tensor, nn
+
+from bestiary.spec import names, parse
+from bestiary.training import keep_memory
+
+DIM, TOKENS, LENGTHS, CONTEXTS = 128, 8192, (256, 1024, 4096, 8192), (1024, 16384)
+
+
+def train(mixer: nn.Module, call: Callable[[Tensor], Tensor], batch: int, length: int) -> Callable[[], None]:
+    x = torch.randn(batch, length, DIM)
+
+    def once() -> None:
+        mixer.zero_grad()
+        call(x).square().mean().backward()
+
+    return once
+
+
+def ours(name: str) -> Any:
+    torch.manual_seed(0)
+    return parse("mixers", name)[0].build(DIM)
+
+
+def peers() -> None:
+    from transformers import Mamba2Config, MambaConfig, Qwen3NextConfig, logging
+    from transformers.models.mamba.modeling_mamba import MambaMixer
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+
+    logging.set_verbosity_error()
+    heads = {"num_heads": 4, "head_dim": 64, "n_groups": 1}
+    delta = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 48}
+    pairs: dict[str, tuple[nn.Module, nn.Module]] = {
+        "mamba": (ours("mamba"), MambaMixer(MambaConfig(hidden_size=DIM), 0)),
+        "mamba2": (ours("mamba2"), Mamba2Mixer(Mamba2Config(hidden_size=DIM, expand=2, **heads), 0)),
+        "gated_delta": (
+            ours("gated_delta"),
+            Qwen3NextGatedDeltaNet(Qwen3NextConfig(hidden_size=DIM, linear_value_head_dim=96, **delta), 0),
+        ),
+    }
+    print(f"forward and backward, batch 64, length 256, width {DIM}; {machine()}")
+    for name, (one, other) in pairs.items():
+        ways = {"bestiary": train(one, one.parallel, 64, 256), "transformers": train(other, other, 64, 256)}
+        taken = interleaved(ways, rounds=3)
+        print(f"{name}\n{told(taken)}\n  ratio: {ratio(taken, 'transformers', 'bestiary'):.1f}")
+
+
+def length(chosen: list[str]) -> None:
+    print(f"microseconds a token, forward and backward, width {DIM}; {machine()}")
+    print(f"  {'mixer':20}" + "".join(f"{n:>9,}" for n in LENGTHS) + "   exponent")
+    for name in chosen:
+        mixer, spent = ours(name), []
+        for n in LENGTHS:
+            once, tries = train(mixer, mixer.parallel, TOKENS // n, n), []
+            once()
+            for _ in range(3):
+                begun = time.perf_counter()
+                once()
+                tries.append(time.perf_counter() - begun)
+            spent.append(statistics.median(tries) / TOKENS * 1e6)
+        slope = statistics.linear_regression([math.log(n) for n in LENGTHS], [math.log(t) for t in spent]).slope
+        print(f"  {name:20}" + "".join(f"{t:9.2f}" for t in spent) + f"   {1 + slope:8.2f}", flush=True)
+
+
+@torch.no_grad()
+def decode(chosen: list[str]) -> None:
+    print(f"tokens a second, one sequence, width {DIM}; {machine()}")
+    print(f"  {'mixer':20}" + "".join(f"after {n:>7,}" for n in CONTEXTS) + "     slower")
+    for name in chosen:
+        speeds = list(speeds_of(ours(name).eval()))
+        print(f"  {name:20}" + "".join(f"{s:13,.0f}" for s in speeds) + f"   {speeds[0] / speeds[-1]:8.2f}", flush=True)
+
+
+def speeds_of(mixer: Any) -> Iterator[float]:
+    state, read, token = None, 0, torch.randn(1, 1, DIM)
+    for context in CONTEXTS:
+        while read < context:
+            _, state = mixer(torch.randn(1, 512, DIM), state)
+            read += 512
+        begun, after = time.perf_counter(), state
+        for _ in range(50):
+            _, after = mixer(token, after)
+        yield 50 / (time.perf_counter() - begun)
+
+
+if __name__ == "__main__":
+    keep_memory()
+    torch.set_num_threads(1)
+    what, *chosen = sys.argv[1:] or ["peers"]
+    match what:
+        case "peers":
+            peers()
+        case "length":
+            length(chosen or names("mixers"))
+        case "decode":
+            decode(chosen or names("mixers"))
+        case _:
+            sys.exit(f"{what!r} is none of peers, length, decode")

@@ -1,0 +1,38 @@
+"""Mixers side by side, weighed by the input, as a highway network weighs its paths (Srivastava et al., 2015).
+
+    y_t = sum_i softmax_i(W x_t) m_i(x)_t        one weight for each mixer and position
+
+W is drawn as PyTorch draws it; the mixers draw their own weights.
+Departs from the paper: one weight for each mixer, where a highway has one for each channel, and any number of paths.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take
+from bestiary.spec import Mixers
+
+
+class GatedSum(Mixer):
+    """y_t = sum_i softmax_i(W x_t) m_i(x)_t; the state is that of every part."""
+
+    family: ClassVar = "composition"
+    variants: ClassVar = ("mixers='short_conv, long_conv, rwkv4'",)
+
+    def __init__(self, dim: int, *, mixers: Mixers = "attention(window=64), mamba") -> None:  # pyright: ignore[reportArgumentType]
+        super().__init__()
+        self.parts = nn.ModuleList(part.build(dim) for part in mixers)
+        self.gate = nn.Linear(dim, len(self.parts))
+
+    def forward(self, x: Features, state: tuple[Any, ...] | None = None) -> tuple[Features, tuple[Any, ...]]:
+        before = state or [None] * len(self.parts)
+        outputs, after = zip(*(part(x, kept) for part, kept in zip(self.parts, before, strict=True)), strict=True)
+        return self.weigh(x, outputs), after
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        return self.weigh(take(x, where), tuple(part.parallel(x, where) for part in self.parts))
+
+    def weigh(self, x: Chosen, outputs: tuple[Tensor, ...]) -> Chosen:
+        return (torch.stack(outputs, dim=-1) @ self.gate(x).softmax(-1).unsqueeze(-1)).squeeze(-1)

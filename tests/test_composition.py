@@ -1,0 +1,84 @@
+"""Mixers made of mixers: what they compute, and how they are named, stored and told apart."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bestiary.laws import moved
+from bestiary.recipe import Recipe, clean
+from bestiary.spec import parse, spec
+
+
+def made(text: str) -> Any:
+    (found,) = parse("mixers", text)
+    return moved(found)
+
+
+def inputs() -> Tensor:
+    return torch.randn(2, 23, 64, dtype=torch.float64)
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+def test_serial_applies_its_parts_in_order() -> None:
+    mixer, x = made("serial('base_conv, attention')"), inputs()
+    first, second = mixer.parts
+    same(mixer(x)[0], second(first(x)[0])[0])
+
+
+def test_parallel_adds_its_parts() -> None:
+    mixer, x = made("parallel('base_conv, attention, h3')"), inputs()
+    same(mixer(x)[0], mixer.parts[0](x)[0] + mixer.parts[1](x)[0] + mixer.parts[2](x)[0])
+
+
+def test_a_gated_sum_weighs_its_parts_by_the_input() -> None:
+    mixer, x = made("gated_sum('base_conv, attention')"), inputs()
+    one, two = (part(x)[0] for part in mixer.parts)
+    logits = x @ mixer.gate.weight.T + mixer.gate.bias
+    share = torch.sigmoid(logits[..., :1] - logits[..., 1:])
+    same(mixer(x)[0], share * one + (1 - share) * two)
+
+
+def test_a_mixer_of_mixers_is_named_by_them() -> None:
+    short, long = parse("mixers", "serial('base_conv, based(features=8)'), serial(mixers='2*base_conv')")
+    assert str(short) == "serial(mixers='base_conv, based(features=8)')"
+    assert str(long) == "serial(mixers='base_conv, base_conv')"
+    assert parse("mixers", f"{short}, {long}") == (short, long)
+    assert spec("mixers", "serial", mixers="base_conv, based(features=8)") == short
+    assert short.key != long.key
+
+
+def test_a_stored_recipe_of_mixers_of_mixers_is_the_recipe_again() -> None:
+    made = clean("serial('base_conv, parallel(mixers=\"attention(window=8), based\")')")
+    read = Recipe(**json.loads(json.dumps(made.json())))
+    assert read == made
+    assert read.key == made.key
+
+
+def test_a_file_within_a_mixer_is_known_by_its_content(tmp_path: Path) -> None:
+    text, keys = Path("examples/my_mixer.py").read_text(), []
+    for folder, source in (("a", text), ("b", text), ("c", text + "# changed\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(source)
+        keys.append(clean(f"serial('{tmp_path}/{folder}/mine.py, attention')").key)
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("serial('atention')", "did you mean 'attention'"),
+        ("serial(mixers=3)", "3 is no mixer, nor a list or a text of some"),
+        ("attention('based')", "attention has no option 'mixers'"),
+    ],
+)
+def test_a_mistake_within_is_answered_in_one_line(text: str, message: str) -> None:
+    with pytest.raises((LookupError, TypeError), match=message) as caught:
+        parse("mixers", text)
+    assert len(str(caught.value).splitlines()) == 1
