@@ -1,0 +1,75 @@
+"""Longhorn (Liu et al., 2024): a state that solves an online regression, one implicit step for each token.
+
+    m, z = W_in u,   x = SiLU(short convolution(m)),   beta = sigmoid(W_beta W_low x + bias),   k, q = W_k x, W_q x
+    h_t = argmin_h |h - h_{t-1}|^2 + beta |h . k_t - x_t|^2   in each channel, of which the solution is
+    h_t = (1 - e_t k_t^2) h_{t-1} + e_t k_t x_t,   e = beta / (1 + beta |k|^2),   where k k^T is taken as diagonal
+    y_t = q_t . h_t + D x_t,   output = W_out (y * SiLU(z))
+
+Initialisation as in the authors' code: D = 1, the rest PyTorch's.
+Departs from the paper: nothing known. The diagonal approximation is the paper's own.
+"""
+
+import math
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, take
+from bestiary.ops.scan import scan
+from bestiary.spec import Positive
+
+
+class Longhorn(Mixer):
+    """h_t = (1 - e_t k_t^2) h_{t-1} + e_t k_t x_t with e = beta / (1 + beta |k|^2), read by q_t; gated output."""
+
+    family: ClassVar = "state space"
+    variants: ClassVar = ("state=4, conv=1, expand=1, rank=2",)
+
+    class Memory(NamedTuple):
+        conv: Past
+        h: Float[Tensor, "batch inner state"]
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        state: Positive = 16,
+        conv: Positive = 4,
+        expand: Positive = 2,
+        rank: Positive | None = None,
+    ) -> None:
+        super().__init__()
+        inner, rank = expand * dim, math.ceil(dim / 16) if rank is None else rank
+        self.shape, self.widths = (inner, state), (rank, state, state)
+        self.into, self.gate = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
+        self.conv = ShortConv(inner, conv, bias=True)
+        self.low, self.beta = nn.Linear(inner, sum(self.widths), bias=False), nn.Linear(rank, inner)
+        self.skip, self.out = nn.Parameter(torch.ones(inner)), nn.Linear(inner, dim, bias=False)
+
+    def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
+        conv, h = (None, x.new_zeros(len(x), *self.shape)) if state is None else state
+        mixed, conv = self.conv(self.into(x), conv)
+        states, q = self.states(F.silu(mixed), h)
+        return self.read(states, q, F.silu(mixed), x), self.Memory(conv, states[:, -1])
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        inner = F.silu(self.conv(self.into(x), None)[0])
+        states, q = self.states(inner, x.new_zeros(len(x), *self.shape))
+        return self.read(take(states, where), take(q, where), take(inner, where), take(x, where))
+
+    def states(
+        self, inner: Float[Tensor, "batch time inner"], h: Tensor
+    ) -> tuple[Float[Tensor, "batch time inner state"], Tensor]:
+        """Every h_t, and the q_t that read them."""
+        low, k, q = self.low(inner).split(self.widths, dim=-1)
+        beta = self.beta(low).sigmoid()
+        size = (beta / (1 + beta * k.square().sum(-1, keepdim=True))).unsqueeze(-1)
+        k = k.unsqueeze(-2)
+        return scan(1 - size * k.square(), size * inner.unsqueeze(-1) * k, h)[0], q
+
+    def read(self, states: Tensor, q: Tensor, inner: Tensor, x: Chosen) -> Chosen:
+        y = (states @ q.unsqueeze(-1)).squeeze(-1) + self.skip * inner
+        return self.out(y * F.silu(self.gate(x)))

@@ -1,0 +1,38 @@
+"""Token shift (Peng, 2021; Peng et al., 2023): each channel mixed with its previous value, then a linear map.
+
+    y_t = W (mu * x_t + (1 - mu) * x_{t-1}),   x_0 = 0
+
+The mixing alone of RWKV. Initialisation: mu rises with the channel c as c / dim, as RWKV-4 has it for the keys of its
+first layer; W as PyTorch draws it.
+Departs from the paper: there it is the beginning of a mixer, here all of one.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take
+
+Last = Float[Tensor, "batch dim"]
+
+
+class TokenShift(Mixer):
+    """y_t = W (mu * x_t + (1 - mu) * x_{t-1}), a weight mu per channel."""
+
+    family: ClassVar = "convolution"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.mix, self.out = nn.Parameter(torch.arange(dim) / dim), nn.Linear(dim, dim, bias=False)
+
+    def forward(self, x: Features, state: Last | None = None) -> tuple[Features, Last]:
+        return self.out(self.mixed(x, state)), x[:, -1]
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        return self.out(take(self.mixed(x, None), where))
+
+    def mixed(self, x: Features, last: Last | None) -> Features:
+        first = torch.zeros_like(x[:, :1]) if last is None else last.unsqueeze(1)
+        return torch.lerp(torch.cat([first, x[:, :-1]], dim=1), x, self.mix)

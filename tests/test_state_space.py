@@ -1,0 +1,219 @@
+"""Each state-space model is the recurrence of its paper, written out plainly, and what Hugging Face computes."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestiary.laws import moved
+from bestiary.spec import parse
+
+BATCH, TIME, DIM = 2, 23, 64
+
+
+def made(text: str) -> Any:
+    (found,) = parse("mixers", text)
+    return moved(found)
+
+
+def inputs() -> Tensor:
+    return torch.randn(BATCH, TIME, DIM, dtype=torch.float64)
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+def close(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def convolved(x: Tensor, conv: Any) -> Tensor:
+    """y_t = sum_i filter_i x_{t-i} + bias."""
+    y = conv.bias.expand_as(x).clone()
+    for t in range(x.shape[1]):
+        for i in range(min(t + 1, len(conv.filter))):
+            y[:, t] += conv.filter[i] * x[:, t - i]
+    return y
+
+
+def weight_of(conv: Any) -> Tensor:
+    """The filter as a Conv1d has it: channel by channel, oldest tap first."""
+    return conv.filter.flip(0).T.unsqueeze(1)
+
+
+def test_mamba2() -> None:
+    mixer, x = made("mamba2(state=8, head=32, conv=3)"), inputs()
+    inner, b, c = F.silu(convolved(mixer.into(x), mixer.conv)).split([2 * DIM, 8, 8], dim=-1)
+    inner, dt, rate = inner.unflatten(-1, (4, 32)), F.softplus(mixer.dt(x)), mixer.rate.exp()
+    state, y = torch.zeros(BATCH, 4, 8, 32, dtype=torch.float64), torch.zeros_like(inner)
+    for t in range(TIME):
+        for h in range(4):
+            write = dt[:, t, h, None, None] * b[:, t].unsqueeze(2) * inner[:, t, h].unsqueeze(1)
+            state[:, h] = torch.exp(-dt[:, t, h] * rate[h])[:, None, None] * state[:, h] + write
+            y[:, t, h] = (c[:, t].unsqueeze(2) * state[:, h]).sum(1) + mixer.skip[h] * inner[:, t, h]
+    y = y.flatten(2) * F.silu(mixer.gate(x))
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
+    same(mixer(x)[0], mixer.out(y))
+
+
+def test_mamba3_turns_and_integrates_by_the_trapezoidal_rule() -> None:
+    heads, key, value, angles = 4, 8, 32, 3
+    mixer, x = made(f"mamba3(state={key}, head={value}, angles={angles})"), inputs()
+    v = mixer.value(x).unflatten(-1, (heads, value))
+    b, c, dt, a, lam, turn = mixer.into(x).split([key, key, heads, heads, heads, angles], dim=-1)
+    b, c = (z / (z.square().mean(-1, keepdim=True) + 1e-5).sqrt() for z in (b, c))
+    k, q = (b * mixer.norm_k.weight).unsqueeze(2) + mixer.bias_k, (c * mixer.norm_q.weight).unsqueeze(2) + mixer.bias_q
+    dt, lam, a = F.softplus(dt + mixer.dt), lam.sigmoid(), F.softplus(a)
+    state, y = torch.zeros(BATCH, heads, key, value, dtype=torch.float64), torch.zeros_like(v)
+    before = torch.zeros_like(state)  # the last k v^T
+    for t in range(TIME):
+        for h in range(heads):
+            for i in range(BATCH):
+                rotation = torch.eye(key, dtype=torch.float64)
+                for j in range(angles):
+                    by = -math.pi * dt[i, t, h] * turn[i, t, j].tanh()
+                    rotation[2 * j : 2 * j + 2, 2 * j : 2 * j + 2] = torch.stack(
+                        [torch.stack([by.cos(), -by.sin()]), torch.stack([by.sin(), by.cos()])]
+                    )
+                alpha, now = torch.exp(-dt[i, t, h] * a[i, t, h]), torch.outer(k[i, t, h], v[i, t, h])
+                old = state[i, h] + (1 - lam[i, t, h]) * dt[i, t, h] * before[i, h]
+                state[i, h] = alpha * rotation @ old + lam[i, t, h] * dt[i, t, h] * now
+                before[i, h] = now
+                y[i, t, h] = q[i, t, h] @ state[i, h] + mixer.skip[h] * v[i, t, h]
+    same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+
+
+@pytest.mark.parametrize("spectrum", ["lin", "inv"])
+def test_s4d(spectrum: str) -> None:
+    mixer, x = made(f"s4d(state=8, spectrum={spectrum!r})"), inputs()
+    system = mixer.diagonal
+    a = torch.complex(-system.decay.exp(), system.turn) * system.log_dt.exp().unsqueeze(1)
+    step, enter = (1 + a / 2) / (1 - a / 2), torch.complex(*system.b) * system.log_dt.exp().unsqueeze(1) / (1 - a / 2)
+    state, y = torch.zeros(BATCH, DIM, 4, dtype=torch.complex128), torch.zeros_like(x)
+    for t in range(TIME):
+        state = step * state + enter * x[:, t].unsqueeze(-1)
+        y[:, t] = 2 * (torch.complex(*system.c) * state).sum(-1).real + mixer.skip * x[:, t]
+    first, second = mixer.out(F.gelu(y)).chunk(2, dim=-1)
+    same(mixer(x)[0], first * second.sigmoid())
+
+
+def test_lru() -> None:
+    mixer, x = made("lru(state=10, low=0.5, high=0.99)"), inputs()
+    a = torch.exp(-mixer.nu.exp()) * torch.exp(1j * mixer.theta.exp())
+    b, c = torch.complex(*mixer.b.weight.chunk(2)), torch.complex(*mixer.c.weight.chunk(2, dim=1)).conj()
+    h, y = torch.zeros(BATCH, 10, dtype=torch.complex128), torch.zeros_like(x)
+    for t in range(TIME):
+        h = a * h + mixer.gamma.exp() * (x[:, t].to(h.dtype) @ b.T)
+        y[:, t] = (h @ c.T).real + mixer.skip * x[:, t]
+    first, second = mixer.out(F.gelu(y)).chunk(2, dim=-1)
+    same(mixer(x)[0], first * second.sigmoid())
+
+
+def test_s5() -> None:
+    mixer, x = made("s5(state=12, blocks=3)"), inputs()
+    poles, dt = torch.complex(-mixer.decay.exp(), mixer.turn), mixer.log_dt.exp()
+    b, c = torch.complex(*mixer.b.weight.chunk(2)), torch.complex(*mixer.c.weight.chunk(2, dim=1)).conj()
+    h, y = torch.zeros(BATCH, 6, dtype=torch.complex128), torch.zeros_like(x)
+    for t in range(TIME):
+        h = torch.exp(poles * dt) * h + (torch.exp(poles * dt) - 1) / poles * (x[:, t].to(h.dtype) @ b.T)
+        y[:, t] = 2 * (h @ c.T).real + mixer.skip * x[:, t]
+    y = F.gelu(y)
+    same(mixer(x)[0], y * mixer.out(y).sigmoid())
+
+
+def test_longhorn_solves_an_online_regression_in_each_step() -> None:
+    mixer, x = made("longhorn(state=4, conv=3)"), inputs()
+    inner = F.silu(convolved(mixer.into(x), mixer.conv))
+    low, k, q = mixer.low(inner).split([DIM // 16, 4, 4], dim=-1)
+    beta = mixer.beta(low).sigmoid()
+    h, y = torch.zeros(BATCH, 2 * DIM, 4, dtype=torch.float64), torch.zeros_like(inner)
+    for t in range(TIME):
+        for i in range(BATCH):
+            key, rate = k[i, t], beta[i, t]
+            exact = torch.linalg.inv(torch.eye(4, dtype=h.dtype) + rate[:, None, None] * torch.outer(key, key))
+            target = (rate * inner[i, t]).unsqueeze(-1) * key
+            h[i] = torch.diagonal(exact, dim1=1, dim2=2) * h[i] + (exact @ target.unsqueeze(-1)).squeeze(-1)
+            y[i, t] = h[i] @ q[i, t] + mixer.skip * inner[i, t]
+    same(mixer(x)[0], mixer.out(y * F.silu(mixer.gate(x))))
+
+
+def test_initial_weights_of_state_space_models_are_the_papers() -> None:
+    mamba2, mamba3, s4d, lru, s5 = (
+        parse("mixers", text)[0].build(256)
+        for text in ("mamba2", "mamba3", "s4d(spectrum='inv')", "lru(low=0.5, high=0.9)", "s5(state=32, blocks=2)")
+    )
+    for dt in (F.softplus(mamba2.dt.bias), F.softplus(mamba3.dt), s4d.diagonal.log_dt.exp(), s5.log_dt.exp()):
+        assert dt.min() >= 0.99e-3
+        assert dt.max() <= 0.101
+    assert mamba2.rate.exp().min() >= 1
+    assert mamba2.rate.exp().max() <= 16
+    assert (mamba3.bias_k == 1).all()
+    torch.testing.assert_close(s4d.diagonal.turn[0, :2], torch.tensor([64 * 63, 64 * (64 / 3 - 1)]) / math.pi)
+    modulus = torch.exp(-lru.nu.exp())
+    assert modulus.min() > 0.499
+    assert modulus.max() < 0.901
+    torch.testing.assert_close(lru.gamma.exp(), (1 - modulus**2).sqrt())
+    assert lru.b.weight.std().item() == pytest.approx((2 * 256) ** -0.5, rel=0.05)
+    order = torch.arange(16, dtype=torch.float64)
+    legs = -torch.sqrt(torch.outer(2 * order + 1, 2 * order + 1)).tril(-1) - torch.diag(order + 1)
+    values = torch.linalg.eigvals(legs + torch.outer((order + 0.5).sqrt(), (order + 0.5).sqrt()))
+    torch.testing.assert_close(values.real, torch.full_like(values.real, -0.5))
+    halves = values.imag[values.imag < 0].sort().values.float()
+    torch.testing.assert_close(s5.turn, torch.cat([halves, halves]))
+    assert s5.b.weight.std().item() == pytest.approx(64**-0.5, rel=0.05)
+    assert s5.c.weight.std().item() == pytest.approx(32**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("text", ["mamba2(head=48)", "mamba3(head=48)", "mamba3(state=8, angles=5)", "s4d(state=7)"])
+def test_widths_that_do_not_fit_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+        made(text)
+
+
+@pytest.mark.hf
+def test_mamba_is_hugging_faces() -> None:
+    pytest.importorskip("transformers")
+    from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
+
+    mixer, x = made("mamba(state=4, conv=3, rank=5)").float(), inputs().float()
+    options = {"state_size": 4, "conv_kernel": 3, "time_step_rank": 5, "num_hidden_layers": 1}
+    other = MambaMixer(MambaConfig(hidden_size=DIM, **options), layer_idx=0).eval()
+    weights = {
+        "in_proj.weight": torch.cat([mixer.into.weight, mixer.gate.weight]),
+        "conv1d.weight": weight_of(mixer.conv),
+        "conv1d.bias": mixer.conv.bias,
+        "x_proj.weight": mixer.low.weight,
+        "dt_proj.weight": mixer.dt.weight,
+        "dt_proj.bias": mixer.dt.bias,
+        "A_log": mixer.rate,
+        "D": mixer.skip,
+        "out_proj.weight": mixer.out.weight,
+    }
+    other.load_state_dict(weights)
+    close(mixer(x)[0], other(x))
+
+
+@pytest.mark.hf
+def test_mamba2_is_hugging_faces() -> None:
+    pytest.importorskip("transformers")
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Config, Mamba2Mixer
+
+    mixer, x = made("mamba2(state=8, head=32, conv=3)").float(), inputs().float()
+    options = {"num_heads": 4, "head_dim": 32, "state_size": 8, "n_groups": 1, "conv_kernel": 3, "chunk_size": 8}
+    other = Mamba2Mixer(Mamba2Config(hidden_size=DIM, num_hidden_layers=1, **options), layer_idx=0).eval()
+    weights = {
+        "in_proj.weight": torch.cat([mixer.gate.weight, mixer.into.weight, mixer.dt.weight]),
+        "conv1d.weight": weight_of(mixer.conv),
+        "conv1d.bias": mixer.conv.bias,
+        "dt_bias": mixer.dt.bias,
+        "A_log": mixer.rate,
+        "D": mixer.skip,
+        "norm.weight": mixer.norm.weight,
+        "out_proj.weight": mixer.out.weight,
+    }
+    other.load_state_dict(weights)
+    close(mixer(x)[0], other(x))
