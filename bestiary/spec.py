@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 Positive = Annotated[int, Gt(0)]
 Natural = Annotated[int, Ge(0)]
 
-PATH = re.compile(r"[\w./~+-]*[\w-]\.py(?=\s*(?:[(,]|$))")
+QUOTED_OR_PATH = re.compile(r"""'[^']*'|"[^"]*"|[\w./~+-]*[\w-]\.py(?=\s*(?:[(,]|$))""")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,14 @@ def spec(kind: str, name: str, **options: Any) -> Spec:
 def parse(kind: str, text: str) -> tuple[Spec, ...]:
     """Read `3*gated_delta, attention(window=64), ./mine.py(size=2)`. Nothing is evaluated."""
     paths: list[str] = []
-    plain = PATH.sub(lambda found: (paths.append(found[0]), f"_path{len(paths) - 1}")[1], text)
+
+    def named(found: re.Match[str]) -> str:
+        if found[0][0] in "'\"":
+            return found[0]
+        paths.append(found[0])
+        return f"_path{len(paths) - 1}"
+
+    plain = QUOTED_OR_PATH.sub(named, text)
 
     def call(name: str, options: dict[str, Any]) -> Spec:
         return spec(kind, paths[int(name[5:])] if name.startswith("_path") else name, **options)
