@@ -47,6 +47,6 @@ class Based(FastWeight):
     def taylor(self, x: Float[Tensor, "batch time heads features"]) -> Tensor:
         x = x * x.shape[-1] ** -0.25
         first, second = self.pairs
-        scale = torch.where(first == second, 0.5**0.5, 1.0).to(x.dtype)
+        scale = torch.where(first == second, 0.5, 1.0).to(x.dtype).sqrt()
         products = x[..., first] * x[..., second] * scale
         return torch.cat([torch.ones_like(x[..., :1]), x, products], dim=-1)

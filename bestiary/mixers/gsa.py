@@ -1,0 +1,90 @@
+"""Gated slot attention (Zhang et al., 2024): softmax attention over a few slots that tokens share and leave.
+
+    K_t = K_{t-1} Diag(alpha_t) + k_t (1 - alpha_t)^T,   V_t = Diag(alpha_t) V_{t-1} + (1 - alpha_t) v_t^T
+    y_t = W_o RMSNorm(SiLU(V_t^T softmax(K_t^T q_t))),   alpha_t = sigmoid(W_a x_t)^(1/8),  one per slot
+    q, k, v = SiLU(W x);  the norm over all heads together
+
+There are as many slots as a head has channels unless said otherwise. Weights are drawn N(0, 0.02).
+Departs from the paper: nothing known; the SiLU before the norm is in the authors' code alone.
+"""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
+from bestiary.ops.recurrence import Drive, Key, Matrix, Value, chunked, run
+from bestiary.spec import Positive
+
+Slots = Float[Tensor, "batch time heads slots"]
+
+
+class GSA(Mixer):
+    """Slots hold decaying sums of keys and of values; a query reads the values of the slots whose keys it meets."""
+
+    family: ClassVar = "gated linear"
+    variants: ClassVar = ("heads=4, slots=5",)
+
+    class Memory(NamedTuple):
+        keys: Float[Tensor, "batch heads key slots"]
+        values: Float[Tensor, "batch heads slots value"]
+
+    def __init__(self, dim: int, *, heads: Positive = 2, slots: Positive | None = None) -> None:
+        super().__init__()
+        width = heads_of(dim, heads)
+        self.heads, self.slots = heads, width if slots is None else slots
+        self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
+        self.forget, self.norm = linear(dim, heads * self.slots), nn.RMSNorm(dim, eps=1e-5)
+
+    def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
+        y, state = self.recall(x, self.empty(x) if state is None else state)
+        return self.read(y), state
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        return self.read(take(self.recall(x, self.empty(x))[0], where))
+
+    def empty(self, x: Features) -> Memory:
+        width = x.shape[-1] // self.heads
+        shapes = (width, self.slots), (self.slots, width)
+        return self.Memory(*(x.new_zeros(len(x), self.heads, *shape) for shape in shapes))
+
+    def recall(self, x: Features, state: Memory) -> tuple[Value, Memory]:
+        q, k, v = (F.silu(project(x)).unflatten(-1, (self.heads, -1)) for project in (self.q, self.k, self.v))
+        g = F.logsigmoid(self.forget(x).unflatten(-1, (self.heads, -1))) / 8
+        write = -torch.expm1(g)
+        scores, keys = address(q, k, write, g, state.keys)
+        y, values = run(Drive(scores.softmax(-1), write, v, g), state.values)
+        return y, self.Memory(keys, values)
+
+    def read(self, y: Float[Tensor, "batch _ heads value"]) -> Chosen:
+        return self.out(self.norm(F.silu(y.flatten(2))))
+
+
+def address(q: Key, k: Key, s: Slots, g: Slots, state: Matrix, *, chunk: int = 64) -> tuple[Slots, Matrix]:
+    """y_t = S_t^T q_t where S_t = S_{t-1} Diag(e^g_t) + k_t s_t^T: the engine's recurrence with a decay per value."""
+    time = q.shape[1]
+    q, k, s, g = (chunked(z, 2 ** (min(chunk, time) - 1).bit_length()) for z in (q, k, s, g))
+    total = g.cumsum(-2)
+    end = total[..., -1:, :]
+    written, states = k.mT @ (s * (end - total).exp()), []
+    for i in range(q.shape[2]):
+        states.append(state)
+        state = end[:, :, i].exp() * state + written[:, :, i]
+    y = within(q, k, s, total) + (q @ torch.stack(states, dim=2)) * total.exp()
+    return y.flatten(2, 3)[:, :, :time].transpose(1, 2), state
+
+
+def within(q: Tensor, k: Tensor, s: Tensor, total: Tensor) -> Tensor:
+    """sum_{j<=i} (q_i . k_j) s_j e^{total_i - total_j}, from squares whose factors are at most 1, as in the engine."""
+    y, size = (q * k).sum(-1, keepdim=True) * s, 1
+    while size < q.shape[-2]:
+        (_, late), (early, _), (first, _), (fallen, risen), (done, more) = (
+            z.unflatten(-2, (-1, 2, size)).unbind(-3) for z in (q, k, s, total, y)
+        )
+        border = fallen[..., -1:, :]
+        more = more + (late @ early.mT) @ (first * (border - fallen).exp()) * (risen - border).exp()
+        y, size = torch.stack([done, more], dim=-3).flatten(-4, -2), 2 * size
+    return y
