@@ -1,0 +1,111 @@
+"""Test-time training in mini-batches, whatever the inner network (Sun et al., 2024)."""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, heads_of, linear, take
+from bestiary.mixers._test_time import Network, Weights
+from bestiary.ops.attention import rotate
+from bestiary.spec import Positive
+
+
+class TTT(Mixer):
+    """W_t = W - pace_i sum_{j<=t} eta_j gradient(W; k_j, v_j) over the mini-batch of t, in which it is the i-th."""
+
+    hidden: ClassVar[tuple[int, ...]]  # the width of each hidden layer, in widths of a head
+    speed: ClassVar[float]  # eta = speed / width sigmoid(w x)
+
+    class Memory(NamedTuple):
+        past: State  # of the convolutions
+        weights: Weights  # at the start of the mini-batch
+        learned: Weights  # the sum of its gradients so far, () at its start
+        time: int
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: Positive = 2,
+        minibatch: Positive = 16,
+        backbone: Literal["mamba", "transformer"] = "mamba",
+    ) -> None:
+        super().__init__()
+        width = heads_of(dim, heads)
+        if width % 2:
+            raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
+        self.heads, self.minibatch, self.mamba = heads, minibatch, backbone == "mamba"
+        self.network = Network(heads, (width, *(width * times for times in self.hidden), width))
+        self.q, self.v, self.out = linear(dim, dim), linear(dim, dim), linear(dim, dim)
+        self.eta = linear(dim, heads, bias=True)
+        self.pace = nn.Parameter(torch.zeros(minibatch))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        if self.mamba:
+            self.conv_q, self.conv_k = ShortConv(dim, 4, bias=True), ShortConv(dim, 4, bias=True)
+            self.gate = linear(dim, dim)
+        else:
+            self.k = linear(dim, dim)
+
+    def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
+        y, after = self.learn(x, self.empty(x) if state is None else state)
+        return self.read(y, x), after
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        return self.read(take(self.learn(x, self.empty(x))[0], where), take(x, where))
+
+    def empty(self, x: Features) -> Memory:
+        return self.Memory(None, self.network.initial(len(x)), (), 0)
+
+    def learn(self, x: Features, state: Memory) -> tuple[Features, Memory]:
+        """The answers f(q_t; W_t), mini-batch by mini-batch, bounded by absolute positions."""
+        past, weights, learned, time = state
+        streams, past = self.streams(x, past, time)
+        parts, start = [], 0
+        while start < x.shape[1]:
+            place = (time + start) % self.minibatch
+            end = min(x.shape[1], start + self.minibatch - place)
+            y, weights, learned = self.segment([z[:, :, start:end] for z in streams], weights, learned, place)
+            parts.append(y)
+            start = end
+        y = torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
+        return y, self.Memory(past, weights, learned, time + x.shape[1])
+
+    def streams(self, x: Features, past: Past | None, time: int) -> tuple[list[Tensor], State]:
+        """q, k, v and eta by heads, queries and keys turned by their place in the mini-batch."""
+        q = self.q(x)
+        if self.mamba:
+            (q, after), (k, _) = self.conv_q(q, past), self.conv_k(q, past)
+        else:
+            k, after = self.k(x), None
+        q, k, v = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (q, k, self.v(x)))
+        where = torch.arange(time, time + x.shape[1], device=x.device) % self.minibatch
+        eta = self.speed / q.shape[-1] * self.eta(x).sigmoid()
+        return [rotate(q, where), rotate(k, where), v, eta.mT.unsqueeze(-1)], after
+
+    def segment(
+        self, streams: list[Tensor], weights: Weights, learned: Weights, place: int
+    ) -> tuple[Float[Tensor, "batch heads time width"], Weights, Weights]:
+        """Tokens of one mini-batch, from its place-th on."""
+        q, k, v, eta = streams
+        end = place + q.shape[2]
+        pace = (1 / torch.arange(1, self.minibatch + 1, device=q.device, dtype=q.dtype) + self.pace).clamp(min=0)
+        pace = pace[place:end, None]
+        entered, slopes = self.network.slopes(k, v, weights)
+        slopes = [eta * slope for slope in slopes]
+        learned = learned or tuple(torch.zeros_like(weight) for weight in weights)
+
+        def layer(i: int, x: Tensor) -> Tensor:
+            return x @ weights[i] - pace * (x @ learned[i] + (x @ entered[i].mT).tril() @ slopes[i])
+
+        y = self.network.answer(q, [lambda x, i=i: layer(i, x) for i in range(len(weights))])
+        after = tuple(s + x.mT @ slope for s, x, slope in zip(learned, entered, slopes, strict=True))
+        if end < self.minibatch:
+            return y, weights, after
+        return y, tuple(w - pace[-1] * s for w, s in zip(weights, after, strict=True)), ()
+
+    def read(self, y: Chosen, x: Chosen) -> Chosen:
+        y = self.norm(y)
+        return self.out(F.gelu(self.gate(x), approximate="tanh") * y if self.mamba else y)

@@ -1,0 +1,80 @@
+"""DeltaProduct (Siems et al., 2025): several steps of the delta rule for each token.
+
+    S <- (I - beta_ti k_ti k_ti^T) S + beta_ti k_ti v_ti^T   for i = 1 ... steps, after S <- alpha_t S if it forgets
+    q, k_i, v_i = SiLU(short convolution(W x)),  unit q and k_i,  beta_ti = 2 sigmoid(w_i x_t)
+    alpha_t = exp(-A softplus(u x_t + dt)),  output = W_o (RMSNorm(S_t^T q_t) * SiLU(W_g x))
+
+`forget=True` is the paper's Gated DeltaProduct. Keys are 0.75 and values 1.5 of the model wide, split over the heads,
+as in Gated DeltaNet. Initialisation as in the authors' code: linear maps N(0, 0.02), A uniform in (0, 16), dt
+log-uniform in (0.001, 0.1).
+Departs from the paper: convolutions are drawn as PyTorch draws them, where the authors' code shrinks them to
+N(0, 0.02) too; queries are not scaled by 1 / sqrt(key), which the norm undoes.
+"""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestiary.mixers._delta import Answer, Decay, Streams
+from bestiary.mixers._mixer import Chosen, FastWeight, Features, State, Where, linear, take, unit
+from bestiary.ops.recurrence import Drive, run
+from bestiary.spec import Positive
+
+
+class DeltaProduct(FastWeight):
+    """S_t = alpha_t prod_i (I - beta_ti k_ti k_ti^T) S_{t-1} + what the steps write."""
+
+    family: ClassVar = "delta"
+    variants: ClassVar = ("heads=1, key=8, value=4, steps=3, forget=True",)
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: Positive = 2,
+        key: Positive | None = None,
+        value: Positive | None = None,
+        conv: Positive = 4,
+        steps: Positive = 2,
+        forget: bool = False,
+    ) -> None:
+        super().__init__()
+        key = max(1, 3 * dim // (4 * heads)) if key is None else key
+        value = 2 * key if value is None else value
+        self.shape, self.steps = (heads, key, value), steps
+        self.streams = Streams(dim, heads, (key, steps * key, steps * value), conv)
+        self.beta = linear(dim, heads * steps)
+        self.decay = Decay(heads, 1, linear(dim, heads), low=0.0) if forget else None
+        self.answer = Answer(dim, heads, value, linear(dim, heads * value), F.silu)
+
+    def drive(self, x: Features, local: State) -> tuple[Drive, State]:
+        """The steps of each token after one another: the first forgets, the last is asked."""
+        (q, k, v), local = self.streams(x, local)
+        k, v, beta = unit(self.stepwise(k)), self.stepwise(v), self.betas(x)
+        q = F.pad(unit(q).unsqueeze(2), (0, 0, 0, 0, self.steps - 1, 0)).flatten(1, 2)
+        if self.decay is None:
+            return Drive(q, k, beta * v, erase=(-beta * k, k)), local
+        g = F.pad(self.decay(x).unsqueeze(2), (0, 0, 0, 0, 0, self.steps - 1)).flatten(1, 2)
+        return Drive(q, k, beta * v, g, erase=(-beta * k, g.exp() * k)), local
+
+    def betas(self, x: Features) -> Float[Tensor, "batch steps heads 1"]:
+        return 2 * self.stepwise(self.beta(x).unflatten(-1, (self.shape[0], -1))).sigmoid()
+
+    def stepwise(self, x: Float[Tensor, "batch time heads wide"]) -> Float[Tensor, "batch steps heads width"]:
+        """What belongs to each step, in the order of time."""
+        return x.unflatten(-1, (self.steps, -1)).transpose(2, 3).flatten(1, 2)
+
+    def forward(self, x: Features, state: FastWeight.Memory | None = None) -> tuple[Features, FastWeight.Memory]:
+        local, matrix = (None, x.new_zeros(len(x), *self.shape)) if state is None else state
+        drive, local = self.drive(x, local)
+        y, matrix = run(drive, matrix)
+        return self.read(y[:, self.steps - 1 :: self.steps], x), self.Memory(local, matrix)
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        y, _ = run(self.drive(x, None)[0], x.new_zeros(len(x), *self.shape))
+        return self.read(take(y[:, self.steps - 1 :: self.steps], where), take(x, where))
+
+    def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
+        return self.answer(y, x)

@@ -1,0 +1,54 @@
+"""Kimi Delta Attention (Kimi Team, 2025): the delta rule on a memory whose keys each decay at a rate of their own.
+
+    q, k, v = SiLU(short convolution(W x)),  unit q_t and k_t,  beta_t = sigmoid(w x_t)
+    alpha_t = exp(-A softplus(W2 W1 x_t + dt)) in every channel,  output = W_o (RMSNorm(S_t^T q_t) * sigmoid(U2 U1 x))
+
+Low ranks are a head's width. Initialisation as in the authors' code: linear maps N(0, 0.02), A uniform in (1, 16),
+dt log-uniform in (0.001, 0.1).
+Departs from the paper: this is the attention alone; the model puts one layer of softmax attention behind every
+three, which a pattern says. Convolutions are drawn as PyTorch draws them, where the authors' code shrinks them to
+N(0, 0.02) too; queries are not scaled by 1 / sqrt(key), which the norm undoes.
+"""
+
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from bestiary.mixers._delta import Answer, Decay, Streams, low_rank
+from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear, unit
+from bestiary.ops.recurrence import Drive
+from bestiary.spec import Positive
+
+
+class KDA(FastWeight):
+    """S_t = (I - beta_t k_t k_t^T) Diag(alpha_t) S_{t-1} + beta_t k_t v_t^T, alpha per key channel, beta per head."""
+
+    family: ClassVar = "delta"
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1",)
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: Positive = 2,
+        key: Positive | None = None,
+        value: Positive | None = None,
+        conv: Positive = 4,
+    ) -> None:
+        super().__init__()
+        key = heads_of(dim, heads) if key is None else key
+        value = key if value is None else value
+        self.shape = heads, key, value
+        self.streams = Streams(dim, heads, (key, key, value), conv)
+        self.beta = linear(dim, heads)
+        self.decay = Decay(heads, key, low_rank(dim, value, heads * key), low=1.0)
+        self.answer = Answer(dim, heads, value, low_rank(dim, value, heads * value))
+
+    def drive(self, x: Features, local: State) -> tuple[Drive, State]:
+        (q, k, v), local = self.streams(x, local)
+        q, k, beta, g = unit(q), unit(k), self.beta(x).sigmoid().unsqueeze(-1), self.decay(x)
+        return Drive(q, k, beta * v, g, erase=(-beta * k, g.exp() * k)), local
+
+    def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
+        return self.answer(y, x)

@@ -1,0 +1,115 @@
+"""Titans' long-term memory (Behrouz, Zhong & Mirrokni, 2025, section 3): learning with momentum and forgetting.
+
+    S_t = eta_t S_{t-1} - theta_t d loss_t(M*) / d M*,   M_t = (1 - alpha_t) M_{t-1} + S_t,   y_t = f(q_t; M_t)
+    f(x; M) = x + LayerNorm(GELU(x M1 + b1) M2 + b2),   loss_t(M) = |f(k_t; M) - v_t|^2 / 2
+    q, k, v = SiLU(short convolution(W x)),  unit q_t and k_t,  output = W_o (RMSNorm(y) * sigmoid(W_g x))
+
+M* is the memory before the chunk of t (section 3.2); chunks are bounded by absolute positions, and chunk=1 is the
+recurrence of section 3.1. eta, alpha = sigmoid(w x_t + c) and theta = sigmoid(w x_t + c) / width, one per head.
+Within a chunk, (M, S) after each token is what they were before plus a sum over what it learned, with weights that
+are products of the decays of M and S. `depth` layers, hidden ones four times as wide as a head; M_0 is learnt.
+Departs from the paper: this is the memory alone, without attention and without persistent tokens. The residual and
+the LayerNorm in f, as in TTT, are not the paper's but both public implementations have them. The paper states no
+initialisation: here linear maps and M_0 are N(0, 0.02), biases zero but that of alpha, -4, so that little is
+forgotten; the scale 1 / width of theta is that of TTT.
+"""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bestiary.mixers._delta import Answer, Heads, Streams
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
+from bestiary.mixers._test_time import Network, Weights
+from bestiary.spec import Positive
+
+
+class Titans(Mixer):
+    """M_t = (1 - alpha_t) M_{t-1} + S_t, S_t = eta_t S_{t-1} - theta_t gradient_t, y_t = f(q_t; M_t)."""
+
+    family: ClassVar = "test time"
+    variants: ClassVar = ("heads=1, conv=1, chunk=1, depth=1",)
+
+    class Memory(NamedTuple):
+        past: State  # of the convolution
+        weights: Weights  # M
+        momentum: Weights  # S
+        anchor: Weights  # M before the chunk, () at its start, where it is M
+        time: int
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: Positive = 2,
+        conv: Positive = 4,
+        depth: Positive = 2,
+        chunk: Positive = 16,
+    ) -> None:
+        super().__init__()
+        width = heads_of(dim, heads)
+        self.chunk, self.width = chunk, width
+        self.network = Network(heads, (width, *(4 * width for _ in range(depth - 1)), width))
+        self.streams = Streams(dim, heads, (width, width, width), conv)
+        self.theta, self.eta, self.alpha = (linear(dim, heads, bias=True) for _ in range(3))
+        nn.init.constant_(self.alpha.bias, -4.0)
+        self.answer = Answer(dim, heads, width, linear(dim, dim))
+
+    def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
+        y, after = self.learn(x, self.empty(x) if state is None else state)
+        return self.answer(y, x), after
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        return self.answer(take(self.learn(x, self.empty(x))[0], where), take(x, where))
+
+    def empty(self, x: Features) -> Memory:
+        weights = self.network.initial(len(x))
+        return self.Memory(None, weights, tuple(torch.zeros_like(weight) for weight in weights), (), 0)
+
+    def learn(self, x: Features, state: Memory) -> tuple[Heads, Memory]:
+        """The answers f(q_t; M_t), chunk by chunk."""
+        past, weights, momentum, anchor, time = state
+        (q, k, v), past = self.streams(x, past)
+        theta = self.theta(x).sigmoid() / self.width
+        rates = (theta, F.logsigmoid(self.eta(x)), F.logsigmoid(-self.alpha(x)))
+        streams = [z.transpose(1, 2) for z in (unit(q), unit(k), v, *(rate.unsqueeze(-1) for rate in rates))]
+        parts, start = [], 0
+        while start < x.shape[1]:
+            end = min(x.shape[1], start + self.chunk - (time + start) % self.chunk)
+            anchor = anchor or weights
+            y, weights, momentum = self.segment([z[:, :, start:end] for z in streams], weights, momentum, anchor)
+            anchor = () if (time + end) % self.chunk == 0 else anchor
+            parts.append(y)
+            start = end
+        y = torch.cat(parts, dim=2).transpose(1, 2)
+        return y, self.Memory(past, weights, momentum, anchor, time + x.shape[1])
+
+    def segment(
+        self, streams: list[Tensor], weights: Weights, momentum: Weights, anchor: Weights
+    ) -> tuple[Tensor, Weights, Weights]:
+        """Tokens of one chunk, and M and S after the last."""
+        q, k, v, theta, moving, keeping = streams
+        moved, kept = decays(moving), decays(keeping)
+        push, mix = kept @ moving.cumsum(-2).exp(), kept @ (moved * theta.mT)
+        keep, hold, last = keeping.cumsum(-2).exp(), moving.sum(-2, keepdim=True).exp(), moved[..., -1:, :] * theta.mT
+        entered, slopes = self.network.slopes(k, v, anchor)
+
+        def layer(i: int, x: Tensor) -> Tensor:
+            return keep * (x @ weights[i]) + push * (x @ momentum[i]) - ((x @ entered[i].mT) * mix) @ slopes[i]
+
+        y = self.network.answer(q, [lambda x, i=i: layer(i, x) for i in range(len(weights))])
+        parts = list(zip(weights, momentum, entered, slopes, strict=True))
+        after = tuple(
+            keep[..., -1:, :] * m + push[..., -1:, :] * s - (x.mT * mix[..., -1:, :]) @ slope
+            for m, s, x, slope in parts
+        )
+        return y, after, tuple(hold * s - (x.mT * last) @ slope for _, s, x, slope in parts)
+
+
+def decays(log: Tensor) -> Tensor:
+    """The product of the rates from after j up to i, at (i, j) for j <= i; zero elsewhere."""
+    total = log.cumsum(-2)
+    past = torch.ones(log.shape[-2], log.shape[-2], dtype=torch.bool, device=log.device).tril()
+    return (total - total.mT).masked_fill(~past, -torch.inf).exp()

@@ -1,0 +1,338 @@
+"""Each mixer of the delta rule is its paper's recurrence, written out plainly, in float64, with its own weights."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestiary.laws import moved
+from bestiary.spec import parse
+
+BATCH, TIME, DIM = 2, 23, 64
+
+
+def made(text: str) -> Any:
+    (found,) = parse("mixers", text)
+    return moved(found)
+
+
+def inputs() -> Tensor:
+    return torch.randn(BATCH, TIME, DIM, dtype=torch.float64)
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+def streams(mixer: Any, x: Tensor, widths: list[int], heads: int) -> list[Tensor]:
+    """SiLU(short convolution(W x)) by heads."""
+    u = x @ mixer.streams.project.weight.T
+    filter, y = mixer.streams.conv.filter, torch.zeros_like(u)
+    for t in range(TIME):
+        for i in range(min(t + 1, len(filter))):
+            y[:, t] += filter[i] * u[:, t - i]
+    return [z.unflatten(-1, (heads, -1)) for z in (y * torch.sigmoid(y)).split([heads * w for w in widths], dim=-1)]
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=-1, keepdim=True)
+
+
+def outer(x: Tensor, y: Tensor) -> Tensor:
+    return x.unsqueeze(-1) * y.unsqueeze(-2)
+
+
+def rms(y: Tensor, weight: Tensor) -> Tensor:
+    return (y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight).flatten(2)
+
+
+def forgetting(decay: Any, x: Tensor) -> Tensor:
+    """alpha by heads and channels."""
+    step = F.softplus(decay.project(x) + decay.dt).unflatten(-1, (len(decay.rate), -1))
+    return torch.exp(-decay.rate.exp().unsqueeze(-1) * step)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_delta_net(negative: bool) -> None:
+    mixer, x = made(f"delta_net(heads=4, negative={negative})"), inputs()
+    q, k, v = streams(mixer, x, [16, 16, 16], heads=4)
+    q, k, beta = unit(q), unit(k), (2 if negative else 1) * mixer.beta(x).sigmoid()
+    state, y = torch.zeros(BATCH, 4, 16, 16, dtype=torch.float64), torch.zeros_like(v)
+    for t in range(TIME):
+        miss = v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], state)
+        state = state + beta[:, t, :, None, None] * outer(k[:, t], miss)
+        y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
+    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_delta_product(forget: bool) -> None:
+    mixer, x = made(f"delta_product(key=8, value=6, steps=3, forget={forget})"), inputs()
+    q, k, v = streams(mixer, x, [8, 24, 18], heads=2)
+    q, k, v = unit(q), unit(k.unflatten(-1, (3, 8))), v.unflatten(-1, (3, 6))
+    beta = 2 * mixer.beta(x).sigmoid().unflatten(-1, (2, 3))
+    state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros(BATCH, TIME, 2, 6, dtype=torch.float64)
+    for t in range(TIME):
+        if forget:
+            state = forgetting(mixer.decay, x)[:, t].unsqueeze(-1) * state
+        for i in range(3):
+            key, one = k[:, t, :, i].unsqueeze(-1), torch.eye(8, dtype=torch.float64)
+            step = beta[:, t, :, i, None, None]
+            state = (one - step * key @ key.mT) @ state + step * key @ v[:, t, :, i].unsqueeze(-2)
+        y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
+    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * F.silu(mixer.answer.gate(x))))
+
+
+def test_one_step_of_delta_product_is_gated_delta() -> None:
+    product, gated, x = made("delta_product(steps=1, forget=True)"), made("gated_delta"), inputs()
+    with torch.no_grad():
+        for here, there in (
+            (product.streams.project.weight, gated.qkv.weight),
+            (product.streams.conv.filter, gated.conv.filter),
+            (product.beta.weight, gated.beta.weight),
+            (product.decay.project.weight, gated.decay.weight),
+            (product.decay.rate, gated.rate),
+            (product.decay.dt, gated.dt),
+            (product.answer.norm.weight, gated.norm.weight),
+            (product.answer.gate.weight, gated.gate.weight),
+            (product.answer.out.weight, gated.out.weight),
+        ):
+            here.copy_(there)
+        product.beta.weight.zero_()
+        gated.beta.weight.zero_()  # beta = 2 sigmoid(0) = 1, which sigmoid(40) is in float64
+        gated.beta.bias.fill_(40.0)
+    same(product(x)[0], gated(x)[0])
+
+
+def test_kda() -> None:
+    mixer, x = made("kda(key=8, value=6)"), inputs()
+    q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
+    q, k, beta, alpha = unit(q), unit(k), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
+    state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
+    for t in range(TIME):
+        key, step, one = k[:, t].unsqueeze(-1), beta[:, t, :, None, None], torch.eye(8, dtype=torch.float64)
+        decayed = torch.diag_embed(alpha[:, t]) @ state
+        state = (one - step * key @ key.mT) @ decayed + step * key @ v[:, t].unsqueeze(-2)
+        y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
+    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
+
+
+def test_gdn2() -> None:
+    mixer, x = made("gdn2(key=8, value=6)"), inputs()
+    q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
+    q, k, alpha = unit(q), unit(k), forgetting(mixer.decay, x)
+    b, w = (x @ gate.weight.T for gate in (mixer.erase, mixer.write))
+    b, w = b.sigmoid().unflatten(-1, (2, 8)), w.sigmoid().unflatten(-1, (2, 6))
+    state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
+    for t in range(TIME):
+        shrink = torch.eye(8, dtype=torch.float64) - outer(k[:, t], b[:, t] * k[:, t])
+        state = shrink @ torch.diag_embed(alpha[:, t]) @ state + outer(k[:, t], w[:, t] * v[:, t])
+        y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
+    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
+
+
+def test_comba() -> None:
+    mixer, x = made("comba(key=8, value=6)"), inputs()
+    q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
+    q, k, beta, alpha = unit(q), unit(k), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
+    b, d = mixer.feedback.sigmoid()[:, None, None], mixer.correction[:, None]
+    state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
+    for t in range(TIME):
+        key, step, one = k[:, t].unsqueeze(-1), beta[:, t, :, None, None], torch.eye(8, dtype=torch.float64)
+        shrink = alpha[:, t].unsqueeze(-1) * one - b * step * key @ key.mT
+        state = shrink @ state + step * key @ v[:, t].unsqueeze(-2)
+        y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t] - d * k[:, t], state)
+    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
+
+
+def test_rwkv7() -> None:
+    mixer, x = made("rwkv7(heads=4, layer=1, layers=3)"), inputs()
+    before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
+    for_r, for_w, for_k, for_v, for_a, for_g = ((1 - mu) * x + mu * before for mu in mixer.mix)
+    r, k, v = for_r @ mixer.r.weight.T, for_k @ mixer.k.weight.T, for_v @ mixer.v.weight.T
+    w = torch.tanh(for_w @ mixer.decay[0].weight.T) @ mixer.decay[2].weight.T + mixer.decay[2].bias
+    w = torch.exp(-torch.exp(-F.softplus(-w) - 0.5))
+    a = (for_a @ mixer.rate[0].weight.T @ mixer.rate[2].weight.T + mixer.rate[2].bias).sigmoid()
+    gate = (for_g @ mixer.gate[0].weight.T).sigmoid() @ mixer.gate[2].weight.T
+    kappa = unit((k * mixer.remove).unflatten(-1, (4, 16)))
+    k = k * (1 + (a - 1) * mixer.replace)
+    r, w, k, v, a = (z.unflatten(-1, (4, 16)) for z in (r, w, k, v, a))
+    state, y = torch.zeros(BATCH, 4, 16, 16, dtype=torch.float64), torch.zeros_like(v)  # values by keys
+    for t in range(TIME):
+        transition = torch.diag_embed(w[:, t]) - outer(kappa[:, t], a[:, t] * kappa[:, t])
+        state = state @ transition + outer(v[:, t], k[:, t])
+        y[:, t] = torch.einsum("bhvk,bhk->bhv", state, r[:, t])
+    normed = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 64e-5).sqrt()
+    normed = normed.flatten(2) * mixer.norm.weight + mixer.norm.bias
+    bonus = ((r * mixer.bonus * k).sum(-1, keepdim=True) * v).flatten(2)
+    same(mixer(x)[0], mixer.out(gate * (normed + bonus)))
+
+
+@pytest.mark.parametrize("time", [1, 5, TIME])
+def test_gated_oja(time: int) -> None:
+    mixer, x = made("gated_oja(key=8, value=6)"), inputs()
+    q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
+    q, k, v, beta, alpha = unit(q), unit(k), unit(v), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
+    state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
+    for t in range(TIME):
+        state = state * alpha[:, t].unsqueeze(-2)
+        miss = k[:, t] - torch.einsum("bhkv,bhv->bhk", state, v[:, t])
+        state = state + beta[:, t, :, None, None] * outer(miss, v[:, t])
+        y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
+    wanted = mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid())
+    same(mixer(x[:, :time])[0], wanted[:, :time])
+
+
+def sums(mixer: Any, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """H_t + Lambda, G_t and q_t of a Mesa layer at every t."""
+    width = DIM // heads
+    q, k = (unit(z) for z in streams(mixer, x, [width, width], heads))
+    v = mixer.value(x).unflatten(-1, (heads, width))
+    gamma, beta = mixer.gamma(x).sigmoid()[..., None, None], mixer.beta(x).sigmoid()[..., None, None]
+    ridge = torch.diag_embed((0.25 + F.softplus(mixer.ridge)).unflatten(0, (heads, width)))
+    h = g = torch.zeros(BATCH, heads, width, width, dtype=torch.float64)
+    hs, gs = [], []
+    for t in range(TIME):
+        h = gamma[:, t] * h + beta[:, t] * outer(k[:, t], k[:, t])
+        g = gamma[:, t] * g + beta[:, t] * outer(k[:, t], v[:, t])
+        hs.append(h + ridge)
+        gs.append(g)
+    return torch.stack(hs, dim=1), torch.stack(gs, dim=1), q
+
+
+def test_mesa_net_solves_least_squares() -> None:
+    mixer, x = made("mesa_net(heads=8, steps=12)"), inputs()
+    h, g, q = sums(mixer, x, heads=8)
+    y = torch.einsum("bthkv,bthk->bthv", g, torch.linalg.solve(h, q))
+    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
+
+
+def test_mesa_net_takes_as_many_steps_of_conjugate_gradients_as_asked() -> None:
+    mixer, x = made("mesa_net(heads=2, steps=3)"), inputs()
+    h, g, q = sums(mixer, x, heads=2)
+    p = residual = q
+    solved = torch.zeros_like(q)
+    for _ in range(3):
+        ahead = (h @ p.unsqueeze(-1)).squeeze(-1)
+        pace = (residual**2).sum(-1, keepdim=True) / (p * ahead).sum(-1, keepdim=True)
+        solved, left = solved + pace * p, residual - pace * ahead
+        p = left + (left**2).sum(-1, keepdim=True) / (residual**2).sum(-1, keepdim=True) * p
+        residual = left
+    y = torch.einsum("bthkv,bthk->bthv", g, solved)
+    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
+
+
+def test_the_gradient_of_mesa_net_is_that_of_least_squares() -> None:
+    mixer, x = made("mesa_net(heads=8, steps=12)"), inputs().requires_grad_()
+    h, g, q = sums(mixer, x, heads=8)
+    y = torch.einsum("bthkv,bthk->bthv", g, torch.linalg.solve(h, q))
+    wanted = mixer.answer.out(rms(y, mixer.answer.norm.weight))
+    parts = [x, mixer.ridge, mixer.gamma.weight, mixer.beta.weight, mixer.streams.project.weight]
+    for one, other in zip(
+        torch.autograd.grad(mixer(x)[0].square().sum(), parts),
+        torch.autograd.grad(wanted.square().sum(), parts),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
+
+
+def test_rwkv7_starts_as_its_authors_say() -> None:
+    mixer = parse("mixers", "rwkv7(layer=2, layers=5)")[0].build(DIM)
+    for part in (mixer.out, mixer.decay[0], mixer.rate[0], mixer.gate[0]):
+        assert not part.weight.any()
+    assert mixer.k.weight.abs().max() <= 0.05 / DIM**0.5
+    n, width = 7, DIM // 2
+    zigzag = (n % width - (width - 1) / 2) / ((width - 1) / 2)
+    bent, ramp = zigzag * abs(zigzag), n / (DIM - 1)
+    decay = -6 + 6 * ramp ** (1 + (2 / 4) ** 0.3) + 0.5 + 2.5 * bent
+    assert mixer.decay[2].bias[n].item() == pytest.approx(decay, abs=1e-5)
+    assert mixer.rate[2].bias[n].item() == pytest.approx(-0.19 + 0.3 * bent + 0.4 * (ramp - 0.5), abs=1e-5)
+    assert mixer.mix[1, n].item() == pytest.approx(1 - (n / DIM) ** (0.9 * (1 - 2 / 5)), abs=1e-5)
+    assert mixer.norm.weight[0].item() == pytest.approx((3 / 5) ** 0.7)
+
+
+@pytest.mark.hf
+def test_gated_delta_is_that_of_qwen3_next() -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+
+    mixer, x = made("gated_delta(heads=2, key=8, value=6)").float(), inputs().float()
+    config = transformers.Qwen3NextConfig(
+        hidden_size=DIM,
+        num_hidden_layers=1,
+        layer_types=["linear_attention"],
+        linear_num_key_heads=2,
+        linear_num_value_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=6,
+        linear_conv_kernel_dim=4,
+        rms_norm_eps=1e-5 / 8,  # it divides queries by sqrt(8) before the norm
+    )
+    other = Qwen3NextGatedDeltaNet(config, 0)
+    with torch.no_grad():
+        q, k, v = (z.unflatten(0, (2, -1)) for z in mixer.qkv.weight.split([16, 16, 12]))
+        gate = mixer.gate.weight.unflatten(0, (2, -1))
+        other.in_proj_qkvz.weight.copy_(torch.cat([q, k, v, gate], dim=1).flatten(0, 1))
+        other.in_proj_ba.weight.copy_(torch.stack([mixer.beta.weight, mixer.decay.weight], dim=1).flatten(0, 1))
+        mixer.beta.bias.zero_()
+        other.conv1d.weight.copy_(mixer.conv.filter.flip(0).T.unsqueeze(1))
+        for here, there in (
+            (other.dt_bias, mixer.dt),
+            (other.A_log, mixer.rate),
+            (other.norm.weight, mixer.norm.weight),
+            (other.out_proj.weight, mixer.out.weight),
+        ):
+            here.copy_(there)
+    torch.testing.assert_close(mixer(x)[0], other(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.hf
+def test_kda_is_that_of_kimi_linear() -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearDeltaAttention
+
+    mixer, x = made("kda(heads=2, key=8)").float(), inputs().float()
+    config = transformers.KimiLinearConfig(
+        hidden_size=DIM,
+        num_hidden_layers=1,
+        layer_types=["linear_attention"],
+        linear_num_heads=2,
+        linear_head_dim=8,
+        linear_conv_kernel_dim=4,
+        rms_norm_eps=1e-5 / 8,  # it divides queries by sqrt(8) before the norm
+    )
+    other = KimiLinearDeltaAttention(config, 0)
+    with torch.no_grad():
+        q, k, v = mixer.streams.project.weight.chunk(3)
+        for here, there in (
+            (other.q_proj.weight, q),
+            (other.k_proj.weight, k),
+            (other.v_proj.weight, v),
+            (other.conv1d.weight, mixer.streams.conv.filter.flip(0).T.unsqueeze(1)),
+            (other.forget_gate.f_a_proj.weight, mixer.decay.project[0].weight),
+            (other.forget_gate.f_b_proj.weight, mixer.decay.project[1].weight),
+            (other.forget_gate.dt_bias, mixer.decay.dt),
+            (other.forget_gate.A_log, mixer.decay.rate.reshape(1, 1, 2, 1)),
+            (other.b_proj.weight, mixer.beta.weight),
+            (other.g_a_proj.weight, mixer.answer.gate[0].weight),
+            (other.g_b_proj.weight, mixer.answer.gate[1].weight),
+            (other.o_norm.weight, mixer.answer.norm.weight),
+            (other.o_proj.weight, mixer.answer.out.weight),
+        ):
+            here.copy_(there)
+    torch.testing.assert_close(mixer(x)[0], other(x), rtol=1e-3, atol=1e-4)
+
+
+def test_initial_rates_are_the_papers() -> None:
+    for name, low in (("kda", 1), ("gdn2", 1), ("gated_oja", 1), ("comba", 0), ("delta_product(forget=True)", 0)):
+        decay = parse("mixers", name)[0].build(DIM).decay
+        assert low <= decay.rate.exp().min()
+        assert decay.rate.exp().max() <= 16
+        assert F.softplus(decay.dt).min() >= 0.99e-3
+        assert F.softplus(decay.dt).max() <= 0.101
+    ridge = parse("mixers", "mesa_net")[0].build(DIM).ridge
+    torch.testing.assert_close(0.25 + F.softplus(ridge), torch.ones(DIM))
+    assert math.isclose(0.25 + math.log1p(math.exp(ridge[0].item())), 1, rel_tol=1e-6)

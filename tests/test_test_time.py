@@ -1,0 +1,137 @@
+"""Mixers that learn while they read: their papers' updates written out, with gradients from autograd, in float64."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestiary.laws import moved
+from bestiary.spec import parse
+
+BATCH, TIME, DIM = 2, 23, 64
+
+
+def made(text: str) -> Any:
+    (found,) = parse("mixers", text)
+    return moved(found)
+
+
+def inputs() -> Tensor:
+    return torch.randn(BATCH, TIME, DIM, dtype=torch.float64)
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+def convolved(x: Tensor, conv: Any) -> Tensor:
+    y = torch.zeros_like(x)
+    for t in range(x.shape[1]):
+        for i in range(min(t + 1, len(conv.filter))):
+            y[:, t] += conv.filter[i] * x[:, t - i]
+    return y if conv.bias is None else y + conv.bias
+
+
+def turned(x: Tensor, place: int) -> Tensor:
+    """Rotary positions of one vector, channel i paired with i + width / 2."""
+    half = len(x) // 2
+    y = torch.empty_like(x)
+    for i in range(half):
+        angle = place / 10_000 ** (i / half)
+        y[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+        y[i + half] = x[i] * math.sin(angle) + x[i + half] * math.cos(angle)
+    return y
+
+
+def normed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return (x - x.mean()) / (x.var(correction=0) + 1e-6).sqrt() * scale + shift
+
+
+def network(x: Tensor, weights: list[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
+    """x + LayerNorm(layers), one vector, GELU in its tanh form between the layers."""
+    y = x @ weights[0][:-1] + weights[0][-1]
+    for weight in weights[1:]:
+        y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+        y = y @ weight[:-1] + weight[-1]
+    return x + normed(y, scale, shift)
+
+
+def gradient(k: Tensor, v: Tensor, weights: list[Tensor], scale: Tensor, shift: Tensor) -> list[Tensor]:
+    """Of |f(k) - v|^2 / 2, by autograd."""
+    given = [weight.detach().requires_grad_() for weight in weights]
+    loss = (network(k, given, scale, shift) - v).square().sum() / 2
+    return list(torch.autograd.grad(loss, given))
+
+
+@pytest.mark.parametrize("backbone", ["mamba", "transformer"])
+@pytest.mark.parametrize(("name", "speed"), [("ttt_linear", 1.0), ("ttt_mlp", 0.1)])
+def test_ttt(name: str, speed: float, backbone: str) -> None:
+    heads, size = 4, 5
+    mixer, x = made(f"{name}(heads={heads}, minibatch={size}, backbone={backbone!r})"), inputs()
+    width = DIM // heads
+    q = x @ mixer.q.weight.T
+    q, k = (
+        (convolved(q, mixer.conv_q), convolved(q, mixer.conv_k)) if backbone == "mamba" else (q, x @ mixer.k.weight.T)
+    )
+    v, eta = x @ mixer.v.weight.T, speed / width * mixer.eta(x).sigmoid()
+    y = torch.zeros_like(x)
+    for b in range(BATCH):
+        for h in range(heads):
+            part = slice(h * width, (h + 1) * width)
+            scale, shift = mixer.network.scale[h, 0], mixer.network.shift[h, 0]
+            start = [weight[h].detach() for weight in mixer.network.start]
+            for t in range(TIME):
+                i = t % size
+                learned = [torch.zeros_like(w) for w in start] if i == 0 else learned
+                slopes = gradient(turned(k[b, t, part], i), v[b, t, part], start, scale, shift)
+                learned = [s + eta[b, t, h] * slope for s, slope in zip(learned, slopes, strict=True)]
+                pace = max(0.0, 1 / (i + 1) + mixer.pace[i].item())
+                now = [w - pace * s for w, s in zip(start, learned, strict=True)]
+                y[b, t, part] = network(turned(q[b, t, part], i), now, scale, shift)
+                start = now if i == size - 1 else start
+    y = F.layer_norm(y, (DIM,), mixer.norm.weight, mixer.norm.bias, 1e-6)
+    if backbone == "mamba":
+        y = F.gelu(x @ mixer.gate.weight.T, approximate="tanh") * y
+    same(mixer(x)[0], y @ mixer.out.weight.T)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("chunk", [1, 5])
+def test_titans(depth: int, chunk: int) -> None:
+    heads, width = 4, 16
+    mixer, x = made(f"titans(heads={heads}, depth={depth}, chunk={chunk})"), inputs()
+    mixed = convolved(x @ mixer.streams.project.weight.T, mixer.streams.conv)
+    q, k, v = ((z * z.sigmoid()).unflatten(-1, (heads, -1)) for z in mixed.chunk(3, dim=-1))
+    q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+    theta, eta, alpha = mixer.theta(x).sigmoid() / width, mixer.eta(x).sigmoid(), mixer.alpha(x).sigmoid()
+    y = torch.zeros_like(v)
+    for b in range(BATCH):
+        for h in range(heads):
+            scale, shift = mixer.network.scale[h, 0], mixer.network.shift[h, 0]
+            memory = [weight[h].detach() for weight in mixer.network.start]
+            momentum = [torch.zeros_like(weight) for weight in memory]
+            for t in range(TIME):
+                anchor = memory if t % chunk == 0 else anchor
+                slopes = gradient(k[b, t, h], v[b, t, h], anchor, scale, shift)
+                momentum = [eta[b, t, h] * s - theta[b, t, h] * g for s, g in zip(momentum, slopes, strict=True)]
+                memory = [(1 - alpha[b, t, h]) * m + s for m, s in zip(memory, momentum, strict=True)]
+                y[b, t, h] = network(q[b, t, h], memory, scale, shift)
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.answer.norm.weight
+    same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
+
+
+@pytest.mark.parametrize("name", ["ttt_linear", "ttt_mlp", "titans"])
+def test_nothing_but_weights_is_kept_at_the_end_of_a_minibatch(name: str) -> None:
+    mixer, x = made(name), inputs()
+    _, inside = mixer(x[:, :15])
+    _, boundary = mixer(x[:, :16])
+    assert (inside[2] if name != "titans" else inside[3]) != ()
+    assert (boundary[2] if name != "titans" else boundary[3]) == ()
+
+
+def test_ttt_needs_heads_of_even_width() -> None:
+    with pytest.raises(ValueError, match="an even head width, 6 / 2 is odd"):
+        parse("mixers", "ttt_linear")[0].build(6)
