@@ -46,3 +46,10 @@ def test_transform_sizes_are_fast_and_large_enough(size: int) -> None:
         while found % prime == 0:
             found //= prime
     assert found == 1
+
+
+def test_half_precision_is_computed_in_float32_and_returned_as_it_came() -> None:
+    x, filter, past = (torch.randn(*shape).bfloat16() for shape in ((2, 9, 3), (6, 3), (2, 5, 3)))
+    found = long(x, filter, past)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, long(x.float(), filter.float(), past.float()).bfloat16())

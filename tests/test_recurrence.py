@@ -79,3 +79,14 @@ def test_the_delta_rule_replaces_what_a_key_stores() -> None:
     _, state = step(Drive(key, key, old), torch.zeros(1, 1, KEY, VALUE, dtype=torch.float64))
     y, _ = step(Drive(key, key, new, None, (-key, key)), state)
     torch.testing.assert_close(y, new)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("time", [1, 41])
+def test_half_precision_is_computed_in_float32_and_returned_as_it_came(kind: str, time: int) -> None:
+    half = drive(kind, 1.0, time=time).map(Tensor.bfloat16)
+    y, state = run(half, torch.zeros(BATCH, HEADS, KEY, VALUE, dtype=torch.bfloat16))
+    wanted, whole = run(half.map(Tensor.float), torch.zeros(BATCH, HEADS, KEY, VALUE))
+    assert (y.dtype, state.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(y, wanted.bfloat16())
+    torch.testing.assert_close(state, whole)

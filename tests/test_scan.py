@@ -56,3 +56,12 @@ def test_one_rate_for_all_channels_may_be_broadcast() -> None:
     a, x, state = given(torch.float64)
     found, _ = scan(a[..., :1], x, state, way="loop")
     torch.testing.assert_close(found, by_steps(a[..., :1], x, state))
+
+
+def test_half_precision_is_computed_in_float32_and_returned_as_it_came() -> None:
+    a, x, state = (z.bfloat16() for z in given(torch.float64))
+    h, last = scan(a, x, state)
+    wanted, end = scan(a.float(), x.float(), state.float())
+    assert (h.dtype, last.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(h, wanted.bfloat16())
+    torch.testing.assert_close(last, end)

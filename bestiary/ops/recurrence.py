@@ -32,6 +32,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+HALF = (torch.float16, torch.bfloat16)
+
 Matrix = Float[Tensor, "batch heads key value"]
 Key = Float[Tensor, "batch time heads key"]
 Value = Float[Tensor, "batch time heads value"]
@@ -65,9 +67,13 @@ def step(drive: Drive, state: Matrix) -> tuple[Value, Matrix]:
 def run(drive: Drive, state: Matrix, *, chunk: int = 64) -> tuple[Value, Matrix]:
     """Advance any number of positions: in parallel within a chunk, in sequence across chunks.
 
-    `chunk` is rounded up to a power of two, and is never longer than the input needs.
+    `chunk` is rounded up to a power of two, and is never longer than the input needs. Half precision is computed in
+    float32; outputs have the type of the input, the state stays float32.
     """
-    time = drive.q.shape[1]
+    time, given = drive.q.shape[1], drive.q.dtype
+    if given in HALF:
+        y, state = run(drive.map(Tensor.float), state.float(), chunk=chunk)
+        return y.to(given), state
     if time == 1:
         return step(drive, state)
     chunk = 2 ** (min(chunk, time) - 1).bit_length()

@@ -26,8 +26,12 @@ def step(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
 def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto") -> tuple[Tensor, Tensor]:
     """All h_1 .. h_T and the last one. Time is axis 1 of `a` and `x`; `state` has no time axis.
 
-    `way="auto"` is the loop on a CPU and the tree elsewhere; both give the same numbers.
+    `way="auto"` is the loop on a CPU and the tree elsewhere; both give the same numbers. Half precision is computed in
+    float32; outputs have the type of the input, the last state stays float32.
     """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        h, last = scan(a.float(), x.float(), state.float(), way=way)
+        return h.to(x.dtype), last
     if way == "auto":
         way = "loop" if x.device.type == "cpu" else "tree"
     h = loop(a, x, state) if way == "loop" else tree(a, x, state)
