@@ -1,0 +1,136 @@
+"""What attention-like mixers share: a memory with an entry for every position, and softmax over chosen ones.
+
+In whatever is kept, time is the second axis from the right, so one rule joins all memories. Queries stand at explicit
+positions, `where`, alike for all sequences or not.
+"""
+
+from abc import abstractmethod
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take
+from bestiary.ops.attention import rotate
+
+Places = Int[Tensor, " asked"] | Int[Tensor, "batch asked"]
+Kept = TypeVar("Kept", bound=tuple[Tensor, ...])
+
+
+class Keeper(Mixer):
+    """A mixer that keeps an entry for every position, and answers from all of them."""
+
+    @abstractmethod
+    def keep(self, x: Features, state: State) -> Any:
+        """All that is kept once x is read: a tuple of tensors, the first of which has an entry for every position."""
+
+    @abstractmethod
+    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+        """Outputs for the inputs x at the positions `where`."""
+
+    def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
+        kept = self.keep(x, state)
+        end = kept[0].shape[-2]
+        return self.answer(x, torch.arange(end - x.shape[1], end, device=x.device), kept), kept
+
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        places = torch.arange(x.shape[1], device=x.device) if where is None else where
+        return self.answer(take(x, where), places, self.keep(x, None))
+
+
+class Heads(Keeper):
+    """A keeper of the keys and values of several heads, drawn N(0, 0.02)."""
+
+    class Memory(NamedTuple):
+        k: Float[Tensor, "batch heads past key"]
+        v: Float[Tensor, "batch heads past key"]
+
+    def __init__(self, dim: int, heads: int, *, rotary: bool) -> None:
+        super().__init__()
+        if heads_of(dim, heads) % 2 and rotary:
+            raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
+        self.heads, self.rotary = heads, rotary
+        self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
+
+    def keep(self, x: Features, state: State) -> Any:
+        k, v = split(self.k(x), self.heads), split(self.v(x), self.heads)
+        return joined(state, self.Memory(rotate(k, fresh(x, state)) if self.rotary else k, v))
+
+    def queries(self, x: Chosen, where: Places) -> Float[Tensor, "batch heads asked key"]:
+        q = split(self.q(x), self.heads)
+        return rotate(q, where) if self.rotary else q
+
+
+def fresh(x: Features, state: State) -> Int[Tensor, " time"]:
+    """The positions of inputs that come after a state."""
+    start = 0 if state is None else state[0].shape[-2]
+    return torch.arange(start, start + x.shape[1], device=x.device)
+
+
+def joined(old: Kept | None, new: Kept) -> Kept:
+    """What was kept and what is new."""
+    return new if old is None else type(new)(*(torch.cat(pair, dim=-2) for pair in zip(old, new, strict=True)))
+
+
+def split(x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merged(y: Float[Tensor, "batch heads asked value"]) -> Float[Tensor, "batch asked dim"]:
+    return y.transpose(1, 2).flatten(2)
+
+
+def column(where: Places) -> Int[Tensor, "*batch asked 1"]:
+    """Positions of queries, to be compared with those of keys beside it; with an axis for heads if rows differ."""
+    return where.unsqueeze(-1) if where.ndim == 1 else where.unsqueeze(-1).unsqueeze(1)
+
+
+def past(where: Places, count: int) -> Bool[Tensor, "*batch asked keys"]:
+    """Which of `count` positions each query may read: its own and all before."""
+    return torch.arange(count, device=where.device) <= column(where)
+
+
+def chosen(x: Float[Tensor, "batch heads time width"], where: Places) -> Float[Tensor, "batch heads asked width"]:
+    """What was kept at the positions `where`."""
+    if where.ndim == 1:
+        return x[:, :, where]
+    return x.gather(2, where[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))
+
+
+def attend(
+    q: Float[Tensor, "batch heads asked key"],
+    k: Float[Tensor, "batch heads time key"],
+    v: Float[Tensor, "batch heads time value"],
+    seen: Bool[Tensor, "*rows asked time"],
+    bias: Float[Tensor, "batch _ asked time"] | None = None,
+) -> Float[Tensor, "batch heads asked value"]:
+    """Softmax over what is seen, which must be something, of q . k / sqrt(key) + bias."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    scores = scores if bias is None else scores + bias
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
+
+
+def top(scores: Tensor, count: int) -> Bool[Tensor, "*rows options"]:
+    """Where the `count` >= 1 highest scores of each row are; of equal ones, the later."""
+    last = scores.topk(min(count, scores.shape[-1]), dim=-1).values[..., -1:]
+    above, level = scores > last, scores == last
+    later = level.flip(-1).cumsum(-1).flip(-1)  # how many equals from here on
+    return above | (level & (later <= count - above.sum(-1, keepdim=True)))
+
+
+def tokens(blocks: Bool[Tensor, "*rows blocks"], size: int, count: int) -> Bool[Tensor, "*rows time"]:
+    """The same choice, token by token, for `count` tokens in blocks of `size`."""
+    return blocks.unsqueeze(-1).expand(*blocks.shape, size).flatten(-2)[..., :count]
+
+
+def drawn(seed: int, *keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+    """Random numbers below 2^32 that depend on the keys alone, so that they are the same wherever a sequence is cut."""
+    mask = 2**32 - 1
+    x = torch.zeros_like(keys[0]) + (seed & mask)
+    for key in keys:
+        x = ((x ^ key) + 0x9E3779B9) & mask
+        for factor in (0x21F0AAAD, 0x2C1B3C6D):  # odd and below 2^31, so no product exceeds 64 bits
+            x = ((x ^ (x >> 16)) * factor) & mask
+        x = x ^ (x >> 15)
+    return x

@@ -1,0 +1,47 @@
+"""Forgetting attention, FoX (Lin, Nikishin, He & Courville, 2025): softmax attention with a forget gate in its logits.
+
+    f_t = sigmoid(w x_t + b) per head
+    y_i = W_o sum_j softmax_j(q_i . k_j / sqrt(key) + log f_{j+1} + ... + log f_i) v_j
+
+The gates take the place of positions. The first token's gate closes on nothing and is not kept. Weights are drawn
+N(0, 0.02), b is zero, so that every gate starts near one half: the authors' code.
+Departs from the paper: this is its layer in the plain (LLaMA) block; output gate and norm, query-key norm and the
+shift of keys and values of its Pro block are left out.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestiary.mixers._mixer import Chosen, Features, State, linear
+from bestiary.mixers._softmax import Heads, Places, attend, chosen, joined, merged, past, split
+from bestiary.spec import Positive
+
+
+class ForgettingAttention(Heads):
+    """y_i = sum_j softmax_j(q_i . k_j / sqrt(key) + sum_{j<l<=i} log f_l) v_j."""
+
+    family: ClassVar = "softmax"
+    variants: ClassVar = ("heads=4",)
+
+    class Gated(NamedTuple):
+        k: Float[Tensor, "batch heads past key"]
+        v: Float[Tensor, "batch heads past key"]
+        gates: Float[Tensor, "batch heads later 1"]  # log f of all positions but the first
+
+    def __init__(self, dim: int, *, heads: Positive = 2) -> None:
+        super().__init__(dim, heads, rotary=False)
+        self.gate = linear(dim, heads, bias=True)
+
+    def keep(self, x: Features, state: State) -> Any:
+        k, v = split(self.k(x), self.heads), split(self.v(x), self.heads)
+        gates = F.logsigmoid(split(self.gate(x), self.heads))
+        return joined(state, self.Gated(k, v, gates[:, :, 1:] if state is None else gates))
+
+    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+        k, v, gates = kept
+        total = F.pad(gates.cumsum(2), (0, 0, 1, 0))
+        bias = chosen(total, where) - total.mT
+        return self.out(merged(attend(self.queries(x, where), k, v, past(where, k.shape[2]), bias)))

@@ -1,0 +1,116 @@
+"""Native sparse attention, NSA (Yuan et al., 2025): compressed blocks, the best blocks in full, and a window, gated.
+
+    y_i = W_o sum_c g_ic Attention(q_i, K_c, V_c),   g_i = sigmoid(W_g x_i), per head and branch c
+    compressed: k_b, v_b = MLP(the keys, values of block b), for blocks that are complete; p_ib its softmax weights
+    selected:   all tokens j <= i of the `selected` blocks with the highest p_ib summed over the heads of a group,
+                the first block, the own and the one before among them always
+    window:     the last `window` tokens
+
+Each branch has its own keys and values, shared by the heads of a group. The MLP reads a block's concatenated keys, so
+its first bias is what an encoding of places in the block would add. Linear maps are drawn N(0, 0.02), the MLPs as
+PyTorch does, as the paper does not say; positions are rotary but for the compressed branch, whose keys
+stand for many. A branch without anything to read yet gives zero.
+Departs from the paper: compression blocks do not overlap and are the blocks of the selection; 16 tokens each, 4 of them
+selected, a window of 32, for shorter sequences; gates are linear in x instead of an MLP.
+"""
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bestiary.mixers._mixer import Chosen, Features, State, heads_of, linear
+from bestiary.mixers._softmax import Keeper, Places, attend, column, fresh, joined, merged, past, split, tokens, top
+from bestiary.ops.attention import attend as attend_near
+from bestiary.ops.attention import rotate
+from bestiary.spec import Positive
+
+
+class NSA(Keeper):
+    """y_i = g_i1 attention to compressed blocks + g_i2 attention to selected blocks + g_i3 attention to a window."""
+
+    family: ClassVar = "sparse"
+    variants: ClassVar = ("heads=4, groups=2, block=4, window=5",)
+
+    class Memory(NamedTuple):
+        """Axis 1 holds keys and values."""
+
+        all: Float[Tensor, "batch 2 groups past key"]
+        near: Float[Tensor, "batch 2 groups window key"]
+        block: Float[Tensor, "batch 2 groups open key"]  # the present one, as long as it is not complete
+        blocks: Float[Tensor, "batch 2 groups blocks key"]  # compressed
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: Positive = 2,
+        groups: Positive = 1,
+        block: Positive = 16,
+        selected: Positive = 4,
+        window: Positive = 32,
+    ) -> None:
+        super().__init__()
+        key = heads_of(dim, heads)
+        if key % 2:
+            raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
+        if heads % groups:
+            raise ValueError(f"{groups} groups do not divide {heads} heads")
+        if selected < 3:
+            raise ValueError(f"the first block, the own and the one before are selected always, {selected} are too few")
+        self.heads, self.groups, self.block, self.selected, self.window = heads, groups, block, selected, window
+        self.q, self.kv, self.out = linear(dim, dim), linear(dim, 6 * groups * key), linear(dim, dim)
+        self.gate = linear(dim, 3 * heads)
+        self.compress = nn.ModuleList(
+            nn.Sequential(nn.Linear(block * key, key), nn.ReLU(), nn.Linear(key, key)) for _ in range(2)
+        )
+
+    def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
+        y, kept = super().forward(x, state)
+        return y, kept._replace(near=kept.near[..., max(0, kept.near.shape[-2] - self.window + 1) :, :])
+
+    def keep(self, x: Features, state: State) -> Any:
+        branches, place = self.kv(x).unflatten(-1, (3, 2, self.groups, -1)).movedim(1, -2).unbind(1), fresh(x, state)
+        new, near = (torch.stack([rotate(z[:, 0], place), z[:, 1]], dim=1) for z in branches[:2])
+        kept = joined(state, self.Memory(new, near, branches[2], branches[2][..., :0, :]))
+        whole = kept.block.shape[-2] // self.block
+        done, rest = kept.block.tensor_split([whole * self.block], dim=-2)
+        done = done.unflatten(-2, (whole, self.block)).flatten(-2).unbind(1)
+        blocks = torch.stack([press(z) for press, z in zip(self.compress, done, strict=True)], dim=1)
+        return kept._replace(block=rest, blocks=torch.cat([kept.blocks, blocks], dim=-2))
+
+    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+        q = split(self.q(x), self.heads)
+        coarse, weights = self.coarse(q, where, kept)
+        q, time = rotate(q, where), kept.all.shape[-2]
+        chosen = tokens(self.choice(weights, where, time), self.block, time) & past(where, time)
+        fine = attend(q, *self.each(kept.all), chosen.repeat_interleave(self.heads // self.groups, dim=1))
+        near = attend_near(q, *self.each(kept.near), where - time + kept.near.shape[-2], window=self.window)
+        one, two, three = self.gate(x).sigmoid().unflatten(-1, (3, self.heads, 1)).transpose(1, 3).unbind(2)
+        return self.out(merged(one * coarse + two * fine + three * near))
+
+    def each(self, kept: Float[Tensor, "batch 2 groups time key"]) -> tuple[Tensor, Tensor]:
+        """Keys and values for every head."""
+        k, v = kept.repeat_interleave(self.heads // self.groups, dim=2).unbind(1)
+        return k, v
+
+    def coarse(self, q: Float[Tensor, "batch heads asked key"], where: Places, kept: Any) -> tuple[Tensor, Tensor]:
+        """Attention to compressed blocks, and its weights."""
+        k, v = self.each(kept.blocks)
+        ends = self.block * torch.arange(1, k.shape[2] + 1, device=q.device) - 1
+        complete = ends <= column(where)
+        scores = ((q * q.shape[-1] ** -0.5) @ k.mT).masked_fill(~complete, torch.finfo(q.dtype).min)
+        weights = scores.softmax(-1) * complete
+        return weights @ v, weights
+
+    def choice(
+        self, weights: Float[Tensor, "batch heads asked complete"], where: Places, time: int
+    ) -> Bool[Tensor, "batch groups asked blocks"]:
+        """Which blocks each query reads in full."""
+        value = weights.detach().unflatten(1, (self.groups, -1)).sum(2)
+        value = F.pad(value, (0, -(-time // self.block) - value.shape[-1]))
+        own, other = column(where) // self.block, torch.arange(value.shape[-1], device=value.device)
+        always = (other == 0) | (other == own) | (other == own - 1)
+        return top(value.masked_fill(other > own, -1.0).masked_fill(always, torch.inf), self.selected)

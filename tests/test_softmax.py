@@ -1,0 +1,190 @@
+"""Softmax attentions and their kin, each by its formula, written out plainly, or as Hugging Face has it."""
+
+import importlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestiary.laws import moved
+from bestiary.spec import parse
+
+BATCH, TIME, DIM = 2, 23, 64
+
+
+def made(text: str) -> Any:
+    (found,) = parse("mixers", text)
+    return moved(found)
+
+
+def inputs() -> Tensor:
+    return torch.randn(BATCH, TIME, DIM, dtype=torch.float64)
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+def heads(x: Tensor, count: int) -> Tensor:
+    return x.unflatten(-1, (count, -1))  # batch, time, heads, width
+
+
+def turned(x: Tensor) -> Tensor:
+    """Rotary positions: channel c and its partner half a head away turn by time / 10,000^(c / half)."""
+    y, half = torch.empty_like(x), x.shape[-1] // 2
+    for t in range(x.shape[1]):
+        for c in range(half):
+            angle, one, two = t * 10_000 ** (-c / half), x[:, t, ..., c], x[:, t, ..., c + half]
+            y[:, t, ..., c] = one * math.cos(angle) - two * math.sin(angle)
+            y[:, t, ..., c + half] = one * math.sin(angle) + two * math.cos(angle)
+    return y
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+
+
+@pytest.mark.parametrize("options", ["heads=2", "heads=4, latent=12, queries=20"])
+def test_latent_attention(options: str) -> None:
+    mixer, x = made(f"latent_attention({options})"), inputs()
+    count, head, rotary = mixer.heads, DIM // mixer.heads, DIM // mixer.heads // 2
+    queried = rms(x @ mixer.low[0].weight.T, mixer.low[1].weight, 1e-6) if "queries" in options else x
+    q, p = heads(mixer.q(queried), count).split([head, rotary], dim=-1)
+    k, v = heads(mixer.up(rms(mixer.down(x), mixer.norm.weight, 1e-6)), count).split([head, head], dim=-1)
+    p, r, y = turned(p), turned(mixer.turn(x)), torch.zeros_like(v)
+    for i in range(TIME):
+        logits = [((q[:, i] * k[:, j]).sum(-1) + (p[:, i] * r[:, j, None]).sum(-1)) for j in range(i + 1)]
+        weights = (torch.stack(logits, -1) / math.sqrt(head + rotary)).softmax(-1)
+        y[:, i] = sum(weights[..., j, None] * v[:, j] for j in range(i + 1))
+    same(mixer(x)[0], mixer.out(y.flatten(2)))
+
+
+def test_a_latent_and_a_rotary_key_are_all_that_is_kept() -> None:
+    _, state = made("latent_attention(heads=4, latent=12)")(inputs())
+    assert [tuple(kept.shape) for kept in state] == [(BATCH, TIME, 12), (BATCH, TIME, 8)]
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("name", ["deepseek_v2", "deepseek_v3"])
+def test_latent_attention_is_hugging_faces(name: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model, title = importlib.import_module(f"transformers.models.{name}.modeling_{name}"), f"DeepseekV{name[-1]}"
+    config = getattr(transformers, f"{title}Config")(
+        hidden_size=DIM,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=20,
+        kv_lora_rank=12,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        attn_implementation="eager",
+    )
+    mixer, x = made("latent_attention(heads=4, latent=12, queries=20)").float(), inputs().float()
+    other = getattr(model, f"{title}Attention")(config, layer_idx=0)
+
+    def interleaved(rows: Tensor) -> Tensor:
+        """Rotated channels lie beside their partners there."""
+        return rows.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+
+    with torch.no_grad():
+        parts = [part.split([16, 8]) for part in mixer.q.weight.unflatten(0, (4, 24))]
+        other.q_b_proj.weight.copy_(torch.cat([torch.cat([plain, interleaved(turn)]) for plain, turn in parts]))
+        other.q_a_proj.weight.copy_(mixer.low[0].weight)
+        other.q_a_layernorm.weight.copy_(mixer.low[1].weight)
+        other.kv_a_proj_with_mqa.weight.copy_(torch.cat([mixer.down.weight, interleaved(mixer.turn.weight)]))
+        other.kv_a_layernorm.weight.copy_(mixer.norm.weight)
+        other.kv_b_proj.weight.copy_(mixer.up.weight)
+        other.o_proj.weight.copy_(mixer.out.weight)
+        angles = getattr(model, f"{title}RotaryEmbedding")(config)(x, torch.arange(TIME).unsqueeze(0))
+        mask = torch.full((1, 1, TIME, TIME), -torch.inf).triu(1)
+        wanted, _ = other(x, attention_mask=mask, position_embeddings=angles)
+        torch.testing.assert_close(mixer(x)[0], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_forgetting_attention() -> None:
+    mixer, x = made("forgetting_attention(heads=2)"), inputs()
+    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    f, y = mixer.gate(x).sigmoid(), torch.zeros_like(v)
+    for i in range(TIME):
+        top, bottom = 0, 0
+        for j in range(i + 1):
+            weight = ((q[:, i] * k[:, j]).sum(-1) / math.sqrt(32)).exp() * f[:, j + 1 : i + 1].prod(1)
+            top, bottom = top + weight.unsqueeze(-1) * v[:, j], bottom + weight.unsqueeze(-1)
+        y[:, i] = top / bottom
+    same(mixer(x)[0], mixer.out(y.flatten(2)))
+
+
+def test_stick_breaking() -> None:
+    mixer, x = made("stick_breaking(heads=2)"), inputs()
+    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    y = torch.zeros_like(v)
+    for i in range(TIME):
+        left = torch.ones(BATCH, 2, 1, dtype=torch.float64)
+        for j in reversed(range(i)):
+            share = ((q[:, i] * k[:, j]).sum(-1, keepdim=True) / math.sqrt(32)).sigmoid()
+            y[:, i] += left * share * v[:, j]
+            left = left * (1 - share)
+        y[:, i] += left * mixer.rest[:, 0]
+    y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
+    same(mixer(x)[0], mixer.out(y.flatten(2) * mixer.norm.weight + mixer.norm.bias))
+
+
+@pytest.mark.parametrize("options", ["heads=2, rank=8", "heads=4, conv=1"])
+def test_path(options: str) -> None:
+    mixer, x = made(f"path({options})"), inputs()
+    count, head, taps = mixer.heads, DIM // mixer.heads, mixer.conv.filter
+    low, mixed = x @ mixer.low.weight.T @ mixer.up.weight.T, torch.zeros_like(x)
+    for t in range(TIME):
+        mixed[:, t] = sum(taps[i] * low[:, t - i] for i in range(min(t + 1, len(taps))))
+    w = heads(F.silu(mixed), count)
+    w, beta = w / w.norm(dim=-1, keepdim=True), 2 * mixer.beta(x).sigmoid()
+    q, k, v = (heads(z, count) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    one, y = torch.eye(head, dtype=torch.float64), torch.zeros_like(v)
+    reflect = one - beta[..., None, None] * w.unsqueeze(-1) * w.unsqueeze(-2)
+    for i in range(TIME):
+        product, logits = one, []
+        for j in reversed(range(i + 1)):
+            logits.insert(0, (q[:, i].unsqueeze(-2) @ product @ k[:, j].unsqueeze(-1)).flatten(2))
+            product = product @ reflect[:, j]
+        weights = (torch.cat(logits, -1) / math.sqrt(head)).softmax(-1)
+        y[:, i] = sum(weights[..., j, None] * v[:, j] for j in range(i + 1))
+    same(mixer(x)[0], mixer.out(y.flatten(2)))
+
+
+@pytest.mark.parametrize("options", ["heads=1", "heads=4, layer=3"])
+def test_differential_attention(options: str) -> None:
+    mixer, x = made(f"differential({options})"), inputs()
+    count, start = mixer.heads, 0.8 - 0.6 * math.exp(-0.9) if "layer" in options else 0.2
+    q, k = (turned(heads(z, 2 * count)).unflatten(2, (count, 2)) for z in (mixer.q(x), mixer.k(x)))
+    v = heads(mixer.v(x), count)
+    (a, b), (c, d) = mixer.balance
+    minus, y = (a @ b).exp() - (c @ d).exp() + start, torch.zeros_like(v)
+    for i in range(TIME):
+        logits = [(q[:, i] * k[:, j]).sum(-1) / math.sqrt(q.shape[-1]) for j in range(i + 1)]
+        one, two = torch.stack(logits, -1).softmax(-1).unbind(2)
+        y[:, i] = sum((one - minus * two)[..., j, None] * v[:, j] for j in range(i + 1))
+    same(mixer(x)[0], mixer.out(((1 - start) * rms(y, mixer.norm.weight, 1e-5)).flatten(2)))
+
+
+@pytest.mark.hf
+def test_differential_attention_is_hugging_faces() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = importlib.import_module("transformers.models.diffllama.modeling_diffllama")
+    config = transformers.DiffLlamaConfig(hidden_size=DIM, num_attention_heads=8, attn_implementation="eager")
+    mixer, x = made("differential(heads=4, layer=3)").float(), inputs().float()
+    other = model.DiffLlamaAttention(config, layer_idx=3)
+    with torch.no_grad():
+        mixer.norm.weight.fill_(1)  # its norm has no weights
+        for name in "qkv":  # its pairs of heads lie half of the heads apart
+            rows = getattr(mixer, name).weight.unflatten(0, (4, 2, 8)).transpose(0, 1).flatten(0, 2)
+            getattr(other, f"{name}_proj").weight.copy_(rows)
+        other.o_proj.weight.copy_(mixer.out.weight)
+        for name, weight in zip(("q1", "k1", "q2", "k2"), mixer.balance.flatten(0, 1), strict=True):
+            getattr(other, f"lambda_{name}").copy_(weight)
+        angles = model.DiffLlamaRotaryEmbedding(config)(x, torch.arange(TIME).unsqueeze(0))
+        mask = torch.full((1, 1, TIME, TIME), -torch.inf).triu(1)
+        torch.testing.assert_close(mixer(x)[0], other(x, angles, mask)[0], rtol=1e-4, atol=1e-5)

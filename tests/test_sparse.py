@@ -1,0 +1,309 @@
+"""Sparse attentions, each by its formula and its rule of what is seen, written out plainly, in float64."""
+
+import importlib
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bestiary.laws import moved
+from bestiary.mixers._softmax import drawn, top
+from bestiary.spec import parse
+
+BATCH, TIME, DIM = 2, 23, 64
+
+
+def made(text: str) -> Any:
+    (found,) = parse("mixers", text)
+    return moved(found)
+
+
+def inputs() -> Tensor:
+    return torch.randn(BATCH, TIME, DIM, dtype=torch.float64)
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=1e-8, atol=1e-8)
+
+
+def heads(x: Tensor, count: int) -> Tensor:
+    return x.unflatten(-1, (count, -1))  # batch, time, heads, width
+
+
+def turned(x: Tensor) -> Tensor:
+    """Rotary positions: channel c and its partner half a head away turn by time / 10,000^(c / half)."""
+    y, half = torch.empty_like(x), x.shape[-1] // 2
+    for t in range(x.shape[1]):
+        for c in range(half):
+            angle, one, two = t * 10_000 ** (-c / half), x[:, t, ..., c], x[:, t, ..., c + half]
+            y[:, t, ..., c] = one * math.cos(angle) - two * math.sin(angle)
+            y[:, t, ..., c + half] = one * math.sin(angle) + two * math.cos(angle)
+    return y
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, seen: list[int]) -> Tensor:
+    """Softmax attention of one query over the positions seen, of one sequence and head."""
+    weights = torch.stack([q @ k[j] / math.sqrt(len(q)) for j in seen]).softmax(0)
+    return sum((w * v[j] for w, j in zip(weights, seen, strict=True)), torch.zeros_like(v[0]))
+
+
+def best(scores: dict[int, float], count: int) -> set[int]:
+    return set(sorted(scores, key=lambda place: (scores[place], place))[-count:])
+
+
+def test_big_bird_attends_to_what_its_blocks_say() -> None:
+    mixer, x = made("big_bird(heads=2, block=3, window=2, random=1)"), inputs()
+    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, y = turned(q), turned(k), torch.zeros_like(v)
+    blocks = mixer.blocks(torch.arange(TIME), TIME)
+    for b in range(BATCH):
+        for h in range(2):
+            for i in range(TIME):
+                seen = [j for j in range(i + 1) if blocks[h, i, j // 3]]
+                y[b, i, h] = attended(q[b, i, h], k[b, :, h], v[b, :, h], seen)
+    same(mixer(x)[0], mixer.out(y.flatten(2)))
+
+
+def test_big_bird_sees_near_first_and_few_random_blocks() -> None:
+    mixer = made("big_bird(heads=4, block=3, window=2, random=2)")
+    assert mixer.blocks(torch.arange(60), 60).shape == (4, 60, 20)
+    for i, rows in enumerate(mixer.blocks(torch.arange(60), 60).unbind(1)):
+        own = i // 3
+        fixed = {0, own, max(0, own - 1)}
+        for row in rows:
+            seen = set(row.nonzero().flatten().tolist())
+            assert fixed <= seen <= set(range(own + 1))
+            assert len(seen - fixed) == min(2, own + 1 - len(fixed))
+
+
+def test_big_bird_draws_alike_however_long_the_sequence() -> None:
+    mixer = made("big_bird(heads=2, block=2, window=1, random=2)")
+    long, short = mixer.blocks(torch.arange(80), 80), mixer.blocks(torch.arange(40, 50), 50)
+    assert torch.equal(long[:, 40:50, :25], short)
+    assert not torch.equal(long[0], long[1])
+    assert not torch.equal(
+        long, made("big_bird(heads=2, block=2, window=1, random=2, seed=1)").blocks(torch.arange(80), 80)
+    )
+
+
+def test_drawn_numbers_are_uniform_and_depend_on_every_key() -> None:
+    one, two = torch.arange(100).unsqueeze(1), torch.arange(100)
+    found = drawn(0, one, two).double() / 2**32
+    assert found.min() >= 0
+    assert found.max() < 1
+    counts = torch.histc(found, bins=10, min=0, max=1)
+    assert ((counts - 1000).square() / 1000).sum() < 30  # chi-squared of 9 degrees of freedom: 1 in 2000 by chance
+    assert len(found.unique()) > 9990
+    assert abs(torch.corrcoef(torch.stack([found[:, :-1].flatten(), found[:, 1:].flatten()]))[0, 1]) < 0.05
+
+
+def test_top_takes_the_highest_and_of_equals_the_later() -> None:
+    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert top(scores, 3).tolist() == [[False, True, False, True, True], [False, False, True, True, True]]
+    assert top(scores, 9).all()
+
+
+def test_moba() -> None:
+    mixer, x = made("moba(heads=2, block=4, top=2)"), inputs()
+    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, y = turned(q), turned(k), torch.zeros_like(v)
+    for b in range(BATCH):
+        for h in range(2):
+            for i in range(TIME):
+                scores = {c: (q[b, i, h] @ k[b, 4 * c : 4 * c + 4, h].mean(0)).item() for c in range(i // 4)}
+                blocks = {i // 4} | best(scores, 1)
+                seen = [j for j in range(i + 1) if j // 4 in blocks]
+                y[b, i, h] = attended(q[b, i, h], k[b, :, h], v[b, :, h], seen)
+    same(mixer(x)[0], mixer.out(y.flatten(2)))
+
+
+def test_nsa() -> None:
+    mixer, x = made("nsa(heads=4, groups=2, block=3, selected=4, window=5)"), inputs()
+    q, kv = heads(mixer.q(x), 4), mixer.kv(x).unflatten(-1, (3, 2, 2, 16))  # branch, key or value, group
+    gates, around = mixer.gate(x).sigmoid().unflatten(-1, (3, 4)), turned(q)
+    (ks, vs), (kw, vw), (kc, vc) = (kv[:, :, branch].unbind(2) for branch in range(3))
+    ks, kw, y = turned(ks), turned(kw), torch.zeros_like(q)
+    for b in range(BATCH):
+        for g in range(2):
+            raw = [[z[b, 3 * c : 3 * c + 3, g].flatten() for c in range(TIME // 3)] for z in (kc, vc)]
+            kb, vb = (torch.stack([press(z) for z in part]) for press, part in zip(mixer.compress, raw, strict=True))
+            for i in range(TIME):
+                complete = list(range((i + 1) // 3))
+                pair, value = (2 * g, 2 * g + 1), torch.zeros(len(complete), dtype=torch.float64)
+                for h in pair:
+                    value += torch.stack([q[b, i, h] @ kb[c] / 4 for c in complete]).softmax(0) if complete else 0
+                own = i // 3
+                fixed = {0, own, max(0, own - 1)}
+                blocks = fixed | best({c: value[c].item() for c in range(own) if c not in fixed}, 4 - len(fixed))
+                seen, near = [j for j in range(i + 1) if j // 3 in blocks], list(range(max(0, i - 4), i + 1))
+                for h in pair:
+                    turn, (coarse, fine, local) = around[b, i, h], gates[b, i, :, h]
+                    y[b, i, h] = fine * attended(turn, ks[b, :, g], vs[b, :, g], seen)
+                    y[b, i, h] += local * attended(turn, kw[b, :, g], vw[b, :, g], near)
+                    if complete:
+                        y[b, i, h] += coarse * attended(q[b, i, h], kb, vb, complete)
+    same(mixer(x)[0], mixer.out(y.flatten(2)))
+
+
+def test_nsa_keeps_compressed_blocks_the_open_one_and_a_window() -> None:
+    _, state = made("nsa(heads=4, groups=2, block=4, window=6)")(inputs())
+    assert [kept.shape[-2] for kept in state] == [TIME, 5, TIME % 4, TIME // 4]
+
+
+def test_dsa() -> None:
+    mixer, x = made("dsa(heads=2, index_heads=3, index=20, top=6)"), inputs()
+    q, p = heads(mixer.q(x), 2).split([32, 16], dim=-1)
+    latent = mixer.down(x) / (mixer.down(x).square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.norm.weight
+    k, v = heads(mixer.up(latent), 2).split([32, 32], dim=-1)
+    whole_q = torch.cat([q, turned(p)], -1)
+    whole_k = torch.cat([k, turned(mixer.turn(x)).unsqueeze(2).expand(-1, -1, 2, -1)], -1)
+    a, b = heads(mixer.index_q(x), 3), mixer.index_k(x)
+    b = (b - b.mean(-1, keepdim=True)) / (b.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
+    b = b * mixer.index_norm.weight + mixer.index_norm.bias
+    a, b = (torch.cat([turned(z[..., :16]), z[..., 16:]], -1) for z in (a, b))
+    weight, y = mixer.index_weight(x) / math.sqrt(3), torch.zeros_like(v)
+    for n in range(BATCH):
+        for i in range(TIME):
+            found = (a[n, i] @ b[n].T / math.sqrt(20)).relu()  # index heads by tokens
+            scores = dict(enumerate((weight[n, i] @ found)[: i + 1].tolist()))
+            seen = sorted(best(scores, 6))
+            for h in range(2):
+                y[n, i, h] = attended(whole_q[n, i, h], whole_k[n, :, h], v[n, :, h], seen)
+    same(mixer(x)[0], mixer.out(y.flatten(2)))
+
+
+def test_the_indexer_of_dsa_learns_what_logits_learn() -> None:
+    mixer, x = made("dsa(top=6)"), inputs()
+    kept = mixer.keep(x, None)
+    scores = mixer.scores(x, torch.arange(TIME), kept.marks).detach().requires_grad_()
+    mixer.scores = lambda *_: scores
+    mixer(x)[0].square().sum().backward()
+    assert scores.grad is not None
+    seen = scores.grad != 0
+    assert (seen.sum(-1) == (torch.arange(TIME) + 1).clamp(max=6))[..., 1:].all()  # a single token has all the weight
+    torch.testing.assert_close(scores.grad.sum(-1), torch.zeros(BATCH, 1, TIME, dtype=torch.float64))
+
+
+def test_the_indexer_of_dsa_passes_no_gradient_on() -> None:
+    mixer, x = made("dsa(queries=20, top=6)"), inputs().requires_grad_()
+    learning = torch.autograd.grad(mixer(x)[0].square().sum(), [x, mixer.low[0].weight, mixer.index_k.weight])
+    fixed = mixer.scores(x, torch.arange(TIME), mixer.keep(x, None).marks).detach()
+    mixer.scores = lambda *_: fixed
+    still = torch.autograd.grad(mixer(x)[0].square().sum(), [x, mixer.low[0].weight])
+    same(learning[0], still[0])
+    same(learning[1], still[1])
+    assert learning[2].any()
+
+
+@pytest.mark.hf
+def test_dsa_is_hugging_faces() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = importlib.import_module("transformers.models.deepseek_v32.modeling_deepseek_v32")
+    config = transformers.DeepseekV32Config(
+        hidden_size=DIM,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=20,
+        kv_lora_rank=12,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        index_topk=6,
+        index_head_dim=12,
+        index_n_heads=16,
+        attn_implementation="eager",
+    )
+    mixer = made("dsa(heads=4, latent=12, queries=20, index_heads=16, index=12, top=6)").float()
+    x, other = inputs().float(), model.DeepseekV32Attention(config, layer_idx=0)
+
+    def interleaved(rows: Tensor) -> Tensor:
+        """Rotated channels lie beside their partners there, but not in the indexer."""
+        return rows.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+
+    with torch.no_grad():
+        parts = [part.split([16, 8]) for part in mixer.q.weight.unflatten(0, (4, 24))]
+        other.q_b_proj.weight.copy_(torch.cat([torch.cat([plain, interleaved(turn)]) for plain, turn in parts]))
+        other.kv_a_proj_with_mqa.weight.copy_(torch.cat([mixer.down.weight, interleaved(mixer.turn.weight)]))
+        for theirs, ours in (
+            (other.q_a_proj, mixer.low[0]),
+            (other.q_a_layernorm, mixer.low[1]),
+            (other.kv_a_layernorm, mixer.norm),
+            (other.kv_b_proj, mixer.up),
+            (other.o_proj, mixer.out),
+            (other.indexer.wq_b, mixer.index_q),
+            (other.indexer.wk, mixer.index_k),
+            (other.indexer.k_norm, mixer.index_norm),
+            (other.indexer.weights_proj, mixer.index_weight),
+        ):
+            theirs.load_state_dict(ours.state_dict())
+        angles = model.DeepseekV32RotaryEmbedding(config)(x, torch.arange(TIME).unsqueeze(0))
+        mask = torch.full((BATCH, 1, TIME, TIME), -torch.inf).triu(1)
+        torch.testing.assert_close(mixer(x)[0], other(x, angles, mask)[0], rtol=1e-4, atol=1e-5)
+
+
+def weighed(mixer: Any, x: Tensor) -> Tensor:
+    """The output if every position attended."""
+    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, y = turned(q), turned(k), torch.zeros_like(v)
+    for b in range(BATCH):
+        for h in range(2):
+            for i in range(TIME):
+                y[b, i, h] = attended(q[b, i, h], k[b, :, h], v[b, :, h], list(range(i + 1)))
+    return mixer.out(y.flatten(2))
+
+
+def test_selected_positions_attend_as_much_as_the_router_trusts_them() -> None:
+    mixer, x = made("selected(heads=2)"), inputs()
+    gate = (x @ mixer.router.weight.T).sigmoid()
+    same(mixer(x)[0], torch.where(gate > 0.5, gate, 0) * weighed(mixer, x))
+
+
+def test_the_router_learns_from_every_position() -> None:
+    mixer, x = made("selected(heads=2)"), inputs()
+    found, wanted = mixer(x)[0], (x @ mixer.router.weight.T).sigmoid() * weighed(mixer, x).detach()
+    pull = torch.randn_like(found)
+    (soft,) = torch.autograd.grad((pull * wanted).sum(), mixer.router.weight)
+    (hard,) = torch.autograd.grad((pull * found).sum(), mixer.router.weight)
+    same(hard, soft)
+
+
+def test_random_selection_is_a_share_of_positions_fixed_by_the_seed() -> None:
+    mixer, x = made('selected(select="random", heads=2, share=0.4)'), inputs()
+    found, whole = mixer(x)[0], weighed(mixer, x)
+    on = found.abs().amax((0, 2)) > 0
+    same(found, on.double()[:, None] * whole)
+    assert 0 < on.sum() < TIME
+    factor = mixer.factor(x, torch.arange(10_000), None)
+    assert factor.mean().item() == pytest.approx(0.4, abs=0.02)
+    assert not torch.equal(
+        factor, made('selected(select="random", share=0.4, seed=1)').factor(x, torch.arange(10_000), None)
+    )
+
+
+def worded(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Sequences of few different vectors, one of them all zeros of either sign, and whether each occurred before."""
+    words, ids = torch.randn(12, DIM, dtype=dtype), torch.randint(13, (BATCH, TIME))
+    words = torch.cat([words, torch.zeros(1, DIM, dtype=dtype)])
+    x = words[ids] * torch.where(torch.rand(BATCH, TIME, 1) < 0.5, -1.0, 1.0).masked_fill((ids < 12)[..., None], 1.0)
+    seen = [[int(ids[b, i]) in ids[b, :i].tolist() for i in range(TIME)] for b in range(BATCH)]
+    return x.to(dtype), torch.tensor(seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_repeats_are_found_bit_by_bit(dtype: torch.dtype) -> None:
+    mixer, (x, before) = made('selected(select="repeat", heads=2)').to(dtype), worded(dtype)
+    assert torch.equal(mixer.factor(x, torch.arange(TIME), mixer.keep(x, None)).squeeze(-1) == 1, before)
+
+
+def test_repeated_inputs_attend_and_a_cut_changes_nothing() -> None:
+    mixer, (x, before) = made('selected(select="repeat", heads=2)'), worded()
+    whole, state = mixer(x)
+    same(whole, before.double().unsqueeze(-1) * weighed(mixer, x))
+    for cut in (1, 7, TIME - 1):
+        head, state = mixer(x[:, :cut])
+        same(torch.cat([head, mixer(x[:, cut:], state)[0]], 1), whole)
+    where = torch.tensor([[0, 5, 22], [3, 3, 17]])
+    same(mixer.parallel(x, where), torch.stack([y[places] for y, places in zip(whole, where, strict=True)]))
+    assert [kept.shape for kept in mixer(x)[1]] == [x.shape]
