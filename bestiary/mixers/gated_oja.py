@@ -16,11 +16,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from bestiary.mixers._delta import Answer, Decay, Streams, low_rank
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
-from bestiary.ops.recurrence import Key, Matrix, Value, chunked, scores
+from bestiary.ops.recurrence import Key, Matrix, Value, chunked, faded, scores
 from bestiary.spec import Positive
 
 
@@ -93,16 +92,3 @@ def run(
     w = torch.stack(writes, dim=2)
     y = total.exp() * (q @ torch.stack(states, dim=2).mT) + faded(q @ w.mT, v, total)
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2), matrix
-
-
-def faded(weights: Tensor, v: Tensor, total: Tensor) -> Tensor:
-    """sum_{j<=i} weights_ij e^{total_i - total_j} v_j, by squares between halves, so that no factor is above 1."""
-    y, size = weights.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) * v, 1
-    while size < v.shape[-2]:
-        blocks = weights.unflatten(-2, (-1, 2 * size)).unflatten(-1, (-1, 2 * size))
-        square = blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)[..., size:, :size]
-        early, late = total.unflatten(-2, (-1, 2, size)).unbind(-3)
-        border, old = early[..., -1:, :], v.unflatten(-2, (-1, 2, size))[..., 0, :, :]
-        new = (late - border).exp() * (square @ ((border - early).exp() * old))
-        y, size = y + F.pad(new, (0, 0, size, 0)).flatten(-3, -2), 2 * size
-    return y

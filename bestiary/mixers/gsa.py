@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
-from bestiary.ops.recurrence import Drive, Key, Matrix, Value, chunked, run
+from bestiary.ops.recurrence import Drive, Key, Matrix, Value, chunked, faded, run
 from bestiary.spec import Positive
 
 Slots = Float[Tensor, "batch time heads slots"]
@@ -73,18 +73,5 @@ def address(q: Key, k: Key, s: Slots, g: Slots, state: Matrix, *, chunk: int = 6
     for i in range(q.shape[2]):
         states.append(state)
         state = end[:, :, i].exp() * state + written[:, :, i]
-    y = within(q, k, s, total) + (q @ torch.stack(states, dim=2)) * total.exp()
+    y = faded(q @ k.mT, s, total) + (q @ torch.stack(states, dim=2)) * total.exp()
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2), state
-
-
-def within(q: Tensor, k: Tensor, s: Tensor, total: Tensor) -> Tensor:
-    """sum_{j<=i} (q_i . k_j) s_j e^{total_i - total_j}, from squares whose factors are at most 1, as in the engine."""
-    y, size = (q * k).sum(-1, keepdim=True) * s, 1
-    while size < q.shape[-2]:
-        (_, late), (early, _), (first, _), (fallen, risen), (done, more) = (
-            z.unflatten(-2, (-1, 2, size)).unbind(-3) for z in (q, k, s, total, y)
-        )
-        border = fallen[..., -1:, :]
-        more = more + (late @ early.mT) @ (first * (border - fallen).exp()) * (risen - border).exp()
-        y, size = torch.stack([done, more], dim=-3).flatten(-4, -2), 2 * size
-    return y

@@ -132,6 +132,19 @@ def triangle(after: Tensor, before: Tensor, x: Tensor, y: Tensor, *, reach: int)
     return blocks.squeeze(-3)
 
 
+def faded(weights: Tensor, v: Tensor, total: Tensor) -> Tensor:
+    """sum_{j<=i} weights_ij e^{total_i - total_j} v_j with a decay for each value, in squares as in `triangle`."""
+    y, size = weights.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) * v, 1
+    while size < v.shape[-2]:
+        blocks = weights.unflatten(-2, (-1, 2 * size)).unflatten(-1, (-1, 2 * size))
+        square = blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)[..., size:, :size]
+        early, late = total.unflatten(-2, (-1, 2, size)).unbind(-3)
+        border, old = early[..., -1:, :], v.unflatten(-2, (-1, 2, size))[..., 0, :, :]
+        new = (late - border).exp() * (square @ ((border - early).exp() * old))
+        y, size = y + F.pad(new, (0, 0, size, 0)).flatten(-3, -2), 2 * size
+    return y
+
+
 def outer(x: Tensor, y: Tensor) -> Tensor:
     return x.unsqueeze(-1) * y.unsqueeze(-2)
 
