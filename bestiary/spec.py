@@ -118,8 +118,8 @@ def parse(kind: str, text: str) -> tuple[Spec, ...]:
             case ast.Call(func=ast.Name(id=name), args=[] | [ast.Constant(value=str())] as first, keywords=options) if (
                 all(o.arg for o in options)
             ):
-                given = {"mixers": literal(part) for part in first}  # serial('a, b') is serial(mixers='a, b')
-                return (call(name, given | {str(o.arg): literal(o.value) for o in options}),)
+                given = {str(o.arg): literal(o.value) for o in options}
+                return (call(name, {"mixers": literal(first[0])} | given if first else given),)  # serial('a, b')
             case _:
                 raise ValueError(f"{ast.unparse(node)!r} is none of name, name(option=value), 3*name")
 

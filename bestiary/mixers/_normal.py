@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bestiary.ops.recurrence import Key, Matrix, chunked, scores
+from bestiary.ops.recurrence import Key, Matrix, chunked, relay, scores
 
 
 def places(width: int, x: Tensor) -> Tensor:
@@ -40,12 +40,9 @@ def normal(k: Key, weighted: Key, g: Tensor, ridge: Tensor, gram: Tensor, *, chu
     k, weighted, g = (chunked(x, chunk) for x in (k, weighted, g))
     total = g.cumsum(-2)
     end, one = total[..., -1:, :], torch.ones_like(total)
-    written, starts = (weighted * (end - total).exp()).mT @ k, []
-    for i in range(k.shape[2]):
-        starts.append(gram)
-        gram = end[:, :, i].exp() * gram + written[:, :, i]
+    starts, gram = relay(end.exp(), (weighted * (end - total).exp()).mT @ k, gram)
     decay = scores(total, total, reach=0)(one, one)
-    return Normal(k, weighted, decay, total.exp(), torch.stack(starts, dim=2), ridge), gram
+    return Normal(k, weighted, decay, total.exp(), starts, ridge), gram
 
 
 def solve(maps: Normal, q: Tensor, steps: int) -> Tensor:

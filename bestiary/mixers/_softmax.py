@@ -98,19 +98,6 @@ def chosen(x: Float[Tensor, "batch heads time width"], where: Places) -> Float[T
     return x.gather(2, where[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))
 
 
-def attend(
-    q: Float[Tensor, "batch heads asked key"],
-    k: Float[Tensor, "batch heads time key"],
-    v: Float[Tensor, "batch heads time value"],
-    seen: Bool[Tensor, "*rows asked time"],
-    bias: Float[Tensor, "batch _ asked time"] | None = None,
-) -> Float[Tensor, "batch heads asked value"]:
-    """Softmax over what is seen, which must be something, of q . k / sqrt(key) + bias."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    scores = scores if bias is None else scores + bias
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1) @ v
-
-
 def top(scores: Tensor, count: int) -> Bool[Tensor, "*rows options"]:
     """Where the `count` >= 1 highest scores of each row are; of equal ones, the later."""
     last = scores.topk(min(count, scores.shape[-1]), dim=-1).values[..., -1:]

@@ -18,7 +18,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen
-from bestiary.mixers._softmax import Heads, Places, attend, column, drawn, merged, past, tokens, top
+from bestiary.mixers._softmax import Heads, Places, column, drawn, merged, past, tokens, top
+from bestiary.ops.attention import masked
 from bestiary.spec import Positive
 
 
@@ -46,7 +47,7 @@ class BigBird(Heads):
     def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
         k, v = kept
         seen = tokens(self.blocks(where, k.shape[2]), self.block, k.shape[2]) & past(where, k.shape[2])
-        return self.out(merged(attend(self.queries(x, where), k, v, seen)))
+        return self.out(merged(masked(self.queries(x, where), k, v, seen)))
 
     def blocks(self, where: Places, count: int) -> Bool[Tensor, "*batch heads asked blocks"]:
         """Which blocks of keys each query may look into."""

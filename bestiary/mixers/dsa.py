@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, State, linear
-from bestiary.mixers._softmax import Places, attend, fresh, joined, past, split, top
+from bestiary.mixers._softmax import Places, fresh, joined, past, split, top
 from bestiary.mixers.latent_attention import LatentAttention
-from bestiary.ops.attention import rotate
+from bestiary.ops.attention import masked, rotate
 from bestiary.spec import Positive
 
 
@@ -65,7 +65,7 @@ class DSA(LatentAttention):
         scores, seen = self.scores(x, where, kept.marks), past(where, kept.marks.shape[1])
         fixed = scores.detach()
         seen = top(fixed.masked_fill(~seen, -torch.inf), self.top) & seen
-        return self.read(attend(self.queries(x, where), *self.shared(kept), seen, scores - fixed))
+        return self.read(masked(self.queries(x, where), *self.shared(kept), seen, scores - fixed))
 
     def scores(
         self, x: Chosen, where: Places, marks: Float[Tensor, "batch time index"]

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, State, linear
-from bestiary.mixers._softmax import Heads, Places, attend, chosen, joined, merged, past, split
+from bestiary.mixers._softmax import Heads, Places, chosen, joined, merged, past, split
+from bestiary.ops.attention import masked
 from bestiary.spec import Positive
 
 
@@ -44,4 +45,4 @@ class ForgettingAttention(Heads):
         k, v, gates = kept
         total = F.pad(gates.cumsum(2), (0, 0, 1, 0))
         bias = chosen(total, where) - total.mT
-        return self.out(merged(attend(self.queries(x, where), k, v, past(where, k.shape[2]), bias)))
+        return self.out(merged(masked(self.queries(x, where), k, v, past(where, k.shape[2]), bias)))

@@ -6,7 +6,7 @@ W is drawn as PyTorch draws it; the mixers draw their own weights.
 Departs from the paper: one weight for each mixer, where a highway has one for each channel, and any number of paths.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class GatedSum(Mixer):
         return self.weigh(x, outputs), after
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.weigh(take(x, where), tuple(part.parallel(x, where) for part in self.parts))
+        return self.weigh(take(x, where), tuple(part.parallel(x, where) for part in cast(list[Mixer], self.parts)))
 
     def weigh(self, x: Chosen, outputs: tuple[Tensor, ...]) -> Chosen:
         return (torch.stack(outputs, dim=-1) @ self.gate(x).softmax(-1).unsqueeze(-1)).squeeze(-1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
-from bestiary.ops.recurrence import Drive, Key, Matrix, Value, chunked, faded, run
+from bestiary.ops.recurrence import Drive, Key, Matrix, Value, chunked, faded, relay, run
 from bestiary.spec import Positive
 
 Slots = Float[Tensor, "batch time heads slots"]
@@ -69,9 +69,6 @@ def address(q: Key, k: Key, s: Slots, g: Slots, state: Matrix, *, chunk: int = 6
     q, k, s, g = (chunked(z, 2 ** (min(chunk, time) - 1).bit_length()) for z in (q, k, s, g))
     total = g.cumsum(-2)
     end = total[..., -1:, :]
-    written, states = k.mT @ (s * (end - total).exp()), []
-    for i in range(q.shape[2]):
-        states.append(state)
-        state = end[:, :, i].exp() * state + written[:, :, i]
-    y = faded(q @ k.mT, s, total) + (q @ torch.stack(states, dim=2)) * total.exp()
+    states, state = relay(end.exp(), k.mT @ (s * (end - total).exp()), state)
+    y = faded(q @ k.mT, s, total) + (q @ states) * total.exp()
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2), state

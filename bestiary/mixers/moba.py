@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen
-from bestiary.mixers._softmax import Heads, Places, attend, column, merged, past, tokens, top
+from bestiary.mixers._softmax import Heads, Places, column, merged, past, tokens, top
+from bestiary.ops.attention import masked
 from bestiary.spec import Positive
 
 
@@ -36,4 +37,4 @@ class MoBA(Heads):
         own, other = column(where) // self.block, torch.arange(means.shape[2], device=x.device)
         scores = (q.detach() @ means.mT).masked_fill(other > own, -torch.inf).masked_fill(other == own, torch.inf)
         seen = tokens(top(scores, self.top), self.block, time) & past(where, time)
-        return self.out(merged(attend(q, k, v, seen)))
+        return self.out(merged(masked(q, k, v, seen)))

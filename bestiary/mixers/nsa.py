@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, State, heads_of, linear
-from bestiary.mixers._softmax import Keeper, Places, attend, column, fresh, joined, merged, past, split, tokens, top
-from bestiary.ops.attention import attend as attend_near
-from bestiary.ops.attention import rotate
+from bestiary.mixers._softmax import Keeper, Places, column, fresh, joined, merged, past, split, tokens, top
+from bestiary.ops.attention import attend, masked, rotate
 from bestiary.spec import Positive
 
 
@@ -86,8 +85,8 @@ class NSA(Keeper):
         coarse, weights = self.coarse(q, where, kept)
         q, time = rotate(q, where), kept.all.shape[-2]
         chosen = tokens(self.choice(weights, where, time), self.block, time) & past(where, time)
-        fine = attend(q, *self.each(kept.all), chosen.repeat_interleave(self.heads // self.groups, dim=1))
-        near = attend_near(q, *self.each(kept.near), where - time + kept.near.shape[-2], window=self.window)
+        fine = masked(q, *self.each(kept.all), chosen.repeat_interleave(self.heads // self.groups, dim=1))
+        near = attend(q, *self.each(kept.near), where - time + kept.near.shape[-2], window=self.window)
         one, two, three = self.gate(x).sigmoid().unflatten(-1, (3, self.heads, 1)).transpose(1, 3).unbind(2)
         return self.out(merged(one * coarse + two * fine + three * near))
 

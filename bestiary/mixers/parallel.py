@@ -7,7 +7,7 @@ Departs from the paper: a plain sum of the parts' outputs, each behind its own o
 heads with learned scales before one output map.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -31,4 +31,4 @@ class Parallel(Mixer):
         return sum(outputs), after  # pyright: ignore[reportReturnType]
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return sum(part.parallel(x, where) for part in self.parts)  # pyright: ignore[reportReturnType]
+        return sum(part.parallel(x, where) for part in cast(list[Mixer], self.parts))  # pyright: ignore[reportReturnType]

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen, Features, State, linear
-from bestiary.mixers._softmax import Heads, Places, attend, drawn, joined, merged, past
+from bestiary.mixers._softmax import Heads, Places, drawn, joined, merged, past
+from bestiary.ops.attention import masked
 from bestiary.spec import Positive
 
 
@@ -54,7 +55,7 @@ class Selected(Heads):
     def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
         k, v = super().keep(kept.x, None) if self.select == "repeat" else kept
         seen = past(where, k.shape[2])
-        return self.factor(x, where, kept) * self.out(merged(attend(self.queries(x, where), k, v, seen)))
+        return self.factor(x, where, kept) * self.out(merged(masked(self.queries(x, where), k, v, seen)))
 
     def factor(self, x: Chosen, where: Places, kept: Any) -> Float[Tensor, "*batch asked 1"]:
         """f at the positions `where`."""

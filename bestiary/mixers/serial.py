@@ -6,7 +6,7 @@
 Departs from the source: no residual, norm or gate around the parts; a part that wants one brings it.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import nn
 
@@ -32,7 +32,7 @@ class Serial(Mixer):
         return x, tuple(after)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        *first, last = self.parts
+        *first, last = cast(list[Mixer], list(self.parts))
         for part in first:
             x = part.parallel(x)
         return last.parallel(x, where)

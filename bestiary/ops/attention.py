@@ -3,14 +3,15 @@
     y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j        over 0 <= i - j < window, and over j < sinks
 
 `attend` is the one definition: positions are explicit, so that queries may start after a past or stand at chosen
-positions only. Up to `FUSED` keys it multiplies matrices, which is as fast there and works under
-`torch.func.vmap`; beyond, PyTorch's fused kernel saves the memory of the scores. The numbers are the same.
+positions only; `masked` is told instead what each query sees. Up to `FUSED` keys both multiply matrices, which is as
+fast there and works under `torch.func.vmap`; beyond, PyTorch's fused kernel saves the memory of the scores. The
+numbers are the same.
 """
 
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,10 +36,24 @@ def attend(
     age = where.unsqueeze(-1) - at
     visible = (age >= 0) if window is None else (age >= 0) & ((age < window) | (at < sinks))
     visible = visible.unsqueeze(1) if where.ndim == 2 else visible
-    if k.shape[2] > FUSED:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=dropout)
+    return masked(q, k, v, visible, dropout=dropout)
+
+
+def masked(
+    q: Float[Tensor, "batch heads asked key"],
+    k: Float[Tensor, "batch heads time key"],
+    v: Float[Tensor, "batch heads time value"],
+    seen: Bool[Tensor, "*rows asked time"],
+    bias: Float[Tensor, "batch _ asked time"] | None = None,
+    *,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads asked value"]:
+    """Softmax of q . k / sqrt(key) + bias over what is seen, which must be something for every query."""
+    if k.shape[2] > FUSED and bias is None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
-    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    scores = scores if bias is None else scores + bias
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     return F.dropout(weights, dropout) @ v
 
 

@@ -82,25 +82,48 @@ def run(drive: Drive, state: Matrix, *, chunk: int = 64) -> tuple[Value, Matrix]
     end = total[..., -1:, :]
     left = (end - total).exp()  # of a write, at the end of its chunk
     now = scores(total, total, reach=0)
-    y, written = now(q, k) @ v, (k * left).mT @ v
-    states, reads = [], []
-    if erase is not None:
+    y, written, forget = now(q, k) @ v, (k * left).mT @ v, end.exp().mT
+    if erase is None:
+        states, state = relay(forget, written, state)
+    else:
         a, b = erase
         before = total if g is None else total - g
         earlier = scores(before, total, reach=1)
-        solved = torch.eye(chunk, dtype=q.dtype, device=q.device) - earlier(b, a)
-        blind, seen, kept = earlier(b, k) @ v, b * before.exp(), (a * left).mT
-    for i in range(q.shape[2]):
-        states.append(state)
-        state = end[:, :, i].exp().mT * state + written[:, :, i]
-        if erase is not None:
-            known = seen[:, :, i] @ states[-1] + blind[:, :, i]
-            reads.append(torch.linalg.solve_triangular(solved[:, :, i], known, upper=False, unitriangular=True))
-            state = state + kept[:, :, i] @ reads[-1]
-    y = y + (q * total.exp()) @ torch.stack(states, dim=2)
-    if erase is not None:
-        y = y + now(q, a) @ torch.stack(reads, dim=2)
+        system = torch.eye(chunk, dtype=q.dtype, device=q.device) - earlier(b, a)
+        erasing = Erasing(system, b * before.exp(), earlier(b, k) @ v, (a * left).mT)
+        states, reads, state = relay_erasing(forget, written, erasing, state)
+        y = y + now(q, a) @ reads
+    y = y + (q * total.exp()) @ states
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2), state
+
+
+def relay(forget: Tensor, written: Tensor, state: Matrix) -> tuple[Tensor, Matrix]:
+    """The state before each chunk, and the last: S_end = forget * S_0 + written."""
+    states = []
+    for i in range(written.shape[2]):
+        states.append(state)
+        state = forget[:, :, i] * state + written[:, :, i]
+    return torch.stack(states, dim=2), state
+
+
+class Erasing(NamedTuple):
+    """What the reads u of a chunk solve, system u = seen S_0 + blind, and what is kept of them at its end."""
+
+    system: Float[Tensor, "batch heads chunks chunk chunk"]
+    seen: Float[Tensor, "batch heads chunks chunk key"]
+    blind: Float[Tensor, "batch heads chunks chunk value"]
+    kept: Float[Tensor, "batch heads chunks key chunk"]
+
+
+def relay_erasing(forget: Tensor, written: Tensor, erasing: Erasing, state: Matrix) -> tuple[Tensor, Tensor, Matrix]:
+    """The state before each chunk, the reads of each, and the last state."""
+    states, reads = [], []
+    for i in range(written.shape[2]):
+        system, seen, blind, kept = (part[:, :, i] for part in erasing)
+        states.append(state)
+        reads.append(torch.linalg.solve_triangular(system, seen @ state + blind, upper=False, unitriangular=True))
+        state = forget[:, :, i] * state + written[:, :, i] + kept @ reads[-1]
+    return torch.stack(states, dim=2), torch.stack(reads, dim=2), state
 
 
 def chunked(x: Float[Tensor, "batch time heads width"], chunk: int) -> Float[Tensor, "batch heads chunks chunk width"]:
