@@ -361,7 +361,9 @@ def estimate(recipes: "Sequence[Recipe]", device: str) -> None:
     typer.echo("", err=True)
     table = pd.DataFrame(rows.values())
     show_table(table)
-    typer.echo(f"{len(recipes)} runs, about {table['hours'].sum():.1f} hours of one process, less where runs stop early")
+    typer.echo(
+        f"{len(recipes)} runs, about {table['hours'].sum():.1f} hours of one process, less where runs stop early"
+    )
 
 
 if __name__ == "__main__":
