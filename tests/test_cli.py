@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,7 +171,9 @@ def test_a_damaged_run_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
 def test_an_interrupted_sweep_stops_with_130_and_goes_on_later(tmp_path: Path) -> None:
     experiment(tmp_path, steps=100_000)
     command = [sys.executable, "-m", "bestiary.cli", "run", "./question.py"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as going:
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    with subprocess.Popen(command, cwd=tmp_path, preexec_fn=heed, **pipes) as going:
         while not list(tmp_path.glob("runs/*/log.jsonl")):
             time.sleep(0.1)
         os.kill(going.pid, signal.SIGINT)
