@@ -368,7 +368,7 @@ def estimate(recipes: "Sequence[Recipe]", device: str) -> None:
     table = pd.DataFrame(rows.values())
     show_table(table)
     typer.echo(
-        f"{len(recipes)} runs, at most {table['hours'].sum():.1f} hours of one process; early stopping makes it less"
+        f"{len(recipes)} runs, about {table['hours'].sum():.1f} hours of one process, less where runs stop early"
     )
 
 

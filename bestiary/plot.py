@@ -8,6 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 STYLE: Any = {
     "font.size": 8,
@@ -138,8 +139,8 @@ def dots(rows: Sequence[Row], *, x: str, note: str = "") -> Figure:
             axis.plot(row.censored, outside, ">", color=LOOKS[1][0], mfc="white")
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
         axis.xaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(which="minor", labelsize=6)
         axis.set_yticks(range(len(rows)), [row.name for row in rows])
         axis.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
         if note:

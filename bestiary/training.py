@@ -201,17 +201,24 @@ def answers(model: Model, batch: Batch, device: torch.device | str) -> dict[str,
     return {"loss": loss, "right": right, **{f: x[asked].long() for f, x in batch.facets.items()}}
 
 
-def step_seconds(recipe: Recipe, *, device: torch.device | str = "cpu", rows: int = 8) -> float:
-    """About how long a training step takes here: that of a few rows, times the rows of a batch."""
-    rows = min(rows, recipe.batch)
-    small = recipe.model_copy(update={"batch": rows, "distinct": ()})
+def step_seconds(recipe: Recipe, *, device: torch.device | str = "cpu", tokens: int = 512) -> float:
+    """About how long a training step takes here: a line through those of few rows, of so many tokens, and of twice."""
+    rows = min(max(1, tokens // recipe.train[0].build().length), recipe.batch)
+    few, twice = (seconds_of(recipe, batch, device) for batch in (rows, 2 * rows))
+    return few + max(0.0, twice - few) * (recipe.batch - rows) / rows
+
+
+def seconds_of(recipe: Recipe, batch: int, device: torch.device | str) -> float:
+    """How long a step of a batch of that size takes, the least of several if they are short."""
+    small = recipe.model_copy(update={"batch": batch, "distinct": (), "shuffle": "none"})
     model = small.build().to(device)
     optimizer = torch.optim.AdamW(decay_groups(small, model), lr=0.0, fused=True)
-    batch = next(batches(small))
-    update(small, model, optimizer, batch, 1, device).tolist()  # warms up
-    begun = time.perf_counter()
-    update(small, model, optimizer, batch, 1, device).tolist()
-    return (time.perf_counter() - begun) * recipe.batch / rows
+    drawn, taken = next(batches(small)), []
+    while len(taken) < 2 or sum(taken[1:]) < 0.2:  # the first warms up
+        begun = time.perf_counter()
+        update(small, model, optimizer, drawn, 1, device).tolist()
+        taken.append(time.perf_counter() - begun)
+    return min(taken[1:])
 
 
 def found_device(name: str) -> torch.device:
