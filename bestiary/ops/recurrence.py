@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from bestiary.ops import _fla
 from bestiary.ops.backend import Backend, choose, compiled
+from bestiary.ops.precision import wide
 
 Matrix = Float[Tensor, "batch heads key value"]
 Key = Float[Tensor, "batch time heads key"]
@@ -87,12 +88,12 @@ def run(drive: Drive, state: Matrix, *, chunk: int = 32, backend: Backend = "aut
     if chosen == "fla":
         y, state = _fla.run(drive, state)
         return y.to(given), state
-    if given.itemsize < 4:
-        y, state = run(drive.map(Tensor.float), state.float(), chunk=chunk, backend=backend)
-        return y.to(given), state
+    drive, state = drive.map(wide), wide(state)
     if time == 1:
-        return step(drive, state)
-    return (compiled(chunks) if chosen == "compiled" else chunks)(drive, state, chunk)
+        y, state = step(drive, state)
+    else:
+        y, state = (compiled(chunks) if chosen == "compiled" else chunks)(drive, state, chunk)
+    return y.to(given), state
 
 
 def chunks(drive: Drive, state: Matrix, chunk: int) -> tuple[Value, Matrix]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bestiary.ops.backend import Backend, choose, compiled
+from bestiary.ops.precision import wide
 
 Way = Literal["auto", "loop", "tree"]
 
@@ -34,16 +35,15 @@ def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto", backend: Bac
     """
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"the scan computes with real or complex numbers, not {x.dtype}")
-    if x.dtype.itemsize < 4:
-        h, last = scan(a.float(), x.float(), state.float(), way=way, backend=backend)
-        return h.to(x.dtype), last
+    given = x.dtype
+    a, x, state = wide(a), wide(x), wide(state)
     if choose("scan", backend, x) == "compiled":
         h = compiled(tree)(a, x, state)
     elif way == "loop" or (way == "auto" and x.device.type == "cpu"):
         h = loop(a, x, state)
     else:
         h = tree(a, x, state)
-    return h, h[:, -1]
+    return h.to(given), h[:, -1]
 
 
 def loop(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
