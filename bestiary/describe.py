@@ -103,33 +103,34 @@ def mixers(*, dim: int = 128, time: int = 1024) -> pd.DataFrame:
     rows = []
     for name in names("mixers"):
         (found,) = parse("mixers", name)
-        built, module = locate("mixers", name), load("mixers", name)
-        line = (inspect.getdoc(module) or "").splitlines()[0] if isinstance(module, ModuleType) else built.__module__
-        year = re.search(r"(19|20)\d\d", line)
+        family, year, line = cited("mixers", name)
         with torch.device("meta"):
             weights = sum(weight.numel() for weight in found.build(dim).parameters())
         with watched() as engines:
             state = memory(lambda found=found: found.build(dim), time=time, dim=dim).numbers
         faster = ", ".join(sorted({backend for engine in engines for backend in ENGINES[engine]}))
-        family = getattr(built, "family", None) or "(none given)"
-        rows.append((name, family, year[0] if year else "", state, weights, faster, line))
+        rows.append((name, family, year, state, weights, faster, line))
     columns = ["name", "family", "year", f"state at {time:,}", "weights", "faster by", "what"]
     table = pd.DataFrame(rows, columns=columns)
     return table.sort_values(["family", "year", "name"])
+
+
+def cited(kind: str, name: str) -> tuple[str, str, str]:
+    """The family, the year of the source, and the line that names it."""
+    built, module = locate(kind, name), load(kind, name)
+    line = (inspect.getdoc(module) or "").splitlines()[0] if isinstance(module, ModuleType) else built.__module__
+    year = re.search(r"(19|20)\d\d", line)
+    return getattr(built, "family", None) or "(none given)", year[0] if year else "", line
 
 
 def tasks() -> pd.DataFrame:
     """One row for each task: its family, year, how many positions of how many are scored, and the chance."""
     rows = []
     for name in names("tasks"):
-        (found,), built = parse("tasks", name), locate("tasks", name)
+        (found,), (family, year, line) = parse("tasks", name), cited("tasks", name)
         made: Task = found.build()
-        module = load("tasks", name)
-        line = (inspect.getdoc(module) or "").splitlines()[0] if isinstance(module, ModuleType) else built.__module__
-        year = re.search(r"(19|20)\d\d", line)
         scored = (made.draw(64, "show", 0).targets != SILENT).sum(1).double().mean().item()
-        family = getattr(built, "family", None) or "(none given)"
-        rows.append((name, family, year[0] if year else "", f"{scored:.4g} of {made.length:,}", made.chance, line))
+        rows.append((name, family, year, f"{scored:.4g} of {made.length:,}", made.chance, line))
     table = pd.DataFrame(rows, columns=["name", "family", "year", "scored", "chance", "what"])
     return table.sort_values(["family", "year", "name"])
 
