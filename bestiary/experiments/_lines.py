@@ -11,7 +11,8 @@ from bestiary.table import best, curve
 
 def chosen(table: pd.DataFrame, group: tuple[str, ...], *, value: str = "accuracy") -> pd.DataFrame:
     """Mean over seeds of each group at its best learning rate on the selection stream, with its interval."""
-    return curve(best(table, group=group), group=(*group, "rate", "tried", "window"), value=value)
+    found = curve(best(table, group=group), group=(*group, "rate", "tried", "window"), value=value)
+    return found.sort_values(list(group)).drop(columns="solved")
 
 
 def lines(found: pd.DataFrame, *, x: str, by: str, value: str = "accuracy") -> list[Line]:

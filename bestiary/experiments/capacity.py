@@ -60,8 +60,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at the best rate, and the numbers in the state of the layer after the last pair."""
     found = chosen(named(table, PATTERNS), GROUP)
     found["state"] = [state(row.mixer, row.dim, row.pairs) for row in found.itertuples()]
-    columns = [*GROUP, "state", "accuracy", "low", "high", "seeds", "answers", "rate", "tried", "window", "seconds"]
-    return found.sort_values(list(GROUP))[columns]
+    return found
 
 
 def state(mixer: str, dim: int, pairs: int) -> int:

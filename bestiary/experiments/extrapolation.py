@@ -54,9 +54,7 @@ def grid(
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at each length of each model at its best rate, chosen at the training length."""
-    found = chosen(named(table, PATTERNS), GROUP)
-    columns = [*GROUP, "accuracy", "low", "high", "seeds", "answers", "rate", "tried", "window", "solves", "seconds"]
-    return found.sort_values(list(GROUP))[columns]
+    return chosen(named(table, PATTERNS), GROUP)
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

@@ -54,9 +54,7 @@ def tasks(length: int) -> tuple[str, ...]:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each mixer on each task at each length, at the best rate."""
     names = [TITLES[text.partition("(")[0]] for text in table["task"]]
-    found = chosen(named(table, PATTERNS).assign(probe=names, tokens=table["task"].map(tokens)), GROUP)
-    columns = [*GROUP, "accuracy", "low", "high", "seeds", "answers", "rate", "tried", "window", "solves", "seconds"]
-    return found.sort_values(list(GROUP))[columns]
+    return chosen(named(table, PATTERNS).assign(probe=names, tokens=table["task"].map(tokens)), GROUP)
 
 
 def tokens(task: str) -> int:

@@ -64,9 +64,7 @@ def grid(
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at a quarter of the sequence as pairs, of each mixer at its best rate."""
-    found = chosen(named(table, PATTERNS), GROUP)
-    columns = [*GROUP, "accuracy", "low", "high", "seeds", "answers", "rate", "tried", "window", "solves", "seconds"]
-    return found.sort_values(list(GROUP))[columns]
+    return chosen(named(table, PATTERNS), GROUP)
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

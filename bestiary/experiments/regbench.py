@@ -56,8 +56,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     table = table if "tvd" in table else table.assign(tvd=float("nan"))
     found = chosen(table, GROUP)
     found["tvd"] = found.set_index(list(GROUP)).index.map(table.groupby(list(GROUP))["tvd"].mean())
-    columns = [*GROUP, "accuracy", "low", "high", "tvd", "seeds", "answers", "rate", "seconds"]
-    return found.sort_values(list(GROUP))[columns]
+    return found
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

@@ -65,22 +65,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     whole = chosen(table, GROUP, value="whole").set_index(list(GROUP))["whole"]
     found["whole"] = [whole[tuple(row)] for row in found[list(GROUP)].itertuples(index=False)]
     least = depth_for(found, 0.9, group=("group", "mixer", "length"))
-    found = found.merge(least.rename(columns={"depth": "depth for 0.9"}), on=["group", "mixer", "length"])
-    columns = [
-        *GROUP,
-        "accuracy",
-        "low",
-        "high",
-        "whole",
-        "depth for 0.9",
-        "seeds",
-        "answers",
-        "rate",
-        "tried",
-        "solves",
-        "seconds",
-    ]
-    return found.sort_values(list(GROUP))[columns]
+    return found.merge(least.rename(columns={"depth": "depth for 0.9"}), on=["group", "mixer", "length"])
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
