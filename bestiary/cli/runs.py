@@ -1,160 +1,36 @@
-"""The command line: verbs over the library. Nothing heavy is imported before a verb needs it."""
+"""Verbs that make runs and read them: train, run, status and plot."""
 
 import ast
-import errno
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from enum import StrEnum
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from bestiary.cli._app import (
+    Backend,
+    Device,
+    Figures,
+    Folder,
+    Keep,
+    Question,
+    Scale,
+    Size,
+    app,
+    complain,
+    opened,
+    question,
+    refuse,
+    trained,
+    user_input,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from bestiary.recipe import Recipe
-    from bestiary.store import Store
-
-app = typer.Typer(
-    help="A laboratory for recall in sequence models.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-
-
-class Scale(StrEnum):
-    smoke = "smoke"
-    small = "small"
-    paper = "paper"
-
-
-Folder = Annotated[Path, typer.Option("--store", help="Folder of the runs.")]
-Figures = Annotated[Path, typer.Option("--figures", help="Folder for the figures.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
-Backend = Annotated[
-    str, typer.Option(help="Who computes the engines: torch, compiled, fla (CUDA), or auto, which chooses by device.")
-]
-Keep = Annotated[bool, typer.Option("--keep", help="Write the trained weights beside the log.")]
-Size = Annotated[Scale, typer.Option("--scale", help="smoke: seconds. small: minutes. paper: the published grid.")]
-Question = Annotated[str, typer.Argument(help="An experiment (see `bestiary list experiments`), or a file.")]
-
-
-def main() -> None:
-    """Run the command line; faults of the user and of the disk are one line."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except OSError as fault:
-        if fault.errno != errno.ENOSPC:
-            raise
-        typer.echo(f"bestiary: the disk is full ({fault}); free some and give the same command again", err=True)
-        sys.exit(1)
-
-
-@contextmanager
-def user_input() -> Iterator[None]:
-    """Faults in here are the user's: one line, exit status 2."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, OSError, SyntaxError, ImportError) as fault:
-        refuse(str(fault.args[0]) if isinstance(fault, LookupError) else str(fault))
-
-
-def refuse(message: str, *, status: int = 2) -> NoReturn:
-    typer.echo(f"bestiary: {message}", err=True)
-    raise typer.Exit(status)
-
-
-@app.command("list")
-def list_names(
-    kind: Annotated[str, typer.Argument(help="mixers, tasks, experiments or recipes; all if none.")] = "",
-) -> None:
-    """Name what there is, with a line about each; mixers and tasks in a table."""
-    from bestiary.spec import nearest
-
-    kinds = ("mixers", "tasks", "experiments", "recipes")
-    if kind and kind not in kinds:
-        refuse(f"nothing is called {kind!r} {nearest(kind, kinds)}")
-    if kind in ("mixers", "tasks"):
-        from bestiary import describe
-        from bestiary.console import show as show_table
-
-        with user_input():
-            table = describe.mixers() if kind == "mixers" else describe.tasks()
-        show_table(table)
-        return
-    for wanted in (kind,) if kind else kinds:
-        typer.echo(wanted)
-        for name, line in summaries(wanted):
-            typer.echo(f"  {name:14} {line}")
-
-
-def summaries(kind: str) -> Iterator[tuple[str, str]]:
-    """Names of a kind, each with the first line of its docstring."""
-    if kind == "recipes":
-        from bestiary.recipe import NAMED
-
-        for name, recipe in NAMED.items():
-            yield name, (recipe.__doc__ or "").splitlines()[0]
-        return
-    from bestiary.spec import names
-
-    for name in names(kind):
-        file = Path(__file__).parent / kind / f"{name}.py"
-        doc = ast.get_docstring(ast.parse(file.read_text())) if file.exists() else "(from an installed package)"
-        yield name, (doc or "").splitlines()[0]
-
-
-@app.command()
-def show(
-    name: Annotated[
-        str, typer.Argument(help="A mixer, task, experiment or recipe, with options; a file; a run's key.")
-    ],
-    dim: Annotated[int, typer.Option(help="The width at which a mixer is shown.")] = 64,
-    store: Folder = Path("runs"),
-) -> None:
-    """Describe one thing: what it is, its options, its size."""
-    from bestiary import describe
-    from bestiary.store import Damaged, Store
-
-    with user_input():
-        runs = Store(store)
-        try:
-            found = list(describe.run(runs, name) if name in runs.begun() else describe.anything(name, dim=dim))
-        except Damaged as fault:
-            refuse(str(fault))
-    for line in found:
-        typer.echo(line)
-
-
-@app.command()
-def check(
-    targets: Annotated[list[str] | None, typer.Argument(help="Mixers, tasks or files; all of ours if none.")] = None,
-) -> None:
-    """Hold mixers and tasks to the laws."""
-    from bestiary import laws
-    from bestiary.describe import specs
-    from bestiary.spec import names
-
-    with user_input():
-        checked = [found for target in targets or () for found in specs(target)]
-    if not targets:
-        checked = [found for kind in ("mixers", "tasks") for n in names(kind) for found in laws.variants(kind, n)]
-    broken = 0
-    for found in checked:
-        typer.echo(str(found))
-        for law, fault in laws.check(found):
-            typer.echo(f"  {'ok    ' if fault is None else 'BROKEN'}  {law}" + (f": {fault}" if fault else ""))
-            broken += fault is not None
-    typer.echo(f"{broken} laws broken" if broken else "every law holds")
-    if broken:
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -232,19 +108,6 @@ def run(
 
 
 @app.command()
-def bound(
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs to recall.")],
-    vocab: Annotated[int, typer.Option(min=4, help="Tokens, half of which are values.")],
-    state: Annotated[int | None, typer.Option(min=1, help="Numbers in a state, to see what they can hold.")] = None,
-) -> None:
-    """Say what recall of so many pairs needs at least, and what a state can hold."""
-    from bestiary.console import show as show_table
-    from bestiary.constructions.bounds import table
-
-    show_table(table(pairs, vocab, state))
-
-
-@app.command()
 def status(
     experiment: Annotated[str, typer.Argument(help="An experiment; every run in the store if left out.")] = "",
     scale: Size = Scale.small,
@@ -287,25 +150,6 @@ def plot(
     finish(bool(damaged), table, asked, figures / f"{Path(experiment).stem}-{scale}")
 
 
-def question(name: str) -> ModuleType:
-    """An experiment's module. Raises LookupError."""
-    from bestiary.spec import load
-
-    found = load("experiments", name)
-    parts = ("measure" if hasattr(found, "measure") else "recipes", "summary", "figures")
-    if not isinstance(found, ModuleType) or not all(hasattr(found, part) for part in parts):
-        raise LookupError(f"{name} is no experiment: it must define recipes (or measure), summary and figures")
-    return found
-
-
-def trained(asked: ModuleType) -> ModuleType:
-    """An experiment that leaves runs in a store. Raises LookupError for one that measures what nobody trained."""
-    if hasattr(asked, "measure"):
-        name = asked.__name__.rpartition(".")[2]
-        raise LookupError(f"{name} trains nothing and leaves no runs; `bestiary run {name}` measures and draws it")
-    return asked
-
-
 def measured(asked: ModuleType, scale: str, threads: int) -> "pd.DataFrame":
     """The table of an experiment that trains nothing, row by row."""
     import pandas as pd
@@ -318,12 +162,6 @@ def measured(asked: ModuleType, scale: str, threads: int) -> "pd.DataFrame":
         typer.echo(f"\rmeasured {len(rows)} rows ", nl=False, err=True)
     typer.echo("", err=True)
     return pd.DataFrame(rows)
-
-
-def opened(folder: Path) -> "Store":
-    from bestiary.store import Store
-
-    return Store(folder)
 
 
 def carry_out(
@@ -369,11 +207,6 @@ def carry_out(
     table, damaged = results(store, [made.key for made in recipes])
     complain(damaged)
     return failed + len(damaged), table
-
-
-def complain(damaged: Sequence[str]) -> None:
-    for line in damaged:
-        typer.echo(f"bestiary: {line}", err=True)
 
 
 def finish(failed: int, table: "pd.DataFrame", asked: ModuleType | None = None, stem: Path = Path()) -> None:
@@ -425,7 +258,3 @@ def estimate(recipes: "Sequence[Recipe]", device: str, threads: int) -> None:
     typer.echo(
         f"{len(recipes)} runs, about {table['hours'].sum():.1f} hours of one process, less where runs stop early"
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,5 @@
+"""`python -m bestiary.cli` is `bestiary`."""
+
+from bestiary.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""What all verbs share: the application, common options, and how the user's faults are told."""
+
+import errno
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from bestiary.store import Store
+
+app = typer.Typer(
+    help="A laboratory for recall in sequence models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Scale(StrEnum):
+    """How much of an experiment is carried out."""
+
+    smoke = "smoke"
+    small = "small"
+    paper = "paper"
+
+
+Folder = Annotated[Path, typer.Option("--store", help="Folder of the runs.")]
+Figures = Annotated[Path, typer.Option("--figures", help="Folder for the figures.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
+Backend = Annotated[
+    str, typer.Option(help="Who computes the engines: torch, compiled, fla (CUDA), or auto, which chooses by device.")
+]
+Keep = Annotated[bool, typer.Option("--keep", help="Write the trained weights beside the log.")]
+Size = Annotated[Scale, typer.Option("--scale", help="smoke: seconds. small: minutes. paper: the published grid.")]
+Question = Annotated[str, typer.Argument(help="An experiment (see `bestiary list experiments`), or a file.")]
+
+
+def main() -> None:
+    """Run the command line; faults of the user and of the disk are one line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as fault:
+        if fault.errno != errno.ENOSPC:
+            raise
+        typer.echo(f"bestiary: the disk is full ({fault}); free some and give the same command again", err=True)
+        sys.exit(1)
+
+
+@contextmanager
+def user_input() -> Iterator[None]:
+    """Faults in here are the user's: one line, exit status 2."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, OSError, SyntaxError, ImportError) as fault:
+        refuse(str(fault.args[0]) if isinstance(fault, LookupError) else str(fault))
+
+
+def refuse(message: str, *, status: int = 2) -> NoReturn:
+    typer.echo(f"bestiary: {message}", err=True)
+    raise typer.Exit(status)
+
+
+def complain(damaged: Sequence[str]) -> None:
+    for line in damaged:
+        typer.echo(f"bestiary: {line}", err=True)
+
+
+def opened(folder: Path) -> "Store":
+    from bestiary.store import Store
+
+    return Store(folder)
+
+
+def question(name: str) -> ModuleType:
+    """An experiment's module. Raises LookupError."""
+    from bestiary.spec import load
+
+    found = load("experiments", name)
+    parts = ("measure" if hasattr(found, "measure") else "recipes", "summary", "figures")
+    if not isinstance(found, ModuleType) or not all(hasattr(found, part) for part in parts):
+        raise LookupError(f"{name} is no experiment: it must define recipes (or measure), summary and figures")
+    return found
+
+
+def trained(asked: ModuleType) -> ModuleType:
+    """An experiment that leaves runs in a store. Raises LookupError for one that measures what nobody trained."""
+    if hasattr(asked, "measure"):
+        name = asked.__name__.rpartition(".")[2]
+        raise LookupError(f"{name} trains nothing and leaves no runs; `bestiary run {name}` measures and draws it")
+    return asked

@@ -1,0 +1,109 @@
+"""Verbs that look at what there is: list, show, check and bound."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bestiary.cli._app import Folder, app, refuse, user_input
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[str, typer.Argument(help="mixers, tasks, experiments or recipes; all if none.")] = "",
+) -> None:
+    """Name what there is, with a line about each; mixers and tasks in a table."""
+    from bestiary.spec import nearest
+
+    kinds = ("mixers", "tasks", "experiments", "recipes")
+    if kind and kind not in kinds:
+        refuse(f"nothing is called {kind!r} {nearest(kind, kinds)}")
+    if kind in ("mixers", "tasks"):
+        from bestiary import describe
+        from bestiary.console import show as show_table
+
+        with user_input():
+            table = describe.mixers() if kind == "mixers" else describe.tasks()
+        show_table(table)
+        return
+    for wanted in (kind,) if kind else kinds:
+        typer.echo(wanted)
+        for name, line in summaries(wanted):
+            typer.echo(f"  {name:14} {line}")
+
+
+def summaries(kind: str) -> Iterator[tuple[str, str]]:
+    """Names of a kind, each with the first line of its docstring."""
+    if kind == "recipes":
+        from bestiary.recipe import NAMED
+
+        for name, recipe in NAMED.items():
+            yield name, (recipe.__doc__ or "").splitlines()[0]
+        return
+    from bestiary.spec import names
+
+    for name in names(kind):
+        file = Path(__file__).parents[1] / kind / f"{name}.py"
+        doc = ast.get_docstring(ast.parse(file.read_text())) if file.exists() else "(from an installed package)"
+        yield name, (doc or "").splitlines()[0]
+
+
+@app.command()
+def show(
+    name: Annotated[
+        str, typer.Argument(help="A mixer, task, experiment or recipe, with options; a file; a run's key.")
+    ],
+    dim: Annotated[int, typer.Option(help="The width at which a mixer is shown.")] = 64,
+    store: Folder = Path("runs"),
+) -> None:
+    """Describe one thing: what it is, its options, its size."""
+    from bestiary import describe
+    from bestiary.store import Damaged, Store
+
+    with user_input():
+        runs = Store(store)
+        try:
+            found = list(describe.run(runs, name) if name in runs.begun() else describe.anything(name, dim=dim))
+        except Damaged as fault:
+            refuse(str(fault))
+    for line in found:
+        typer.echo(line)
+
+
+@app.command()
+def check(
+    targets: Annotated[list[str] | None, typer.Argument(help="Mixers, tasks or files; all of ours if none.")] = None,
+) -> None:
+    """Hold mixers and tasks to the laws."""
+    from bestiary import laws
+    from bestiary.describe import specs
+    from bestiary.spec import names
+
+    with user_input():
+        checked = [found for target in targets or () for found in specs(target)]
+    if not targets:
+        checked = [found for kind in ("mixers", "tasks") for n in names(kind) for found in laws.variants(kind, n)]
+    broken = 0
+    for found in checked:
+        typer.echo(str(found))
+        for law, fault in laws.check(found):
+            typer.echo(f"  {'ok    ' if fault is None else 'BROKEN'}  {law}" + (f": {fault}" if fault else ""))
+            broken += fault is not None
+    typer.echo(f"{broken} laws broken" if broken else "every law holds")
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bound(
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs to recall.")],
+    vocab: Annotated[int, typer.Option(min=4, help="Tokens, half of which are values.")],
+    state: Annotated[int | None, typer.Option(min=1, help="Numbers in a state, to see what they can hold.")] = None,
+) -> None:
+    """Say what recall of so many pairs needs at least, and what a state can hold."""
+    from bestiary.console import show as show_table
+    from bestiary.constructions.bounds import table
+
+    show_table(table(pairs, vocab, state))
