@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bestiary.spec import Mixers, Natural, Positive, Tasks, nearest, parse
+from bestiary.spec import Mixers, Natural, Positive, Spec, Tasks, is_pattern, nearest, parse
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
@@ -141,11 +141,26 @@ class Recipe(BaseModel):
         """The key of the same recipe at any seed and learning rate: what such recipes can or cannot build."""
         return self.model_copy(update={"seed": 0, "rate": 1.0}).key
 
+    @property
+    def company(self) -> str:
+        """Equal exactly for recipes that can be trained together: alike but for rate, weight decay and seed.
+
+        The seed too must be one where dropout draws one mask for all, or where it deals the order of several tasks.
+        """
+        one_seed = self.dropout > 0 or any(map(drops, self.pattern)) or (self.shuffle != "none" and len(self.train) > 1)
+        return self.model_copy(update={"rate": 1.0, "weight_decay": 0.0, "seed": self.seed if one_seed else 0}).key
+
     def fields(self, write: Any) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in type(self).model_fields}
         if not self.select:
             del plain["select"]  # so that runs from before there was such a choice keep their names
         return {n: [write(s) for s in v] if n in SPECS else v for n, v in plain.items()}
+
+
+def drops(part: Spec) -> bool:
+    """Whether a mixer, or one within it, has dropout."""
+    inner = (spec for _, value in part.options if is_pattern(value) for spec in value)
+    return bool(dict(part.options).get("dropout")) or any(map(drops, inner))
 
 
 def clean(pattern: str, **changes: Any) -> Recipe:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -100,18 +101,19 @@ def rate(recipe: Recipe, step: int) -> float:
 
 
 def decay_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters with weight decay and without; those that a mixer has marked never have it under "matrices"."""
-
-    def decayed(weight: nn.Parameter) -> bool:
-        return recipe.decay == "all" or (weight.ndim >= 2 and not getattr(weight, "undecayed", False))
-
+    """Parameters with weight decay and without."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for weight in model.parameters():
-        groups[decayed(weight)].append(weight)
+        groups[decayed(recipe, weight)].append(weight)
     return [
         {"params": groups[True], "weight_decay": recipe.weight_decay},
         {"params": groups[False], "weight_decay": 0.0},
     ]
+
+
+def decayed(recipe: Recipe, weight: nn.Parameter) -> bool:
+    """Whether weight decay acts on it; never on one that a mixer has marked, under "matrices"."""
+    return recipe.decay == "all" or (weight.ndim >= 2 and not getattr(weight, "undecayed", False))
 
 
 def batches(recipe: Recipe) -> Iterator[Batch]:
@@ -169,46 +171,66 @@ def accuracy(looks: Sequence[Measurement]) -> float:
     return sum(shares) / len(shares)
 
 
+Answers = tuple[Float[Tensor, "answers vocab"], Int[Tensor, " answers"]]  # logits and targets
+
+
 @torch.no_grad()
 def score(
     model: Model, tasks: Sequence[Spec], name: str, rows: int, *, device: torch.device | str = "cpu"
 ) -> Iterator[Measurement]:
     """Sums over the first `rows` rows of each task's stream `name`, altogether and by facet."""
     model.eval()
+    for (seen,) in scores(lambda batch: [model.answer(batch)], tasks, name, rows, device=device):
+        yield seen
+
+
+def scores(
+    answer: Callable[[Batch], Sequence[Answers]],
+    tasks: Sequence[Spec],
+    name: str,
+    rows: int,
+    *,
+    models: int = 1,
+    device: torch.device | str = "cpu",
+) -> Iterator[tuple[Measurement, ...]]:
+    """`score` for several models at once, of which `answer` gives the answers: a measurement of each."""
     for segment, part in enumerate(tasks):
         task, found = part.build(), []
         for i, start in enumerate(range(0, rows, CHUNK)):
             batch = task.draw(CHUNK, name, part.key, i)
-            found += [
-                answers(model, task, piece, device) for piece in pieces(batch, min(CHUNK, rows - start), task.vocab)
-            ]
-        columns = {column: torch.cat([answer[column] for answer in found]) for column in found[0]}
-        right, row = columns["right"], columns.pop("first").cumsum(0) - 1
-        faults = torch.zeros(int(row[-1]) + 1).index_add_(0, row, 1 - right.float())
-        scores = {c: columns.pop(c) for c in list(columns) if columns[c].is_floating_point()}
-        further: dict[str, float] = {"rows": len(faults), "whole": int((faults == 0).sum())}
-        for facet, values in {"": torch.zeros_like(right, dtype=torch.long), **columns}.items():
-            sums = {score: torch.bincount(values, weights).tolist() for score, weights in scores.items()}
-            for value, asked in enumerate(torch.bincount(values).tolist()):
-                if asked:
-                    of = {score: total[value] for score, total in sums.items()}
-                    more = (further if not facet else {}) | {s: of[s] for s in of if s not in ("loss", "right")}
-                    yield Measurement(0, name, segment, facet, value, of["loss"], int(of["right"]), asked, more)
+            for few in pieces(batch, min(CHUNK, rows - start), task.vocab, models):
+                piece = few.to(device)
+                found.append([columns(task, piece, *given) for given in answer(piece)])
+        yield from zip(*(tally(parts, name, segment) for parts in zip(*found, strict=True)), strict=True)
 
 
-def pieces(batch: Batch, rows: int, vocab: int) -> Iterator[Batch]:
-    """The first rows of a batch, few enough at a time for their logits to fit."""
+def tally(parts: Sequence[dict[str, Tensor]], name: str, segment: int) -> Iterator[Measurement]:
+    """Sums of the columns of all answers, altogether and by facet."""
+    columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
+    right, row = columns["right"], columns.pop("first").cumsum(0) - 1
+    faults = torch.zeros(int(row[-1]) + 1).index_add_(0, row, 1 - right.float())
+    scores = {c: columns.pop(c) for c in list(columns) if columns[c].is_floating_point()}
+    further: dict[str, float] = {"rows": len(faults), "whole": int((faults == 0).sum())}
+    for facet, values in {"": torch.zeros_like(right, dtype=torch.long), **columns}.items():
+        sums = {score: torch.bincount(values, weights).tolist() for score, weights in scores.items()}
+        for value, asked in enumerate(torch.bincount(values).tolist()):
+            if asked:
+                of = {score: total[value] for score, total in sums.items()}
+                more = (further if not facet else {}) | {s: of[s] for s in of if s not in ("loss", "right")}
+                yield Measurement(0, name, segment, facet, value, of["loss"], int(of["right"]), asked, more)
+
+
+def pieces(batch: Batch, rows: int, vocab: int, models: int) -> Iterator[Batch]:
+    """The first rows of a batch, few enough at a time for the logits of all models to fit."""
     asked = int((batch.targets != SILENT).sum(1).max())
-    size = max(1, min(LOGITS // (asked * vocab), TOKENS // batch.targets.shape[1]))
+    size = max(1, min(LOGITS // (asked * vocab), TOKENS // batch.targets.shape[1]) // models)
     for start in range(0, rows, size):
         part = slice(start, min(start + size, rows))
         yield batch.rows(part)
 
 
-def answers(model: Model, task: Task, batch: Batch, device: torch.device | str) -> dict[str, Tensor]:
+def columns(task: Task, batch: Batch, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
     """Loss, whether it was right, the task's further scores, each facet, and whether it is a row's first, by answer."""
-    batch = batch.to(device)
-    logits, targets = model.answer(batch)
     asked = batch.targets != SILENT
     given = torch.full_like(batch.targets, SILENT).masked_scatter_(asked, logits.argmax(-1))
     scores = {

@@ -4,8 +4,8 @@
 
 `attend` is the one definition: positions are explicit, so that queries may start after a past or stand at chosen
 positions only; `masked` is told instead what each query sees. Up to `FUSED` keys both multiply matrices, which is as
-fast there and works under `torch.func.vmap`; beyond, PyTorch's fused kernel saves the memory of the scores. The
-numbers are the same.
+fast there; beyond, PyTorch's fused kernel saves the memory of the scores, except under `torch.func.vmap`, which would
+call it for one model at a time. The numbers are the same.
 """
 
 import math
@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+from bestiary.ops.backend import transformed
 
 Heads = Float[Tensor, "batch heads time key"]
 
@@ -49,7 +51,7 @@ def masked(
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads asked value"]:
     """Softmax of q . k / sqrt(key) + bias over what is seen, which must be something for every query."""
-    if k.shape[2] > FUSED and bias is None:
+    if k.shape[2] > FUSED and bias is None and not transformed():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
     scores = scores if bias is None else scores + bias

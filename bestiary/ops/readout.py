@@ -15,9 +15,14 @@ BLOCK = 2**21  # logits at a time: 8 MiB of float32
 
 
 def cross_entropy(
-    x: Float[Tensor, "answers dim"], weight: Float[Tensor, "vocab dim"], targets: Int[Tensor, " answers"]
-) -> tuple[Float[Tensor, ""], Int[Tensor, ""]]:
-    """The summed loss in nats, and how many answers are right; negative targets count for nothing."""
+    x: Float[Tensor, "*members answers dim"],
+    weight: Float[Tensor, "*members vocab dim"],
+    targets: Int[Tensor, "*members answers"],
+) -> tuple[Float[Tensor, "*members"], Int[Tensor, "*members"]]:
+    """The summed loss in nats, and how many answers are right; negative targets count for nothing.
+
+    With one more axis in front, the same for each of several models.
+    """
     loss, right, _, _ = _Readout.apply(x, weight, targets)
     return loss, right
 
@@ -25,21 +30,22 @@ def cross_entropy(
 class _Readout(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        loss, right = x.new_zeros(()), targets.new_zeros(())
+        loss, right = x.new_zeros(x.shape[:-2]), targets.new_zeros(x.shape[:-2])
         dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
-        size = max(1, BLOCK // len(weight))
-        for rows, given, drows in zip(x.split(size), targets.split(size), dx.split(size), strict=True):
-            asked, target = given >= 0, given.clamp(min=0).unsqueeze(1)
-            logits = rows @ weight.T
-            highest, answer = logits.max(dim=1, keepdim=True)
-            of_target = logits.gather(1, target)
+        size = max(1, BLOCK // weight[..., 0].numel())
+        blocks = (part.split(size, dim) for part, dim in ((x, -2), (targets, -1), (dx, -2)))
+        for rows, given, drows in zip(*blocks, strict=True):
+            asked, target = given >= 0, given.clamp(min=0).unsqueeze(-1)
+            logits = rows @ weight.mT
+            highest, answer = logits.max(dim=-1, keepdim=True)
+            of_target = logits.gather(-1, target)
             grad = logits.sub_(highest).exp_()
-            total = grad.sum(1, keepdim=True)
-            loss += ((total.log() + highest - of_target).squeeze(1) * asked).sum()
-            right += ((answer == target).squeeze(1) & asked).sum()
-            grad.mul_(asked.unsqueeze(1) / total).scatter_add_(1, target, -asked.unsqueeze(1).to(grad.dtype))
-            torch.mm(grad, weight, out=drows)
-            dweight.addmm_(grad.T, rows)
+            total = grad.sum(-1, keepdim=True)
+            loss += ((total.log() + highest - of_target).squeeze(-1) * asked).sum(-1)
+            right += ((answer == target).squeeze(-1) & asked).sum(-1)
+            grad.mul_(asked.unsqueeze(-1) / total).scatter_add_(-1, target, -asked.unsqueeze(-1).to(grad.dtype))
+            torch.matmul(grad, weight, out=drows)
+            dweight.addmm_(grad.T, rows) if x.ndim == 2 else dweight.baddbmm_(grad.mT, rows)
         return loss, right, dx, dweight
 
     @staticmethod
@@ -50,4 +56,5 @@ class _Readout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         dx, dweight = ctx.saved_tensors
-        return grads[0] * dx, grads[0] * dweight, None
+        scale = grads[0][..., None, None]
+        return scale * dx, scale * dweight, None

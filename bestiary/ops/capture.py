@@ -1,0 +1,58 @@
+"""A function of tensors that is recorded once and then replayed: on CUDA, one launch instead of thousands.
+
+A CUDA graph repeats the same kernels on the same memory, so inputs are copied to where they were when it was recorded.
+The function may change tensors of its own in place (weights, the memory of an optimizer) but must not look at numbers,
+and is first called as it is a few times, for what libraries set up at first use.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WARM = 3  # calls of each shape before it is recorded
+
+Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+log = logging.getLogger(__name__)
+
+
+def graph(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """What repeats the call on the device, and where its result will stand."""
+    made = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(made):
+        result = call()
+    return made.replay, result
+
+
+class Captured:
+    """The function, recorded anew for each shape of its inputs; as it is where it cannot be recorded."""
+
+    def __init__(self, function: Callable[..., Tensor], record: Record = graph) -> None:
+        self.function, self.record, self.able = function, record, True
+        self.calls: Counter[tuple[torch.Size, ...]] = Counter()
+        self.recorded: dict[tuple[torch.Size, ...], tuple[list[Tensor], Callable[[], None], Tensor]] = {}
+
+    def __call__(self, *given: Tensor) -> Tensor:
+        shapes = tuple(x.shape for x in given)
+        self.calls[shapes] += 1
+        if self.able and self.calls[shapes] > WARM and shapes not in self.recorded:
+            self.capture(shapes, [x.clone() for x in given])
+        if shapes not in self.recorded:
+            return self.function(*given)
+        places, replay, result = self.recorded[shapes]
+        for place, x in zip(places, given, strict=True):
+            place.copy_(x)
+        replay()
+        return result.clone()
+
+    def capture(self, shapes: tuple[torch.Size, ...], places: list[Tensor]) -> None:
+        try:
+            self.recorded[shapes] = (places, *self.record(lambda: self.function(*places)))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as fault:
+            self.able = False
+            log.warning("not captured in a graph, so slower: %s", str(fault).splitlines()[0])
