@@ -1,5 +1,6 @@
 """What a person sees: live bars on a terminal, plain lines where output is piped."""
 
+import math
 import sys
 from collections.abc import Iterable
 
@@ -43,7 +44,8 @@ class Watch:
         self.lines: dict[str, TaskID] = {}
         self.loss: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
-        self.total, self.done, self.failed, self.detail = total, done, 0, detail
+        self.total, self.done, self.detail = total, done, detail
+        self.failures: list[Recipe] = []
 
     def follow(self, events: Iterable[Event]) -> int:
         """Show every event; how many runs failed."""
@@ -57,12 +59,16 @@ class Watch:
                     case "ended":
                         self.ended(recipe, what)
                     case "failed":
-                        self.failed += 1
+                        self.failures.append(recipe)
                         self.leave(recipe, f"failed: {what}", style="red")
+                    case "retried":
+                        self.aside(recipe, f"{what}; tried again", style="yellow")
+                    case "apart":
+                        self.aside(recipe, f"not trained together with others of its shape: {what}", style="yellow")
                     case "waiting" if recipe.key not in self.lines:
                         waiting = f"{label(recipe)}  (another worker has it)"
                         self.lines[recipe.key] = self.progress.add_task(waiting, total=None, news="")
-        return self.failed
+        return len(self.failures)
 
     def measured(self, recipe: Recipe, seen: Measurement) -> None:
         if seen.split == "train":
@@ -80,11 +86,19 @@ class Watch:
         note = f" ({end.note})" if end.note else ""
         self.leave(recipe, f"{end.outcome}{score}, {end.seconds:.0f} s{note}")
 
-    def leave(self, recipe: Recipe, news: str, *, style: str = "") -> None:
+    def aside(self, recipe: Recipe, news: str, *, style: str) -> None:
+        """Tell of something that ends no run."""
+        self.forget(recipe)
+        self.progress.console.print(escape(f"{label(recipe)}: {news}"), style=style)
+
+    def forget(self, recipe: Recipe) -> None:
         if (line := self.lines.pop(recipe.key, None)) is not None:
             self.progress.remove_task(line)
+
+    def leave(self, recipe: Recipe, news: str, *, style: str = "") -> None:
+        self.forget(recipe)
         self.progress.update(self.bar, completed=self.done)
-        counted = f"[{self.done + self.failed}/{self.total}]"
+        counted = f"[{self.done + len(self.failures)}/{self.total}]"
         self.progress.console.print(escape(f"{counted} {label(recipe)}: {news}"), style=style)
 
 
@@ -113,6 +127,8 @@ def written(column: pd.Series) -> list[str]:
     share = pd.api.types.is_float_dtype(column) and column.abs().max() <= 1
 
     def cell(value: float | int) -> str:
+        if not math.isfinite(value):
+            return str(value)
         if share:
             return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
         return f"{value:,.0f}" if value == int(value) else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

@@ -26,6 +26,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -86,13 +87,14 @@ class Store:
         place = self.folder / recipe.key
         place.mkdir(parents=True, exist_ok=True)
         claims = numbered(place)
-        prepared = place / f".claim-{uuid.uuid4().hex}"
-        prepared.mkdir()
-        put(prepared / "owner.json", {"machine": machine(), "process": os.getpid(), "born": born(os.getpid())})
-        taken = place / f"claim-{len(claims)}"
-        if not (claims and alive(claims[-1], now=prepared.stat().st_mtime)) and moved(prepared, taken):
-            return None if recipe in self else Run(place, taken, recipe)
-        shutil.rmtree(prepared)
+        prepared, taken = place / f".claim-{uuid.uuid4().hex}", place / f"claim-{len(claims)}"
+        try:
+            prepared.mkdir()
+            put(prepared / "owner.json", {"machine": machine(), "process": os.getpid(), "born": born(os.getpid())})
+            if not (claims and alive(claims[-1], now=prepared.stat().st_mtime)) and moved(prepared, taken):
+                return None if recipe in self else Run(place, taken, recipe)
+        finally:
+            shutil.rmtree(prepared, ignore_errors=True)
         return None
 
     def owner(self, key: str) -> str | None:
@@ -102,6 +104,14 @@ class Store:
             return None
         owner = get(claims[-1] / "owner.json")
         return f"{owner['machine'].split(' ')[0]}, process {owner['process']}"
+
+    def mourn(self, key: str, how: str, *, last: bool) -> None:
+        """Record that the worker of a run died; as the failure of the run if it is not tried again."""
+        place = self.folder / key
+        if claims := numbered(place):
+            put(claims[-1] / "died", how + "\n")
+        if last and place.is_dir():
+            put(place / "failure.txt", how + "\n")
 
     def failure(self, key: str) -> str | None:
         """The traceback of the last attempt, if it failed."""
@@ -116,15 +126,23 @@ class Store:
             ended = None if done is None else Ended(**done)
             return Record(key, get(place / "recipe.json"), ended, lines(place / "log.jsonl"))
         except (OSError, ValueError, TypeError) as fault:
-            aside = f"set it aside with: mv {place} {place}.damaged"
-            raise Damaged(f"{place} cannot be read ({str(fault).splitlines()[0]}); {aside}") from None
+            raise unreadable(place, fault) from None
 
     def begun(self) -> list[str]:
         """Every run begun, by name; folders with a dot in their name are set aside."""
         if not self.folder.is_dir():
             return []
-        folders = (place for place in self.folder.iterdir() if "." not in place.name and place.is_dir())
-        return sorted(place.name for place in folders if any((place / f).exists() for f in ("recipe.json", "done")))
+        with os.scandir(self.folder) as entries:
+            places = [(entry.name, entry.path) for entry in entries if "." not in entry.name and entry.is_dir()]
+        return sorted(
+            name for name, path in places if any(os.path.exists(f"{path}/{file}") for file in ("recipe.json", "done"))
+        )
+
+
+def unreadable(place: Path, fault: Exception) -> Damaged:
+    """What is wrong with a run's folder, and how to set it aside."""
+    what = (str(fault).splitlines() or [type(fault).__name__])[0]
+    return Damaged(f"{place} cannot be read ({what}); set it aside with: mv {place} {place}.damaged")
 
 
 class Run:
@@ -133,10 +151,21 @@ class Run:
     def __init__(self, place: Path, claim: Path, recipe: "Recipe") -> None:
         self.place, self.claim, self.recipe = place, claim, recipe
         self.how: dict[str, Any] = {}  # what else its origin should tell, such as the device
+        self.records, self.step = True, 0  # whether a fault is this run's own; the last step measured
         self.next = place / f"claim-{int(claim.name.partition('-')[2]) + 1}"
         self.begun, self.over = time.monotonic(), threading.Event()
 
     def __enter__(self) -> "Run":
+        try:
+            self.open()
+        except BaseException:
+            with suppress(OSError):
+                (self.claim / "released").touch()
+            raise
+        threading.Thread(target=self.beat, daemon=True).start()
+        return self
+
+    def open(self) -> None:
         (self.place / "failure.txt").unlink(missing_ok=True)
         (self.place / "log.jsonl").unlink(missing_ok=True)  # a former owner writes on where nobody reads
         put(self.place / "recipe.json", self.recipe.json())
@@ -146,8 +175,6 @@ class Run:
                 (self.place / "source").mkdir(exist_ok=True)
                 shutil.copy(Path(part.name).expanduser(), self.place / "source")
         self.log = (self.place / "log.jsonl").open("x")
-        threading.Thread(target=self.beat, daemon=True).start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
@@ -162,7 +189,7 @@ class Run:
 
     def record(self, fault: BaseException | None) -> None:
         """Keep the traceback of a failure; being stopped or overtaken is none."""
-        if isinstance(fault, Exception) and not isinstance(fault, Lost):
+        if self.records and isinstance(fault, Exception) and not isinstance(fault, Lost):
             put(self.place / "failure.txt", "".join(traceback.format_exception(fault)))
 
     def append(self, measurement: Mapping[str, Any]) -> None:
@@ -171,6 +198,7 @@ class Run:
             raise Lost(f"{self.place} was taken over by another worker")
         self.log.write(json.dumps(measurement) + "\n")
         self.log.flush()
+        self.step = measurement["step"]
 
     def keep(self, model: "nn.Module") -> None:
         """Write the model's weights."""
@@ -179,6 +207,16 @@ class Run:
         beside = self.place / f".weights-{uuid.uuid4().hex}"
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
         beside.replace(self.place / "weights.safetensors")
+
+    def release(self) -> None:
+        """Give the run up without having begun it."""
+        (self.claim / "released").touch()
+
+    def finish(self, model: "nn.Module | None" = None) -> Ended:
+        """Mark the run as done with what was measured, its weights kept if given."""
+        if model is not None:
+            self.keep(model)
+        return self.end("solved" if self.step < self.recipe.steps else "finished")
 
     def end(self, outcome: str, note: str = "") -> Ended:
         """Mark the run as done."""
@@ -189,7 +227,8 @@ class Run:
 
     def beat(self) -> None:
         while not self.over.wait(BEAT):
-            (self.claim / "owner.json").touch()
+            with suppress(OSError):  # of a disk that may come back; the run itself finds out when it writes
+                (self.claim / "owner.json").touch()
 
 
 def alive(claim: Path, *, now: float) -> bool:
@@ -278,11 +317,16 @@ def commit() -> str | None:
 def put(place: Path, content: Any) -> None:
     """Write text, or anything else as JSON, so that it is there whole or not at all."""
     beside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
-    with beside.open("w") as file:
-        file.write(content if isinstance(content, str) else json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(place)
+    try:
+        with beside.open("w") as file:
+            file.write(content if isinstance(content, str) else json.dumps(content, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(place)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
 
 
 def get(place: Path) -> Any:
@@ -294,4 +338,7 @@ def lines(place: Path) -> list[dict[str, Any]]:
     if not place.exists():
         return []
     *whole, _ = place.read_text().split("\n")
-    return [json.loads(line) for line in whole]
+    found = json.loads(f"[{','.join(whole)}]")  # at once, which takes half the time of one by one
+    if len(found) != len(whole):
+        raise ValueError(f"{len(whole)} lines hold {len(found)} measurements")
+    return found

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 ORDER = (
-    *("spec", "ops", "tasks", "mixers", "model", "laws", "recipe", "training", "constructions"),
-    *("store", "sweep", "table", "plot", "experiments", "console", "describe", "cli"),
+    *("spec", "ops", "tasks", "mixers", "model", "laws", "recipe", "size", "training", "together", "constructions"),
+    *("store", "sweep", "index", "table", "facets", "search", "plot", "experiments", "report", "interop"),
+    *("console", "describe", "cli"),
 )
 PACKAGE = Path(__file__).parents[1] / "bestiary"
 FILES = sorted(PACKAGE.rglob("*.py"))

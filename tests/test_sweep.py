@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bestiary.recipe import Recipe, clean
-from bestiary.store import Store
+from bestiary.store import Store, numbered
 from bestiary.sweep import sweep
 from bestiary.table import results
 
@@ -47,8 +47,8 @@ def test_a_sweep_does_every_run_once_and_nothing_the_second_time(tmp_path: Path)
 
 def test_the_number_of_workers_changes_no_number(tmp_path: Path) -> None:
     asked = recipes(3)
-    kinds(asked, Store(tmp_path / "one"), workers=1)
-    kinds(asked, Store(tmp_path / "three"), workers=3)
+    kinds(asked, Store(tmp_path / "one"), workers=1, together="never")
+    kinds(asked, Store(tmp_path / "three"), workers=3, together="never")
     for recipe in asked:
         assert Store(tmp_path / "one").read(recipe.key).log == Store(tmp_path / "three").read(recipe.key).log
 
@@ -75,9 +75,13 @@ def test_a_worker_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:
     text = Path("examples/my_mixer.py").read_text()
     killer.write_text(text.replace("h, last = ", "import os; os._exit(7) if len(x) > 2 else None; h, last = "))
     asked = [clean(str(killer), **SMALL), *recipes(1)]
-    ends = [event for event in sweep(asked, Store(tmp_path / "runs"), workers=1) if event.kind in ("ended", "failed")]
-    assert [(event.kind, event.recipe) for event in ends] == [("failed", asked[0]), ("ended", asked[1])]
-    assert ends[0].what == "the worker died (exit code 7)"
+    store = Store(tmp_path / "runs")
+    told = [event for event in sweep(asked, store, workers=1) if event.kind in ("retried", "ended", "failed")]
+    assert [event.kind for event in told if event.recipe == asked[0]] == ["retried", "retried", "failed"]
+    assert [event.kind for event in told if event.recipe == asked[1]] == ["ended"]
+    assert told[0].what == "the worker died (exit code 7)"
+    assert store.failure(asked[0].key) == "the worker died (exit code 7)\n"
+    assert [(claim / "died").exists() for claim in numbered(store.folder / asked[0].key)] == [True] * 3
 
 
 def test_closing_a_sweep_stops_its_workers_and_releases_their_runs(tmp_path: Path) -> None:
@@ -106,10 +110,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_sweep import recipes
-from bestiary.store import Store
+from bestiary.store import Store, numbered
 from bestiary.sweep import sweep
 if __name__ == "__main__":
-    for event in sweep(recipes(6, steps=600), Store({folder!r}), workers=2):
+    for event in sweep(recipes(6, steps=600), Store({folder!r}), workers=2, together="never"):
         if event.kind != "measured":
             print(event.kind, event.recipe.key, flush=True)
 """
@@ -138,7 +142,7 @@ def test_a_sweep_killed_at_a_random_moment_goes_on_where_it_was(trial: int, tmp_
     assert not again & done
     assert logs == {key: (folder / key / "log.jsonl").stat().st_mtime_ns for key in done}
     whole = Store(tmp_path / "whole")
-    for _ in sweep(asked, whole, workers=2):
+    for _ in sweep(asked, whole, workers=2, together="never"):
         pass
     keys = [recipe.key for recipe in asked]
     resumed, uninterrupted = (results(store, keys)[0].drop(columns="seconds") for store in (Store(folder), whole))

@@ -1,0 +1,183 @@
+"""Jobs of several runs: trained as one program where they can be, one after another where not, and never lost."""
+
+import errno
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from test_sweep import SMALL, recipes
+
+from bestiary.recipe import Recipe, clean
+from bestiary.store import Ended, Store, get, numbered
+from bestiary.sweep import Event, sweep
+from bestiary.sweep.jobs import Job, Told, jobs
+from bestiary.sweep.schedule import scheduled
+from bestiary.table import results
+
+
+def told(asked: Sequence[Recipe], store: Store, **options: Any) -> list[Event]:
+    return [event for event in sweep(asked, store, **options) if event.kind != "measured"]
+
+
+def sizes(found: Sequence[Job]) -> list[int]:
+    return [len(job.recipes) for job in found]
+
+
+def test_small_recipes_of_one_shape_share_a_job_and_every_slot_gets_one() -> None:
+    narrow, wide = recipes(6), recipes(6, dim=64)
+    assert sizes(jobs([*narrow, *wide], slots=2, device="cpu", together="auto")) == [3, 3, 1, 1, 1, 1, 1, 1]
+    assert sizes(jobs([*narrow, *wide], slots=1, device="cuda:0", together="auto")) == [6, 6]
+    assert sizes(jobs(narrow, slots=2, device="cpu", together="never")) == [1] * 6
+    assert sizes(jobs(wide, slots=1, device="cpu", together="always")) == [6]
+    many = jobs(recipes(40), slots=1, device="cpu", together="auto")
+    assert sizes(many) == [16, 16, 8]
+    assert [recipe for job in many for recipe in job.recipes] == recipes(40)
+
+
+def test_runs_trained_together_leave_what_they_would_alone(tmp_path: Path) -> None:
+    asked, tables = [*recipes(3), *recipes(2, rate=1e-2)], []
+    for together in ("always", "never"):
+        store = Store(tmp_path / together)
+        seen = Counter(event.kind for event in told(asked, store, workers=1, together=together))
+        assert seen == {"started": 5, "ended": 5}
+        tables.append(results(store, [recipe.key for recipe in asked])[0])
+        how = get(store.folder / asked[0].key / "origin.json")
+        assert how.get("together") == (5 if together == "always" else None)
+        assert all((claim / "released").exists() for recipe in asked for claim in numbered(store.folder / recipe.key))
+    one, other = tables
+    assert one[["key", "right", "asked", "steps", "outcome"]].equals(
+        other[["key", "right", "asked", "steps", "outcome"]]
+    )
+    assert one["loss"].tolist() == pytest.approx(other["loss"].tolist(), rel=1e-3)
+
+
+BRANCHING = "y = h * (1 if h.sum().item() > 0 else 2); h = y; return self.out(h), last"
+LARGE = """
+        import torch
+        from torch._C import _functorch as layers
+        layer = layers.peek_interpreter_stack()
+        if layer is not None and layers.CVmapInterpreterPtr(layer).batchSize() > 1:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate 1 EiB")
+"""
+
+
+def mixer(folder: Path, name: str, old: str, new: str) -> str:
+    file = folder / f"{name}.py"
+    text = Path("examples/my_mixer.py").read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    return str(file)
+
+
+def test_a_mixer_that_vmap_cannot_run_is_announced_and_run_one_by_one(tmp_path: Path) -> None:
+    file = mixer(tmp_path, "branching", "return self.out(h), last", BRANCHING)
+    asked = [clean(file, **SMALL, seed=seed) for seed in range(3)]
+    seen = told(asked, store := Store(tmp_path / "runs"), workers=1)
+    assert "3 recipes: vmap: It looks like" in next(event.what for event in seen if event.kind == "apart")
+    assert Counter(event.kind for event in seen)["ended"] == 3
+    assert all(recipe in store for recipe in asked)
+    assert not any(store.failure(recipe.key) for recipe in asked)
+
+
+def test_a_group_too_large_for_the_memory_is_halved_until_it_fits(tmp_path: Path) -> None:
+    file = mixer(tmp_path, "large", "        a = self.rate", LARGE + "        a = self.rate")
+    asked = [clean(file, **SMALL, seed=seed) for seed in range(4)]
+    seen = told(asked, store := Store(tmp_path / "runs"), workers=1)
+    apart = [event.what for event in seen if event.kind == "apart"]
+    assert apart == [f"{n} recipes: too large for the memory" for n in (4, 2, 2)]
+    assert all(recipe in store for recipe in asked)
+
+
+def test_a_group_with_a_fault_of_its_own_fails_run_by_run_each_with_its_traceback(tmp_path: Path) -> None:
+    file = mixer(tmp_path, "faulty", "        h, last = ", "        assert len(x) < 3, 'no room'\n        h, last = ")
+    asked = [clean(file, **SMALL, seed=seed) for seed in range(3)]
+    seen = told(asked, store := Store(tmp_path / "runs"), workers=1)
+    assert [event.what for event in seen if event.kind == "failed"] == ["AssertionError: no room"] * 3
+    assert all("no room" in (store.failure(recipe.key) or "") for recipe in asked)
+
+
+@pytest.mark.parametrize("together", ["always", "never"])
+def test_a_worker_killed_once_costs_nothing(together: Any, tmp_path: Path) -> None:
+    asked, store = recipes(4, steps=400), Store(tmp_path)
+    events, seen, killed = sweep(asked, store, workers=2, together=together), Counter(), False
+    for event in events:
+        seen[event.kind] += 1
+        if event.kind == "measured" and not killed:
+            killed = True
+            os.kill(get(numbered(store.folder / event.recipe.key)[-1] / "owner.json")["process"], signal.SIGKILL)
+    assert seen["retried"] == (2 if together == "always" else 1)
+    assert (seen["ended"], seen["failed"]) == (4, 0)
+    assert all(recipe in store for recipe in asked)
+    for recipe in asked:
+        log = store.read(recipe.key).log
+        assert len({tuple(line[name] for name in ("step", "split", "facet", "value")) for line in log}) == len(log)
+
+
+def test_two_sweeps_on_one_store_at_once_do_every_run_once(tmp_path: Path) -> None:
+    asked, store, seen = recipes(8, steps=200), Store(tmp_path), [Counter(), Counter()]
+
+    def one(mine: Counter[str], order: list[Recipe]) -> None:
+        mine.update(event.kind for event in told(order, store, workers=1, together="never"))
+
+    threads = [Thread(target=one, args=(seen[0], asked)), Thread(target=one, args=(seen[1], asked[::-1]))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen[0]["started"] + seen[1]["started"] == 8
+    assert all(len(numbered(store.folder / recipe.key)) == 1 for recipe in asked)
+    assert all(recipe in store for recipe in asked)
+
+
+class Scripted:
+    """An executor of one slot whose workers say what they are told to."""
+
+    def __init__(self, script: dict[str, list[str]]) -> None:
+        self.script, self.job, self.ran = script, None, []
+
+    def free(self) -> int:
+        return self.job is None
+
+    def start(self, job: Job) -> None:
+        self.job = job
+        self.ran.append([recipe.seed for recipe in job.recipes])
+
+    def hear(self, timeout: float) -> list[Told]:
+        if self.job is None:
+            time.sleep(min(timeout, 0.05))
+            return []
+        job, self.job = self.job, None
+        key = ",".join(str(recipe.seed) for recipe in job.recipes)
+        kind = (self.script.get(key) or ["idle"]).pop(0)
+        if kind == "full":
+            return [Told(job, "full", None, (errno.EROFS, "/runs"))]
+        ended = [Told(job, "ended", recipe, Ended("finished", 1.0)) for recipe in job.recipes if kind == "idle"]
+        return [*ended, Told(job, kind, None, "it died" if kind == "died" else "why")]
+
+    def close(self) -> None:
+        pass
+
+
+def scripted(folder: Path, script: dict[str, list[str]]) -> tuple[list[list[int]], list[tuple[str, int, Any]]]:
+    executor = Scripted(script)
+    events = scheduled([Job(tuple(recipes(4)))], Store(folder), executor, wait=True)
+    return executor.ran, [(e.kind, e.recipe.seed, e.what if e.kind != "ended" else None) for e in events]
+
+
+def test_a_job_that_kills_its_workers_is_halved_and_given_up_after_three(tmp_path: Path) -> None:
+    ran, seen = scripted(tmp_path, {"0,1,2,3": ["died"], "0,1": ["died"], "1": ["died"]})
+    assert ran == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3]]
+    assert [x for x in seen if x[0] == "failed"] == [("failed", 1, "it died, 3 times")]
+    assert [x[:2] for x in seen if x[0] == "ended"] == [("ended", 0), ("ended", 2), ("ended", 3)]
+
+
+def test_a_disk_that_takes_nothing_ends_the_sweep(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Read-only") as caught:
+        scripted(tmp_path, {"0,1,2,3": ["full"]})
+    assert caught.value.errno == errno.EROFS
