@@ -1,0 +1,223 @@
+"""Verbs that hand data on: export, to a file, and sql, a query over the store."""
+
+import glob
+import json
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bestiary.cli._app import Folder, Scale, Size, app, complain, opened, question, refuse, trained, user_input
+
+if TYPE_CHECKING:
+    import duckdb
+    import pandas as pd
+
+    from bestiary.store import Store
+
+To = Annotated[Path, typer.Option("--to", help="The file to write, .csv or .parquet; a former one is replaced.")]
+SUFFIXES = (".csv", ".parquet")
+MEASURED = {
+    "step": "BIGINT",
+    "split": "VARCHAR",
+    "segment": "BIGINT",
+    "facet": "VARCHAR",
+    "value": "BIGINT",
+    "loss": "DOUBLE",
+    "right": "BIGINT",
+    "asked": "BIGINT",
+}
+LOG = """
+create view log as select {key} as key, * exclude (filename) from read_json({files}, filename = true,
+format = 'newline_delimited', ignore_errors = true, columns = {{{columns}}})
+where split is not null and not contains(key, '.')"""  # a line cut off is read as a row of NULLs
+NO_LOG = """
+create view log as select null::VARCHAR as key, {columns} where false"""
+RUNS = """
+create view runs as select key, {fields}, origin->>'$.commit' as commit, origin->>'$.versions.torch' as torch,
+origin->>'$.host.name' as host, origin->>'$.device' as device, try_cast(origin->>'$.begun' as TIMESTAMP) as begun,
+ended->>'$.outcome' as outcome, try_cast(ended->>'$.seconds' as DOUBLE) as seconds, recipe
+from (select key, {files} from (select {key} as key, parse_path(filename)[-1] as file, content from read_text({read}))
+where not contains(key, '.') group by key)"""
+KEY = "parse_path(filename)[-2]"
+
+
+@app.command()
+def export(
+    to: To,
+    experiment: Annotated[str, typer.Argument(help="An experiment; every run in the store if left out.")] = "",
+    scale: Size = Scale.small,
+    log: Annotated[bool, typer.Option("--log", help="Every measurement in a row, not the results.")] = False,
+    store: Folder = Path("runs"),
+) -> None:
+    """Write the table of results to a file, one row for each finished run and test segment.
+
+    With --log: one row for each measurement, of runs under way too.
+    Columns: key, step, split (train, selection or test), segment,
+    facet and value ("" and 0 for all answers), loss (nats), right, asked.
+    """
+    from bestiary.table import results
+
+    with user_input():
+        writable(to)
+        opens = opened(store)
+        keys = [made.key for made in trained(question(experiment)).recipes(scale)] if experiment else opens.begun()
+    table, damaged = measurements(opens, keys) if log else results(opens, keys)
+    complain(damaged)
+    if table.empty:
+        what = "is begun" if log else "is done"
+        refuse(f"no run {f'of {experiment} {scale} ' if experiment else ''}{what} in {store}")
+    with user_input():
+        write(table, to)
+    typer.echo(f"{to}: {len(table)} rows of {table['key'].nunique()} runs")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help='As in: "select pattern, avg(accuracy) from results group by all".')],
+    store: Folder = Path("runs"),
+    to: Annotated[Path | None, typer.Option("--to", help="Write a .csv or .parquet file instead of printing.")] = None,
+) -> None:
+    """Ask the store in SQL, by DuckDB. There are three tables.
+
+    results: a row for each finished run and test segment.
+    key, the recipe's fields, pattern, task, the task's options, segment,
+    right, asked, accuracy, loss, whole, selection, solved, steps, seconds,
+    outcome.
+
+    log: a row for each measurement.
+    key, step, split, segment, facet, value, loss, log.right, asked,
+    further (JSON).
+
+    runs: a row for each run begun.
+    key, the recipe's fields (tasks and mixers as text; "select" and
+    "distinct" in quotes), commit, torch, host, device, begun (UTC),
+    outcome and seconds (NULL until it ends), recipe (JSON).
+    """
+    from bestiary.console import show as show_table
+
+    with user_input():
+        if to is not None:
+            writable(to)
+        duck = database()
+    opens = opened(store)
+    if not opens.begun():
+        refuse(f"no runs in {store}")
+    found = asked(duck, query, opens)
+    if to is None:
+        show_table(plain(found))
+        return
+    with user_input():
+        write(found, to)
+    typer.echo(f"{to}: {len(found)} rows")
+
+
+def asked(duck: "duckdb.DuckDBPyConnection", query: str, store: "Store") -> "pd.DataFrame":
+    """What a query finds in a store."""
+    import duckdb
+
+    measured_and_begun(duck, store.folder)
+    if "results" in query.casefold():  # the one table that is made here, from every log
+        from bestiary.table import results
+
+        table, damaged = results(store, store.begun())
+        complain(damaged)
+        if table.empty:
+            refuse(f"no run is done in {store.folder}, so there are no results; `log` and `runs` have what was begun")
+        duck.register("results", plain(table))
+    try:
+        return duck.execute(query).df()
+    except duckdb.Error as fault:
+        refuse(" ".join(str(fault).partition("\n\nLINE ")[0].split()))
+
+
+def measured_and_begun(duck: "duckdb.DuckDBPyConnection", folder: Path) -> None:
+    """Define the views `log` and `runs` over a store in which something was begun."""
+    from bestiary.recipe import SPECS, Recipe
+
+    columns = MEASURED | {"further": "JSON"}
+    if any(folder.glob("*/log.jsonl")):
+        told = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
+        duck.execute(LOG.format(key=KEY, files=pattern(folder, "log.jsonl"), columns=told))
+    else:
+        duck.execute(NO_LOG.format(columns=", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items())))
+    kinds = {int: "BIGINT", float: "DOUBLE"}
+    fields = [
+        f"array_to_string(recipe->>'$.{name}[*].text', ', ') as \"{name}\""
+        if name in SPECS
+        else f"try_cast(recipe->>'$.{name}' as {kinds.get(type(field.default), 'VARCHAR')}) as \"{name}\""
+        for name, field in Recipe.model_fields.items()
+    ]
+    files = {"recipe": "recipe.json", "origin": "origin.json", "ended": "done"}
+    held = [f"try_cast(max(content) filter (file = '{file}') as JSON) as {name}" for name, file in files.items()]
+    read = f"[{', '.join(pattern(folder, file) for file in files.values())}]"
+    duck.execute(RUNS.format(key=KEY, fields=", ".join(fields), files=", ".join(held), read=read))
+
+
+def pattern(folder: Path, file: str) -> str:
+    """A file of every run, as DuckDB's text."""
+    return "'" + f"{glob.escape(str(folder))}/*/{file}".replace("'", "''") + "'"
+
+
+def measurements(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
+    """One row for each measurement, and a line about each run that cannot be read."""
+    import pandas as pd
+
+    from bestiary.store import Damaged
+
+    rows, damaged, begun = [], [], set(store.begun())
+    for key in keys:
+        try:
+            rows += [(key, *(line[name] for name in MEASURED)) for line in store.read(key).log] if key in begun else []
+        except Damaged as fault:
+            damaged.append(str(fault))
+    return pd.DataFrame(rows, columns=["key", *MEASURED]), damaged
+
+
+def plain(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with text in each column that holds neither numbers nor flags; lists are written as JSON."""
+    mixed = [name for name, column in table.items() if column.dtype == object]
+    flags = [name for name in mixed if table[name].dropna().map(lambda value: isinstance(value, bool)).all()]
+    return table.assign(**{name: table[name].map(text) for name in mixed if name not in flags})
+
+
+def text(value: Any) -> Any:
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, list | tuple | dict):
+        return json.dumps(value, default=str)
+    return None if value is None or value != value else str(value)
+
+
+def writable(file: Path) -> None:
+    """Raise ValueError for a file of an unknown kind, ImportError for one that cannot be written."""
+    if file.suffix not in SUFFIXES:
+        raise ValueError(f"{str(file)!r} is no file that can be written here; its name must end in .csv or .parquet")
+    if file.suffix == ".parquet":
+        database()
+
+
+def write(table: "pd.DataFrame", file: Path) -> None:
+    """Write a table as the name of the file says, whole or not at all."""
+    beside = file.with_name(f".{uuid.uuid4().hex}-{file.name}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if file.suffix == ".csv":
+            plain(table).to_csv(beside, index=False)
+        else:
+            database().from_df(plain(table)).write_parquet(str(beside))
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def database() -> "duckdb.DuckDBPyConnection":
+    """DuckDB, in memory. Raises ImportError if it is not installed."""
+    try:
+        import duckdb
+    except ImportError:
+        raise ImportError("SQL and parquet need duckdb: pip install 'bestiary[analysis]'") from None
+    return duckdb.connect()
