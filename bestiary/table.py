@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
-from bestiary.recipe import SPECS, Recipe
+from bestiary.index import derived
 from bestiary.store import Damaged, Record, Store
+
+if TYPE_CHECKING:  # imported where a table is made, which a list of how runs stand need not be
+    import pandas as pd
+
+    from bestiary.recipe import Recipe
 
 SOLVED = 0.99  # the selection accuracy from which a task counts as solved
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 1 to 10 degrees
 
 
-def results(store: Store, keys: Iterable[str]) -> tuple[pd.DataFrame, list[str]]:
+def results(store: Store, keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
     """One row for each finished run and test segment, and a line about each run that cannot be read.
 
     Columns: the fields of the recipe; the options of the segment's task; `right`, `asked`, `accuracy`, `loss`
@@ -21,19 +24,31 @@ def results(store: Store, keys: Iterable[str]) -> tuple[pd.DataFrame, list[str]]
     test stream; `selection`, the last accuracy on the selection stream, mean over segments;
     `solved`, the first step at which that was 0.99; `steps`, `seconds` and `outcome`.
     """
-    rows, damaged, begun = [], [], set(store.begun())
-    for key in keys:
-        if key not in begun:
-            continue
-        try:
-            record = store.read(key)
-            rows += list(segments(record)) if record.ended is not None else []
-        except Damaged as fault:
-            damaged.append(str(fault))
-    return pd.DataFrame(rows), damaged
+    import pandas as pd
+
+    asked = list(keys)
+    found = derived(store, asked, parts, part="segments")
+    made = [found[key] for key in asked if key in found]
+    damaged = [str(rows) for rows in made if isinstance(rows, Damaged)]
+    return pd.DataFrame([row for rows in made if not isinstance(rows, Damaged) for row in rows]), damaged
+
+
+def parts(record: Record) -> dict[str, Any]:
+    """What is known of a run, as the index keeps it: how far it came, and its rows if it is done."""
+    curve = selection_curve(record.log)
+    so_far = {"outcome": record.ended and record.ended.outcome, "pattern": layers(record)}
+    so_far |= {name: record.recipe[name] for name in ("dim", "rate", "seed")}
+    so_far |= {"step": record.log[-1]["step"] if record.log else 0, "selection": curve[-1][1] if curve else math.nan}
+    return {"so far": so_far, "segments": list(segments(record)) if record.ended else []}
+
+
+def layers(record: Record) -> str:
+    return ", ".join(part["text"] for part in record.recipe["pattern"])
 
 
 def segments(record: Record) -> Iterator[dict[str, Any]]:
+    from bestiary.recipe import SPECS
+
     recipe, ended, curve = record.recipe, record.ended, selection_curve(record.log)
     assert ended is not None
     tested = {line["segment"]: line for line in record.log if line["split"] == "test" and not line["facet"]}
@@ -42,7 +57,7 @@ def segments(record: Record) -> Iterator[dict[str, Any]]:
         yield {
             **task["options"],
             **{name: value for name, value in recipe.items() if name not in SPECS},
-            "pattern": ", ".join(part["text"] for part in recipe["pattern"]),
+            "pattern": layers(record),
             "key": record.key,
             "task": task["text"],
             "segment": segment,
@@ -53,7 +68,7 @@ def segments(record: Record) -> Iterator[dict[str, Any]]:
             **further(line),
             "selection": curve[-1][1] if curve else math.nan,
             "solved": next((step for step, share in curve if share >= SOLVED), math.nan),
-            "steps": record.log[-1]["step"],
+            "steps": record.log[-1]["step"] if record.log else 0,
             "seconds": ended.seconds,
             "outcome": ended.outcome,
         }
@@ -75,36 +90,47 @@ def selection_curve(log: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
     return [(step, sum(found) / len(found)) for step, found in shares.items()]
 
 
-def facets(store: Store, keys: Iterable[str], facet: str) -> pd.DataFrame:
+def facets(store: Store, keys: Iterable[str], facet: str) -> "pd.DataFrame":
     """One row for each run, test segment and value of a facet: `right`, `asked`, `accuracy`, `loss` per answer."""
+    import pandas as pd
+
     rows = []
     for key in keys:
         record = store.read(key)
-        pattern = ", ".join(part["text"] for part in record.recipe["pattern"])
         for line in record.log:
             if line["split"] == "test" and line["facet"] == facet:
                 shares = {"accuracy": line["right"] / line["asked"], "loss": line["loss"] / line["asked"]}
-                rows.append({"key": key, "pattern": pattern, "dim": record.recipe["dim"], **line, **shares})
+                rows.append({"key": key, "pattern": layers(record), "dim": record.recipe["dim"], **line, **shares})
     return pd.DataFrame(rows)
 
 
-def best(table: pd.DataFrame, *, group: Sequence[str], over: str = "rate") -> pd.DataFrame:
+def best(table: "pd.DataFrame", *, group: Sequence[str], over: str = "rate") -> "pd.DataFrame":
     """The rows of each group at the value of `over` with the highest mean accuracy on the *selection* stream.
 
     Adds `tried`, how many values there were, and `window`, the decades spanned by those that work: whose mean
     selection accuracy is at least 0.9 (0 if one of several does, NaN if none does or only one was tried).
     """
+    import pandas as pd
+
     kept = []
     for _, rows in table.groupby(list(group), sort=False, dropna=False):
-        scores = rows.groupby(over)["selection"].mean().fillna(0.0)
+        scores = judged(rows).groupby(rows[over]).mean()
         working = scores.index[scores >= 0.9]
         window = math.log10(working.max() / working.min()) if len(working) and len(scores) > 1 else math.nan
         kept.append(rows[rows[over] == scores.idxmax()].assign(tried=len(scores), window=window))
     return pd.concat(kept) if kept else table
 
 
-def curve(table: pd.DataFrame, *, group: Sequence[str], value: str = "accuracy") -> pd.DataFrame:
+def judged(table: "pd.DataFrame") -> "pd.Series":
+    """Selection accuracy, where a run that diverged scores nothing, however well it had begun."""
+    scores = table["selection"].fillna(0.0)
+    return scores.mask(table["outcome"] == "diverged", 0.0) if "outcome" in table else scores
+
+
+def curve(table: "pd.DataFrame", *, group: Sequence[str], value: str = "accuracy") -> "pd.DataFrame":
     """Mean over seeds of each group, with a 95 % interval, the number of seeds and of answers."""
+    import pandas as pd
+
     rows = []
     for names, found in table.groupby(list(group), sort=False, dropna=False):
         low, high = interval(found[value].fillna(0.0).tolist(), int(found["asked"].sum()))  # a diverged run scores 0
@@ -148,7 +174,7 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return middle - half, middle + half
 
 
-def brief(table: pd.DataFrame) -> pd.DataFrame:
+def brief(table: "pd.DataFrame") -> "pd.DataFrame":
     """The columns that tell most runs apart, and their results."""
     columns = [
         "task",
@@ -166,30 +192,38 @@ def brief(table: pd.DataFrame) -> pd.DataFrame:
     return table.rename(columns={"asked": "answers"})[columns]
 
 
-def progress(store: Store, recipes: Sequence[Recipe] | None = None) -> tuple[pd.DataFrame, list[str]]:
+def progress(store: Store, recipes: "Sequence[Recipe] | None" = None) -> "tuple[pd.DataFrame, list[str]]":
+    """How every run stands, as `standing` tells it, as a table."""
+    import pandas as pd
+
+    rows, damaged = standing(store, recipes)
+    columns = ["stands", "pattern", "dim", "rate", "seed", "step", "selection", "key"]
+    return pd.DataFrame(rows, columns=columns), damaged
+
+
+def standing(store: Store, recipes: "Sequence[Recipe] | None" = None) -> tuple[list[dict[str, Any]], list[str]]:
     """How every run stands: done (and how), at work (and where), failed, interrupted, or to come.
 
     The runs of the recipes, or all in the store if none are given; and a line about each that cannot be read.
     """
-    rows, damaged, begun = [], [], set(store.begun())
-    for key in [recipe.key for recipe in recipes] if recipes is not None else sorted(begun):
-        if key not in begun:
+    rows, damaged = [], []
+    keys = store.begun() if recipes is None else [recipe.key for recipe in recipes]
+    found = derived(store, keys, parts, part="so far")
+    for key in keys:
+        if key not in found:
             rows.append({"stands": "to come"})
-            continue
-        try:
-            record = store.read(key)
-        except Damaged as fault:
-            damaged.append(str(fault))
-            continue
-        owner = None if record.ended else store.owner(key)
-        unfinished = f"at work: {owner}" if owner else "failed" if store.failure(key) else "interrupted"
-        line = {"pattern": ", ".join(part["text"] for part in record.recipe["pattern"])}
-        line |= {name: record.recipe[name] for name in ("dim", "rate", "seed")}
-        curve = selection_curve(record.log)
-        line |= {"step": record.log[-1]["step"] if record.log else 0, "selection": curve[-1][1] if curve else math.nan}
-        rows.append({"stands": record.ended.outcome if record.ended else unfinished, **line, "key": key})
-    columns = ["stands", "pattern", "dim", "rate", "seed", "step", "selection", "key"]
-    return pd.DataFrame(rows, columns=columns), damaged
+        elif isinstance(found[key], Damaged):
+            damaged.append(str(found[key]))
+        else:
+            outcome = found[key]["outcome"]
+            rows.append({"stands": outcome or unfinished(store, key), **found[key], "key": key})
+    return rows, damaged
+
+
+def unfinished(store: Store, key: str) -> str:
+    """How a run stands that is not done."""
+    owner = store.owner(key)
+    return f"at work: {owner}" if owner else "failed" if store.failure(key) else "interrupted"
 
 
 def scaled(accuracy: float, chance: float) -> float:
@@ -197,7 +231,7 @@ def scaled(accuracy: float, chance: float) -> float:
     return (accuracy - chance) / (1 - chance)
 
 
-def depth_for(table: pd.DataFrame, level: float, *, group: Sequence[str]) -> pd.DataFrame:
+def depth_for(table: "pd.DataFrame", level: float, *, group: Sequence[str]) -> "pd.DataFrame":
     """The least depth at which the mean test accuracy over seeds reaches a level, NaN where none does."""
     means = table.groupby([*group, "depth"])["accuracy"].mean().reset_index()
     reached = means[means["accuracy"] >= level].groupby(list(group))["depth"].min()

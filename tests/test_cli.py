@@ -37,12 +37,12 @@ def recipes(scale):
 '''
 
 
-def bestiary(*arguments: str, folder: Path, status: int = 0) -> subprocess.CompletedProcess[str]:
+def bestiary(*arguments: str, folder: Path, status: int = 0, traces: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line in a folder of its own."""
     command = [sys.executable, "-m", "bestiary.cli", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == status, done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    assert done.stderr.count("Traceback") == traces
     return done
 
 
@@ -114,7 +114,7 @@ def test_showing_a_mixer_measures_its_memory(tmp_path: Path) -> None:
 def test_training_leaves_a_run_that_can_be_shown_and_is_not_repeated(tmp_path: Path) -> None:
     done = bestiary("train", "--layers", "attention", "--keep", *SMALL, folder=tmp_path)
     assert "step      2  loss" in done.stdout
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").glob("[!.]*")
     assert (run / "weights.safetensors").exists()
     shown = bestiary("show", run.name, folder=tmp_path).stdout
     assert "attention" in shown
@@ -152,8 +152,9 @@ def test_a_failing_run_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
         text.replace("h, last =", "assert x.shape[2] < 9 or len(x) < 3, 'too wide'; h, last =")
     )
     experiment(tmp_path, layers="'./bad.py'")
-    done = bestiary("run", "./question.py", folder=tmp_path, status=1)
+    done = bestiary("run", "./question.py", folder=tmp_path, status=1, traces=1)
     assert done.stdout.count("failed: AssertionError: too wide") == 2
+    assert "failed 2 times: AssertionError: too wide" in done.stderr
     assert "2 runs failed; their tracebacks are in failure.txt" in done.stderr
     assert "accuracy" in done.stdout
 
@@ -161,7 +162,7 @@ def test_a_failing_run_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
 def test_a_damaged_run_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     experiment(tmp_path)
     bestiary("run", "./question.py", folder=tmp_path)
-    run = sorted((tmp_path / "runs").iterdir())[0]
+    run = sorted((tmp_path / "runs").glob("[!.]*"))[0]
     (run / "recipe.json").write_text("{")
     for verb in ("run", "plot", "status"):
         done = bestiary(verb, "./question.py", folder=tmp_path, status=1)
@@ -205,9 +206,9 @@ def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path: Path) -> None
     experiment(tmp_path)
     bestiary("run", "./question.py", "--workers", "1", folder=tmp_path)
     program = (
-        "import bestiary.store as s, errno, sys; from bestiary.sweep import heard; from bestiary import cli\n"
-        "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device', 'runs/x/log.jsonl')\n"
-        "import bestiary.sweep as w; w.heard = full\n"
+        "import errno, sys; from bestiary import cli; from bestiary.sweep import local, jobs\n"
+        "full = lambda job: jobs.Told(job, 'full', None, (errno.ENOSPC, 'runs/x'))\n"
+        "local.Local.hear = lambda self, timeout: [full(job) for job in self.jobs.values()]\n"
         "if __name__ == '__main__':\n    sys.argv = ['bestiary', 'train', *sys.argv[1:]]; cli.main()\n"
     )
     (tmp_path / "program.py").write_text(program)
@@ -221,6 +222,6 @@ def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path: Path) -> None
 
 def test_origin_names_versions_and_recipe_names_every_option(tmp_path: Path) -> None:
     bestiary("train", *SMALL, folder=tmp_path)
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (tmp_path / "runs").glob("[!.]*")
     assert json.loads((run / "origin.json").read_text())["versions"]["torch"]
     assert json.loads((run / "recipe.json").read_text())["pattern"][0]["options"]["rotary"] is True

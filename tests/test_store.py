@@ -4,13 +4,18 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
+import sys
 import time
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
+from bestiary.cli import _app
 from bestiary.recipe import Recipe, clean
 from bestiary.store import STALE, Damaged, Lost, Run, Store, born, machine, put
+from tests.filled import unshared
 
 
 @pytest.fixture
@@ -148,6 +153,7 @@ def test_half_a_last_line_is_not_read(store: Store, recipe: Recipe) -> None:
         ("done", '{"x": 1}'),
         ("log.jsonl", "{\n{}\n"),
         ("log.jsonl", "\0\n"),
+        ("log.jsonl", '{"step": [1\n2]}\n'),
     ],
 )
 def test_a_damaged_run_is_named_with_what_to_do(store: Store, recipe: Recipe, file: str, content: str | None) -> None:
@@ -199,3 +205,97 @@ def test_sources_of_a_users_mixer_are_copied(store: Store) -> None:
 
 def test_an_empty_or_missing_folder_holds_nothing(tmp_path: Path) -> None:
     assert Store(tmp_path / "nowhere").begun() == []
+
+
+def refusing(what: int) -> Any:
+    """A call that a disk refuses."""
+
+    def refuse(place: Any, *_: Any, **__: Any) -> NoReturn:
+        raise OSError(what, os.strerror(what), str(place))
+
+    return refuse
+
+
+@pytest.mark.parametrize("what", [errno.EROFS, errno.EACCES])
+@pytest.mark.parametrize(("owner", "call"), [(Path, "mkdir"), (Path, "open"), (Path, "rename"), (os, "fsync")])
+def test_a_claim_that_the_disk_refuses_says_so_and_leaves_nothing(
+    store: Store, recipe: Recipe, what: int, owner: Any, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=os.strerror(what)) as caught:
+        patch.setattr(owner, call, refusing(what))
+        store.claim(recipe)
+    assert caught.value.errno == what
+    assert store.begun() == []
+    assert not [place for place in store.folder.rglob("*") if place.name != recipe.key]
+    with claimed(store, recipe) as run:
+        run.end("finished")
+
+
+def test_a_run_that_cannot_be_entered_is_released(
+    store: Store, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = claimed(store, recipe)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="Read-only"):
+        patch.setattr(Path, "unlink", refusing(errno.EROFS))
+        run.__enter__()
+    assert store.owner(recipe.key) is None
+    assert store.claim(recipe) is not None
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_file_that_cannot_be_put_leaves_the_former_one_and_no_half(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "file", "former")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(os if call == "fsync" else Path, call, refusing(errno.ENOSPC))
+        put(tmp_path / "file", "latter")
+    assert [(place.name, place.read_text()) for place in tmp_path.iterdir()] == [("file", "former")]
+
+
+def test_a_heartbeat_outlives_a_disk_that_refuses_it(
+    store: Store, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bestiary.store.BEAT", 0.01)
+    with claimed(store, recipe) as run:
+        heart, beaten = run.claim / "owner.json", time.time() + 60
+        shutil.move(run.claim, run.claim.with_name("away"))
+        time.sleep(0.05)
+        shutil.move(run.claim.with_name("away"), run.claim)
+        os.utime(heart, (0, 0))
+        while heart.stat().st_mtime == 0:
+            assert time.time() < beaten
+            time.sleep(0.01)
+        run.end("finished")
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (errno.EROFS, "the store is read-only"),
+        (errno.EACCES, "the store is read-only"),
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk is full"),
+    ],
+)
+def test_a_disk_that_refuses_is_one_line_and_status_1(
+    what: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_app, "app", lambda: refusing(what)("runs/0"))
+    with pytest.raises(SystemExit) as ended:
+        _app.main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bestiary: {message} ([Errno {what}]")
+    assert "runs/0" in line
+
+
+def test_training_into_a_store_on_a_read_only_disk_is_one_line(store: Store) -> None:
+    store.folder.mkdir()
+    settings = ["train=mqar(vocab=20,length=12,pairs=2)", "dim=8", "batch=16", "steps=4", "every=2"]
+    command = [sys.executable, "-m", "bestiary.cli", "train", "--store", str(store.folder), *settings]
+    done = unshared(store.folder, *command)
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("bestiary: the store is read-only (")
+    assert not list(store.folder.iterdir())

@@ -1,12 +1,13 @@
 """What is concluded from many runs."""
 
+import json
 import math
 
 import pandas as pd
 import pytest
 
 from bestiary.store import Ended, Record
-from bestiary.table import best, curve, depth_for, interval, scaled, segments, selection_curve, wilson
+from bestiary.table import best, curve, depth_for, interval, parts, scaled, segments, selection_curve, wilson
 
 
 def test_wilsons_interval_is_the_textbooks() -> None:
@@ -49,6 +50,14 @@ def table() -> pd.DataFrame:
         )
     ]
     return pd.DataFrame(rows)
+
+
+def test_a_rate_at_which_a_seed_diverged_does_not_pass_for_one_that_works() -> None:
+    given = table().assign(outcome="finished")
+    given.loc[given["rate"] == 1e-3, "outcome"] = ["finished", "diverged", "finished"]
+    found = best(given, group=["pattern"]).groupby("pattern").get_group("a")
+    assert set(found["rate"]) == {1e-2}
+    assert found["window"].iloc[0] == 0
 
 
 def test_the_best_rate_is_chosen_on_the_selection_stream_alone() -> None:
@@ -96,6 +105,27 @@ def test_a_run_becomes_one_row_for_each_test_segment() -> None:
     assert (first["accuracy"], second["accuracy"]) == (0.8, 0.4)
     assert (first["selection"], first["solved"], first["steps"], first["loss"]) == (1.0, 9, 9, 0.2)
     assert (first["length"], first["dim"], first["pattern"]) == (64, 8, "attention")
+
+
+def test_a_run_that_ended_without_a_measurement_has_rows_without_numbers() -> None:
+    task = {"text": "mqar", "options": {}}
+    recipe = {"dim": 8, "rate": 0.1, "seed": 2, "train": [], "test": [task], "pattern": [{"text": "attention"}]}
+    (row,) = segments(Record("key", recipe, Ended("diverged", 1.5), []))
+    assert (row["steps"], row["outcome"]) == (0, "diverged")
+    assert all(math.isnan(row[name]) for name in ("accuracy", "loss", "selection", "solved", "whole"))
+
+
+def test_what_is_kept_of_a_run_is_json_to_the_bit() -> None:
+    task = {"text": "mqar", "options": {"length": 64}}
+    recipe = {"dim": 8, "rate": 0.1, "seed": 2, "train": [], "test": [task] * 2, "pattern": [{"text": "attention"}]}
+    kept = parts(Record("key", recipe, Ended("solved", 0.1 + 0.2), log()))
+    assert repr(json.loads(json.dumps(kept))) == repr(kept)
+    assert kept["so far"] == {
+        **{"outcome": "solved", "pattern": "attention", "dim": 8, "rate": 0.1, "seed": 2},
+        **{"step": 9, "selection": 1.0},
+    }
+    unfinished = parts(Record("key", recipe, None, log()[:2]))
+    assert (unfinished["segments"], unfinished["so far"]["outcome"], unfinished["so far"]["step"]) == ([], None, 5)
 
 
 def test_the_selection_curve_is_the_mean_over_segments() -> None:

@@ -187,7 +187,7 @@ def test_a_captured_step_is_the_step() -> None:
 
 
 def test_what_cannot_be_captured_is_called_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(call: Callable[[], Tensor]) -> Any:
+    def refuse(call: Callable[[], Tensor]) -> Any:  # noqa: ARG001
         raise RuntimeError("operation not permitted when stream is capturing")
 
     double = Captured(lambda x: 2 * x, record=refuse)

@@ -30,12 +30,28 @@ class Scale(StrEnum):
     paper = "paper"
 
 
+class Together(StrEnum):
+    """Whether recipes of one shape are trained as one program."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+Company = Annotated[
+    Together,
+    typer.Option("--together", help="Train recipes of one shape as one program: auto does where it is faster."),
+]
 Folder = Annotated[Path, typer.Option("--store", help="Folder of the runs.")]
 Figures = Annotated[Path, typer.Option("--figures", help="Folder for the figures.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Backend = Annotated[
     str, typer.Option(help="Who computes the engines: torch, compiled, fla (CUDA), or auto, which chooses by device.")
 ]
+Ray = Annotated[str, typer.Option(help="Carry the runs out on a Ray cluster: auto, host:port or ray://host:port.")]
+Gpus = Annotated[float | None, typer.Option(min=0, help="GPUs of each worker on Ray, as in 0.25.")]
+Slurm = Annotated[str, typer.Option(help="Carry the runs out by Slurm, as in 'partition=gpu,timeout_min=60,jobs=8'.")]
+Track = Annotated[str, typer.Option(help="Trackers to tell, between commas: tensorboard, wandb, trackio.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Write the trained weights beside the log.")]
 Size = Annotated[Scale, typer.Option("--scale", help="smoke: seconds. small: minutes. paper: the published grid.")]
 Question = Annotated[str, typer.Argument(help="An experiment (see `bestiary list experiments`), or a file.")]
@@ -48,9 +64,13 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as fault:
-        if fault.errno != errno.ENOSPC:
+        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+            told = f"the disk is full ({fault}); free some and give the same command again"
+        elif fault.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            told = f"the store is read-only ({fault}); name a folder that can be written with --store or --figures"
+        else:
             raise
-        typer.echo(f"bestiary: the disk is full ({fault}); free some and give the same command again", err=True)
+        typer.echo(f"bestiary: {told}", err=True)
         sys.exit(1)
 
 

@@ -2,7 +2,7 @@
 
 import ast
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,13 +11,19 @@ import typer
 
 from bestiary.cli._app import (
     Backend,
+    Company,
     Device,
     Figures,
     Folder,
+    Gpus,
     Keep,
     Question,
+    Ray,
     Scale,
     Size,
+    Slurm,
+    Together,
+    Track,
     app,
     complain,
     opened,
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bestiary.recipe import Recipe
+    from bestiary.store import Store
+    from bestiary.sweep import Event
 
 
 @app.command()
@@ -48,6 +56,7 @@ def train(
     device: Device = "cpu",
     backend: Backend = "auto",
     keep: Keep = False,
+    track: Track = "",
 ) -> None:
     """Train one model on one task and score it."""
     from bestiary.recipe import NAMED
@@ -60,7 +69,7 @@ def train(
         changes = dict(setting(text) for text in settings or ()) | ({"train": task} if task else {})
         made = NAMED[recipe](layers, **changes)
     how = {"workers": 1, "threads": threads or cores(), "device": device, "backend": backend, "keep": keep}
-    finish(*carry_out("train", [made], store, **how, detail=True))
+    finish(*carry_out("train", [made], store, **how, track=track, detail=True))
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -84,6 +93,11 @@ def run(
     figures: Figures = Path("figures"),
     device: Device = "cpu",
     backend: Backend = "auto",
+    together: Company = Together.auto,
+    ray: Ray = "",
+    gpus: Gpus = None,
+    slurm: Slurm = "",
+    track: Track = "",
     keep: Keep = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the runs, with an estimate of their time.")
@@ -104,7 +118,13 @@ def run(
         estimate(recipes, device, threads)
         return
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
-    finish(*carry_out(f"{experiment} {scale}", recipes, store, **how), asked, stem)
+    how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track}
+    failed, table = carry_out(f"{experiment} {scale}", recipes, store, **how)
+    while more := further(asked, table, scale, recipes):
+        typer.echo(f"{len(more)} runs more, after those")
+        recipes += more
+        failed, table = carry_out(f"{experiment} {scale}", recipes, store, **how)
+    finish(failed, faceted(asked, table, store), asked, stem)
 
 
 @app.command()
@@ -112,19 +132,21 @@ def status(
     experiment: Annotated[str, typer.Argument(help="An experiment; every run in the store if left out.")] = "",
     scale: Size = Scale.small,
     store: Folder = Path("runs"),
+    every: Annotated[bool, typer.Option("--all", help="A line for every run, not only for those not done.")] = False,
 ) -> None:
-    """Say which runs are done, at work, failed or to come."""
-    from bestiary.console import show as show_table
-    from bestiary.table import progress
+    """Say how many runs are done or to come, and which are at work, interrupted or failed, and why."""
+    from bestiary.cli._stands import SHOWN, failures, lines
+    from bestiary.table import standing
 
     with user_input():
         recipes = list(trained(question(experiment)).recipes(scale)) if experiment else None
-    table, damaged = progress(opened(store), recipes)
-    begun = table[table["stands"] != "to come"]
-    if not begun.empty:
-        show_table(begun)
-    counts = Counter(state.partition(":")[0] for state in table["stands"])
-    typer.echo(", ".join(f"{count} {state}" for state, count in counts.items()) or f"no runs in {store}")
+    rows, damaged = standing(opened(store), recipes)
+    counts = Counter(row["stands"].partition(":")[0] for row in rows)
+    failed = [row for row in rows if row["stands"] == "failed"]
+    others = [row for row in rows if row["stands"] not in ("failed", "to come") and (every or not row["outcome"])]
+    told = [*lines(others), *failures(opened(store), failed, most=None if every else SHOWN)]
+    told.append(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or f"no runs in {store}")
+    typer.echo("\n".join(told))
     complain(damaged)
     if damaged:
         raise typer.Exit(1)
@@ -142,12 +164,32 @@ def plot(
 
     with user_input():
         asked = trained(question(experiment))
-        keys = [made.key for made in asked.recipes(scale)]
-    table, damaged = results(opened(store), keys)
+        recipes = list(asked.recipes(scale))
+    table, damaged = results(opened(store), [made.key for made in recipes])
+    while more := [made for made in further(asked, table, scale, recipes) if made in opened(store)]:
+        recipes += more
+        table, damaged = results(opened(store), [made.key for made in recipes])
     complain(damaged)
     if table.empty:
         refuse(f"no run of it is done in {store}; first: bestiary run {experiment} --scale {scale}")
-    finish(bool(damaged), table, asked, figures / f"{Path(experiment).stem}-{scale}")
+    finish(bool(damaged), faceted(asked, table, store), asked, figures / f"{Path(experiment).stem}-{scale}")
+
+
+def further(asked: ModuleType, table: "pd.DataFrame", scale: str, recipes: "Sequence[Recipe]") -> "list[Recipe]":
+    """What an experiment wants to know after it has seen so much."""
+    if not hasattr(asked, "further") or table.empty:
+        return []
+    known = {made.key for made in recipes}
+    return [made for made in asked.further(table, scale) if made.key not in known]
+
+
+def faceted(asked: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
+    """The table that an experiment reads: by a facet if it names one."""
+    from bestiary.facets import by_facet
+
+    if not hasattr(asked, "facet") or table.empty:
+        return table
+    return by_facet(opened(folder), table["key"].unique(), asked.facet)[0]
 
 
 def measured(asked: ModuleType, scale: str, threads: int) -> "pd.DataFrame":
@@ -174,26 +216,28 @@ def carry_out(
     device: str,
     backend: str,
     keep: bool,
+    together: str = "auto",
+    ray: str = "",
+    gpus: float | None = None,
+    slurm: str = "",
+    track: str = "",
     detail: bool = False,
 ) -> "tuple[int, pd.DataFrame]":
     """Check every recipe, run what is not done, and read the results: how many failed, and the table."""
     from bestiary.console import Watch
-    from bestiary.ops.backend import use
-    from bestiary.sweep import sweep
+    from bestiary.interop.trackers import followed, sinks
     from bestiary.table import results
-    from bestiary.training import found_device
 
-    with user_input():
-        found_device(device)
-        use(backend)
-        for made in {made.shape: made for made in recipes}.values():
-            made.check()
     store = opened(folder)
+    how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
+    with user_input():
+        checked(recipes, device, backend, elsewhere=bool(ray or slurm))
+        told = sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
+        events = begun(recipes, store, **how, together=together, ray=ray, gpus=gpus, slurm=slurm)
     done = sum(made in store for made in recipes)
     if done:
         typer.echo(f"{done} of {len(recipes)} runs are done already, in {folder}")
-    watch = Watch(name, total=len(recipes), done=done, detail=detail)
-    events = sweep(recipes, store, workers=workers, threads=threads, device=device, backend=backend, keep=keep)
+    watch, events = Watch(name, total=len(recipes), done=done, detail=detail), followed(events, told)
     try:
         failed = watch.follow(events)
     except KeyboardInterrupt:
@@ -206,7 +250,51 @@ def carry_out(
         events.close()
     table, damaged = results(store, [made.key for made in recipes])
     complain(damaged)
+    if failed:
+        explain(store, watch.failures)
     return failed + len(damaged), table
+
+
+def checked(recipes: "Sequence[Recipe]", device: str, backend: str, *, elsewhere: bool) -> None:
+    """Raise ValueError if a recipe cannot be built, or if there is no such device or backend here."""
+    from bestiary.ops.backend import use
+    from bestiary.training import found_device
+
+    if not elsewhere:
+        found_device(device)
+        use(backend)
+    for made in {made.shape: made for made in recipes}.values():
+        made.check()
+
+
+def begun(
+    recipes: "Sequence[Recipe]", store: "Store", *, ray: str, gpus: float | None, slurm: str, **how: Any
+) -> "Generator[Event]":
+    """What happens while the recipes are carried out here, on Ray or by Slurm."""
+    if ray and slurm:
+        raise ValueError("--ray and --slurm are two places; give one")
+    if slurm:
+        from bestiary.sweep.slurm import slurm_sweep
+
+        return slurm_sweep(recipes, store, slurm, **how)
+    from bestiary.sweep import sweep
+
+    if not ray or all(made in store for made in recipes):
+        return sweep(recipes, store, **how)
+    from bestiary.sweep.jobs import How
+    from bestiary.sweep.ray_cluster import RayCluster
+
+    given = How(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
+    executor = RayCluster(ray, given, device=how["device"], gpus=gpus, workers=how["workers"])
+    return sweep(recipes, store, **how, executor=executor)
+
+
+def explain(store: "Store", failures: "Sequence[Recipe]") -> None:
+    """Each fault once, with its traceback and how many runs ended by it."""
+    from bestiary.cli._stands import alike
+
+    for said, trace, keys in alike(store, [made.key for made in failures]):
+        typer.echo(f"failed {'once' if len(keys) == 1 else f'{len(keys):,} times'}: {said}\n{trace}", err=True)
 
 
 def finish(failed: int, table: "pd.DataFrame", asked: ModuleType | None = None, stem: Path = Path()) -> None:

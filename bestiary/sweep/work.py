@@ -12,7 +12,7 @@ from bestiary.sweep.jobs import How, Job, Told
 if TYPE_CHECKING:
     from bestiary.training import Measurement
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the disk: every further run would fail alike
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # of the disk: every further run would fail alike
 
 Tell = Callable[[Told], None]
 
