@@ -40,6 +40,10 @@ LOOKS = (
     ("#E69F00", "P", (0, (3, 1))),
     ("#56B4E9", "X", (0, (1, 1))),
     ("#8C8C00", "*", (0, (7, 2))),
+    ("#882255", "<", (0, (4, 1, 1, 1))),
+    ("#44AA99", ">", (0, (2, 2))),
+    ("#999999", "h", (0, (6, 1, 2, 1))),
+    ("#6A3D9A", "p", (0, (1, 3))),
 )
 
 
@@ -61,8 +65,9 @@ def panels(
     y: str = "Recall accuracy",
     levels: Mapping[str, Mapping[str, float]] | None = None,
     note: str = "",
+    size: tuple[float, float] = (2.3, 2.5),
 ) -> Figure:
-    """A row of panels with one logarithmic x axis each, accuracy upwards, and one legend for all.
+    """A row of panels of a size in inches with one logarithmic x axis each, accuracy upwards, and one legend for all.
 
     `levels` are horizontal lines for each panel, such as chance. Published points are hollow and grey-dashed, in
     the colour of the line of the same name.
@@ -70,7 +75,7 @@ def panels(
     names = list(dict.fromkeys(line.name for lines in contents.values() for line in lines))
     looks = {name: LOOKS[i % len(LOOKS)] for i, name in enumerate(names)}
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(1.4 + 2.3 * len(contents), 2.5))
+        figure = Figure(figsize=(1.4 + size[0] * len(contents), size[1]))
         axes = figure.subplots(1, len(contents), sharey=True, squeeze=False)[0]
         for axis, (title, lines) in zip(axes, contents.items(), strict=True):
             for line in lines:

@@ -6,7 +6,9 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from bestiary.experiments import extrapolation, figure2, mad, steps_to_solve
+from bestiary.experiments import based_figure3, distance, extrapolation, figure2, mad, rates, steps_to_solve
+from bestiary.experiments import load as loads
+from bestiary.experiments._references import least_square, recalls, references
 from bestiary.model import memory
 from bestiary.recipe import Recipe, iclr24
 from bestiary.spec import load, names, parse
@@ -38,6 +40,12 @@ def rows(recipe: Recipe, right: int, *, solved: bool = False) -> list[dict[str, 
     return list(segments(Record(recipe.key, recipe.json(), Ended("finished", 2.0), log)))
 
 
+def shown(name: str, found: pd.DataFrame) -> pd.DataFrame:
+    """The rows as the experiment is given them: by a facet, if it asks for one."""
+    facet = getattr(experiment(name), "facet", None)
+    return found if facet is None else found.merge(pd.DataFrame({facet: [3, 17]}), how="cross")
+
+
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("scale", SCALES)
 def test_recipes_are_distinct_and_can_be_built(name: str, scale: str) -> None:
@@ -56,7 +64,7 @@ def test_a_table_and_figures_come_of_all_runs_and_of_a_few(name: str, scale: str
     asked = experiment(name)
     made = recipes(name, scale)[:: max(1, len(recipes(name, scale)) // 500)]
     found = pd.DataFrame([row for i, recipe in enumerate(made) for row in rows(recipe, i % 1000)])
-    for part in (found, found.head(1)):
+    for part in (shown(name, found), shown(name, found.head(1))):
         assert len(asked.summary(part)) >= 1
         assert all(figure.axes for _, figure in asked.figures(part))
 
@@ -102,8 +110,8 @@ def test_the_mad_protocol_has_66_settings_of_six_trainings_and_equal_states() ->
 
 
 def test_the_mad_score_is_the_mean_over_tasks_of_the_mean_over_settings_at_the_best_selection() -> None:
-    shown = [made for made in recipes("mad", "paper") if str(made.pattern[0]) == "mamba" and made.seed == 0]
-    kept = [row for i, made in enumerate(shown) for row in rows(made, 800 if i % 6 == 2 else 300)]
+    each = [made for made in recipes("mad", "paper") if str(made.pattern[0]) == "mamba" and made.seed == 0]
+    kept = [row for i, made in enumerate(each) for row in rows(made, 800 if i % 6 == 2 else 300)]
     (row,) = mad.summary(pd.DataFrame(kept)).to_dict("records")
     assert [row[task] for task in (*mad.SWEEPS, "MAD score")] == pytest.approx([0.8] * 7)
 
@@ -121,5 +129,64 @@ def test_accuracy_at_each_length_is_told_apart() -> None:
 def test_mixers_are_called_what_the_experiment_calls_them(name: str) -> None:
     asked = experiment(name)
     made = {made.pattern: made for made in recipes(name, "small")}.values()
-    shown = asked.summary(pd.DataFrame([row for one in made for row in rows(one, 500)]))
-    assert set(shown["mixer"]) == set(asked.PATTERNS)
+    found = shown(name, pd.DataFrame([row for one in made for row in rows(one, 500)]))
+    named = {pattern for pattern in asked.PATTERNS if pattern in getattr(asked, "FEW", asked.PATTERNS)}
+    assert set(asked.summary(found)["mixer"]) == named
+
+
+def test_windows_of_rates_are_refined_once_for_each_mixer_and_depth() -> None:
+    made = recipes("rates", "small")
+    assert len(made) == 12 * 3 * 2 * 4
+
+    def works(recipe: Recipe) -> int:
+        return 950 if 1e-3 <= recipe.rate <= 1e-2 else 300
+
+    table = pd.DataFrame([row for recipe in made for row in rows(recipe, works(recipe))])
+    new = rates.further(table, "small")
+    assert len(new) == 2 * 3 * 2 * 4  # both edges, every seed
+    assert not {recipe.key for recipe in new} & {recipe.key for recipe in made}
+    again = pd.concat([table, pd.DataFrame([row for recipe in new for row in rows(recipe, works(recipe))])])
+    assert rates.further(again, "small") == []
+    found = rates.summary(again)
+    assert ((found["from"] >= 1e-3) & (found["below"] < 1e-3) & (found["from"] / found["below"] < 1.4)).all()
+    assert ((found["to"] <= 1e-2) & (found["above"] > 1e-2) & (found["above"] / found["to"] < 1.4)).all()
+    ((_, figure),) = rates.figures(again)
+    assert [axis.get_title() for axis in figure.axes] == ["depth 1", "depth 2"]
+
+
+def test_the_load_of_every_mixer_is_measured_at_nearly_the_same_state() -> None:
+    table = pd.DataFrame([row for recipe in recipes("load", "small") for row in rows(recipe, 500)])
+    found = loads.summary(table)
+    assert set(found["mixer"]) == set(loads.NAMES.values())
+    assert (found["ratio"] - 1).abs().max() < 0.2
+    assert (found["state"] - 320).abs().max() < 0.2 * 320  # 2 of 32 in the convolution, four squares of 8
+    assert set(found["bits allow"]) == {1.0}
+    best = found.groupby("pairs")["best linear map"].first()
+    assert best[12] == 1.0 > best[24]
+
+
+def test_distances_are_counted_in_bins_of_powers_of_two() -> None:
+    (recipe,) = recipes("distance", "small")[:1]
+    (row,) = rows(recipe, 0)
+    parts = [(2, 10, 5), (3, 10, 10), (4, 20, 20), (7, 5, 0)]
+    table = pd.DataFrame([{**row, "distance": at, "asked": asked, "right": right} for at, asked, right in parts])
+    found = distance.summary(table).set_index("distance")
+    assert found["accuracy"].to_dict() == {2: 0.75, 4: 0.8}
+    assert found["answers"].to_dict() == {2: 20, 4: 25}
+
+
+def test_feature_maps_are_compared_on_the_hardest_slice_by_their_state() -> None:
+    assert len(recipes("based_figure3", "paper")) == 9 * 8 * 4
+    recipe = next(r for r in recipes("based_figure3", "paper") if "performer" in str(r.pattern) and r.dim == 64)
+    table = pd.DataFrame(rows(recipe, 400))
+    (row,) = based_figure3.summary(table).itertuples()
+    assert (row.map, row.answers, row.state) == ("Performer", 1000, 2 * 64 + 256 * 65)
+
+
+def test_the_best_linear_map_is_the_least_square_that_recalls() -> None:
+    width = least_square(8, 64)
+    assert recalls(8, width, 64)
+    assert not recalls(8, width - 1, 64)
+    lines = references(8, 64)
+    assert lines["best linear map"] == width**2
+    assert lines["bits suffice"] == 2  # 8 values of 5 bits are 40 bits

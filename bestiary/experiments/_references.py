@@ -1,0 +1,74 @@
+"""What a state of so many numbers could do: three lines on an axis of states, and an axis whose ticks are powers of 10.
+
+bits suffice      as many numbers as have the bits that every answer needs: below, no model recalls (a theorem)
+n log n           what an argmax over a memory of random keys asks for, up to a constant (a law of large sizes)
+best linear map   the least square memory of random unit keys that recalls 0.99 by least squares (simulated)
+"""
+
+from collections.abc import Mapping
+from functools import cache
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+RECALLED = 0.99
+SEEDS = 3
+
+
+@cache
+def references(pairs: int, vocab: int) -> dict[str, float]:
+    """The three states at which so many pairs of a vocabulary could be recalled, in numbers of 32 bits."""
+    from bestiary.constructions.bounds import argmax_state, least_state
+
+    return {
+        "bits suffice": float(least_state(pairs, vocab)),
+        "n log n": argmax_state(pairs),
+        "best linear map": float(least_square(pairs, vocab) ** 2),
+    }
+
+
+def least_square(pairs: int, vocab: int) -> int:
+    """The least width at which the best linear memory recalls 0.99, by doubling and bisection; mean over seeds."""
+    high = 1
+    while not recalls(pairs, high, vocab):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if recalls(pairs, middle, vocab) else (middle, high)
+    return high
+
+
+def recalls(pairs: int, width: int, vocab: int) -> bool:
+    from bestiary.constructions.bounds import recalled
+
+    found = [recalled("least squares", pairs, width, vocab, seed=seed) for seed in range(SEEDS)]
+    return sum(found) / SEEDS >= RECALLED
+
+
+def mark(figure: Figure, lines: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw upright lines into each panel of this title, with their names along them."""
+    for axis in figure.axes:
+        for name, place in lines.get(axis.get_title(), {}).items():
+            axis.axvline(place, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
+            axis.annotate(
+                name,
+                (place, 0.02),
+                xycoords=("data", "axes fraction"),
+                xytext=(1, 0),
+                textcoords="offset points",
+                ha="left",
+                va="bottom",
+                rotation=90,
+                color="0.4",
+                size=6,
+            )
+
+
+def decades(figure: Figure) -> None:
+    """Ticks at powers of ten, for values too many to be ticks each."""
+    for axis in figure.axes:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(numticks=10))
+        axis.xaxis.set_minor_locator(LogLocator(subs="auto", numticks=100))
+        axis.xaxis.set_minor_formatter("")
