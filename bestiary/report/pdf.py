@@ -1,0 +1,175 @@
+"""The figures of a report as PDF, for a paper: drawn by matplotlib in the style of `plot`."""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from textwrap import wrap
+from typing import Any
+
+Cell = Mapping[str, Any]
+
+
+def figures(contents: Mapping[str, Any], *, most: int = 6) -> list[dict[str, str]]:
+    """For each of the first tasks, the PDF of each figure that has something to show, in base64."""
+    found = []
+    for i, task in enumerate(contents["tasks"][:most]):
+        cells = [c for c in contents["cells"] if c["task"] == i]
+        found.append({name: encoded(figure) for name, figure in drawn(task, cells)})
+    return found
+
+
+def encoded(figure: Any) -> str:
+    import matplotlib as mpl
+
+    from bestiary.plot import STYLE
+
+    file = BytesIO()
+    with mpl.rc_context({**STYLE, "pdf.fonttype": 42}):
+        figure.savefig(file, format="pdf", metadata={"CreationDate": None})
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def drawn(task: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
+    """The figures by name. All but the first show the greatest width."""
+    widest = [c for c in cells if c["dim"] == task["dims"][-1]]
+    known = [c for c in cells if c["state"] is not None]
+    note, at = wrapped(task["label"]), f"{wrapped(task['label'])}\nwidth {task['dims'][-1]}"
+    if known:
+        points = series(task, known, lambda c: [(c["state"], c["accuracy"], c["low"], c["high"])])
+        marks = {"marks": task["bounds"], "levels": task["levels"]}
+        yield "frontier", lines(points, x="State in numbers", note=note, **marks)
+    if (grid := loads(task)) is not None:
+        yield "load", maps(task, widest, *grid, note=at)
+    swept = series(task, [c for c in widest if len(c["rates"]) > 1], lambda c: [r[:4] for r in c["rates"] if r[0] > 0])
+    if swept:
+        yield "rates", lines(swept, x="Learning rate", y="Selection accuracy", note=at)
+    far = series(task, widest, lambda c: [d[:4] for d in c["distances"]])
+    if far:
+        yield "distance", lines(far, x="Distance in tokens (start of bin)", base=2, note=at)
+    learnt = series(task, widest, lambda c: [(step, share, None, None) for step, share in c["mean"]])
+    if learnt:
+        yield "learning", lines(learnt, x="Step", y="Selection accuracy", base=0, note=at)
+
+
+def wrapped(text: str) -> str:
+    return "\n".join(wrap(text, 88))
+
+
+def series(task: Mapping[str, Any], cells: Sequence[Cell], points: Any) -> dict[int, tuple[str, list[Any]]]:
+    """The points of each mixer under its place in the task, which is its colour."""
+    found: dict[int, tuple[str, list[Any]]] = {}
+    for c in cells:
+        if points(c):
+            found.setdefault(task["mixers"].index(c["mixer"]), (c["mixer"], []))[1].extend(points(c))
+    return {place: (name, sorted(given, key=lambda p: p[0])) for place, (name, given) in found.items()}
+
+
+def lines(
+    given: Mapping[int, tuple[str, list[Any]]],
+    *,
+    x: str,
+    y: str = "Accuracy",
+    base: int = 10,
+    marks: Sequence[Mapping[str, Any]] = (),
+    levels: Mapping[str, float] | None = None,
+    note: str = "",
+) -> Any:
+    """One panel: a line for each mixer, with its intervals where there are any."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from bestiary.plot import STYLE
+
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.4, 2.9 + 0.15 * max(0, len(given) - 12)))
+        axis = figure.subplots()
+        for place, (name, points) in given.items():
+            colour, marker, dash = look(place)
+            across, up, low, high = zip(*points, strict=True)
+            style = {"color": colour, "linestyle": dash, "marker": marker if base else "", "label": shortened(name, 44)}
+            if low[0] is None:
+                axis.plot(across, up, **style)
+                continue
+            spread = [
+                [max(0, u - v) for u, v in zip(up, low, strict=True)],
+                [max(0, v - u) for u, v in zip(up, high, strict=True)],
+            ]
+            axis.errorbar(across, up, yerr=spread, elinewidth=0.8, capsize=2, **style)
+        for level in (levels or {}).values():
+            axis.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
+        for mark in marks:
+            axis.axvline(mark["state"], color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
+            axis.annotate(
+                mark["label"],
+                (mark["state"], 1.02),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                color="0.4",
+                size=6.5,
+            )
+        if base:
+            axis.set_xscale("log", base=base)
+            axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(xlabel=x, ylabel=y, ylim=(-0.03, 1.03))
+        figure.legend(loc="outside right center", fontsize=6.5)
+        figure.supxlabel(note, fontsize=6.5, color="0.4")
+    return figure
+
+
+def maps(task: Mapping[str, Any], cells: Sequence[Cell], pairs: list[int], lengths: list[int], *, note: str) -> Any:
+    """A small map of load and length for each mixer."""
+    import matplotlib as mpl
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    from bestiary.plot import STYLE
+
+    columns = min(4, len(cells))
+    rows = -(-len(cells) // columns)
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(0.8 + columns * (0.7 + 0.4 * len(lengths)), 0.4 + rows * (0.6 + 0.3 * len(pairs))))
+        axes = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axis, c in zip(axes, cells, strict=False):
+            grid = np.full((len(pairs), len(lengths)), np.nan)
+            for row, column in np.ndindex(grid.shape):
+                grid[row, column] = share_at(task, c, pairs[row], lengths[column])
+            axis.imshow(grid, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
+            for (row, column), share in np.ndenumerate(grid):
+                shade = "white" if share > 0.6 else "black"
+                if not np.isnan(share):
+                    axis.text(column, row, f"{share:.2f}", ha="center", va="center", color=shade, size=6)
+            axis.set_xticks(range(len(lengths)), lengths)
+            axis.set_yticks(range(len(pairs)), pairs)
+            axis.set_title(shortened(c["mixer"], 26), size=6.5)
+        for axis in axes[len(cells) :]:
+            axis.set_axis_off()
+        figure.supxlabel(f"Length\n{note}", size=6.5)
+        figure.supylabel("Pairs", size=7)
+    return figure
+
+
+def share_at(task: Mapping[str, Any], c: Cell, pairs: int, length: int) -> float:
+    """Mean accuracy over the segments of this load and length, NaN if there are none."""
+    both = zip(task["segments"], c["segments"], strict=True)
+    found = [share for part, (share, _, _) in both if (part["pairs"], part["length"]) == (pairs, length)]
+    return sum(found) / len(found) if found else float("nan")
+
+
+def loads(task: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
+    """Pairs and lengths of the test segments, if every one has both and they differ."""
+    found = [(part["pairs"], part["length"]) for part in task["segments"]]
+    if len(set(found)) < 2 or any(None in part for part in found):
+        return None
+    return sorted({pairs for pairs, _ in found}), sorted({length for _, length in found})
+
+
+def look(place: int) -> tuple[str, str, Any]:
+    """Colour, marker and dash of the mixer at this place of its task; those beyond the colours get another marker."""
+    from bestiary.plot import LOOKS
+
+    colour, _, dash = LOOKS[place % len(LOOKS)]
+    return colour, LOOKS[(place + place // len(LOOKS)) % len(LOOKS)][1], dash
+
+
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,158 @@
+"""From a store to one table of runs and test segments, each under its cell: the recipe but for rate and seed."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bestiary.recipe import Recipe
+from bestiary.report.command import text
+from bestiary.spec import locate
+from bestiary.store import Damaged, Record, Store
+from bestiary.table import segments, selection_curve
+
+NAMED = ("train", "test", "select", "pattern", "dim")  # what names a cell; rate and seed tell its runs apart
+PLAIN = ("base_conv", "short_conv", "token_shift", "long_conv")  # mixers that stand before the one that matters
+CHANGED = (LookupError, ValueError, TypeError, ImportError, SyntaxError)  # a user's file is gone or is another now
+
+
+class Gathered(NamedTuple):
+    """What a store says of some runs."""
+
+    rows: pd.DataFrame  # those of `table.results`, with `cell` and `task`
+    recipes: dict[str, dict[str, Any]]  # of each cell, as stored, without rate and seed
+    curves: dict[str, list[tuple[int, float]]]  # of each run, accuracy on the selection stream by step
+    distances: dict[str, dict[int, tuple[int, int]]]  # of each run, right and asked by the power of two of a distance
+    origins: dict[str, dict[str, Any]]  # of each run, without the name of the machine
+    damaged: list[str]
+
+
+def gather(store: Store, keys: Iterable[str]) -> Gathered:
+    """The finished runs among the keys."""
+    begun = set(store.begun())
+    rows: list[dict[str, Any]] = []
+    found = Gathered(pd.DataFrame(), {}, {}, {}, {}, [])
+    for key in dict.fromkeys(keys):
+        if key not in begun:
+            continue
+        try:
+            record = store.read(key)
+        except Damaged as fault:
+            found.damaged.append(str(fault))
+            continue
+        if record.ended is not None:
+            rows += enter(found, record, store)
+    return found._replace(rows=pd.DataFrame(rows))
+
+
+def enter(found: Gathered, record: Record, store: Store) -> list[dict[str, Any]]:
+    """Note a run, and return its rows."""
+    recipe = {name: value for name, value in record.recipe.items() if name not in ("rate", "seed")}
+    cell = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    found.recipes[cell] = recipe
+    found.curves[record.key] = selection_curve(record.log)
+    found.distances[record.key] = distances(record.log)
+    place = store.folder / record.key / "origin.json"
+    origin = json.loads(place.read_text()) if place.is_file() else {}
+    origin.get("host", {}).pop("name", None)
+    found.origins[record.key] = origin
+    return [{**row, "cell": cell, "task": question(recipe)} for row in segments(record)]
+
+
+def distances(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
+    """Right and asked on the test stream, by the power of two at or below the distance of what was asked."""
+    bins: dict[int, tuple[int, int]] = {}
+    for line in log:
+        if line["split"] == "test" and line["facet"] == "distance" and line["value"] > 0:
+            place = 1 << (int(line["value"]).bit_length() - 1)
+            right, asked = bins.get(place, (0, 0))
+            bins[place] = (right + line["right"], asked + line["asked"])
+    return dict(sorted(bins.items()))
+
+
+def question(recipe: Mapping[str, Any]) -> str:
+    """What a recipe is trained and tested on, in one line; equal exactly where results may be compared."""
+    tested, trained, select = (varied(recipe.get(name, ())) for name in ("test", "train", "select"))
+    line = tested if tested == trained else f"{tested}, trained on {trained}"
+    return f"{line}, selected on {select}" if select not in ("", tested) else line
+
+
+def varied(parts: Iterable[Mapping[str, Any]]) -> str:
+    """Tasks in one line: `mqar(vocab=64) with length 24, 48 and pairs 2, 4` for the segments that differ in these."""
+    specs = list(parts)
+    if len(specs) < 2 or len({part["name"] for part in specs}) > 1:
+        return text(part["text"] for part in specs)
+    differ = [name for name in specs[0]["options"] if len({str(part["options"].get(name)) for part in specs}) > 1]
+    said = {part["text"].partition("(")[2].removesuffix(")") for part in specs}
+    shared = [item for item in split(min(said)) if item.partition("=")[0] not in differ]
+    if not differ:
+        return text(part["text"] for part in specs)
+    values = {name: list(dict.fromkeys(str(part["options"][name]) for part in specs)) for name in differ}
+    told = " and ".join(f"{name} {', '.join(found)}" for name, found in values.items())
+    return f"{len(specs)} segments of {specs[0]['name']}" + (f"({', '.join(shared)})" if shared else "") + f", {told}"
+
+
+def split(options: str) -> list[str]:
+    """`a=1, b='x, y'` at the commas between options."""
+    found: list[str] = []
+    for part in options.split(", "):
+        if found and "=" not in part:
+            found[-1] += f", {part}"
+        elif part:
+            found.append(part)
+    return found
+
+
+def label(part: Mapping[str, Any], among: Iterable[Mapping[str, Any]]) -> str:
+    """What tells a test segment from the others: `length 48, pairs 4`; its text if its name does."""
+    others = list(among)
+    if len({other["name"] for other in others}) > 1 or len(others) < 2:
+        return part["text"]
+    differ = [name for name in part["options"] if len({str(other["options"].get(name)) for other in others}) > 1]
+    return ", ".join(f"{name} {part['options'][name]}" for name in differ) or part["text"]
+
+
+def mixers(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """How the mixer of each cell is called: its pattern, and the settings in which cells of that pattern differ.
+
+    Width is not among them: the cells of one name are one line along it.
+    """
+    alike: dict[tuple[str, str], list[str]] = {}
+    for cell, recipe in recipes.items():
+        alike.setdefault((question(recipe), text(part["text"] for part in recipe["pattern"])), []).append(cell)
+    names = {}
+    for (_, pattern), cells in alike.items():
+        rest = {cell: {n: v for n, v in recipes[cell].items() if n not in NAMED} for cell in cells}
+        fields = dict.fromkeys(name for settings in rest.values() for name in settings)
+        differ = [name for name in fields if len({str(settings.get(name)) for settings in rest.values()}) > 1]
+        for cell in cells:
+            names[cell] = "; ".join([pattern, *(f"{name}={rest[cell].get(name)}" for name in differ)])
+    return names
+
+
+def family(recipe: Mapping[str, Any]) -> str:
+    """The family of the last mixer of a pattern that is more than a plain convolution, or else of the last."""
+    names = [part["name"] for part in recipe["pattern"]]
+    chosen = next((name for name in reversed(names) if name not in PLAIN), names[-1])
+    try:
+        return getattr(locate("mixers", chosen), "family", None) or "other"
+    except CHANGED:
+        return "other"
+
+
+SIZES: dict[str, tuple[int, int]] = {}  # what was measured, by shape
+
+
+def sized(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Numbers in the state after the longest test sequence, and parameters; None if the model cannot be built now."""
+    from bestiary.size import memory_of, parameters
+
+    try:
+        made = Recipe(**recipe)
+        if made.shape not in SIZES:
+            SIZES[made.shape] = memory_of(made)[0], parameters(made)
+        return SIZES[made.shape]
+    except CHANGED:
+        return None, None

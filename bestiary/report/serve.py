@@ -1,0 +1,60 @@
+"""A report that follows its store: served to this machine alone, made anew when a run was added or ended."""
+
+import hashlib
+from collections.abc import Callable
+from html import escape
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock
+
+from bestiary.store import Store
+
+HOST = "127.0.0.1"
+WAITING = "<!doctype html><meta http-equiv=refresh content=2><title>Bestiary</title><p>"
+
+
+def server(store: Store, make: Callable[[str], str], *, port: int) -> ThreadingHTTPServer:
+    """A server of the page that `make` writes for a version of the store. Raises OSError if the port is taken."""
+    kept, lock = ["", ""], Lock()
+
+    def current() -> str:
+        with lock:
+            now = version(store)
+            if now != kept[0]:
+                kept[:] = now, make(now)
+            return kept[1]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the library's name
+            known = {"/": ("text/html; charset=utf-8", current), "/version": ("text/plain", lambda: version(store))}
+            if self.path not in known:
+                return self.send_error(404)
+            kind, body = known[self.path]
+            try:
+                self.answer(200, kind, body())
+            except LookupError as fault:  # nothing is done yet
+                self.answer(200, "text/html; charset=utf-8", f"{WAITING}{escape(str(fault.args[0]))}")
+            return None
+
+        def answer(self, status: int, kind: str, body: str) -> None:
+            content = body.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Say nothing of each request."""
+
+    return ThreadingHTTPServer((HOST, port), Handler)
+
+
+def version(store: Store) -> str:
+    """Equal as long as no run was begun, failed or ended."""
+    marks = []
+    for key in store.begun():
+        for name in ("done", "failure.txt"):
+            place = store.folder / key / name
+            marks.append(f"{key} {name} {place.stat().st_mtime_ns if place.exists() else 0}")
+    return hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]
