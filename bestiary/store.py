@@ -113,10 +113,13 @@ class Store:
         if last and place.is_dir():
             put(place / "failure.txt", how + "\n")
 
-    def failure(self, key: str) -> str | None:
-        """The traceback of the last attempt, if it failed."""
+    def failure(self, key: str, *, since: float = 0.0) -> str | None:
+        """The traceback of the last attempt, if it failed, and not before a time by the file system's clock."""
         place = self.folder / key / "failure.txt"
-        return place.read_text() if place.is_file() else None
+        try:
+            return place.read_text() if place.stat().st_mtime >= since else None
+        except FileNotFoundError:
+            return None
 
     def read(self, key: str) -> Record:
         """A run's recipe, end and measurements. Raises Damaged."""
@@ -273,7 +276,8 @@ def born(process: int) -> str:
     """When a process started, or "" if there is none; tells it from a later one of the same number."""
     status = Path(f"/proc/{process}/stat")
     try:
-        return status.read_text().rpartition(")")[2].split()[19]
+        state, *further = status.read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else further[18]  # one that has ended is none, even if nobody has asked about it
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return ""

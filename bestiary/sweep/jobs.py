@@ -33,6 +33,7 @@ class How(NamedTuple):
     backend: str = "auto"
     keep: bool = False  # the weights
     threads: int = 1
+    since: float | None = None  # what failed after this time, by the file system's clock, is not tried again
 
 
 class Told(NamedTuple):

@@ -31,18 +31,21 @@ def sweep(
     keep: bool = False,
     together: Together = "auto",
     executor: Executor | None = None,
-    wait: bool = True,
+    part: tuple[int, int] = (0, 1),
 ) -> Generator[Event]:
     """Carry out every recipe that is not done, telling what happens. Closing the iterator stops the workers.
 
     `workers` run at a time, one for each core (or device) by default, of `threads` each. One thread is the default
     whatever the number of workers, since another number of threads rounds sums in another order. Small recipes of one
     shape are trained `together`, see `jobs`. An `executor` says where the workers are, on this machine by default.
-    Runs that another worker has are waited for, and carried out if it dies, unless `wait` is false.
+    Runs that another worker has are waited for, and carried out if it dies. But as `part` (i, n), the i-th of n sweeps
+    that share the recipes, it begins at another place, splits groups for all of them, and waits for nobody.
     Raises OSError when the disk is full or read-only; any other failure is told, and the sweep goes on.
     """
     left = list({recipe.key: recipe for recipe in recipes if recipe not in store}.values())
     if not left:
+        if executor is not None:
+            executor.close()
         return
     if executor is None:
         places = devices(device)
@@ -52,7 +55,9 @@ def sweep(
     else:
         slots = max(1, executor.free())
     try:
-        yield from scheduled(jobs(left, slots=slots, device=device, together=together), store, executor, wait=wait)
+        given = jobs(left, slots=slots * part[1], device=device, together=together)
+        first = len(given) * part[0] // part[1]
+        yield from scheduled(given[first:] + given[:first], store, executor, wait=part[1] == 1)
     finally:
         executor.close()
 

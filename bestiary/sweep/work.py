@@ -44,6 +44,10 @@ def claimed(job: Job, how: How, device: str, tell: Tell) -> list[Run]:
     """The runs of a job that nobody else has; the others are told of."""
     store, runs = Store(how.folder), []
     for recipe in job.recipes:
+        known = None if how.since is None else store.failure(recipe.key, since=how.since)
+        if known is not None:
+            tell(Told(job, "failed", recipe, known.strip().splitlines()[-1]))
+            continue
         run = store.claim(recipe)
         if run is not None:
             run.how = {"device": device, "backend": how.backend, "threads": how.threads}
