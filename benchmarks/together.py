@@ -3,7 +3,7 @@
 Two layers, MQAR of 32 tokens and 4 pairs with a vocabulary of 64; models differ in rate and seed. A round lets each way
 do its share in turn: one process training one model after another, one process training the stack, and the same with
 a process on every core. Prints models times steps a second, and the ratio of a stack to one after another, median over
-rounds, with least and most.
+rounds, with least and most; `auto` is how many of such models a sweep stacks.
 
     python benchmarks/together.py [rounds [device]]
 """
@@ -21,13 +21,13 @@ from _bench import machine
 
 from bestiary.recipe import Recipe, clean
 from bestiary.sweep import cores
-from bestiary.sweep.jobs import MOST
+from bestiary.sweep.jobs import stack
 from bestiary.together import Group, shared_batches
 from bestiary.training import batches, decay_groups, keep_memory, update
 
 WIDTHS = (16, 32, 64, 128)
 PATTERNS = ("attention", "base_conv, gated_delta(heads=1)")
-SIZES = ((16, 32), (64, 4), (64, 16))  # rows of a batch, models
+SIZES = ((16, 32), (64, 4))  # rows of a batch, models
 
 
 def recipes(pattern: str, dim: int, batch: int, count: int) -> list[Recipe]:
@@ -36,7 +36,7 @@ def recipes(pattern: str, dim: int, batch: int, count: int) -> list[Recipe]:
 
 
 def ways(pattern: str, dim: int, batch: int, count: int, device: str) -> dict[str, Callable[[int], None]]:
-    """So many steps of all models, one after another or as one; the first ready a few models stand for all."""
+    """So many steps of all models, one after another or as one; a few models of the first way stand for all."""
     made = recipes(pattern, dim, batch, count)
     group = Group(made, [recipe.build().to(device) for recipe in made])
     stacked = shared_batches(group)
@@ -101,18 +101,19 @@ def measured(rounds: int, *given: Any) -> dict[tuple[str, int], list[float]]:
 
 
 def main(rounds: int, device: str) -> None:
-    print(f"together: models x steps a second, {device}; stacks of at most {MOST[device[:4].rstrip(':')]}; {machine()}")
+    print(f"together: models x steps a second, {device}; {machine()}")
     for pattern in PATTERNS:
         for batch, count in SIZES:
             print(f"{pattern}, {count} models of batch {batch} x 32")
             for dim in WIDTHS:
                 taken = measured(rounds, pattern, dim, batch, count, device)
+                best = stack(recipes(pattern, dim, batch, 1)[0], device)
                 for processes in dict.fromkeys(n for _, n in taken):
-                    alone, stack = taken["alone", processes], taken["together", processes]
-                    ratios = [b / a for a, b in zip(alone, stack, strict=True)]
-                    told = f"alone {statistics.median(alone):7.0f}   together {statistics.median(stack):7.0f}"
+                    alone, whole = taken["alone", processes], taken["together", processes]
+                    ratios = [b / a for a, b in zip(alone, whole, strict=True)]
+                    told = f"alone {statistics.median(alone):7.0f}   together {statistics.median(whole):7.0f}"
                     told += f"   x {statistics.median(ratios):.2f} ({min(ratios):.1f} to {max(ratios):.1f})"
-                    print(f"  width {dim:3}, processes {processes}   {told}", flush=True)
+                    print(f"  width {dim:3}, processes {processes}   {told}   auto: {best}", flush=True)
 
 
 if __name__ == "__main__":

@@ -66,11 +66,12 @@ def panels(
     levels: Mapping[str, Mapping[str, float]] | None = None,
     note: str = "",
     size: tuple[float, float] = (2.3, 2.5),
+    whiskers: bool = False,
 ) -> Figure:
     """A row of panels of a size in inches with one logarithmic x axis each, accuracy upwards, and one legend for all.
 
     `levels` are horizontal lines for each panel, such as chance. Published points are hollow and grey-dashed, in
-    the colour of the line of the same name.
+    the colour of the line of the same name. `whiskers` are for bands that would hide each other.
     """
     names = list(dict.fromkeys(line.name for lines in contents.values() for line in lines))
     looks = {name: LOOKS[i % len(LOOKS)] for i, name in enumerate(names)}
@@ -79,7 +80,7 @@ def panels(
         axes = figure.subplots(1, len(contents), sharey=True, squeeze=False)[0]
         for axis, (title, lines) in zip(axes, contents.items(), strict=True):
             for line in lines:
-                draw(axis, line, *looks[line.name])
+                draw(axis, line, *looks[line.name], whiskers=whiskers)
             for name, level in (levels or {}).get(title, {}).items():
                 axis.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
                 axis.annotate(
@@ -106,7 +107,7 @@ def panels(
     return figure
 
 
-def draw(axis: Axes, line: Line, colour: str, marker: str, dash: Any) -> None:
+def draw(axis: Axes, line: Line, colour: str, marker: str, dash: Any, *, whiskers: bool) -> None:
     if line.published:
         axis.plot(
             line.x,
@@ -121,7 +122,9 @@ def draw(axis: Axes, line: Line, colour: str, marker: str, dash: Any) -> None:
         )
         return
     axis.plot(line.x, line.y, color=colour, marker=marker, linestyle=dash, label=line.name, zorder=3, clip_on=False)
-    if line.low is not None and line.high is not None:
+    if line.low is not None and line.high is not None and whiskers:
+        axis.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, alpha=0.6)
+    elif line.low is not None and line.high is not None:
         axis.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
 
 

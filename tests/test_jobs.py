@@ -30,14 +30,16 @@ def sizes(found: Sequence[Job]) -> list[int]:
 
 
 def test_small_recipes_of_one_shape_share_a_job_and_every_slot_gets_one() -> None:
-    narrow, wide = recipes(6), recipes(6, dim=64)
+    narrow, wide = recipes(6), recipes(6, dim=512, batch=64)
     assert sizes(jobs([*narrow, *wide], slots=2, device="cpu", together="auto")) == [3, 3, 1, 1, 1, 1, 1, 1]
     assert sizes(jobs([*narrow, *wide], slots=1, device="cuda:0", together="auto")) == [6, 6]
     assert sizes(jobs(narrow, slots=2, device="cpu", together="never")) == [1] * 6
     assert sizes(jobs(wide, slots=1, device="cpu", together="always")) == [6]
-    many = jobs(recipes(40), slots=1, device="cpu", together="auto")
-    assert sizes(many) == [16, 16, 8]
-    assert [recipe for job in many for recipe in job.recipes] == recipes(40)
+    many = jobs(recipes(80), slots=1, device="cpu", together="auto")
+    assert sizes(many) == [32, 32, 16]
+    assert [recipe for job in many for recipe in job.recipes] == recipes(80)
+    cached = recipes(40, batch=64, dim=32, train="mqar(vocab=64, length=32), mqar(vocab=80, length=64)")
+    assert sizes(jobs(cached, slots=1, device="cpu", together="auto")) == [2] * 20  # 64 x 64 x 32 x 2 = 2^18
 
 
 def test_runs_trained_together_leave_what_they_would_alone(tmp_path: Path) -> None:

@@ -45,6 +45,12 @@ def gathered(store: Store) -> dict[str, Any]:
     return contents(gather(store, store.begun()))
 
 
+def test_an_experiment_says_what_patterns_are_called(tmp_path: Path) -> None:
+    store = several(tmp_path)
+    shown = contents(gather(store, store.begun()), lambda pattern: "Short" if "attention" not in pattern else pattern)
+    assert {c["mixer"] for c in shown["cells"]} == {"Short", "base_conv, attention"}
+
+
 def said(store: Store, **stands: int) -> str:
     return " ".join(sentence for _, part in summary(gathered(store), stands) for sentence in part)
 

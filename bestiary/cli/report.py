@@ -27,13 +27,15 @@ def report(
     from bestiary.report import report as made
 
     with user_input():
-        recipes = list(trained(question(experiment)).recipes(scale)) if experiment else None
+        asked = trained(question(experiment)) if experiment else None
+        recipes = None if asked is None else list(asked.recipes(scale))
+        named = {"called": asked.called} if hasattr(asked, "called") else {}
         title = f"{Path(experiment).stem}, {scale}" if experiment else "All runs"
         if not runs.is_dir():
             raise LookupError(f"there is no folder {runs}; give the folder of the runs, as in: bestiary report runs")
 
     def make(version: str = "") -> "Report":
-        return made(opened(runs), recipes, title=title, version=version)
+        return made(opened(runs), recipes, title=title, version=version, **named)
 
     if serve:
         follow(runs, make, port)

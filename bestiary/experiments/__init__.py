@@ -9,4 +9,5 @@ It may also say more:
 
 def further(table: DataFrame, scale: str) -> list[Recipe]           what to run after it has seen so much; [] at the end
 facet = "distance"                                                  the rows are those of bestiary.facets.by_facet
+def called(pattern: str) -> str                                     what a report calls a pattern
 """

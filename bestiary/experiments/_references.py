@@ -53,12 +53,12 @@ def mark(figure: Figure, lines: Mapping[str, Mapping[str, float]]) -> None:
             axis.axvline(place, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
             axis.annotate(
                 name,
-                (place, 0.02),
+                (place, 0.98),
                 xycoords=("data", "axes fraction"),
                 xytext=(1, 0),
                 textcoords="offset points",
                 ha="left",
-                va="bottom",
+                va="top",
                 rotation=90,
                 color="0.4",
                 size=6,

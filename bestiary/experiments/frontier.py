@@ -10,6 +10,7 @@ behind it like the others at the small scale; three seeds instead of one; states
 """
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -157,11 +158,12 @@ def over_slices(table: pd.DataFrame) -> pd.DataFrame:
     filled = table.assign(accuracy=table["accuracy"].fillna(0.0), asked=table["asked"].fillna(0))
     found = filled.groupby(kept, sort=False).agg(sums).reset_index()
     tests = ", ".join(table.drop_duplicates("segment").sort_values("segment")["task"])
-    states = {row: state(*row, tests) for row in set(zip(*(found[c] for c in kept[1:5]), strict=True))}
-    found["state"] = [states[row] for row in zip(*(found[c] for c in kept[1:5]), strict=True)]
-    return found.assign(mixer=[called(pattern) for pattern in found["pattern"]])
+    models = zip(found["pattern"], found["dim"], found["depth"], found["channel"], strict=True)
+    states = [state(pattern, dim, depth, channel, tests) for pattern, dim, depth, channel in models]
+    return found.assign(state=states, mixer=[called(pattern) for pattern in found["pattern"]])
 
 
+@cache
 def state(pattern: str, dim: int, depth: int, channel: str, tests: str) -> int:
     """Numbers in the state after the longest slice."""
     from bestiary.size import memory_of
@@ -200,7 +202,7 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
             for mixer, points in PUBLISHED.items()
             if mixer in shown
         ]
-    figure = panels({title: lines}, x="Numbers in the state", note=note(found), size=(4.2, 3.0))
+    figure = panels({title: lines}, x="Numbers in the state", note=note(found), size=(4.2, 3.0), whiskers=True)
     decades(figure)
     mark(figure, {title: references(int(last["pairs"]), int(last["vocab"]))})
     yield "", figure

@@ -5,7 +5,7 @@ test stream, the mean over test segments, then over seeds.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -19,11 +19,11 @@ MOST = 5000  # runs in the table; of more, only those at the best rate of their 
 POINTS = 80  # of a learning curve
 
 
-def contents(found: Gathered) -> dict[str, Any]:
-    """`tasks`, `cells`, `runs` and `origins`, as JSON has them."""
+def contents(found: Gathered, called: Callable[[str], str] = lambda pattern: pattern) -> dict[str, Any]:
+    """`tasks`, `cells`, `runs` and `origins`, as JSON has them; `called` is what patterns are called."""
     runs = per_run(found.rows)
     kept = best(runs, group=["cell"])
-    names = mixers(found.recipes)
+    names = mixers(found.recipes, called)
     tasks = list(dict.fromkeys(runs["task"]))
     cells = [cell(found, str(name), rows, runs, names) for name, rows in kept.groupby("cell", sort=False)]
     cells.sort(key=lambda c: (tasks.index(c["task"]), c["mixer"], c["dim"]))

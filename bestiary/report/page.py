@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -29,9 +29,14 @@ class Report(NamedTuple):
 
 
 def report(
-    store: Store, recipes: Sequence[Recipe] | None = None, *, title: str = "All runs", version: str = ""
+    store: Store,
+    recipes: Sequence[Recipe] | None = None,
+    *,
+    title: str = "All runs",
+    version: str = "",
+    called: Callable[[str], str] = lambda pattern: pattern,
 ) -> Report:
-    """The report on the runs of these recipes, or on all in the store.
+    """The report on the runs of these recipes, or on all in the store; `called` is what patterns are called.
 
     With a `version`, the page is for a server: it asks for `version` now and then and loads itself anew when that is
     another. Raises LookupError if no run is done.
@@ -41,7 +46,7 @@ def report(
     if found.rows.empty:
         raise LookupError(f"no run of it is done in {store.folder}; `bestiary status` says how they stand")
     stands = Counter(line.partition(":")[0] for line in progress(store, recipes)[0]["stands"])
-    shown = contents(found)
+    shown = contents(found, called)
     written = tables(shown)
     html = page(shown, summary(shown, stands), title=title, latex=written, version=version)
     return Report(html, written, found.damaged)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -114,14 +114,19 @@ def label(part: Mapping[str, Any], among: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(f"{name} {part['options'][name]}" for name in differ) or part["text"]
 
 
-def mixers(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """How the mixer of each cell is called: its pattern, and the settings in which cells of that pattern differ.
+def mixers(
+    recipes: Mapping[str, Mapping[str, Any]], called: Callable[[str], str] = lambda pattern: pattern
+) -> dict[str, str]:
+    """How the mixer of each cell is called: what its pattern is, and the settings in which cells of that name differ.
 
     Width is not among them: the cells of one name are one line along it.
     """
     alike: dict[tuple[str, str], list[str]] = {}
     for cell, recipe in recipes.items():
-        alike.setdefault((question(recipe), text(part["text"] for part in recipe["pattern"])), []).append(cell)
+        pattern = ", ".join(part["text"] for part in recipe["pattern"])
+        name = called(pattern)
+        told = text(part["text"] for part in recipe["pattern"]) if name == pattern else name
+        alike.setdefault((question(recipe), told), []).append(cell)
     names = {}
     for (_, pattern), cells in alike.items():
         rest = {cell: {n: v for n, v in recipes[cell].items() if n not in NAMED} for cell in cells}

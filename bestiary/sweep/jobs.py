@@ -1,14 +1,16 @@
 """What is given to a worker, what it tells, and what an executor must be able to do."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from bestiary.recipe import Recipe
+from bestiary.spec import Spec
 
 Together = Literal["auto", "always", "never"]
 
-WIDE = 32  # the widest model that is trained faster in a stack on a CPU (benchmarks/together.py)
-MOST = {"cpu": 16, "cuda": 64}  # members of a stack
+FAST = 2**18  # numbers in an activation of a whole stack, up to which a CPU gains by it (benchmarks/together.py)
+MOST = {"cpu": 32, "cuda": 64}  # members of a stack
 
 
 class Event(NamedTuple):
@@ -77,18 +79,29 @@ def jobs(recipes: Sequence[Recipe], *, slots: int, device: str, together: Togeth
     """The recipes in jobs, in order; those of one shape in one job where that is faster, but a job for each slot."""
     groups: dict[str, list[Recipe]] = {}
     for recipe in recipes:
-        groups.setdefault(recipe.company if stacked(recipe, device, together) else recipe.key, []).append(recipe)
-    most = MOST.get(device.partition(":")[0], MOST["cuda"])
+        groups.setdefault(recipe.key if together == "never" else recipe.company, []).append(recipe)
     found = []
     for members in groups.values():
+        most = MOST["cpu" if device == "cpu" else "cuda"] if together == "always" else stack(members[0], device)
         size = max(1, min(most, -(-len(members) // slots)))
         found += [Job(tuple(members[start : start + size])) for start in range(0, len(members), size)]
     return found
 
 
-def stacked(recipe: Recipe, device: str, together: Together) -> bool:
-    """Whether a recipe is trained together with others of its shape."""
-    return together == "always" or (together == "auto" and (device != "cpu" or recipe.dim <= WIDE))
+def stack(recipe: Recipe, device: str) -> int:
+    """How many recipes of this shape are trained fastest as one program; 1 if that is slower than one by one.
+
+    On a CPU a stack pays as long as what goes from layer to layer stays in the cache.
+    """
+    if device != "cpu":
+        return MOST["cuda"]
+    numbers = recipe.batch * recipe.dim * max(length(task) for task in recipe.train)
+    return max(1, min(MOST["cpu"], FAST // numbers))
+
+
+@cache
+def length(task: Spec) -> int:
+    return task.build().length
 
 
 def halves(job: Job) -> list[Job]:

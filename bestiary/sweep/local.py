@@ -53,7 +53,8 @@ class Local:
     def hear(self, timeout: float) -> list[Told]:
         """What the workers told since."""
         found = []
-        for line in wait(list(self.jobs), timeout=timeout):
+        ready: list[Any] = wait(list(self.jobs), timeout=timeout)
+        for line in ready:
             job = self.jobs[line]
             try:
                 told = Told(job, *line.recv())
