@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,8 +29,7 @@ def report(
 
     with user_input():
         asked = trained(question(experiment)) if experiment else None
-        recipes = None if asked is None else list(asked.recipes(scale))
-        named = {"called": asked.called} if hasattr(asked, "called") else {}
+        recipes, named = (None, {}) if asked is None else (list(asked.recipes(scale)), naming(asked))
         title = f"{Path(experiment).stem}, {scale}" if experiment else "All runs"
         if not runs.is_dir():
             raise LookupError(f"there is no folder {runs}; give the folder of the runs, as in: bestiary report runs")
@@ -49,6 +49,11 @@ def report(
     complain(found.damaged)
     if found.damaged:
         raise typer.Exit(1)
+
+
+def naming(asked: ModuleType) -> dict[str, Callable[[str], str]]:
+    """What an experiment calls patterns, if it calls them anything."""
+    return {"called": asked.called} if hasattr(asked, "called") else {}
 
 
 def follow(runs: Path, make: "Callable[[str], Report]", port: int) -> None:
