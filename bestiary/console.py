@@ -44,6 +44,7 @@ class Watch:
         self.lines: dict[str, TaskID] = {}
         self.loss: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}
+        self.tests: dict[str, list[float]] = {}  # of each segment
         self.total, self.done, self.detail = total, done, detail
         self.failures: list[Recipe] = []
 
@@ -53,6 +54,7 @@ class Watch:
             for kind, recipe, what in events:
                 match kind:
                     case "started":
+                        self.forget(recipe)
                         self.lines[recipe.key] = self.progress.add_task(label(recipe), total=recipe.steps, news="")
                     case "measured":
                         self.measured(recipe, what)
@@ -75,6 +77,8 @@ class Watch:
             self.loss[recipe.key] = seen.loss / seen.asked
             return
         self.accuracy[recipe.key] = seen.right / seen.asked
+        if seen.split == "test":
+            self.tests.setdefault(recipe.key, []).append(seen.right / seen.asked)
         news = f"loss {self.loss[recipe.key]:.3f}  accuracy {self.accuracy[recipe.key]:.3f}"
         self.progress.update(self.lines[recipe.key], completed=seen.step, news=news)
         if self.detail and seen.split == "selection":
@@ -82,7 +86,8 @@ class Watch:
 
     def ended(self, recipe: Recipe, end: Ended) -> None:
         self.done += 1
-        score = f", test {self.accuracy[recipe.key]:.3f}" if recipe.key in self.accuracy else ""
+        shares = self.tests.pop(recipe.key, [])
+        score = f", test {sum(shares) / len(shares):.3f}" if shares else ""
         note = f" ({end.note})" if end.note else ""
         self.leave(recipe, f"{end.outcome}{score}, {end.seconds:.0f} s{note}")
 

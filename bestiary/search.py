@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.recipe import Recipe
-from bestiary.table import best, curve
+from bestiary.table import best, curve, judged
 
 if TYPE_CHECKING:  # imported where tables are put together
     import pandas as pd
@@ -97,11 +97,6 @@ def further(scores: Mapping[float, float], *, within: float, works: float = WORK
         edges = [(found.below, found.low), (found.high, found.above)]
     wide = [(a, b) for a, b in edges if b / a > within * 1.02]  # the rounding of rates is forgiven
     return [rate for a, b in wide if (rate := rounded(math.sqrt(a * b))) not in scores]
-
-
-def judged(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with a selection accuracy of 0 for runs that diverged, however well they did before."""
-    return table.assign(selection=table["selection"].fillna(0.0).mask(table["outcome"] == "diverged", 0.0))
 
 
 def refined(recipes: Iterable[Recipe], table: "pd.DataFrame", *, within: float, works: float = WORKS) -> list[Recipe]:

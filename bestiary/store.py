@@ -92,7 +92,9 @@ class Store:
             prepared.mkdir()
             put(prepared / "owner.json", {"machine": machine(), "process": os.getpid(), "born": born(os.getpid())})
             if not (claims and alive(claims[-1], now=prepared.stat().st_mtime)) and moved(prepared, taken):
-                return None if recipe in self else Run(place, taken, recipe)
+                if recipe not in self:
+                    return Run(place, taken, recipe)
+                (taken / "released").touch()
         finally:
             shutil.rmtree(prepared, ignore_errors=True)
         return None
@@ -197,11 +199,15 @@ class Run:
 
     def append(self, measurement: Mapping[str, Any]) -> None:
         """Add a measurement to the log. Raises Lost if another worker holds the run now."""
-        if self.next.exists():
-            raise Lost(f"{self.place} was taken over by another worker")
+        self.held()
         self.log.write(json.dumps(measurement) + "\n")
         self.log.flush()
         self.step = measurement["step"]
+
+    def held(self) -> None:
+        """Raises Lost if another worker holds the run now."""
+        if self.next.exists():
+            raise Lost(f"{self.place} was taken over by another worker")
 
     def keep(self, model: "nn.Module") -> None:
         """Write the model's weights."""
@@ -222,7 +228,8 @@ class Run:
         return self.end("solved" if self.step < self.recipe.steps else "finished")
 
     def end(self, outcome: str, note: str = "") -> Ended:
-        """Mark the run as done."""
+        """Mark the run as done. Raises Lost if another worker holds it now."""
+        self.held()
         os.fsync(self.log.fileno())
         ended = Ended(outcome, round(time.monotonic() - self.begun, 2), note)
         put(self.place / "done", ended._asdict())

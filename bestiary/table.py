@@ -114,17 +114,16 @@ def best(table: "pd.DataFrame", *, group: Sequence[str], over: str = "rate") -> 
 
     kept = []
     for _, rows in table.groupby(list(group), sort=False, dropna=False):
-        scores = judged(rows).groupby(rows[over]).mean()
+        scores = judged(rows).groupby(over)["selection"].mean()
         working = scores.index[scores >= 0.9]
         window = math.log10(working.max() / working.min()) if len(working) and len(scores) > 1 else math.nan
         kept.append(rows[rows[over] == scores.idxmax()].assign(tried=len(scores), window=window))
     return pd.concat(kept) if kept else table
 
 
-def judged(table: "pd.DataFrame") -> "pd.Series":
-    """Selection accuracy, where a run that diverged scores nothing, however well it had begun."""
-    scores = table["selection"].fillna(0.0)
-    return scores.mask(table["outcome"] == "diverged", 0.0) if "outcome" in table else scores
+def judged(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with a selection accuracy of 0 for runs that diverged, however well they did before."""
+    return table.assign(selection=table["selection"].fillna(0.0).mask(table["outcome"] == "diverged", 0.0))
 
 
 def curve(table: "pd.DataFrame", *, group: Sequence[str], value: str = "accuracy") -> "pd.DataFrame":

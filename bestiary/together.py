@@ -8,6 +8,7 @@ operations as one of them. Members that have solved their task or whose loss is 
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from bestiary.model import SEGMENT, Model
-from bestiary.ops.capture import Captured
+from bestiary.ops.capture import Captured, graph
 from bestiary.ops.readout import cross_entropy
 from bestiary.recipe import Recipe
 from bestiary.spec import Spec
@@ -129,9 +130,10 @@ class Group:
         """AdamW on a change of so many numbers for each member, and the step, captured where that is possible."""
         change, cuda = nn.Parameter(self.like.new_zeros(len(self.members), size)), self.like.is_cuda
         adam = torch.optim.AdamW([change], lr=1.0, weight_decay=0.0, fused=True, capturable=cuda)
+        adam._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]  # as at first
         if state:
             adam.state[change] = state
-        return adam, Captured(self.descent) if cuda else self.descent
+        return adam, Captured(self.descent, partial(graph, device=self.like.device)) if cuda else self.descent
 
     def update(self, batch: Shared, step: int) -> Tensor:
         """One step of gradient descent for every member; loss, right and asked of each, left on the device."""
@@ -182,6 +184,8 @@ class Group:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as fault:
+            if self.like.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise  # then it is called as it is
             raise Apart(str(fault).splitlines()[0].partition(". ")[0]) from fault
 
     @torch.no_grad()

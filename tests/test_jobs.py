@@ -143,6 +143,9 @@ class Scripted:
     def __init__(self, script: dict[str, list[str]]) -> None:
         self.script, self.job, self.ran = script, None, []
 
+    def slots(self) -> int:
+        return 1
+
     def free(self) -> int:
         return self.job is None
 
@@ -172,9 +175,9 @@ def scripted(folder: Path, script: dict[str, list[str]]) -> tuple[list[list[int]
     return executor.ran, [(e.kind, e.recipe.seed, e.what if e.kind != "ended" else None) for e in events]
 
 
-def test_a_job_that_kills_its_workers_is_halved_and_given_up_after_three(tmp_path: Path) -> None:
-    ran, seen = scripted(tmp_path, {"0,1,2,3": ["died"], "0,1": ["died"], "1": ["died"]})
-    assert ran == [[0, 1, 2, 3], [0, 1], [0], [1], [2, 3]]
+def test_a_job_that_kills_its_worker_is_taken_apart_and_only_who_kills_three_fails(tmp_path: Path) -> None:
+    ran, seen = scripted(tmp_path, {"0,1,2,3": ["died"], "1": ["died", "died"]})
+    assert ran == [[0, 1, 2, 3], [0], [1], [1], [2], [3]]
     assert [x for x in seen if x[0] == "failed"] == [("failed", 1, "it died, 3 times")]
     assert [x[:2] for x in seen if x[0] == "ended"] == [("ended", 0), ("ended", 2), ("ended", 3)]
 

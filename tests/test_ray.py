@@ -8,6 +8,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ def cluster() -> Iterator[Any]:
     pytest.importorskip("ray")
     folder = Path(f"/tmp/bestiary-ray-{os.getpid()}")  # short: sockets lie in it
     folder.mkdir()
+    resource_tracker.ensure_running()  # before the environment by which `stop_all` knows what belongs to the cluster
+    forkserver.ensure_running()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (QUIET | {"RAY_TMPDIR": str(folder)}).items():
             patch.setenv(name, value)

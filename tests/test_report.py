@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from stores import TASK, TESTS, diverged, finished, recipe, several
+from stores import TASK, TESTS, diverged, finished, line, recipe, several
 from typer.testing import CliRunner
 
 from bestiary import cli
@@ -384,3 +384,20 @@ def test_the_server_says_where_it_is_and_ends_cleanly_on_interrupt(tmp_path: Pat
 def fetched(address: str) -> str:
     with urllib.request.urlopen(address, timeout=60) as answer:
         return answer.read().decode()
+
+
+def test_a_run_that_diverged_counts_as_nothing_at_any_rate_or_distance(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for seed in range(2):
+        finished(store, recipe(seed=seed, rate=1e-3), 0.95)
+    finished(store, recipe(seed=0, rate=1e-2), 0.97)
+    late = store.claim(recipe(seed=1, rate=1e-2))
+    assert late is not None
+    with late:
+        late.append(line(10, "selection", 0, 0.97))
+        late.end("diverged", "the loss is nan at step 20")
+    diverged(store, recipe(seed=2, rate=1e-3))
+    (cell,) = gathered(store)["cells"]
+    assert [rate[:2] for rate in cell["rates"]] == [[1e-3, pytest.approx(0.95 * 2 / 3)], [1e-2, pytest.approx(0.485)]]
+    assert cell["works"] == []
+    assert cell["distances"][0][1] == pytest.approx(0.95 * 2 / 3)

@@ -127,7 +127,7 @@ def test_a_point_shows_its_runs_by_keyboard_and_each_copies_its_command(reader: 
     assert reader.count("#point tbody tr") == 6
     row = reader.page.locator("#point tbody tr").first
     row.get_by_role("button", name="Copy command").click()
-    assert row.get_by_role("button", name="Copied").is_visible()
+    row.get_by_role("button", name="Copied").wait_for()
     assert reader.page.evaluate("navigator.clipboard.readText()").startswith("bestiary train --task 'mqar(length=28")
 
 

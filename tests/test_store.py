@@ -113,6 +113,9 @@ def test_an_owner_that_was_overtaken_writes_no_more(store: Store, recipe: Recipe
             quick.append(LINE)
             with pytest.raises(Lost):
                 slow.append(LINE | {"step": 2})
+            with pytest.raises(Lost):
+                slow.end("finished")
+            assert recipe not in store
             quick.end("finished")
         slow.append(LINE)
     assert store.read(recipe.key).log == [LINE]

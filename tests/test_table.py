@@ -38,6 +38,7 @@ def table() -> pd.DataFrame:
             "asked": 100,
             "solved": 5.0,
             "seconds": 1.0,
+            "outcome": "diverged" if math.isnan(sel) else "finished",
         }
         for p, r, s, sel, acc in (
             ("a", 1e-3, 0, 0.95, 0.10),
@@ -53,7 +54,7 @@ def table() -> pd.DataFrame:
 
 
 def test_a_rate_at_which_a_seed_diverged_does_not_pass_for_one_that_works() -> None:
-    given = table().assign(outcome="finished")
+    given = table()
     given.loc[given["rate"] == 1e-3, "outcome"] = ["finished", "diverged", "finished"]
     found = best(given, group=["pattern"]).groupby("pattern").get_group("a")
     assert set(found["rate"]) == {1e-2}

@@ -1,6 +1,7 @@
 """What all verbs share: the application, common options, and how the user's faults are told."""
 
 import errno
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from bestiary.recipe import Recipe
     from bestiary.store import Store
 
 app = typer.Typer(
@@ -59,6 +63,8 @@ Question = Annotated[str, typer.Argument(help="An experiment (see `bestiary list
 
 def main() -> None:
     """Run the command line; faults of the user and of the disk are one line."""
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # so that workers and jobs elsewhere are stopped too
+        signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     try:
         app()
     except KeyboardInterrupt:
@@ -116,3 +122,23 @@ def trained(asked: ModuleType) -> ModuleType:
         name = asked.__name__.rpartition(".")[2]
         raise LookupError(f"{name} trains nothing and leaves no runs; `bestiary run {name}` measures and draws it")
     return asked
+
+
+def further(asked: ModuleType, table: "pd.DataFrame", scale: str, recipes: "Sequence[Recipe]") -> "list[Recipe]":
+    """What an experiment wants to know after it has seen so much."""
+    if not hasattr(asked, "further") or table.empty:
+        return []
+    known = {made.key for made in recipes}
+    return [made for made in asked.further(table, scale) if made.key not in known]
+
+
+def recipes_of(asked: ModuleType, scale: str, store: "Store") -> "list[Recipe]":
+    """The recipes of an experiment, with those that it asked for after it had seen some and that are done."""
+    from bestiary.table import results
+
+    found, more = list(asked.recipes(scale)), True
+    while more and hasattr(asked, "further"):
+        table, _ = results(store, [made.key for made in found])
+        more = [made for made in further(asked, table, scale, found) if made in store]
+        found += more
+    return found

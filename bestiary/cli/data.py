@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bestiary.cli._app import Folder, Scale, Size, app, complain, opened, question, refuse, trained, user_input
+from bestiary.cli._app import (
+    Folder,
+    Scale,
+    Size,
+    app,
+    complain,
+    opened,
+    question,
+    recipes_of,
+    refuse,
+    trained,
+    user_input,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -37,7 +49,9 @@ NO_LOG = """
 create view log as select null::VARCHAR as key, {columns} where false"""
 RUNS = """
 create view runs as select key, {fields}, origin->>'$.commit' as commit, origin->>'$.versions.torch' as torch,
-origin->>'$.host.name' as host, origin->>'$.device' as device, try_cast(origin->>'$.begun' as TIMESTAMP) as begun,
+origin->>'$.host.name' as host, origin->>'$.device' as device,
+coalesce(try_cast(origin->>'$.together' as BIGINT), 1) as together,
+try_cast(origin->>'$.begun' as TIMESTAMP) as begun,
 ended->>'$.outcome' as outcome, try_cast(ended->>'$.seconds' as DOUBLE) as seconds, recipe
 from (select key, {files} from (select {key} as key, parse_path(filename)[-1] as file, content from read_text({read}))
 where not contains(key, '.') group by key)"""
@@ -63,7 +77,9 @@ def export(
     with user_input():
         writable(to)
         opens = opened(store)
-        keys = [made.key for made in trained(question(experiment)).recipes(scale)] if experiment else opens.begun()
+        keys = opens.begun()
+        if experiment:
+            keys = [made.key for made in recipes_of(trained(question(experiment)), scale, opens)]
     table, damaged = measurements(opens, keys) if log else results(opens, keys)
     complain(damaged)
     if table.empty:

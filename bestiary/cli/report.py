@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestiary.cli._app import Scale, Size, app, complain, opened, question, refuse, trained, user_input
+from bestiary.cli._app import Scale, Size, app, complain, opened, question, recipes_of, refuse, trained, user_input
 
 if TYPE_CHECKING:
     from bestiary.report import Report
@@ -29,12 +29,13 @@ def report(
 
     with user_input():
         asked = trained(question(experiment)) if experiment else None
-        recipes, named = (None, {}) if asked is None else (list(asked.recipes(scale)), naming(asked))
+        named = {} if asked is None else naming(asked)
         title = f"{Path(experiment).stem}, {scale}" if experiment else "All runs"
         if not runs.is_dir():
             raise LookupError(f"there is no folder {runs}; give the folder of the runs, as in: bestiary report runs")
 
     def make(version: str = "") -> "Report":
+        recipes = None if asked is None else recipes_of(asked, scale, opened(runs))
         return made(opened(runs), recipes, title=title, version=version, **named)
 
     if serve:

@@ -26,8 +26,10 @@ from bestiary.cli._app import (
     Track,
     app,
     complain,
+    further,
     opened,
     question,
+    recipes_of,
     refuse,
     trained,
     user_input,
@@ -139,7 +141,7 @@ def status(
     from bestiary.table import standing
 
     with user_input():
-        recipes = list(trained(question(experiment)).recipes(scale)) if experiment else None
+        recipes = recipes_of(trained(question(experiment)), scale, opened(store)) if experiment else None
     rows, damaged = standing(opened(store), recipes)
     counts = Counter(row["stands"].partition(":")[0] for row in rows)
     failed = [row for row in rows if row["stands"] == "failed"]
@@ -164,23 +166,12 @@ def plot(
 
     with user_input():
         asked = trained(question(experiment))
-        recipes = list(asked.recipes(scale))
+        recipes = recipes_of(asked, scale, opened(store))
     table, damaged = results(opened(store), [made.key for made in recipes])
-    while more := [made for made in further(asked, table, scale, recipes) if made in opened(store)]:
-        recipes += more
-        table, damaged = results(opened(store), [made.key for made in recipes])
     complain(damaged)
     if table.empty:
         refuse(f"no run of it is done in {store}; first: bestiary run {experiment} --scale {scale}")
     finish(bool(damaged), faceted(asked, table, store), asked, figures / f"{Path(experiment).stem}-{scale}")
-
-
-def further(asked: ModuleType, table: "pd.DataFrame", scale: str, recipes: "Sequence[Recipe]") -> "list[Recipe]":
-    """What an experiment wants to know after it has seen so much."""
-    if not hasattr(asked, "further") or table.empty:
-        return []
-    known = {made.key for made in recipes}
-    return [made for made in asked.further(table, scale) if made.key not in known]
 
 
 def faceted(asked: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
@@ -189,7 +180,8 @@ def faceted(asked: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataF
 
     if not hasattr(asked, "facet") or table.empty:
         return table
-    return by_facet(opened(folder), table["key"].unique(), asked.facet)[0]
+    with user_input():
+        return by_facet(opened(folder), table["key"].unique(), asked.facet)[0]
 
 
 def measured(asked: ModuleType, scale: str, threads: int) -> "pd.DataFrame":
@@ -273,14 +265,16 @@ def begun(
     """What happens while the recipes are carried out here, on Ray or by Slurm."""
     if ray and slurm:
         raise ValueError("--ray and --slurm are two places; give one")
+    if gpus is not None and not ray:
+        raise ValueError("--gpus is for --ray; by Slurm give gpus_per_node in --slurm")
+    from bestiary.sweep import sweep
+
+    if not (ray or slurm) or all(made in store for made in recipes):
+        return sweep(recipes, store, **how)
     if slurm:
         from bestiary.sweep.slurm import slurm_sweep
 
         return slurm_sweep(recipes, store, slurm, **how)
-    from bestiary.sweep import sweep
-
-    if not ray or all(made in store for made in recipes):
-        return sweep(recipes, store, **how)
     from bestiary.sweep.jobs import How
     from bestiary.sweep.ray_cluster import RayCluster
 

@@ -61,6 +61,8 @@ def search(
 
     with user_input():
         made = based_on(recipe, layers, settings or [], task)
+        if chosen := [text for text in settings or [] if text.partition("=")[0] in ("rate", "seed")]:
+            raise ValueError(f"the search chooses rate and seed ({chosen[0]}); give --low, --high and --seeds")
         grid = [at(made, rate, seed) for rate in rates(low, high, coarse) for seed in range(seeds)]
         if by == By.optuna:
             studied(0)  # says now if it is missing
@@ -122,8 +124,8 @@ def refined_grid(
 def told(table: "pd.DataFrame") -> None:
     """Each rate with its accuracy over seeds, and a sentence about the window; of longest runs, if lengths differ."""
     from bestiary.console import show as show_table
-    from bestiary.search import judged, window
-    from bestiary.table import curve
+    from bestiary.search import window
+    from bestiary.table import curve, judged
 
     if table.empty:
         return

@@ -140,7 +140,7 @@ BYTES = 4  # of a number; the published axis is in bytes
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy, the mean over slices, of each model at its best rate, with its state in numbers."""
     whole = over_slices(table)
-    found = curve(best(whole, group=("mixer", "state")), group=("mixer", "state", "dim", "rate", "tried", "window"))
+    found = curve(best(whole, group=("pattern", "dim")), group=("mixer", "state", "dim", "rate", "tried", "window"))
     return found.sort_values(["mixer", "state"]).drop(columns=["solved", "solves"])
 
 

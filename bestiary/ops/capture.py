@@ -13,24 +13,25 @@ import torch
 from torch import Tensor
 
 WARM = 3  # calls of each shape before it is recorded
+MOST = 8  # shapes recorded, each of which holds what it computes with
 
 Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 
 log = logging.getLogger(__name__)
 
 
-def graph(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+def graph(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """What repeats the call on the device, and where its result will stand."""
-    made = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(made):
+    made, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)  # gone back to even if the capture fails
+    with torch.cuda.device(device), torch.cuda.stream(here), torch.cuda.graph(made, stream=torch.cuda.Stream(device)):
         result = call()
     return made.replay, result
 
 
 class Captured:
-    """The function, recorded anew for each shape of its inputs; as it is where it cannot be recorded."""
+    """The function, recorded anew for each of a few shapes of its inputs; as it is where it cannot be recorded."""
 
-    def __init__(self, function: Callable[..., Tensor], record: Record = graph) -> None:
+    def __init__(self, function: Callable[..., Tensor], record: Record) -> None:
         self.function, self.record, self.able = function, record, True
         self.calls: Counter[tuple[torch.Size, ...]] = Counter()
         self.recorded: dict[tuple[torch.Size, ...], tuple[list[Tensor], Callable[[], None], Tensor]] = {}
@@ -38,7 +39,7 @@ class Captured:
     def __call__(self, *given: Tensor) -> Tensor:
         shapes = tuple(x.shape for x in given)
         self.calls[shapes] += 1
-        if self.able and self.calls[shapes] > WARM and shapes not in self.recorded:
+        if self.able and self.calls[shapes] > WARM and shapes not in self.recorded and len(self.recorded) < MOST:
             self.capture(shapes, [x.clone() for x in given])
         if shapes not in self.recorded:
             return self.function(*given)

@@ -13,7 +13,7 @@ import pandas as pd
 from bestiary.report.command import command
 from bestiary.report.runs import CHANGED, Gathered, family, label, mixers, sized
 from bestiary.spec import read_specs
-from bestiary.table import best, curve, interval
+from bestiary.table import best, curve, interval, judged
 
 MOST = 5000  # runs in the table; of more, only those at the best rate of their cell
 POINTS = 80  # of a learning curve
@@ -54,7 +54,7 @@ def cell(
     chosen = kept.iloc[0]
     keys = kept["key"].tolist()
     points = curve(kept, group=["cell"]).iloc[0]
-    rates = every.assign(selection=every["selection"].fillna(0.0)).groupby("rate")["selection"]
+    rates = judged(every).groupby("rate")["selection"]
     tried = [[rate, *values] for rate, values in rates.agg(["mean", "min", "max", "count"]).iterrows()]
     working = [rate for rate, mean, *_ in tried if mean >= 0.9]
     return {
@@ -66,7 +66,7 @@ def cell(
         "state": state,
         "parameters": parameters,
         **{column: points[column] for column in ("accuracy", "low", "high", "seeds", "answers", "solved", "seconds")},
-        "selection": kept["selection"].fillna(0.0).mean(),
+        "selection": judged(kept)["selection"].mean(),
         "rate": chosen["rate"],
         "rates": tried,
         "works": [min(working), max(working)] if working else [],
@@ -89,8 +89,8 @@ def per_distance(seeds: Sequence[Mapping[int, tuple[int, int]]]) -> list[tuple[i
     """Accuracy by distance over seeds, with its interval, and the answers."""
     lines = []
     for place in sorted({place for counts in seeds for place in counts}):
-        counts = [counts[place] for counts in seeds if place in counts]
-        shares, asked = [right / asked for right, asked in counts], sum(asked for _, asked in counts)
+        counts = [counts.get(place, (0, 0)) for counts in seeds]  # a run that diverged has none, and scored nothing
+        shares, asked = [right / asked if asked else 0.0 for right, asked in counts], sum(asked for _, asked in counts)
         lines.append((place, sum(shares) / len(shares), *interval(shares, asked), asked))
     return lines
 

@@ -58,6 +58,10 @@ OVER = ("idle", "died", "apart", "large", "full")
 class Executor(Protocol):
     """Slots, each of which carries out one job at a time."""
 
+    def slots(self) -> int:
+        """How many jobs can be at work at a time."""
+        ...
+
     def free(self) -> int:
         """How many jobs could be started now."""
         ...

@@ -29,9 +29,13 @@ class Local:
         self.workers: dict[Any, tuple[BaseProcess, str]] = {}  # by our end of the line to each
         self.jobs: dict[Any, Job] = {}
 
+    def slots(self) -> int:
+        """How many jobs can be at work at a time."""
+        return len(self.unused) + len(self.workers)
+
     def free(self) -> int:
         """How many jobs could be started now."""
-        return len(self.unused) + len(self.workers) - len(self.jobs)
+        return self.slots() - len(self.jobs)
 
     def start(self, job: Job) -> None:
         """Give a job to a worker that has none, or to a new one."""

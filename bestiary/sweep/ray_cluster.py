@@ -92,6 +92,10 @@ class RayCluster:
     def needs(self) -> str:
         return f"{self.how.threads} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
 
+    def slots(self) -> int:
+        """How many jobs can be at work at a time, as the cluster is now."""
+        return self.places()
+
     def free(self) -> int:
         """How many jobs could be started now."""
         return sum(hand.owner is not None and hand.job is None for hand in self.hands.values())
@@ -135,7 +139,7 @@ class RayCluster:
                 hand.fit, self.trouble = False, what
             elif hand.job is not None:
                 found.append(Told(hand.job, kind, recipe, what))
-            if kind in OVER:
+            if kind in OVER and kind != "full":  # then its claims are given up at the end
                 hand.job = None
         return found
 

@@ -53,7 +53,7 @@ def sweep(
         how = How(str(store.folder.absolute()), backend, keep, threads)
         executor = Local([places[slot % len(places)] for slot in range(slots)], how)
     else:
-        slots = max(1, executor.free())
+        slots = max(1, executor.slots())
     try:
         given = jobs(left, slots=slots * part[1], device=device, together=together)
         first = len(given) * part[0] // part[1]
@@ -108,7 +108,7 @@ def after(told: Told, rest: Job, store: Store) -> tuple[list[Job], list[Event]]:
         store.mourn(recipe.key, line, last=last)
     if last:
         return [], [Event("failed", recipe, f"{line}, {again.tries} times") for recipe in rest.recipes]
-    return (halves(again) if len(again.recipes) > 1 else [again]), [Event("retried", r, line) for r in rest.recipes]
+    return singles(again), [Event("retried", recipe, line) for recipe in rest.recipes]
 
 
 def devices(device: str) -> list[str]:

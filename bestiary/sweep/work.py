@@ -1,6 +1,7 @@
 """What a worker does with a job: claim its runs, train them, write to the store, and tell."""
 
 import errno
+import gc
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from bestiary.sweep.jobs import How, Job, Told
 if TYPE_CHECKING:
     from bestiary.training import Measurement
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)  # of the disk: every further run would fail alike
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the disk: every further run would fail alike
 
 Tell = Callable[[Told], None]
 
@@ -38,6 +39,10 @@ def work(job: Job, how: How, device: str, tell: Tell) -> None:
             raise
         over = Told(job, "full", None, (fault.errno, str(fault)))
     tell(over)
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize(device)  # raises after an error that stays: this worker ends, another takes its place
 
 
 def claimed(job: Job, how: How, device: str, tell: Tell) -> list[Run]:
@@ -99,10 +104,14 @@ def together(job: Job, how: How, device: str, tell: Tell) -> Told:
         return Told(job, "large", None, str(fault).splitlines()[0])
     except Apart as fault:
         return Told(job, "apart", None, str(fault))
-    except OSError:
-        raise
     except Exception as fault:  # alone, each tells its own
+        if isinstance(fault, OSError) and fault.errno in FULL:
+            raise
         return Told(job, "apart", None, f"{type(fault).__name__}: {fault}".splitlines()[0])
+    finally:
+        gc.collect()  # a group refers to itself, and what it holds is large
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
     return Told(job, "idle")
 
 
@@ -113,6 +122,8 @@ def follow(runs: list[Run], job: Job, how: How, device: str, tell: Tell) -> None
     from bestiary.training import Diverged
 
     with ExitStack() as held:
+        for run in runs:
+            held.callback(run.release)
         for run in runs:
             run.how |= {"together": len(runs)}
             run.records = False  # a fault of the group is not one of the run
