@@ -56,6 +56,16 @@ def test_a_construction_is_never_wrong(name: str, vocab: int, length: int, dtype
     assert found == asked > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["delta", "squares", "linear"])
+def test_a_memory_is_never_wrong_at_a_vocabulary_of_8192(rule: Rule) -> None:
+    """One sequence of 64 tokens: of 1,024, the states between chunks would be some 20 GB."""
+    batch = spec("tasks", "mqar", vocab=8192, length=64, pairs=16).build().draw(1, "test", 0)
+    made = memory_of(rule, 8192)
+    for dtype in (torch.float64, torch.float32):
+        assert right(made.to(dtype), batch).all()
+
+
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_a_construction_reads_on_after_any_cut_or_says_that_it_cannot(name: str) -> None:
     entry = CATALOGUE[name]
