@@ -162,7 +162,9 @@ class Scripted:
         kind = (self.script.get(key) or ["idle"]).pop(0)
         if kind == "full":
             return [Told(job, "full", None, (errno.EROFS, "/runs"))]
-        ended = [Told(job, "ended", recipe, Ended("finished", 1.0)) for recipe in job.recipes if kind == "idle"]
+        over = {"idle": job.recipes, "died late": job.recipes[:1]}.get(kind, ())
+        ended = [Told(job, "ended", recipe, Ended("finished", 1.0)) for recipe in over]
+        kind = kind.removesuffix(" late")
         return [*ended, Told(job, kind, None, "it died" if kind == "died" else "why")]
 
     def close(self) -> None:
@@ -180,6 +182,12 @@ def test_a_job_that_kills_its_worker_is_taken_apart_and_only_who_kills_three_fai
     assert ran == [[0, 1, 2, 3], [0], [1], [1], [2], [3]]
     assert [x for x in seen if x[0] == "failed"] == [("failed", 1, "it died, 3 times")]
     assert [x[:2] for x in seen if x[0] == "ended"] == [("ended", 0), ("ended", 2), ("ended", 3)]
+
+
+def test_what_had_ended_before_its_worker_died_is_not_done_again(tmp_path: Path) -> None:
+    ran, seen = scripted(tmp_path, {"0,1,2,3": ["died late"]})
+    assert ran == [[0, 1, 2, 3], [1], [2], [3]]
+    assert Counter(kind for kind, *_ in seen) == {"ended": 4, "retried": 3}
 
 
 def test_a_disk_that_takes_nothing_ends_the_sweep(tmp_path: Path) -> None:
