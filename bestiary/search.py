@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.recipe import Recipe
-from bestiary.table import best, curve, judged
+from bestiary.table import WORKS, best, curve, judged
 
 if TYPE_CHECKING:  # imported where tables are put together
     import pandas as pd
-
-WORKS = 0.9  # the mean selection accuracy from which a rate counts as one that works, as in table.best
 
 Carry = Callable[[list[Recipe]], "pd.DataFrame"]  # carries recipes out and returns their results
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # imported where a table is made, which a list of how runs st
     from bestiary.recipe import Recipe
 
 SOLVED = 0.99  # the selection accuracy from which a task counts as solved
+WORKS = 0.9  # its mean over seeds from which a learning rate counts as one that works
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 1 to 10 degrees
 
 
@@ -115,7 +116,7 @@ def best(table: "pd.DataFrame", *, group: Sequence[str], over: str = "rate") -> 
     kept = []
     for _, rows in table.groupby(list(group), sort=False, dropna=False):
         scores = judged(rows).groupby(over)["selection"].mean()
-        working = scores.index[scores >= 0.9]
+        working = scores.index[scores >= WORKS]
         window = math.log10(working.max() / working.min()) if len(working) and len(scores) > 1 else math.nan
         kept.append(rows[rows[over] == scores.idxmax()].assign(tried=len(scores), window=window))
     return pd.concat(kept) if kept else table

@@ -2,7 +2,7 @@
 
 import ast
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,17 +61,22 @@ def train(
     track: Track = "",
 ) -> None:
     """Train one model on one task and score it."""
-    from bestiary.recipe import NAMED
-    from bestiary.spec import nearest
     from bestiary.sweep import cores
 
     with user_input():
-        if recipe not in NAMED:
-            raise LookupError(f"there is no recipe {recipe!r} {nearest(recipe, NAMED)}")
-        changes = dict(setting(text) for text in settings or ()) | ({"train": task} if task else {})
-        made = NAMED[recipe](layers, **changes)
+        made = based_on(recipe, layers, settings or (), task)
     how = {"workers": 1, "threads": threads or cores(), "device": device, "backend": backend, "keep": keep}
     finish(*carry_out("train", [made], store, **how, track=track, detail=True))
+
+
+def based_on(recipe: str, layers: str, settings: Iterable[str], task: str = "") -> "Recipe":
+    """A named recipe with its changes."""
+    from bestiary.recipe import NAMED
+    from bestiary.spec import nearest
+
+    if recipe not in NAMED:
+        raise LookupError(f"there is no recipe {recipe!r} {nearest(recipe, NAMED)}")
+    return NAMED[recipe](layers, **(dict(setting(text) for text in settings) | ({"train": task} if task else {})))
 
 
 def setting(text: str) -> tuple[str, Any]:

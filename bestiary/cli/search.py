@@ -1,7 +1,7 @@
 """Verbs that choose: search, for learning rates, and match, for widths at which models are equally large."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bestiary.cli._app import Backend, Device, Folder, app, refuse, user_input
-from bestiary.cli.runs import carry_out, finish, setting
+from bestiary.cli.runs import based_on, carry_out, finish
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,16 +85,6 @@ def search(
             table = optuna_rates(lambda rate, _: moved(asked, rate), carry, low=low, high=high, trials=trials)
     told(table)
     finish(failed, table.head(0))
-
-
-def based_on(recipe: str, layers: str, settings: Iterable[str], task: str = "") -> "Recipe":
-    """A named recipe with its changes."""
-    from bestiary.recipe import NAMED
-    from bestiary.spec import nearest
-
-    if recipe not in NAMED:
-        raise LookupError(f"there is no recipe {recipe!r} {nearest(recipe, NAMED)}")
-    return NAMED[recipe](layers, **(dict(setting(text) for text in settings) | ({"train": task} if task else {})))
 
 
 def at(recipe: "Recipe", rate: float, seed: int) -> "Recipe":

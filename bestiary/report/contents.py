@@ -13,7 +13,7 @@ import pandas as pd
 from bestiary.report.command import command
 from bestiary.report.runs import CHANGED, Gathered, family, label, mixers, sized
 from bestiary.spec import read_specs
-from bestiary.table import best, curve, interval, judged
+from bestiary.table import WORKS, best, curve, interval, judged
 
 MOST = 5000  # runs in the table; of more, only those at the best rate of their cell
 POINTS = 80  # of a learning curve
@@ -56,7 +56,7 @@ def cell(
     points = curve(kept, group=["cell"]).iloc[0]
     rates = judged(every).groupby("rate")["selection"]
     tried = [[rate, *values] for rate, values in rates.agg(["mean", "min", "max", "count"]).iterrows()]
-    working = [rate for rate, mean, *_ in tried if mean >= 0.9]
+    working = [rate for rate, mean, *_ in tried if mean >= WORKS]
     return {
         "id": name,
         "task": chosen["task"],

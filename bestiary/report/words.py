@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bestiary.table import SOLVED
+from bestiary.table import SOLVED, WORKS
 
 Cell = Mapping[str, Any]
 FEW = 8  # mixers named one by one in a sentence
@@ -107,10 +107,10 @@ def about_rates(cells: Sequence[Cell]) -> Iterator[str]:
         return
     working = sorted((c for c in swept if c["works"]), key=lambda c: -decades(c))
     if not working:
-        yield f"None of the learning rates tried brought a mean selection accuracy of 0.9 ({ranged(swept)})."
+        yield f"None of the learning rates tried brought a mean selection accuracy of {WORKS:g} ({ranged(swept)})."
         return
     widest, narrowest = decades(working[0]), decades(working[-1])
-    yield f"Widest window of rates with a mean selection accuracy of 0.9 or more: {window(working, widest)}."
+    yield f"Widest window of rates with a mean selection accuracy of {WORKS:g} or more: {window(working, widest)}."
     if narrowest < widest:
         yield f"Narrowest: {window(working, narrowest)}."
     without = len(swept) - len(working)
