@@ -128,7 +128,7 @@ def test_no_cluster_on_this_machine_says_how_to_start_one(tmp_path: Path, monkey
 
 
 def test_a_killed_worker_and_a_stopped_node_change_no_number(cluster: Any, tmp_path: Path) -> None:
-    asked, store, plain = recipes(8), Store(tmp_path / "ray"), Store(tmp_path / "local")
+    asked, store, plain = recipes(10), Store(tmp_path / "ray"), Store(tmp_path / "local")
     for _ in sweep(asked, plain, together="never"):
         pass
     second = cluster.add_node(**NODE)
@@ -138,19 +138,19 @@ def test_a_killed_worker_and_a_stopped_node_change_no_number(cluster: Any, tmp_p
     stopped = killed = False
     for event in sweep(asked, store, executor=executor, together="never"):
         seen.append(event)
-        ended = sum(event.kind == "ended" for event in seen)
-        if event.kind == "measured" and event.what.step <= 40 and ended and not (killed and stopped):
+        if event.kind == "measured" and event.what.step <= 40 and not (killed and stopped):
             process = get(numbered(store.folder / event.recipe.key)[-1] / "owner.json")["process"]
-            if not killed:
-                killed = True
-                os.kill(process, signal.SIGKILL)
-            elif ended >= 3 and parent(process) == second.all_processes["raylet"][0].process.pid:
+            is_second = parent(process) == second.all_processes["raylet"][0].process.pid
+            if is_second and killed:
                 stopped = True
                 cluster.remove_node(second, allow_graceful=False)
+            elif not is_second and not killed and any(event.kind == "ended" for event in seen):
+                killed = True
+                os.kill(process, signal.SIGKILL)
     assert killed
     assert stopped
     kinds = Counter(event.kind for event in seen)
-    assert (kinds["ended"], kinds["failed"]) == (8, 0)
+    assert (kinds["ended"], kinds["failed"]) == (10, 0)
     assert kinds["retried"] == 2
     assert all("the worker died" in event.what for event in seen if event.kind == "retried")
     keys = [recipe.key for recipe in asked]

@@ -163,14 +163,14 @@ def test_the_filter_box_narrows_the_table(reader: Reader) -> None:
 def test_a_key_opens_the_recipe_the_origin_and_the_command(reader: Reader) -> None:
     reader.page.locator("#table tbody a").first.click()
     shown = reader.page.locator("dialog[open]")
-    assert shown.is_visible()
+    shown.wait_for()  # the page hears of its new address a moment later
     words = shown.text_content()
     assert '"pattern"' in words
     assert '"versions"' in words
     assert "bestiary train --task" in words
     reader.page.keyboard.press("Escape")
-    assert reader.count("dialog[open]") == 0
-    assert "#run-" not in reader.page.url
+    shown.wait_for(state="hidden")
+    reader.page.wait_for_function("!location.hash.startsWith('#run-')")
 
 
 def test_another_task_says_plainly_what_it_has_not(reader: Reader) -> None:
