@@ -1,25 +1,29 @@
 """A residual stack of mixers between an embedding and its transpose."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from bestiary.mixers._composition import told
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, linear, take
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Tokens
 
-Channel = Literal["mlp", "none", "copy"]
+Channel = Literal["mlp", "swiglu", "none", "copy"]
 SEGMENT = 2**14  # tokens
 
 
 class Model(nn.Module):
     """Layer i mixes time with `pattern[i % len(pattern)]`, then channels as `channel` says; the head is tied.
 
-    `channel="mlp"` is a GELU network four times as wide, `"none"` leaves it out, and `"copy"` adds the normalised
-    stream to itself after each mixer, which is what the original code's Identity state mixer comes to.
+    `channel="mlp"` is a GELU network four times as wide, `"swiglu"` the gated one of Llama, `"none"` leaves it out,
+    and `"copy"` adds the normalised stream to itself after each mixer, which is what the original code's Identity
+    state mixer comes to.
     `positions` learned position vectors are added to the embeddings (0: none); `dropout` acts on their sum.
     Embeddings are drawn N(0, 0.02); layer norms precede each part and the head, as in GPT-2. With `features`, the
     input is real vectors of that width and the embedding is the head alone; with `bottleneck`, that many positions
@@ -53,10 +57,10 @@ class Model(nn.Module):
     ) -> tuple[Float[Tensor, "batch time vocab"], "ModelState"]:
         """Logits everywhere, and the state after the last token. Obeys the law of the mixers."""
         time, past = (0, [None] * len(self.layers)) if state is None else state
-        x = self.embedded(tokens, time)
+        x, known = self.embedded(tokens, time), self.known(tokens)
         states = []
         for layer, before in zip(self.layers, past, strict=True):
-            x, after = layer(x, before)
+            x, after = layer(x, before, known)
             states.append(after)
         return self.norm(x) @ self.embed.weight.T, ModelState(time + tokens.shape[1], states)
 
@@ -66,10 +70,10 @@ class Model(nn.Module):
 
     def hidden(self, tokens: Tokens, where: Where | None = None) -> Chosen:
         """What the head reads at the positions `where` of whole sequences, the last layer working there only."""
-        x = self.embedded(tokens, 0)
+        x, known = self.embedded(tokens, 0), self.known(tokens)
         asked = where if self.decoder is None else torch.full_like(tokens[:, :1], tokens.shape[1] - 1)
         for i, layer in enumerate(self.layers, start=1):
-            x = cast(Layer, layer).parallel(x, asked if i == len(self.layers) else None)
+            x = cast(Layer, layer).parallel(x, asked if i == len(self.layers) else None, known)
         return self.norm(x) if self.decoder is None else take(self.decoder(self.norm(x)), where)
 
     def answer(self, batch: Batch) -> tuple[Float[Tensor, "answers vocab"], Int[Tensor, " answers"]]:
@@ -92,6 +96,10 @@ class Model(nn.Module):
             here = take(found, (where - start).clamp(0, found.shape[1] - 1))
             logits = torch.where(inside.unsqueeze(-1), here, logits)
         return logits
+
+    def known(self, tokens: Tokens) -> Tokens | None:
+        """What a mixer may be told of the tokens: real vectors have no identity."""
+        return tokens if self.read is None else None
 
     def embedded(self, tokens: Tokens, time: int) -> Features:
         x = self.embed(tokens) if self.read is None else self.read(tokens)
@@ -134,14 +142,15 @@ class Layer(nn.Module):
         self.mixer: Mixer = mixer.build(dim)
         self.before_mixer = nn.LayerNorm(dim)
         self.before_channel = None if channel == "none" else nn.LayerNorm(dim)
-        self.channel = mlp(dim) if channel == "mlp" else nn.Identity()
+        self.channel = {"mlp": mlp, "swiglu": SwiGLU}.get(channel, lambda _: nn.Identity())(dim)
 
-    def forward(self, x: Features, state: State) -> tuple[Features, State]:
-        y, state = self.mixer(self.before_mixer(x), state)
+    def forward(self, x: Features, state: State, tokens: Tokens | None = None) -> tuple[Features, State]:
+        y, state = self.mixer(self.before_mixer(x), state, **told(self.mixer, tokens))
         return self.mix_channels(x + y), state
 
-    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.mix_channels(take(x, where) + self.mixer.parallel(self.before_mixer(x), where))
+    def parallel(self, x: Features, where: Where | None = None, tokens: Tokens | None = None) -> Chosen:
+        mixed = self.mixer.parallel(self.before_mixer(x), where, **told(self.mixer, tokens))
+        return self.mix_channels(take(x, where) + mixed)
 
     def mix_channels(self, x: Chosen) -> Chosen:
         return x if self.before_channel is None else x + self.channel(self.before_channel(x))
@@ -149,6 +158,19 @@ class Layer(nn.Module):
 
 def mlp(dim: int) -> nn.Module:
     return nn.Sequential(linear(dim, 4 * dim, bias=True), nn.GELU(), linear(4 * dim, dim, bias=True))
+
+
+class SwiGLU(nn.Module):
+    """W_o (silu(W_g x) * W_u x), 8/3 times as wide, rounded up to a multiple of 8 (Shazeer, 2020; as in Llama)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.inner = 8 * math.ceil(dim / 3)
+        self.gate_up, self.out = linear(dim, 2 * self.inner), linear(self.inner, dim)
+
+    def forward(self, x: Chosen) -> Chosen:
+        gate, up = self.gate_up(x).split(self.inner, dim=-1)
+        return self.out(F.silu(gate) * up)
 
 
 def embedding(count: int, dim: int) -> nn.Embedding:

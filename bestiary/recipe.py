@@ -45,7 +45,7 @@ class Recipe(BaseModel):
     pattern: Mixers
     dim: Positive = 64
     depth: Positive = 2
-    channel: Literal["mlp", "none", "copy"] = "none"
+    channel: Literal["mlp", "swiglu", "none", "copy"] = "none"
     positions: Natural = 0  # learned position vectors; 0 is none
     dropout: Share = 0.0  # of the embeddings, while training
 

@@ -4,9 +4,12 @@ import math
 
 import pytest
 import torch
+from plainly import inputs, made, same
 from torch import Tensor
 
-from bestiary.ops.attention import FUSED, attend, rotate
+from bestiary.mixers import attention
+from bestiary.mixers._mixer import take
+from bestiary.ops.attention import FUSED, attend, rotate, slide
 
 
 def by_formula(q: Tensor, k: Tensor, v: Tensor, where: list[int], window: int) -> Tensor:
@@ -43,3 +46,32 @@ def test_rotated_scores_depend_on_the_distance_alone() -> None:
 
     torch.testing.assert_close(score(12, 5), score(107, 100))
     assert not torch.isclose(score(12, 5), score(12, 6))
+
+
+@pytest.mark.parametrize("sinks", [0, 3, 9])
+@pytest.mark.parametrize(("time", "window"), [(1, 4), (23, 4), (24, 1), (64, 8), (9, 20), (300, 70)])
+def test_block_by_block_a_window_gives_the_same(time: int, window: int, sinks: int) -> None:
+    q, k, v = (torch.randn(2, 3, time, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    found = slide(q, k, v, window=window, sinks=sinks)
+    wanted = attend(q, k, v, torch.arange(time), window=window, sinks=sinks)
+    same(found, wanted)
+    pull = torch.randn_like(found)
+    grads = [torch.autograd.grad((y * pull).sum(), [q, k, v]) for y in (found, wanted)]
+    for one, two in zip(*grads, strict=True):
+        same(one, two)
+
+
+@pytest.mark.parametrize("options", ["window=5", "window=5, sinks=2, kv_heads=2"])
+def test_a_long_sequence_is_attended_block_by_block(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mixer, x, calls = made(f"attention(heads=4, {options})"), inputs(41), []
+    monkeypatch.setattr(attention, "LONG", 99)
+    wanted = mixer(x)[0]
+    monkeypatch.undo()
+    monkeypatch.setattr(attention, "slide", lambda *given, **named: calls.append(1) or slide(*given, **named))
+    many, few = torch.randint(41, (2, 40)), torch.randint(41, (2, 39))
+    same(mixer(x)[0], wanted)
+    same(mixer.parallel(x), wanted)
+    same(mixer.parallel(x, many), take(wanted, many))
+    assert len(calls) == 3
+    same(mixer.parallel(x, few), take(wanted, few))
+    assert len(calls) == 3

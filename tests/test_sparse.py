@@ -2,7 +2,6 @@
 
 import importlib
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -210,69 +209,3 @@ def test_dsa_is_hugging_faces() -> None:
         angles = model.DeepseekV32RotaryEmbedding(config)(x, torch.arange(TIME).unsqueeze(0))
         mask = torch.full((BATCH, 1, TIME, TIME), -torch.inf).triu(1)
         torch.testing.assert_close(mixer(x)[0], other(x, angles, mask)[0], rtol=1e-4, atol=1e-5)
-
-
-def weighed(mixer: Any, x: Tensor) -> Tensor:
-    """The output if every position attended."""
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
-    q, k, y = turned(q), turned(k), torch.zeros_like(v)
-    for b in range(BATCH):
-        for h in range(2):
-            for i in range(TIME):
-                y[b, i, h] = attended(q[b, i, h], k[b, :, h], v[b, :, h], list(range(i + 1)))
-    return mixer.out(y.flatten(2))
-
-
-def test_selected_positions_attend_as_much_as_the_router_trusts_them() -> None:
-    mixer, x = made("selected(heads=2)"), inputs()
-    gate = (x @ mixer.router.weight.T).sigmoid()
-    same(mixer(x)[0], torch.where(gate > 0.5, gate, 0) * weighed(mixer, x))
-
-
-def test_the_router_learns_from_every_position() -> None:
-    mixer, x = made("selected(heads=2)"), inputs()
-    found, wanted = mixer(x)[0], (x @ mixer.router.weight.T).sigmoid() * weighed(mixer, x).detach()
-    pull = torch.randn_like(found)
-    (soft,) = torch.autograd.grad((pull * wanted).sum(), mixer.router.weight)
-    (hard,) = torch.autograd.grad((pull * found).sum(), mixer.router.weight)
-    same(hard, soft)
-
-
-def test_random_selection_is_a_share_of_positions_fixed_by_the_seed() -> None:
-    mixer, x = made('selected(select="random", heads=2, share=0.4)'), inputs()
-    found, whole = mixer(x)[0], weighed(mixer, x)
-    on = found.abs().amax((0, 2)) > 0
-    same(found, on.double()[:, None] * whole)
-    assert 0 < on.sum() < TIME
-    factor = mixer.factor(x, torch.arange(10_000), None)
-    assert factor.mean().item() == pytest.approx(0.4, abs=0.02)
-    assert not torch.equal(
-        factor, made('selected(select="random", share=0.4, seed=1)').factor(x, torch.arange(10_000), None)
-    )
-
-
-def worded(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    """Sequences of few different vectors, one of them all zeros of either sign, and whether each occurred before."""
-    words, ids = torch.randn(12, DIM, dtype=dtype), torch.randint(13, (BATCH, TIME))
-    words = torch.cat([words, torch.zeros(1, DIM, dtype=dtype)])
-    x = words[ids] * torch.where(torch.rand(BATCH, TIME, 1) < 0.5, -1.0, 1.0).masked_fill((ids < 12)[..., None], 1.0)
-    seen = [[int(ids[b, i]) in ids[b, :i].tolist() for i in range(TIME)] for b in range(BATCH)]
-    return x.to(dtype), torch.tensor(seen)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_repeats_are_found_bit_by_bit(dtype: torch.dtype) -> None:
-    mixer, (x, before) = made('selected(select="repeat", heads=2)').to(dtype), worded(dtype)
-    assert torch.equal(mixer.factor(x, torch.arange(TIME), mixer.keep(x, None)).squeeze(-1) == 1, before)
-
-
-def test_repeated_inputs_attend_and_a_cut_changes_nothing() -> None:
-    mixer, (x, before) = made('selected(select="repeat", heads=2)'), worded()
-    whole, state = mixer(x)
-    same(whole, before.double().unsqueeze(-1) * weighed(mixer, x))
-    for cut in (1, 7, TIME - 1):
-        head, state = mixer(x[:, :cut])
-        same(torch.cat([head, mixer(x[:, cut:], state)[0]], 1), whole)
-    where = torch.tensor([[0, 5, 22], [3, 3, 17]])
-    same(mixer.parallel(x, where), torch.stack([y[places] for y, places in zip(whole, where, strict=True)]))
-    assert [kept.shape for kept in mixer(x)[1]] == [x.shape]

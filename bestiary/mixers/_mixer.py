@@ -47,6 +47,7 @@ class Mixer(nn.Module):
 
     family: ClassVar[Family | None] = None  # where a table of mixers lists it
     variants: ClassVar[tuple[str, ...]] = ()  # further options under which the laws are checked: "window=8"
+    reads_tokens: bool = False  # whether it also takes `tokens=`, those that x stands for, which a model then passes
 
     @abstractmethod
     def forward(self, x: Features, state: State = None) -> tuple[Features, State]:

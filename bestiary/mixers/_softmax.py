@@ -121,3 +121,16 @@ def drawn(seed: int, *keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
             x = ((x ^ (x >> 16)) * factor) & mask
         x = x ^ (x >> 15)
     return x
+
+
+def repeats(ids: Int[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:
+    """Which of a sequence of numbers occurred before: in a stable order, those equal to the one before them."""
+    ordered, place = ids.sort(dim=1, stable=True)
+    again = torch.cat([torch.zeros_like(ordered[:, :1], dtype=torch.bool), ordered[:, 1:] == ordered[:, :-1]], dim=1)
+    return torch.zeros_like(again).scatter(1, place, again)
+
+
+def prints(x: Float[Tensor, "batch time dim"]) -> Int[Tensor, "batch time"]:
+    """A number for each vector, the same for the same bits; integers add up alike in any order."""
+    bits = (x.detach() + 0.0).contiguous().view(torch.int16).long()
+    return (bits * (2 * drawn(0, torch.arange(bits.shape[-1], device=x.device)) + 1)).sum(-1)

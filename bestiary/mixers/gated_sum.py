@@ -11,28 +11,30 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from bestiary.mixers._composition import Composition, told
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take
 from bestiary.spec import Mixers
+from bestiary.tasks._task import Tokens
 
 
-class GatedSum(Mixer):
+class GatedSum(Composition):
     """y_t = sum_i softmax_i(W x_t) m_i(x)_t; the state is that of every part."""
 
-    family: ClassVar = "composition"
     variants: ClassVar = ("mixers='short_conv, long_conv, rwkv4'",)
 
     def __init__(self, dim: int, *, mixers: Mixers = "attention(window=64), mamba") -> None:  # pyright: ignore[reportArgumentType]
-        super().__init__()
-        self.parts = nn.ModuleList(part.build(dim) for part in mixers)
+        super().__init__(dim, mixers)
         self.gate = nn.Linear(dim, len(self.parts))
 
-    def forward(self, x: Features, state: tuple[Any, ...] | None = None) -> tuple[Features, tuple[Any, ...]]:
-        before = state or [None] * len(self.parts)
-        outputs, after = zip(*(part(x, kept) for part, kept in zip(self.parts, before, strict=True)), strict=True)
+    def forward(
+        self, x: Features, state: tuple[Any, ...] | None = None, *, tokens: Tokens | None = None
+    ) -> tuple[Features, tuple[Any, ...]]:
+        outputs, after = self.beside(x, state, tokens)
         return self.weigh(x, outputs), after
 
-    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.weigh(take(x, where), tuple(part.parallel(x, where) for part in cast(list[Mixer], self.parts)))
+    def parallel(self, x: Features, where: Where | None = None, *, tokens: Tokens | None = None) -> Chosen:
+        parts = cast(list[Mixer], self.parts)
+        return self.weigh(take(x, where), tuple(part.parallel(x, where, **told(part, tokens)) for part in parts))
 
     def weigh(self, x: Chosen, outputs: tuple[Tensor, ...]) -> Chosen:
         return (torch.stack(outputs, dim=-1) @ self.gate(x).softmax(-1).unsqueeze(-1)).squeeze(-1)

@@ -9,26 +9,26 @@ heads with learned scales before one output map.
 
 from typing import Any, ClassVar, cast
 
-from torch import nn
-
+from bestiary.mixers._composition import Composition, told
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where
 from bestiary.spec import Mixers
+from bestiary.tasks._task import Tokens
 
 
-class Parallel(Mixer):
+class Parallel(Composition):
     """y = m_1(x) + ... + m_n(x); the state is that of every part."""
 
-    family: ClassVar = "composition"
     variants: ClassVar = ("mixers='attention(window=5), long_conv'",)
 
     def __init__(self, dim: int, *, mixers: Mixers = "attention(window=64), mamba") -> None:  # pyright: ignore[reportArgumentType]
-        super().__init__()
-        self.parts = nn.ModuleList(part.build(dim) for part in mixers)
+        super().__init__(dim, mixers)
 
-    def forward(self, x: Features, state: tuple[Any, ...] | None = None) -> tuple[Features, tuple[Any, ...]]:
-        before = state or [None] * len(self.parts)
-        outputs, after = zip(*(part(x, kept) for part, kept in zip(self.parts, before, strict=True)), strict=True)
+    def forward(
+        self, x: Features, state: tuple[Any, ...] | None = None, *, tokens: Tokens | None = None
+    ) -> tuple[Features, tuple[Any, ...]]:
+        outputs, after = self.beside(x, state, tokens)
         return sum(outputs), after  # pyright: ignore[reportReturnType]
 
-    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return sum(part.parallel(x, where) for part in cast(list[Mixer], self.parts))  # pyright: ignore[reportReturnType]
+    def parallel(self, x: Features, where: Where | None = None, *, tokens: Tokens | None = None) -> Chosen:
+        parts = cast(list[Mixer], self.parts)
+        return sum(part.parallel(x, where, **told(part, tokens)) for part in parts)  # pyright: ignore[reportReturnType]

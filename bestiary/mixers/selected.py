@@ -2,36 +2,54 @@
 
     y_i = f_i W_o sum_{j<=i} softmax_j(q_i . k_j / sqrt(key)) v_j,   f_i = 0 where nothing is looked up
 
-select="learned": f_i = g_i where g_i > 1/2, else 0, g_i = sigmoid(w . x_i); the gradient is that of f_i = g_i.
+select="learned": f_i = g_i where g_i > 1/2, else 0, g_i = sigmoid(w . x_i).
 select="random":  f_i = 1 for a share of the positions, drawn from a seed and the position alone.
-select="repeat":  f_i = 1 where x_i equals an earlier x_j, bit by bit. It keeps the inputs, from which it makes keys and
-values again, and nothing else. Weights are drawn N(0, 0.02).
-Departs from the paper: its router keeps the k best scores of a sequence, which looks ahead; a threshold does not. In
-training its code weighs every position, here the same are selected always. No loss keeps the router sparse. "Repeat"
-(programmatic there) compares token identities in the paper; a mixer has features, equal for equal tokens in a first
-layer without learned positions. Positions are rotary unless switched off, no biases.
+select="repeat":  f_i = 1 where the token at i occurred before ("programmatic" in the paper). A model says which tokens
+its features stand for; where none does, features are compared bit by bit.
+`most` is the paper's k, by another rule: only the first `most` positions that are selected so attend.
+Queries, scores and outputs are computed at selected positions alone, so T positions cost O(T most), or O(share T^2).
+Gradient of the router: with `most` that of f_i = g_i where i attends, and none elsewhere; without, that of f_i = g_i
+everywhere, for which every position is computed where gradients are recorded. Without `most` every position is
+computed under torch.func.vmap, too, whatever selects.
+`penalty` adds penalty max(0, mean_i g_i - most / T) to the loss in training, so that the router becomes sparse (in the
+paper's code 1e-3, with sqrt(T) for `most`, which holds here where there is none).
+Weights are drawn N(0, 0.02).
+Departs from the paper: its router keeps the k best scores of a sequence, which looks ahead; a threshold and a count do
+not, but a router that is not sparse spends them early. In training its code weighs every position, here the same are
+selected always, and no noise is added. Positions are rotary unless switched off, no biases.
 """
 
+import math
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from bestiary.mixers._mixer import Chosen, Features, State, linear
-from bestiary.mixers._softmax import Heads, Places, drawn, joined, merged, past
+from bestiary.mixers._cost import charged
+from bestiary.mixers._mixer import Chosen, Features, State, Where, linear, take
+from bestiary.mixers._softmax import Heads, Places, drawn, merged, past, prints, repeats
 from bestiary.ops.attention import masked
+from bestiary.ops.backend import transformed
 from bestiary.spec import Positive
+from bestiary.tasks._task import Tokens
 
 
 class Selected(Heads):
     """y_i = f_i sum_j softmax_j(q_i . k_j / sqrt(key)) v_j, where f_i selects the positions that attend."""
 
     family: ClassVar = "sparse"
-    variants: ClassVar = ('select="random", heads=1, rotary=False, seed=3',)
+    variants: ClassVar = (
+        'select="random", heads=1, rotary=False, seed=3',
+        'select="random", share=0.5, most=24',
+    )
+    reads_tokens = True
 
-    class Inputs(NamedTuple):
-        x: Float[Tensor, "batch past dim"]
+    class Marked(NamedTuple):
+        k: Float[Tensor, "batch heads past key"]
+        v: Float[Tensor, "batch heads past key"]
+        mark: Shaped[Tensor, "batch past marks"]  # what later selections need: tokens, or whether the router said yes
 
     def __init__(
         self,
@@ -42,41 +60,87 @@ class Selected(Heads):
         share: float = 0.25,
         seed: int = 0,
         rotary: bool = True,
+        most: Positive | None = None,
+        penalty: float = 0.0,
     ) -> None:
         super().__init__(dim, heads, rotary=rotary)
         if not 0 < share <= 1:
             raise ValueError(f"a share of {share} is not above 0 and at most 1")
-        self.select, self.share, self.seed = select, share, seed
+        if penalty < 0 or (penalty and select != "learned"):
+            raise ValueError(f"a penalty of {penalty} with select={select!r}: only a router has one, 0 or more")
+        self.select, self.share, self.seed, self.most, self.penalty = select, share, seed, most, penalty
         self.router = linear(dim, 1) if select == "learned" else None
 
-    def keep(self, x: Features, state: State) -> Any:
-        return joined(state, self.Inputs(x)) if self.select == "repeat" else super().keep(x, state)
+    def forward(self, x: Features, state: State = None, *, tokens: Tokens | None = None) -> tuple[Features, State]:
+        kept = self.keep(x, state, tokens)
+        end = kept.k.shape[2]
+        return self.answer(x, torch.arange(end - x.shape[1], end, device=x.device), kept), kept
+
+    def parallel(self, x: Features, where: Where | None = None, *, tokens: Tokens | None = None) -> Chosen:
+        if where is not None and self.most is not None and where.shape[1] > self.most:
+            return take(self.parallel(x, tokens=tokens), where)
+        places = torch.arange(x.shape[1], device=x.device) if where is None else where
+        y = self.answer(take(x, where), places, self.keep(x, None, tokens))
+        if self.router is None or not (self.penalty and self.training):
+            return y
+        excess = self.router(x).sigmoid().mean() - (self.most or math.sqrt(x.shape[1])) / x.shape[1]
+        return charged(y, self.penalty * excess.clamp(min=0))
+
+    def keep(self, x: Features, state: State, tokens: Tokens | None = None) -> Any:
+        mark = self.mark(x, tokens)
+        k, v = super().keep(x, state and self.Memory(state.k, state.v))
+        return self.Marked(k, v, torch.cat([state.mark, mark], dim=1) if state else mark)
+
+    def mark(self, x: Features, tokens: Tokens | None) -> Shaped[Tensor, "batch time marks"]:
+        if self.select == "repeat":
+            return (prints(x) if tokens is None else tokens).unsqueeze(-1)
+        return self.router(x) > 0 if self.router is not None and self.most is not None else x.new_zeros(*x.shape[:2], 0)
 
     def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
-        k, v = super().keep(kept.x, None) if self.select == "repeat" else kept
-        seen = past(where, k.shape[2])
-        return self.factor(x, where, kept) * self.out(merged(masked(self.queries(x, where), k, v, seen)))
+        on = self.attending(x, where, kept)
+        count = self.count(on)
+        if count == x.shape[1]:
+            return self.factor(x, on) * self.looked_up(x, where, kept)
+        few = on.to(x.dtype).topk(count, dim=1).indices  # those that attend, and in some rows others
+        places = where[few] if where.ndim == 1 else where.gather(1, few)
+        y = self.factor(take(x, few), on.gather(1, few)) * self.looked_up(take(x, few), places, kept)
+        return y.new_zeros(x.shape).scatter(1, few.unsqueeze(-1).expand(y.shape), y)
 
-    def factor(self, x: Chosen, where: Places, kept: Any) -> Float[Tensor, "*batch asked 1"]:
-        """f at the positions `where`."""
-        if self.router is not None:
-            gate = self.router(x).sigmoid()
-            return torch.where(gate > 0.5, gate, gate - gate.detach())
+    def looked_up(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+        """The output at the positions `where` if they attend."""
+        seen = past(where, kept.k.shape[2])
+        return self.out(merged(masked(self.queries(x, where), kept.k, kept.v, seen)))
+
+    def attending(self, x: Chosen, where: Places, kept: Any) -> Bool[Tensor, "batch asked"]:
+        """Whether the positions `where` attend."""
+        if self.router is not None and self.most is None:
+            return self.router(x).squeeze(-1) > 0
         if self.select == "random":
-            return (drawn(self.seed, where) < self.share * 2**32).to(x.dtype).unsqueeze(-1)
-        return repeats(kept.x, x, where).to(x.dtype).unsqueeze(-1)
+            numbers = drawn(self.seed, torch.arange(kept.k.shape[2], device=x.device))
+            on = (numbers < self.share * 2**32).expand(len(x), -1)
+        else:
+            mark = kept.mark.squeeze(-1)
+            on = repeats(mark) if self.select == "repeat" else mark
+        on = on if self.most is None else on & (on.cumsum(1) <= self.most)
+        return on[:, where] if where.ndim == 1 else on.gather(1, where)
+
+    def count(self, on: Bool[Tensor, "batch asked"]) -> int:
+        """For how many of the asked positions of each row an output is computed: at least those that attend."""
+        asked = on.shape[1]
+        if self.router is not None and self.most is None and torch.is_grad_enabled():
+            return asked
+        if transformed() or on.is_meta or isinstance(on, FakeTensor) or capturing(on):  # shapes, but no numbers
+            return asked if self.most is None else min(self.most, asked)
+        return int(on.sum(1).max())
+
+    def factor(self, x: Chosen, on: Bool[Tensor, "batch asked"]) -> Float[Tensor, "batch asked 1"]:
+        """f of the inputs x."""
+        on = on.unsqueeze(-1)
+        if self.router is None:
+            return on.to(x.dtype)
+        gate = self.router(x).sigmoid()
+        return torch.where(on, gate, gate - gate.detach() if self.most is None else torch.zeros_like(gate))
 
 
-def repeats(
-    x: Float[Tensor, "batch time dim"], now: Float[Tensor, "batch asked dim"], where: Places
-) -> Bool[Tensor, "batch asked"]:
-    """Whether each input `now`, at a position `where`, occurred before it among x."""
-    same = prints(now).unsqueeze(-1) == prints(x).unsqueeze(-2)
-    before = torch.arange(x.shape[1], device=x.device) < where.unsqueeze(-1)
-    return (same & before).any(-1)
-
-
-def prints(x: Float[Tensor, "batch time dim"]) -> Shaped[Tensor, "batch time"]:
-    """A number for each vector, the same for the same bits; integers add up alike in any order."""
-    bits = (x.detach() + 0.0).contiguous().view(torch.int16).long()
-    return (bits * (2 * drawn(0, torch.arange(bits.shape[-1], device=x.device)) + 1)).sum(-1)
+def capturing(x: Tensor) -> bool:
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -8,31 +8,31 @@ Departs from the source: no residual, norm or gate around the parts; a part that
 
 from typing import Any, ClassVar, cast
 
-from torch import nn
-
+from bestiary.mixers._composition import Composition, told
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where
 from bestiary.spec import Mixers
+from bestiary.tasks._task import Tokens
 
 
-class Serial(Mixer):
+class Serial(Composition):
     """y = m_n(... m_2(m_1(x))); the state is that of every part."""
 
-    family: ClassVar = "composition"
     variants: ClassVar = ("mixers='attention(window=5), long_conv'",)
 
     def __init__(self, dim: int, *, mixers: Mixers = "short_conv, based") -> None:  # pyright: ignore[reportArgumentType]
-        super().__init__()
-        self.parts = nn.ModuleList(part.build(dim) for part in mixers)
+        super().__init__(dim, mixers)
 
-    def forward(self, x: Features, state: tuple[Any, ...] | None = None) -> tuple[Features, tuple[Any, ...]]:
+    def forward(
+        self, x: Features, state: tuple[Any, ...] | None = None, *, tokens: Tokens | None = None
+    ) -> tuple[Features, tuple[Any, ...]]:
         after = []
         for part, before in zip(self.parts, state or [None] * len(self.parts), strict=True):
-            x, kept = part(x, before)
+            x, kept = part(x, before, **told(part, tokens))
             after.append(kept)
         return x, tuple(after)
 
-    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+    def parallel(self, x: Features, where: Where | None = None, *, tokens: Tokens | None = None) -> Chosen:
         *first, last = cast(list[Mixer], list(self.parts))
         for part in first:
-            x = part.parallel(x)
-        return last.parallel(x, where)
+            x = part.parallel(x, **told(part, tokens))
+        return last.parallel(x, where, **told(last, tokens))

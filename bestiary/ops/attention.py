@@ -3,9 +3,10 @@
     y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j        over 0 <= i - j < window, and over j < sinks
 
 `attend` is the one definition: positions are explicit, so that queries may start after a past or stand at chosen
-positions only; `masked` is told instead what each query sees. Up to `FUSED` keys both multiply matrices, which is as
-fast there; beyond, PyTorch's fused kernel saves the memory of the scores, except under `torch.func.vmap`, which would
-call it for one model at a time. The numbers are the same.
+positions only; `masked` is told instead what each query sees. `slide` is for whole sequences and a window, in a time
+linear in the length. Up to `FUSED` keys they multiply matrices, which is as fast there; beyond, PyTorch's fused kernel
+saves the memory of the scores, except under `torch.func.vmap`, which would call it for one model at a time. The
+numbers are the same.
 """
 
 import math
@@ -39,6 +40,38 @@ def attend(
     visible = (age >= 0) if window is None else (age >= 0) & ((age < window) | (at < sinks))
     visible = visible.unsqueeze(1) if where.ndim == 2 else visible
     return masked(q, k, v, visible, dropout=dropout)
+
+
+def slide(
+    q: Heads,
+    k: Heads,
+    v: Float[Tensor, "batch heads time value"],
+    *,
+    window: int,
+    sinks: int = 0,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads time value"]:
+    """`attend` from every position: blocks of `window` queries see the sinks, the block before and their own."""
+    heads, time = q.shape[1:3]
+    count, first = -(-time // window), min(sinks, time)
+
+    def blocks(x: Tensor) -> Tensor:
+        return F.pad(x, (0, 0, 0, count * window - time)).unflatten(2, (count, window))
+
+    def near(x: Tensor) -> Tensor:
+        own, start = blocks(x), x[:, :, None, :first].expand(-1, -1, count, -1, -1)
+        return torch.cat([start, F.pad(own, (0, 0, 0, 0, 1, 0))[:, :, :-1], own], dim=3).flatten(1, 2)
+
+    begin = torch.arange(count, device=q.device).mul(window)[:, None, None]
+    now, at = (
+        begin + torch.arange(window, device=q.device)[:, None],
+        begin + torch.arange(-window, window, device=q.device),
+    )
+    band = (at >= 0) & (at <= now) & (at > now - window)
+    far = torch.arange(first, device=q.device) <= now - window  # sinks that the band has left behind
+    seen = torch.cat([far, band], dim=2).repeat(heads, 1, 1).unsqueeze(0)
+    y = masked(blocks(q).flatten(1, 2), near(k), near(v), seen, dropout=dropout)
+    return y.unflatten(1, (heads, count)).flatten(2, 3)[:, :, :time]
 
 
 def masked(

@@ -1,0 +1,34 @@
+"""A mixer of mixers, and what a mixer is told beside its input."""
+
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from bestiary.mixers._mixer import Features, Mixer
+from bestiary.spec import Mixers
+from bestiary.tasks._task import Tokens
+
+
+class Composition(Mixer):
+    """A mixer made of parts, whose state is that of every part; one that reads tokens makes the whole read them."""
+
+    family: ClassVar = "composition"
+
+    def __init__(self, dim: int, mixers: Mixers) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(part.build(dim) for part in mixers)
+        self.reads_tokens = any(part.reads_tokens for part in cast(list[Mixer], self.parts))
+
+    def beside(
+        self, x: Features, state: tuple[Any, ...] | None, tokens: Tokens | None
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """What every part makes of the same input, and their states."""
+        before = state or [None] * len(self.parts)
+        both = (part(x, kept, **told(part, tokens)) for part, kept in zip(self.parts, before, strict=True))
+        outputs, after = zip(*both, strict=True)
+        return outputs, after
+
+
+def told(mixer: nn.Module, tokens: Tokens | None) -> dict[str, Tokens]:
+    """The tokens that inputs stand for, by keyword, to a mixer that reads them and where there are any."""
+    return {"tokens": tokens} if tokens is not None and cast(Mixer, mixer).reads_tokens else {}
