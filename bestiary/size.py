@@ -90,8 +90,9 @@ def flops(recipe: Recipe) -> float:
 
 
 def formulas() -> dict[Any, Callable[..., int]]:
-    """The work of what torch's counter leaves out: elementwise recurrences and Fourier transforms."""
+    """The work of what torch's counter leaves out: elementwise recurrences, Fourier transforms, attention on a CPU."""
     import torch
+    from torch.utils.flop_counter import sdpa_flop_count
 
     def transform(given: Any, axes: list[int], *rest: Any, out_val: Any, **named: Any) -> int:
         del rest, named
@@ -103,10 +104,15 @@ def formulas() -> dict[Any, Callable[..., int]]:
         del given, named
         return (8 if out_val.is_complex() else 2) * out_val.numel()
 
-    for formula in (transform, step):
+    def attention(q: Any, k: Any, v: Any, *rest: Any, out_val: Any, **named: Any) -> int:
+        del rest, out_val, named
+        return sdpa_flop_count(q.shape, k.shape, v.shape)
+
+    for formula in (transform, step, attention):
         cast(Any, formula)._get_raw = True  # given tensors, not shapes
     aten = torch.ops.aten
-    return {aten._fft_r2c: transform, aten._fft_c2r: transform, aten.addcmul: step}
+    fused = aten._scaled_dot_product_flash_attention_for_cpu
+    return {aten._fft_r2c: transform, aten._fft_c2r: transform, aten.addcmul: step, fused: attention}
 
 
 COUNTS: dict[Count, Callable[[Recipe], float]] = {

@@ -83,3 +83,9 @@ def test_widths_that_cannot_be_built_are_skipped() -> None:
 def test_no_match_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"lru has no width within 5%: the nearest has 64 state at width 32"):
         matched(["lru"], made("attention"), dims=(16, 32), tolerance=0.05)
+
+
+def test_the_work_of_attention_is_counted_at_any_length() -> None:
+    """Beyond 128 keys a CPU has a way of its own, of which torch's counter does not know."""
+    long = made("attention(rotary=False)", train="mqar(vocab=512, length=256, pairs=4)")
+    assert 256 * flops(long) == pytest.approx(2 * (2 * 256 + 2 * 4) * DIM**2 + 4 * 4 * 256 * DIM + 2 * 4 * DIM * 512)
