@@ -9,7 +9,7 @@ import pytest
 
 ORDER = (
     *("spec", "ops", "tasks", "mixers", "model", "laws", "recipe", "size", "training", "together", "constructions"),
-    *("store", "sweep", "index", "table", "facets", "search", "plot", "experiments", "report", "interop"),
+    *("store", "text", "sweep", "index", "table", "facets", "search", "plot", "experiments", "report", "interop"),
     *("console", "describe", "cli"),
 )
 PACKAGE = Path(__file__).parents[1] / "bestiary"
