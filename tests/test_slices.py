@@ -1,0 +1,124 @@
+"""Slices of the loss: sums against a plain reading, and the published shares from their published inputs."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bestiary.text import slices
+from bestiary.text.slices import Bootstrap, Sums, curve, doubling, share_of_gap, share_of_hits, verdict
+
+ATTENTION = {125: (11.01, 2.16, 12.45), 360: (9.44, 1.98, 10.62)}
+ROWS = [  # Table 1 of Zoology: overall, hits, other, percentage of the gap
+    (125, "Long Conv", (16.98, 25.62, 16.46), 40.1),
+    (125, "H3", (12.06, 6.75, 12.60), 88.4),
+    (125, "Hyena", (11.60, 5.00, 12.28), 100.0),
+    (125, "RWKV", (11.64, 5.70, 12.29), 100.0),
+    (360, "Long Conv", (13.13, 13.27, 13.12), 40.5),
+    (360, "H3", (10.38, 4.81, 11.00), 65.8),
+    (360, "RWKV", (9.79, 3.82, 10.51), 100.0),
+]
+
+
+@pytest.mark.parametrize(("size", "name", "row", "printed"), ROWS, ids=lambda part: str(part))
+def test_published_shares_follow_from_published_perplexities(size: int, name: str, row: Any, printed: float) -> None:
+    hits = share_of_hits(*ATTENTION[size])
+    assert hits == pytest.approx(0.070, abs=0.001)
+    assert 100 * share_of_gap(row, ATTENTION[size], hits) == pytest.approx(printed, abs=0.8), name
+
+
+def test_one_published_share_does_not_follow() -> None:
+    """Hyena at 360M: 98.2 is printed, its row gives 65 to 72."""
+    found = 100 * share_of_gap((10.07, 3.83), ATTENTION[360], share_of_hits(*ATTENTION[360]))
+    assert 65 < found < 73
+
+
+def test_the_share_at_the_largest_size_follows_from_its_own_hits() -> None:
+    attention = (8.19, 1.91, 9.86)
+    assert 100 * share_of_gap((9.65, 3.43), attention, share_of_hits(*attention)) == pytest.approx(40.3, abs=0.2)
+
+
+def drawn(documents: int = 12, seed: int = 0) -> tuple[dict[str, Any], Any, Any]:
+    rng = np.random.default_rng(seed)
+    hits = rng.random((6, 40)) < 0.2
+    of = np.sort(rng.integers(documents, size=240)).reshape(6, 40)
+    good = rng.gamma(2.0, 0.2, size=hits.shape) + 2.0 * ~hits
+    poor = good + 0.1 + 1.5 * hits
+    return {"good": good, "poor": poor}, hits, of
+
+
+def test_sums_equal_a_plain_reading() -> None:
+    losses, hits, of = drawn()
+    text = Bootstrap(Sums.of(losses, hits, of))
+    for name, given in losses.items():
+        for part, where in {"overall": np.ones_like(hits), "hits": hits, "other": ~hits}.items():
+            value, low, high = text.perplexity(name, part)
+            assert value == pytest.approx(math.exp(given[where].mean()))
+            assert low < value < high
+    assert text.share_of_hits().value == pytest.approx(hits.mean())
+    share = (losses["poor"] - losses["good"])[hits].sum() / (losses["poor"] - losses["good"]).sum()
+    assert text.share_of_gap("poor", "good").value == pytest.approx(share)
+    mended = np.where(hits, losses["good"], losses["poor"])
+    ppl = {name: math.exp(x.mean()) for name, x in {**losses, "mended": mended}.items()}
+    plain = (ppl["poor"] - ppl["mended"]) / (ppl["poor"] - ppl["good"])
+    assert text.share_of_gap("poor", "good", log=False).value == pytest.approx(plain)
+
+
+def test_an_interval_covers_what_other_documents_give() -> None:
+    inside = 0
+    for seed in range(40):
+        losses, hits, of = drawn(documents=30, seed=seed)
+        _, low, high = Bootstrap(Sums.of(losses, hits, of), samples=300).gap("poor", "good")
+        inside += low <= 0.1 + 1.5 * 0.2 <= high
+    assert 33 <= inside <= 40
+
+
+def test_a_gap_is_closed_by_what_lies_between() -> None:
+    losses, hits, of = drawn()
+    losses["half"] = (losses["good"] + losses["poor"]) / 2
+    text = Bootstrap(Sums.of(losses, hits, of))
+    for part in slices.SLICES:
+        assert text.closed("half", "poor", "good", part=part).value == pytest.approx(0.5)
+        assert text.closed("good", "poor", "good", part=part, log=False).value == pytest.approx(1)
+        assert text.closed("half", "poor", "good", part=part, log=False).value > 0.5  # the exponential is convex
+
+
+def test_without_recall_no_share_is_printed() -> None:
+    losses, hits, of = drawn()
+    text = Bootstrap(Sums.of(losses, hits, of))
+    assert verdict(text, "poor", "good")["log"].value > 0.5
+    assert "good is not behind poor" in verdict(text, "good", "poor")["why"]
+    worse = Bootstrap(Sums.of({"deaf": losses["good"] + 5 * hits, "poor": losses["poor"] + 5}, hits, of))
+    assert "recall has not formed: deaf has a perplexity of" in verdict(worse, "poor", "deaf")["why"]
+    assert set(verdict(worse, "poor", "deaf")) == {"why"}
+
+
+def test_one_document_has_no_interval() -> None:
+    losses, hits, of = drawn()
+    value, low, high = Bootstrap(Sums.of(losses, hits, np.zeros_like(of))).perplexity("good")
+    assert value > 1
+    assert math.isnan(low)
+    assert math.isnan(high)
+
+
+def test_curves_are_means_of_bins() -> None:
+    losses, hits, of = drawn()
+    by = np.arange(hits.size).reshape(hits.shape) % 9
+    rows = list(curve(losses, by, hits, doubling(8)))
+    assert [(row["low"], row["high"]) for row in rows if row["model"] == "good"] == [(1, 2), (2, 4), (4, 8), (8, 16)]
+    for row in rows:
+        inside = hits & (by >= row["low"]) & (by < row["high"])
+        assert row["tokens"] == inside.sum()
+        assert row["loss"] == pytest.approx(losses[row["model"]][inside].mean())
+    assert not list(curve(losses, by, hits, [100, 200]))
+
+
+def test_losses_that_do_not_fit_are_refused() -> None:
+    losses, hits, of = drawn()
+    with pytest.raises(ValueError, match=r"short has losses of shape \(6, 39\), the text is \(6, 40\)"):
+        Sums.of({"short": losses["good"][:, :-1]}, hits, of)
+    with pytest.raises(ValueError, match="odd gives 1 tokens no finite loss"):
+        Sums.of({"odd": np.where(np.arange(240).reshape(6, 40) == 7, np.nan, losses["good"])}, hits, of)
+    with pytest.raises(ValueError, match="no token to measure"):
+        Bootstrap(Sums.of({}, hits[:0], of[:0]))
