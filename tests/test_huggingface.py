@@ -1,0 +1,297 @@
+"""Our models as Hugging Face models: the same numbers, with and without the state, through a folder and back."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_models import SMALL_MODELS, small_gpt2, small_tokenizer
+from torch.nn import functional as F
+
+from bestiary.model import Model
+from bestiary.spec import names, parse
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.hf
+
+SHAPE: dict[str, Any] = {"vocab": 720, "dim": 16, "depth": 2, "channel": "mlp", "positions": 64}
+PATTERNS = ("attention(heads=2, window=5), gated_delta", "hyena(taps=64), based(features=4)", "mamba2, log_linear")
+TEXT = "The swan: a tiger, and 42 öre."
+
+
+def made(pattern: str) -> tuple[Model, dict[str, Any]]:
+    settings = SHAPE | {"pattern": parse("mixers", pattern)}
+    vocab = settings["vocab"]
+    model = Model(vocab, **{name: value for name, value in settings.items() if name != "vocab"})
+    return model.double().eval(), settings
+
+
+def saved(pattern: str, folder: Path) -> Model:
+    from bestiary.interop.huggingface import save_pretrained
+
+    model, settings = made(pattern)
+    save_pretrained(model, settings, small_tokenizer(), folder)
+    return model
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_generating_with_the_state_is_generating_without(pattern: str) -> None:
+    from bestiary.interop.huggingface import wrapped
+
+    model = wrapped(*made(pattern))
+    with torch.no_grad():
+        model.model.positions.weight.mul_(30)  # else a random model repeats one token
+    tokens = torch.randint(0, 720, (3, 9))
+    for how in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
+        given = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, **how}
+        found = model.generate(tokens, use_cache=True, **given)
+        assert torch.equal(found, model.generate(tokens, use_cache=False, **given))
+        assert all(len(row[9:].unique()) > 4 for row in found)
+
+
+def test_the_state_of_chosen_rows_is_that_of_reading_them() -> None:
+    from bestiary.interop.huggingface import Past, wrapped
+
+    model, tokens, rows = wrapped(*made(PATTERNS[0])), torch.randint(0, 720, (3, 11)), torch.tensor([2, 0, 0, 1])
+    past = model(tokens[:, :7], use_cache=True).past_key_values
+    assert (past.get_seq_length(), Past().get_seq_length()) == (7, 0)
+    past.reorder_cache(rows)
+    found = model(tokens[rows, 7:], past_key_values=past).logits
+    torch.testing.assert_close(found, model(tokens[rows]).logits[:, 7:])
+    past = model(tokens[:, :7], use_cache=True).past_key_values
+    past.batch_repeat_interleave(2)
+    found = model(tokens[:, 7:].repeat_interleave(2, 0), past_key_values=past).logits
+    torch.testing.assert_close(found, model(tokens).logits[:, 7:].repeat_interleave(2, 0))
+    with pytest.raises(ValueError, match="cannot forget"):
+        past.crop(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", names("mixers"))
+def test_the_state_of_every_mixer_is_generated_with(mixer: str) -> None:
+    from bestiary.interop.huggingface import wrapped
+
+    model, tokens = wrapped(*made(mixer)), torch.randint(0, 720, (2, 5))
+    given = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "num_beams": 2}
+    assert torch.equal(*(model.generate(tokens, use_cache=cached, **given) for cached in (True, False)))
+
+
+@pytest.mark.parametrize("pattern", PATTERNS[1:])
+def test_a_saved_model_is_the_model(pattern: str, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    from bestiary.interop.huggingface import open_causal
+
+    model, tokens = saved(pattern, tmp_path), torch.randint(0, 720, (2, 30))
+    opened, tokenizer = open_causal(tmp_path)
+    assert opened.dtype == torch.float64
+    assert not opened.training
+    found = opened(tokens, labels=tokens)
+    wanted = model.parallel(tokens)
+    torch.testing.assert_close(found.logits, wanted, rtol=1e-6, atol=1e-7)
+    loss = F.cross_entropy(wanted[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+    torch.testing.assert_close(found.loss, loss, check_dtype=False)
+    torch.testing.assert_close(opened(tokens, logits_to_keep=2).logits, found.logits[:, -2:])
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert tokenizer.encode(TEXT) == small_tokenizer().encode(TEXT)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    assert shapes.count([720, 16]) == 1, "the head is the embedding, stored once"
+
+
+def test_padding_is_refused_where_it_would_change_the_numbers() -> None:
+    from bestiary.interop.huggingface import wrapped
+
+    model, tokens = wrapped(*made(PATTERNS[0])), torch.randint(0, 720, (2, 8))
+    mask = torch.ones_like(tokens)
+    mask[0, 6:] = 0
+    short = model(tokens[:1, :6]).logits
+    torch.testing.assert_close(model(tokens, attention_mask=mask).logits[:1, :6], short)
+    for given in ({"attention_mask": mask.flip(1)}, {"attention_mask": mask, "use_cache": True}):
+        with pytest.raises(ValueError, match="attention_mask must be all ones"):
+            model(tokens, **given)
+    with pytest.raises(ValueError, match="attention_mask must be all ones"):
+        model.generate(tokens, attention_mask=mask.flip(1), max_new_tokens=1, pad_token_id=0)
+    with pytest.raises(ValueError, match="take no inputs_embeds"):
+        model(tokens, inputs_embeds=torch.zeros(1))
+
+
+@pytest.mark.parametrize("build", SMALL_MODELS)
+def test_the_loss_of_each_token_is_the_cross_entropy(build: Any, tmp_path: Path) -> None:
+    from bestiary.interop.huggingface import open_causal, token_losses
+
+    tokenizer = small_tokenizer()
+    build(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, _ = open_causal(str(tmp_path))
+    contexts = np.random.default_rng(0).integers(0, len(tokenizer), (5, 13))
+    found = token_losses(model, contexts, numbers=2 * 13 * len(tokenizer))
+    with torch.no_grad():
+        chances = model(torch.from_numpy(contexts)).logits.double().softmax(-1).numpy()
+    wanted = [[-np.log(chances[i, t, contexts[i, t + 1]]) for t in range(12)] for i in range(5)]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    with pytest.raises(ValueError, match="the text has token 9999"):
+        token_losses(model, np.full((1, 3), 9999))
+    assert token_losses(model, contexts[:0]).shape == (0, 12)
+
+
+def test_what_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> None:
+    from bestiary.interop.huggingface import open_causal, save_pretrained
+
+    with pytest.raises(LookupError, match="there is no folder"):
+        open_causal(tmp_path / "none")
+    with pytest.raises(LookupError, match="no config.json"):
+        open_causal(tmp_path)
+    (tmp_path / "recipe.json").write_text("{}")
+    with pytest.raises(LookupError, match="a run of ours, which must be exported"):
+        open_causal(tmp_path)
+    config = {"model_type": "strange", "auto_map": {"AutoModelForCausalLM": "strange.Strange"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LookupError, match=r"no weights: model\.safetensors is missing"):
+        open_causal(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="--trust-remote-code") as told:
+        open_causal(tmp_path)
+    assert "\n" not in str(told.value)
+    (tmp_path / "strange.py").write_text("raise RuntimeError('ran')")
+    with pytest.raises(ValueError, match="--trust-remote-code"):
+        open_causal(tmp_path)
+    with pytest.raises(ValueError, match="the tokenizer has .* the model a vocabulary of 300"):
+        save_pretrained(made("attention")[0], SHAPE | {"vocab": 300, "pattern": ()}, small_tokenizer(), tmp_path)
+
+
+def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from bestiary.interop.huggingface import export, open_causal
+    from bestiary.store import put
+    from bestiary.text.pretraining import Pretraining
+    from bestiary.text.tokenizers import open_tokenizer, train_bpe
+
+    for i, tokenizer in enumerate((open_tokenizer("bytes"), train_bpe([TEXT, "a swan"], 270))):
+        run, folder = tmp_path / f"run{i}", tmp_path / f"folder{i}"
+        recipe = Pretraining(corpus="0" * 12, vocab=tokenizer.vocab, pattern="gated_delta", dim=16, depth=1)
+        model = recipe.build().eval()
+        tokenizer.save(run / "tokenizer")
+        put(run / "recipe.json", recipe.json())
+        save_file(model.state_dict(), run / "weights.safetensors")
+        export(run, folder)
+        opened, theirs = open_causal(folder)
+        tokens = tokenizer.encode([TEXT])[0].astype(np.int64)
+        assert theirs.encode(TEXT) == tokens.tolist()
+        assert theirs.decode(tokens) == TEXT
+        assert theirs.eos_token_id == theirs.pad_token_id == opened.config.eos_token_id == tokenizer.separator
+        given = torch.from_numpy(tokens).unsqueeze(0)
+        torch.testing.assert_close(opened(given).logits, model.parallel(given))
+        assert Pretraining(**json.loads((folder / "recipe.json").read_text())) == recipe
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from bestiary.interop.huggingface import open_causal
+
+    saved("attention", tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lack model\.norm\.weight: they are of another model"):
+        open_causal(tmp_path)
+
+
+def test_code_is_run_only_when_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPT-2 under a name that transformers does not know."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    from bestiary.interop.huggingface import open_causal
+
+    folder, tokenizer = tmp_path / "model", small_tokenizer()
+    small_gpt2(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "own.py").write_text(
+        "import transformers\n"
+        "class Config(transformers.GPT2Config):\n    model_type = 'own'\n"
+        "class Own(transformers.GPT2LMHeadModel):\n    config_class = Config\n"
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="--trust-remote-code"):
+        open_causal(folder)
+    model, _ = open_causal(folder, trust=True)
+    assert type(model).__name__ == "Own"
+
+
+@pytest.mark.slow
+def test_a_folder_opens_in_a_process_that_has_not_imported_this(tmp_path: Path) -> None:
+    model, tokens = saved(PATTERNS[1], tmp_path / "model"), torch.arange(12).unsqueeze(0)
+    code = f"""
+import os, sys, torch
+os.environ["HF_HOME"] = {str(tmp_path / "home")!r}
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert "bestiary" not in sys.modules
+if sys.argv[1] == "import":
+    import bestiary.interop.huggingface
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=sys.argv[1] == "trust")
+tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "model")!r})
+assert tokenizer.decode(tokenizer.encode({TEXT!r})) == {TEXT!r}
+print(model(torch.arange(12).unsqueeze(0)).logits.sum().item())
+"""
+    for how in ("import", "trust"):
+        run = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        assert float(run.stdout) == pytest.approx(model.parallel(tokens).sum().item())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+def test_the_harness_measures_what_is_counted_by_hand(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from bestiary.interop.harness import evaluate
+    from bestiary.text.reader import reader
+
+    saved(PATTERNS[0], tmp_path / "model")
+    asked = [("The swan: tiger", i % 2) for i in range(6)] + [("a piano", 1), ("an oak", 0)]
+    rows = [{"text": text, "choices": ["apple", "wolf"], "label": label} for text, label in asked]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mine.yaml").write_text(f"""task: mine
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {tmp_path / "rows.jsonl"}}}
+  cache_dir: {tmp_path / "cache"}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: choices
+doc_to_target: label
+metric_list: [{{metric: acc}}]
+""")
+    written = (tmp_path / "tasks" / "mine.yaml").read_text().replace("multiple_choice", "generate_until")
+    written = written.replace("task: mine", "task: said").replace("metric: acc", "metric: exact_match")
+    written = written.replace("doc_to_target: label", "doc_to_target: '{{choices[label]}}'").replace(
+        "doc_to_choice", "#"
+    )
+    written += "generation_kwargs: {until: ['.'], max_gen_toks: 5}\n"
+    (tmp_path / "tasks" / "said.yaml").write_text(written)
+    said, found = evaluate(tmp_path / "model", ["said", "mine"], include=tmp_path / "tasks", limit=7)
+    assert (said.task, said.metric, said.asked, said.value) == ("said", "exact_match", 7, 0.0)
+    from bestiary.interop.huggingface import open_causal
+
+    read = reader(*open_causal(tmp_path / "model"))
+    right = 0
+    for text, label in asked[:7]:
+        apple, wolf = (score.log_likelihood for score in read([(text, " apple"), (text, " wolf")]))
+        right += (wolf > apple) == bool(label)
+    assert (found.task, found.metric, found.asked, found.shots) == ("mine", "acc", 7, 0)
+    assert found.value == pytest.approx(right / 7)
+    (tmp_path / "rows.jsonl").unlink()
+    with pytest.raises(LookupError, match="the data of mine cannot be had"):
+        evaluate(tmp_path / "model", ["mine"], include=tmp_path / "tasks")
+    with pytest.raises(LookupError, match="no task 'swdee'.*did you mean 'swde'"):
+        evaluate(tmp_path / "model", ["swdee"])

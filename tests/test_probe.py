@@ -1,0 +1,203 @@
+"""Recall asked in text: what copies scores 1, what guesses scores chance, and reading once is reading again."""
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from bestiary.text.probe import CITIES, DID, HOW, NAMES, NOUNS, SURNAMES, WHEN, WHO, probe, wilson
+from bestiary.text.reader import Reader, Score, carrying, reader, reading_again, with_cache
+
+SMALL: dict[str, Any] = {"entries": (6, 20), "words": (0, 60), "needles": 5, "depths": (0.0, 0.5, 1.0), "contexts": 6}
+TINY: dict[str, Any] = SMALL | {"shots": (1,), "entries": (8,), "words": (20,), "depths": (0.5,), "contexts": 8}
+
+
+def oracle(rows: Sequence[tuple[str, str]]) -> list[Score]:
+    """Looks up what follows the last words of the prompt where they stood before."""
+    found = []
+    for prompt, answer in rows:
+        question = re.split(r"\n", prompt)[-1]
+        value = prompt.split(question)[1].split()[0].rstrip(".")
+        found.append(Score(0.0 if answer == f" {value}" else -9.0, answer == f" {value}"))
+    return found
+
+
+def kept(rows: list[tuple[str, str]]) -> Reader:
+    """Answers at random, and keeps what was asked."""
+    rng = Random(0)
+
+    def read(asked: Sequence[tuple[str, str]]) -> list[Score]:
+        rows.extend(asked)
+        return [Score(rng.random(), False) for _ in asked]
+
+    return read
+
+
+def test_what_looks_up_the_answer_scores_one_everywhere() -> None:
+    rows = list(probe(oracle, **SMALL))
+    assert {(row.task, row.shots) for row in rows} == {
+        (task, shots) for task in ("mqar", "phone_book", "needle") for shots in (0, 2)
+    }
+    assert all(row.exact == row.ranked == row.high == 1.0 and row.asked == 24 for row in rows)
+    assert len(rows) == 2 * (2 * 2 + 2 + 2 * 3)
+
+
+def test_what_guesses_scores_chance_and_a_tie_is_a_guess() -> None:
+    rows = list(probe(kept([]), **SMALL | {"contexts": 100}))
+    assert sum(row.low <= row.chance <= row.high for row in rows) >= 0.85 * len(rows)
+    assert {round(1 / row.chance) for row in rows} == {3, 4, 5, 6, 16}
+    asked: list[tuple[str, str]] = []
+    (row,) = probe(
+        kept(asked), tasks=("mqar",), entries=(9,), words=(0,), shots=(2,), contexts=5, questions=3, choices=4
+    )
+    assert (row.chance, row.asked, len(asked)) == (1 / 4, 15, 60)
+    for row in probe(lambda asked: [Score(0.0, False)] * len(asked), **SMALL):
+        assert row.ranked == pytest.approx(row.chance)
+        assert row.exact == 0.0
+        assert (row.low, row.high) == wilson(row.ranked, row.asked)
+
+
+def test_the_same_seed_asks_the_same_and_another_asks_otherwise() -> None:
+    one, same, other = [], [], []
+    for seed, rows in ((0, one), (0, same), (1, other)):
+        list(probe(kept(rows), seed=seed, **SMALL))
+    assert one == same
+    assert not {prompt for prompt, _ in one} & {prompt for prompt, _ in other}
+
+
+def test_solved_questions_stand_before_the_asked_one_and_their_values_are_no_choices() -> None:
+    rows: list[tuple[str, str]] = []
+    list(probe(kept(rows), tasks=("phone_book",), shots=(2,), entries=(5,), contexts=1, questions=1))
+    book, asked = rows[0][0].split("From the phone book above, the numbers of some people:\n\n")
+    *solved, question = asked.split("\n")
+    assert len(solved) == 2
+    assert question not in solved
+    assert all(line in book for line in solved)
+    assert not any(line.endswith(answer) for line in solved for _, answer in rows)
+    assert sorted(answer in book for _, answer in rows) == [True] * 3
+
+
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
+def test_the_needle_asked_for_lies_at_its_depth(depth: float) -> None:
+    rows: list[tuple[str, str]] = []
+    list(probe(kept(rows), tasks=("needle",), words=(400,), needles=4, shots=(0,), depths=(depth,), contexts=5))
+    for prompt, _ in rows:
+        context, question = prompt.split("\n\n")
+        before, after = (part.split() for part in context.split(question))
+        assert len(before) / (len(before) + len(after)) == pytest.approx(depth, abs=0.12)
+        assert all(sentence[:1].isupper() for sentence in re.split(r"(?<=[.]) ", context))
+
+
+def test_made_up_text_holds_nothing_that_is_asked_for_and_other_text_is_taken_as_it_is(tmp_path: Path) -> None:
+    told = {word.lower() for part in (WHO, DID, HOW, WHEN) for word in re.findall(r"\w+", part)}
+    asked = [word.lower() for part in (NOUNS, NAMES, SURNAMES, CITIES) for word in part.split()]
+    assert not told & set(asked)
+    assert len({*NOUNS.split()}) == len(NOUNS.split())
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i}" for i in range(50)))
+    rows: list[tuple[str, str]] = []
+    list(probe(kept(rows), tasks=("mqar",), entries=(5,), words=(30,), shots=(0,), text=tmp_path / "text.txt"))
+    assert all(len(re.findall(r"\bw\d+\b", prompt)) == 30 for prompt, _ in rows)
+    with pytest.raises(ValueError, match="has 50 words, 60 are asked for"):
+        probe(oracle, words=(60,), text=tmp_path / "text.txt")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tasks": ("mqra",)}, "no probe 'mqra'.*did you mean 'mqar'"),
+        ({"entries": (5,), "shots": (4,)}, "two entries more than shots"),
+        ({"entries": (10**4,)}, "at most"),
+        ({"choices": 1}, "two or more"),
+        ({"depths": (1.5,)}, "nor a depth above 1"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        probe(oracle, **given)
+
+
+def slow_scores(model: Any, tokenizer: Any, rows: Sequence[tuple[str, str]]) -> list[float]:
+    """By definition, a row at a time."""
+    import torch
+
+    found = []
+    for prompt, answer in rows:
+        start, whole = len(tokenizer.encode(prompt)), torch.tensor([tokenizer.encode(prompt + answer)])
+        with torch.no_grad():
+            chances = model(whole).logits.log_softmax(-1)[0, start - 1 : -1]
+        found.append(chances.gather(1, whole[0, start:, None]).sum().item())
+    return found
+
+
+@pytest.mark.hf
+def test_models_of_transformers_are_read_as_by_definition_and_at_random_score_chance() -> None:
+    pytest.importorskip("transformers")
+    import torch
+    from small_models import SMALL_MODELS, small_tokenizer
+
+    tokenizer = small_tokenizer()
+    for made in SMALL_MODELS:
+        model = made(len(tokenizer)).double().eval()
+        rows: list[tuple[str, str]] = []
+        list(probe(kept(rows), **TINY | {"contexts": 1, "questions": 2}))
+        rows = rows[:14]  # those of one context
+        assert carrying(model).__qualname__.startswith("with_cache"), "nothing is read twice"
+        scores = reader(model, tokenizer, rows=3)(rows)
+        assert [score.log_likelihood for score in scores] == pytest.approx(slow_scores(model, tokenizer, rows))
+    prompt = tokenizer.encode(rows[0][0])
+    model = SMALL_MODELS[0](len(tokenizer)).eval()
+    written = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=3, pad_token_id=0)[0]
+    answer = tokenizer.decode(written[len(prompt) :])
+    assert tokenizer.encode(rows[0][0] + answer) == written.tolist()
+    score, other = reader(model, tokenizer)([(rows[0][0], answer), (rows[0][0], answer + "x")])
+    assert score.greedy
+    assert score.log_likelihood > other.log_likelihood
+    found = list(probe(model, tokenizer, **TINY))
+    assert all(row.low <= row.chance <= row.high and row.exact < 0.1 for row in found)
+    with pytest.raises(ValueError, match=r"the model reads 256: ask for fewer words"):
+        list(probe(model, tokenizer, words=(800,), tasks=("mqar",), contexts=1))
+
+
+@pytest.mark.hf
+def test_a_cache_that_forgets_is_not_used() -> None:
+    pytest.importorskip("transformers")
+    import torch
+    from small_models import SMALL_MODELS
+
+    class Forgets:
+        """Reads only the last token."""
+
+        def __init__(self, model: Any) -> None:
+            self.model, self.device = model, model.device
+            self.get_input_embeddings = model.get_input_embeddings
+
+        def __call__(self, *, past_key_values: Any = None, **given: Any) -> Any:
+            return self.model(**given)
+
+    model = SMALL_MODELS[0](40).eval()
+    with torch.no_grad():
+        assert carrying(model).__qualname__.startswith(with_cache.__name__)
+        model.transformer.wpe.weight.mul_(30)
+        assert carrying(Forgets(model)).__qualname__.startswith(reading_again.__name__)
+
+
+def test_a_model_of_ours_is_read_as_by_definition() -> None:
+    import torch
+
+    from bestiary.model import Model
+    from bestiary.spec import parse
+    from bestiary.text.tokenizers import open_tokenizer
+
+    model = Model(257, dim=16, depth=2, pattern=parse("mixers", "attention, gated_delta")).double().eval()
+    rows = [("a: bc, de: fgh, a:", " bc"), ("a: bc, de: fgh, a:", " fgh"), ("a: bc, de: fgh, de:", " x")]
+    scores = reader(model, open_tokenizer("bytes"), rows=2)(rows)
+    for (prompt, answer), score in zip(rows, scores, strict=True):
+        tokens = torch.tensor(list((prompt + answer).encode()))
+        chances = model.parallel(tokens.unsqueeze(0)).log_softmax(-1)[0, len(prompt) - 1 : -1]
+        wanted = chances.gather(1, tokens[len(prompt) :, None]).sum().item()
+        assert score.log_likelihood == pytest.approx(wanted)
+        assert math.isfinite(wanted)
