@@ -30,6 +30,20 @@ def test_attention_is_its_formula(keys: int, window: int | None) -> None:
     torch.testing.assert_close(found, by_formula(q, k, v, where, window or keys), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("keys", [9, FUSED + 1])
+def test_every_position_is_what_asking_each_gives(keys: int) -> None:
+    q, k, v = torch.randn(3, 2, 3, keys, 4, dtype=torch.float64)
+    same(attend(q, k, v, None), attend(q, k, v, torch.arange(keys)))
+    same(attend(q, k, v, None, window=3), attend(q, k, v, torch.arange(keys), window=3))
+
+
+def test_positions_are_exact_in_half_precision() -> None:
+    x = torch.randn(1, 1, 2, 8)
+    where = torch.tensor([1000, 1001])
+    apart = rotate(x.bfloat16(), where).float() - rotate(x.bfloat16().float(), where)
+    assert apart.abs().max() < 0.03 * x.abs().max()
+
+
 def test_each_row_may_ask_elsewhere() -> None:
     q, k, v = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (2, 9, 9))
     found = attend(q, k, v, torch.tensor([[0, 5], [8, 2]]))

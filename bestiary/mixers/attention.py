@@ -90,10 +90,12 @@ class Attention(Mixer):
         q = rotate(q, where) if self.rotary else q
         k, v = (z.repeat_interleave(self.heads // self.kv_heads, dim=1) for z in (k, v))
         dropout = self.dropout if self.training else 0.0
-        if self.window is not None and at is None and where.ndim == 1 and self.slides(len(where)):
+        whole = at is None and where.ndim == 1
+        if whole and self.window is not None and self.slides(len(where)):
             y = slide(q, k, v, window=self.window, sinks=self.sinks, dropout=dropout)
         else:
-            y = attend(q, k, v, where, at=at, window=self.window, sinks=self.sinks, dropout=dropout)
+            asked = None if whole else where
+            y = attend(q, k, v, asked, at=at, window=self.window, sinks=self.sinks, dropout=dropout)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def keys(self, x: Features, where: Tensor) -> Tensor:

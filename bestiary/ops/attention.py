@@ -27,14 +27,20 @@ def attend(
     q: Float[Tensor, "batch heads asked key"],
     k: Float[Tensor, "batch heads time key"],
     v: Float[Tensor, "batch heads time value"],
-    where: Int[Tensor, " asked"] | Int[Tensor, "batch asked"],
+    where: Int[Tensor, " asked"] | Int[Tensor, "batch asked"] | None,
     *,
     at: Int[Tensor, " time"] | None = None,
     window: int | None = None,
     sinks: int = 0,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads asked value"]:
-    """Attend from queries at the positions `where` to keys at the positions `at`, from 0 on if not given."""
+    """Attend from queries at the positions `where` to keys at the positions `at`, from 0 on if not given.
+
+    None is every position, with a query for each key: then nothing is masked that the kernel knows by itself.
+    """
+    if where is None and window is None and k.shape[2] > FUSED and not transformed():
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
+    where = torch.arange(q.shape[2], device=q.device) if where is None else where
     at = torch.arange(k.shape[2], device=k.device) if at is None else at
     age = where.unsqueeze(-1) - at
     visible = (age >= 0) if window is None else (age >= 0) & ((age < window) | (at < sinks))
@@ -97,9 +103,11 @@ def rotate(
 ) -> Float[Tensor, "batch heads time key"]:
     """Rotary position embedding (Su et al., 2021): turn each pair of channels by position / 10,000^(2i / key)."""
     half = x.shape[-1] // 2
-    rate = 10_000 ** -(torch.arange(half, device=x.device, dtype=x.dtype) / half)
-    angle = where.to(x.dtype).unsqueeze(-1) * rate
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32  # half precision cannot count beyond 256
+    rate = 10_000 ** -(torch.arange(half, device=x.device, dtype=exact) / half)
+    angle = where.to(exact).unsqueeze(-1) * rate
     angle = angle.unsqueeze(1) if where.ndim == 2 else angle
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     first, second = x[..., :half], x[..., half:]
-    turned = first * angle.cos() - second * angle.sin(), first * angle.sin() + second * angle.cos()
+    turned = first * cos - second * sin, first * sin + second * cos
     return torch.cat(turned, dim=-1)
