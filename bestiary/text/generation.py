@@ -1,0 +1,54 @@
+"""Going on from a prompt, a token at a time, with nothing but the state of what was read."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bestiary.model import Model
+from bestiary.tasks._task import stream
+
+SEGMENT = 512  # tokens of the prompt read at a time, so that few logits exist at once
+
+
+@torch.no_grad()
+def generate(
+    model: Model,
+    tokens: Int[Tensor, "batch time"],
+    count: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int = 0,
+) -> Int[Tensor, "batch longer"]:
+    """The prompts with `count` further tokens each, drawn from the `top_k` likeliest; the likeliest at temperature 0.
+
+    The prompt is read once, and then each token drawn. The same seed draws the same tokens.
+    """
+    if tokens.shape[1] == 0:
+        raise ValueError("an empty prompt says nothing to go on from; give the separator of documents")
+    if temperature < 0 or (top_k is not None and top_k < 1):
+        raise ValueError(f"temperature {temperature} and top_k {top_k}: the least are 0 and 1")
+    model.eval()
+    rng, state, logits = stream("generate", seed), None, None
+    for part in tokens.split(SEGMENT, dim=1):
+        logits, state = model(part, state)
+    for i in range(count):
+        assert logits is not None
+        new = drawn(logits[:, -1], rng, temperature=temperature, top_k=top_k)
+        tokens = torch.cat([tokens, new], dim=1)
+        if i < count - 1:
+            logits, state = model(new, state)
+    return tokens
+
+
+def drawn(
+    logits: Float[Tensor, "batch vocab"], rng: torch.Generator, *, temperature: float, top_k: int | None
+) -> Int[Tensor, "batch 1"]:
+    """A token for each row."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    if top_k is not None and top_k < logits.shape[1]:
+        least = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    chances = (logits / temperature).softmax(-1)
+    return torch.multinomial(chances.cpu(), 1, generator=rng).to(logits.device)
