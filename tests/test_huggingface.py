@@ -16,7 +16,7 @@ from bestiary.model import Model
 from bestiary.spec import names, parse
 
 pytest.importorskip("transformers")
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
 SHAPE: dict[str, Any] = {"vocab": 720, "dim": 16, "depth": 2, "channel": "mlp", "positions": 64}
 PATTERNS = ("attention(heads=2, window=5), gated_delta", "hyena(taps=64), based(features=4)", "mamba2, log_linear")
@@ -70,7 +70,6 @@ def test_the_state_of_chosen_rows_is_that_of_reading_them() -> None:
         past.crop(1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mixer", names("mixers"))
 def test_the_state_of_every_mixer_is_generated_with(mixer: str) -> None:
     from bestiary.interop.huggingface import wrapped

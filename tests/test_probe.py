@@ -134,6 +134,7 @@ def slow_scores(model: Any, tokenizer: Any, rows: Sequence[tuple[str, str]]) -> 
 
 
 @pytest.mark.hf
+@pytest.mark.slow
 def test_models_of_transformers_are_read_as_by_definition_and_at_random_score_chance() -> None:
     pytest.importorskip("transformers")
     import torch
@@ -163,6 +164,7 @@ def test_models_of_transformers_are_read_as_by_definition_and_at_random_score_ch
 
 
 @pytest.mark.hf
+@pytest.mark.slow
 def test_a_cache_that_forgets_is_not_used() -> None:
     pytest.importorskip("transformers")
     import torch
