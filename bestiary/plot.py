@@ -61,14 +61,18 @@ class Line(NamedTuple):
 def panels(
     contents: Mapping[str, Sequence[Line]],
     *,
-    x: str,
+    x: str | Mapping[str, str],
     y: str = "Recall accuracy",
     levels: Mapping[str, Mapping[str, float]] | None = None,
     note: str = "",
     size: tuple[float, float] = (2.3, 2.5),
     whiskers: bool = False,
+    shares: bool = True,
 ) -> Figure:
     """A row of panels of a size in inches with one logarithmic x axis each, accuracy upwards, and one legend for all.
+
+    `x` names the axis, of each panel if they differ. Without `shares` what goes upwards is no share of 1 but a number
+    above 0, on a logarithmic axis, and few of the values of x are written.
 
     `levels` are horizontal lines for each panel, such as chance. Published points are hollow and grey-dashed, in
     the colour of the line of the same name. `whiskers` are for bands that would hide each other.
@@ -94,9 +98,10 @@ def panels(
                 )
             ticks = sorted({value for line in lines for value in line.x})
             axis.set_xscale("log", base=2)
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axis.minorticks_off()
-            axis.set(title=title, xlabel=x, ylim=(-0.03, 1.03))
+            shown = ticks if shares else ticks[:: -(-len(ticks) // 6)]
+            axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
+            axis.set(title=title, xlabel=x if isinstance(x, str) else x[title])
+            upwards(axis, shares=shares)
         axes[0].set_ylabel(y)
         handles = {
             text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
@@ -105,6 +110,17 @@ def panels(
         if note:
             figure.supxlabel(note, fontsize=6.5, color="0.4")
     return figure
+
+
+def upwards(axis: Axes, *, shares: bool) -> None:
+    """From 0 to 1, or a logarithmic axis."""
+    if shares:
+        axis.set(ylim=(-0.03, 1.03))
+    else:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.yaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
 
 
 def draw(axis: Axes, line: Line, colour: str, marker: str, dash: Any, *, whiskers: bool) -> None:

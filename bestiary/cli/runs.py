@@ -190,15 +190,18 @@ def faceted(asked: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataF
 
 
 def measured(asked: ModuleType, scale: str, threads: int) -> "pd.DataFrame":
-    """The table of an experiment that trains nothing, row by row."""
+    """The table of an experiment that measures by itself, row by row, and the news that it tells on the way."""
     import pandas as pd
     import torch
 
     torch.set_num_threads(threads)
     rows: list[dict[str, Any]] = []
-    for row in asked.measure(scale):
-        rows.append(row)
-        typer.echo(f"\rmeasured {len(rows)} rows ", nl=False, err=True)
+    with user_input():
+        for row in asked.measure(scale):
+            if news := row.pop("news", ""):
+                typer.echo(news, err=True)
+            rows += [row] if row else []
+            typer.echo("" if news else f"\rmeasured {len(rows)} rows ", nl=False, err=True)
     typer.echo("", err=True)
     return pd.DataFrame(rows)
 
@@ -310,6 +313,8 @@ def finish(failed: int, table: "pd.DataFrame", asked: ModuleType | None = None, 
             for name, figure in asked.figures(table):
                 for path in save(figure, stem.with_name(stem.name + name)):
                     typer.echo(str(path))
+            for path in asked.pages(table, stem) if hasattr(asked, "pages") else ():
+                typer.echo(str(path))
             stem.parent.mkdir(parents=True, exist_ok=True)
             shown.to_csv(stem.with_name(f"{stem.name}.csv"), index=False)
             typer.echo(f"{stem}.csv")

@@ -1,0 +1,261 @@
+"""Verbs on real text: corpus, pretrain, slice, generate, probe, convert and evaluate."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bestiary.cli._app import Device, app, refuse, user_input
+from bestiary.cli.runs import setting
+
+if TYPE_CHECKING:
+    from bestiary.text.corpus import Corpus
+    from bestiary.text.pretraining import Pretraining
+
+Corpora = Annotated[Path, typer.Option("--corpus", help="Folder of a corpus (see `bestiary corpus`).")]
+Models = Annotated[Path, typer.Option("--store", help="Folder of the trained models.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that a model's folder brings.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many contexts.")]
+DEFAULT = Path("corpora/stdlib")
+
+
+@app.command()
+def corpus(
+    source: Annotated[
+        str,
+        typer.Argument(help="stdlib; a file or folder of text, JSONL or Parquet; hf:NAME; pile, fineweb, wikitext."),
+    ] = "stdlib",
+    out: Annotated[Path, typer.Option(help="Folder to write.")] = DEFAULT,
+    tokenizer: Annotated[str, typer.Option(help="bpe (trained here), bytes, a folder, or a name on the hub.")] = "bpe",
+    vocab: Annotated[int, typer.Option(min=258, help="Entries of a BPE trained here.")] = 4096,
+    column: Annotated[str, typer.Option(help="Of JSON lines, Parquet and data sets.")] = "text",
+    limit: Annotated[int | None, typer.Option(min=1, help="End with the document that fills so many tokens.")] = None,
+    memory: Annotated[int, typer.Option(min=1, help="MiB for counting bigrams.")] = 1024,
+) -> None:
+    """Tokenise a text, split it by document, and count its bigrams."""
+    from bestiary.console import show as show_table
+
+    with user_input():
+        made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit)
+        counts = made.counts(memory=memory * 2**20)
+    rows = [{"split": split, **part} for split, part in made.manifest["splits"].items()]
+    import pandas as pd
+
+    show_table(pd.DataFrame(rows))
+    typer.echo(f"{made.folder}: {made.vocab:,} tokens of {made.manifest['tokenizer']['name']}, hash {made.hash}")
+    typer.echo(f"{counts.total:,} bigrams in training, {counts.distinct:,} of them different")
+
+
+def prepared(source: str, out: Path, **how: Any) -> "Corpus":
+    """A corpus, written if it is not there, with news on the way."""
+    from bestiary.text.corpus import prepare
+
+    return prepare(source, out, **how, tell=news("documents", "tokens"))
+
+
+def news(*names: str) -> Callable[..., None]:
+    """Tells of progress on one line of the terminal."""
+
+    def tell(*counts: Any) -> None:
+        typer.echo("\r" + ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=False)), nl=False,
+                   err=True)  # fmt: skip
+
+    return tell
+
+
+@app.command()
+def pretrain(
+    suite: Annotated[str, typer.Argument(help="zoology, or a pattern of mixers such as '2*base_conv, attention'.")],
+    settings: Annotated[list[str] | None, typer.Argument(help="Fields of the recipe: steps=2000 dim=256 ...")] = None,
+    size: Annotated[str, typer.Option(help="Of the suite: 1M, 3M, 10M, 70M, 150M, 360M or 1.4B.")] = "1M",
+    only: Annotated[str, typer.Option(help="Models of the suite, between commas; all if not given.")] = "",
+    corpus: Corpora = DEFAULT,
+    store: Models = Path("models"),
+    device: Device = "cpu",
+    accumulate: Annotated[int, typer.Option(min=1, help="Parts in which a step reads its sequences.")] = 1,
+    parallel: Annotated[str, typer.Option(help="none, ddp or fsdp; the last two under torchrun.")] = "none",
+    save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
+    compile: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the models with their sizes.")] = False,
+) -> None:
+    """Train language models. The same command goes on where it stopped, from the last checkpoint."""
+    from bestiary.text.corpus import open_corpus
+    from bestiary.text.pretraining import pretrain as carry_out
+
+    with user_input():
+        given = open_corpus(corpus)
+        recipes = asked(suite, size, only, given, dict(setting(text) for text in settings or ()))
+        for made in recipes.values():
+            made.check()
+    if dry_run:
+        listed(recipes)
+        return
+    how = {"device": device, "accumulate": accumulate, "parallel": parallel, "save_every": save_every}
+    for name, made in recipes.items():
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
+            typer.echo(f"{name}: {store / made.key}")
+        with user_input():
+            rows = carry_out(made, given, store, **how, compile=compile)  # pyright: ignore[reportArgumentType]
+            for row in rows:
+                typer.echo(told(row, made))
+
+
+def told(row: dict[str, Any], recipe: "Pretraining") -> str:
+    """A row of a log in a line."""
+    import math
+
+    perplexity = math.exp(min(row["loss"], 700))
+    line = f"  step {row['step']:,} of {recipe.steps:,}  {row['split']:9} perplexity {perplexity:,.2f}"
+    if row.get("tokens_per_second"):
+        line += f"  {row['tokens_per_second']:,.0f} tokens/s"
+    if row.get("mfu"):
+        line += f"  {100 * row['mfu']:.0f} % of the peak"
+    return line
+
+
+def asked(suite: str, size: str, only: str, corpus: "Corpus", changes: dict[str, Any]) -> "dict[str, Pretraining]":
+    """The recipes of a suite, or the one of a pattern, with their changes."""
+    from bestiary.spec import nearest
+    from bestiary.text.pretraining import Pretraining
+    from bestiary.text.suites import SUITES
+    from bestiary.text.suites import suite as of_suite
+
+    if suite not in SUITES:
+        given = {"corpus": corpus.hash, "vocab": corpus.vocab, "pattern": suite}
+        return {suite: Pretraining(**(given | changes))}
+    found = of_suite(suite, size, corpus=corpus.hash, vocab=corpus.vocab, **changes)
+    names = named(only) or list(found)
+    for name in names:
+        if name not in found:
+            raise LookupError(f"{suite} has no model {name!r} {nearest(name, found)}")
+    return {name: found[name] for name in names}
+
+
+def listed(recipes: "dict[str, Pretraining]") -> None:
+    """The models with their sizes, counted."""
+    import pandas as pd
+
+    from bestiary.console import show as show_table
+    from bestiary.text.suites import parameters
+
+    rows = []
+    for name, made in recipes.items():
+        row = {"model": name, "dim": made.dim, "depth": made.depth, "parameters": parameters(made)}
+        rows.append(row | {"tokens": made.tokens, "pattern": ", ".join(dict.fromkeys(map(str, made.pattern)))})
+    show_table(pd.DataFrame(rows))
+
+
+@app.command()
+def generate(
+    run: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    prompt: Annotated[str, typer.Argument(help="Text to go on from.")] = "",
+    count: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 100,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among so many tokens.")] = 40,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Let a trained model go on from a prompt, token by token with its state."""
+    with user_input():
+        import torch
+
+        from bestiary.text.generation import generate as write
+        from bestiary.text.pretraining import open_run
+        from bestiary.text.tokenizers import open_tokenizer
+
+        _, model = open_run(run)
+        tokenizer = open_tokenizer(str(run / "tokenizer"))
+        given = torch.tensor([[tokenizer.separator, *tokenizer.encode([prompt])[0].tolist()]])
+        tokens = write(model, given, count, temperature=temperature, top_k=top_k, seed=seed)
+    typer.echo(prompt + tokenizer.decode(tokens[0, given.shape[1] :].tolist()))
+
+
+@app.command("slice")
+def slice_text(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A trained model's folder, a causal model of Hugging Face, or a file of log-probabilities."
+        ),
+    ],  # fmt: skip
+    text: Annotated[str, typer.Argument(help="A corpus, or any text that `bestiary corpus` reads.")] = str(DEFAULT),
+    against: Annotated[str, typer.Option(help="A second model: the reference, such as attention.")] = "",
+    corpus: Annotated[
+        Path | None, typer.Option(help="The corpus whose tokens and counts are used, if TEXT is none.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Of a corpus: train, selection or test.")] = "test",
+    length: Annotated[int, typer.Option(min=1, help="Tokens of a context.")] = 256,
+    limit: Limit = None,
+    threshold: Annotated[int, typer.Option(min=0, help="Occurrences in training up to which a bigram is rare.")] = 50,
+    order: Annotated[int, typer.Option(min=2, max=5, help="Of the n-grams that are looked for.")] = 2,
+    out: Annotated[Path, typer.Option(help="Folder for tables, figures and the page.")] = Path("figures/slice"),
+    device: Device = "cpu",
+    trust: Trust = False,
+) -> None:
+    """Split a language model's loss into AR hits and the rest, and the gap to another model likewise."""
+    from bestiary.cli._slicing import report, sliced
+
+    with user_input():
+        given = sliced(text, corpus, split=split, length=length, limit=limit)
+        names = [model, *([against] if against else [])]
+        report(given, names, threshold=threshold, order=order, out=out, device=device, trust=trust)
+
+
+@app.command()
+def probe(
+    model: Annotated[str, typer.Argument(help="A trained model's folder, or a causal model of Hugging Face.")],
+    shots: Annotated[str, typer.Option(help="Examples before the question, between commas.")] = "0,2",
+    rows: Annotated[int, typer.Option(min=1, help="Questions of each kind.")] = 32,
+    out: Annotated[Path | None, typer.Option(help="File for the table, .csv.")] = None,
+    device: Device = "cpu",
+    trust: Trust = False,
+) -> None:
+    """Ask a language model to recall: key and value, phone book and needle, in text."""
+    from bestiary.cli._slicing import probed
+    from bestiary.console import show as show_table
+
+    with user_input():
+        counts = [int(part) for part in shots.split(",")]
+        table = probed(model, shots=counts, rows=rows, device=device, trust=trust)
+    show_table(table)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out, index=False)
+        typer.echo(str(out))
+
+
+@app.command()
+def convert(
+    run: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write, for AutoModelForCausalLM.from_pretrained.")],
+) -> None:
+    """Write a trained model as a folder of Hugging Face."""
+    with user_input():
+        from bestiary.interop.huggingface import export
+
+        export(run, out)
+    typer.echo(f"{out}: AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)")
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A trained model's folder, or a causal model of Hugging Face.")],
+    tasks: Annotated[str, typer.Option(help="Of lm-evaluation-harness, between commas.")] = "swde,fda,squad_completion",
+    limit: Limit = None,
+    device: Device = "cpu",
+    trust: Trust = False,
+) -> None:
+    """Run tasks of lm-evaluation-harness on a language model."""
+    from bestiary.cli._slicing import evaluated
+    from bestiary.console import show as show_table
+
+    with user_input():
+        table = evaluated(model, named(tasks), limit=limit, device=device, trust=trust)
+    if table.empty:
+        refuse("lm-evaluation-harness gave no number", status=1)
+    show_table(table)
+
+
+def named(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -1,0 +1,148 @@
+"""Real text on the command line: from a folder of files to a model, its slices and its answers; a line a mistake."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bestiary.cli import app
+
+pytestmark = pytest.mark.slow
+
+NAMES = ["Ada", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
+SMALL = ["context=16", "batch=4", "steps=6", "every=3", "dim=8", "depth=2", "selection_rows=4", "test_rows=4"]
+
+
+def documents(folder: Path, count: int = 120) -> Path:
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(count):
+        who = rng.choice(NAMES, 2, replace=False)
+        lines = [f"{who[int(rng.integers(2))]} has {rng.integers(1000)} of {i % 7}." for _ in range(12)]
+        (folder / f"{i}.txt").write_text("\n".join(lines))
+    return folder
+
+
+def bestiary(*arguments: Any, status: int = 0) -> str:
+    done = CliRunner().invoke(app, [str(part) for part in arguments])
+    assert done.exit_code == status, f"{done.output}\n{done.exception!r}"
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus and two trained models."""
+    here = tmp_path_factory.mktemp("text")
+    bestiary("corpus", documents(here / "texts"), "--out", here / "corpus", "--vocab", 300)
+    for pattern in ("attention", "base_conv"):
+        bestiary("pretrain", pattern, *SMALL, "--corpus", here / "corpus", "--store", here / "models")
+    return here
+
+
+def runs(place: Path) -> dict[str, Path]:
+    found = [folder for folder in (place / "models").iterdir() if (folder / "done").exists()]
+    return {json.loads((run / "recipe.json").read_text())["pattern"][0]["name"]: run for run in found}
+
+
+def test_two_models_are_sliced_against_each_other(place: Path) -> None:
+    of, out = runs(place), place / "out"
+    given = ["--length", 16, "--threshold", 200, "--out", out]
+    told = bestiary("slice", of["base_conv"], place / "corpus", "--against", of["attention"], *given)
+    assert "are hits: the 2-gram occurred earlier in the context" in told
+    assert "hare of the gap" in told
+    tables = {name: pd.read_csv(out / f"{name}.csv") for name in ("slices", "distance", "kinds", "threshold")}
+    kept = np.load(out / "tokens.npz")
+    for i, row in enumerate(tables["slices"].itertuples()):
+        losses = kept[f"losses_{i}"]
+        for part, where in {"overall": losses > -1, "hits": kept["hits"], "other": ~kept["hits"]}.items():
+            assert getattr(row, part) == pytest.approx(np.exp(losses[where].mean()), rel=1e-4)
+            assert getattr(row, f"{part}_low") < getattr(row, part) < getattr(row, f"{part}_high")
+    assert {"base_conv", "attention"} == set(tables["distance"]["model"])
+    assert (out / "curves.svg").exists()
+    assert " has" in (out / "page.html").read_text()
+
+
+def test_log_probabilities_of_anyone_are_sliced_and_a_copier_is_perfect_on_hits(place: Path) -> None:
+    of, out = runs(place), place / "file"
+    bestiary("slice", of["attention"], place / "corpus", "--length", 16, "--threshold", 200, "--out", out)
+    kept = np.load(out / "tokens.npz")
+    np.save(place / "copier.npy", np.where(kept["hits"], 0.0, -kept["losses_0"]))
+    given = [place / "corpus", "--length", 16, "--threshold", 200, "--out", out]
+    told = bestiary("slice", of["attention"], *given, "--against", place / "copier.npy")
+    assert "copier: perplexity" in told
+    assert "on hits 1.00 [1.00, 1.00]" in told
+    assert "Share of the gap due to hits: 100.0 % [100.0, 100.0] in log-perplexity, share = (D_hits x hits)" in told
+    assert "In perplexity: 100.0 % [100.0, 100.0], share = (ppl(model) - ppl(model with" in told
+    np.save(place / "copier.npy", np.zeros(7))
+    told = bestiary("slice", place / "copier.npy", *given, status=2)
+    assert "copier.npy holds 7 log-probabilities, the text has" in told
+    np.save(place / "copier.npy", kept["losses_0"])
+    assert "numbers that are no log-probabilities" in bestiary("slice", place / "copier.npy", *given, status=2)
+
+
+def test_any_text_is_sliced_by_the_counts_of_a_corpus(place: Path) -> None:
+    (place / "mine.txt").write_text("Zed has 12345 of it.\n" * 6)
+    of, out = runs(place), place / "mine"
+    given = ["--corpus", place / "corpus", "--length", 16, "--threshold", 0, "--out", out]
+    told = bestiary("slice", of["attention"], place / "mine.txt", *given)
+    assert "of 1 documents" in told
+    assert "nan" in told  # no interval from one document
+    assert np.load(out / "tokens.npz")["hits"].any()
+
+
+def test_models_of_other_tokens_are_compared_by_the_byte_and_refused_alone(place: Path) -> None:
+    bestiary("corpus", place / "texts", "--out", place / "bytes", "--tokenizer", "bytes")
+    bestiary("pretrain", "mamba", *SMALL, "--corpus", place / "bytes", "--store", place / "models")
+    of, given = runs(place), ["--length", 16, "--threshold", 200, "--out", place / "other"]
+    told = bestiary("slice", of["attention"], place / "corpus", "--against", of["mamba"], *given)
+    assert told.count("bits per byte") == 2
+    assert "losses of tokens are not compared" in told
+    told = bestiary("slice", of["mamba"], place / "corpus", *given, status=2)
+    hashes = [
+        json.loads((place / name / "manifest.json").read_text())["tokenizer"]["hash"] for name in ("bytes", "corpus")
+    ]
+    assert all(known in told for known in hashes)
+
+
+def test_a_model_writes_on_and_answers_and_is_converted(place: Path) -> None:
+    of = runs(place)
+    told = [bestiary("generate", of["attention"], "Ada has", "--count", 9, "--seed", seed) for seed in (1, 1, 2)]
+    assert told[0] == told[1] != told[2]
+    assert told[0].startswith("Ada has")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["slice", "nowhere.npy", "corpus", "--split", "tset"], "a corpus has no split 'tset'"),
+        (["slice", "models", "texts"], "texts is no corpus; name one whose tokens and counts are to be used"),
+        (["slice", "texts", "corpus"], "texts holds no config.json, so it is no Hugging Face model"),
+        (["slice", "base_conv", "corpus", "--threshold", "0", "--limit", "1"], "is a hit at threshold 0"),
+        (["slice", "base_conv", "empty.txt", "--corpus", "corpus"], "empty.txt"),
+        (["slice", "base_conv", "binary.bin", "--corpus", "corpus"], "is binary: byte 1 is NUL"),
+        (["generate", "corpus"], "corpus is no run: it holds no recipe.json"),
+        (["pretrain", "zoology", "--only", "atention", "--corpus", "corpus"], "did you mean 'attention'"),
+        (["pretrain", "zoology", "--size", "2M", "--corpus", "corpus"], "there is no size '2M'"),
+        (["pretrain", "attention", "stepz=3", "--corpus", "corpus"], "did you mean 'steps'"),
+        (["pretrain", "attention", "--corpus", "texts"], "texts is no corpus"),
+        (
+            ["pretrain", "attention", "context=100000", "--corpus", "corpus", "--store", "m"],
+            "are fewer than two contexts of 100000",
+        ),
+        (["corpus", "texst"], "no source 'texst'"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str], message: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "empty.txt").write_text("")
+    (place / "binary.bin").write_bytes(b"a\0b")
+    given = [str(runs(place)["base_conv"]) if part == "base_conv" else part for part in arguments]
+    told = bestiary(*given, status=2)
+    assert message in told.replace("\n", " ")
+    assert "Traceback" not in told
