@@ -194,6 +194,15 @@ def test_the_hash_tells_tokenizers_apart() -> None:
     assert len(one.hash) == 12
 
 
+def test_tokenizers_are_alike_that_make_the_same_tokens() -> None:
+    """As one that transformers has written again, with a processor that adds nothing."""
+    made = train_bpe(TEXTS, 300)
+    again = json.loads(made.definition) | {"post_processor": {"type": "TemplateProcessing"}, "padding": None}
+    assert made.alike(Tokenizer(json.dumps(again), "again", made.separator))
+    assert not made.alike(train_bpe(TEXTS, 301))
+    assert not made.alike(Tokenizer(made.definition, made.name, made.separator + 1))
+
+
 def test_a_tokenizer_that_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{}")
     for name, fault, what in (

@@ -115,6 +115,25 @@ def test_a_model_writes_on_and_answers_and_is_converted(place: Path) -> None:
     assert told[0].startswith("Ada has")
 
 
+@pytest.mark.hf
+def test_models_of_hugging_face_are_sliced_by_their_own_tokens(place: Path) -> None:
+    pytest.importorskip("transformers")
+    of, theirs = runs(place), place / "theirs"
+    bestiary("convert", of["attention"], theirs)
+    given = [place / "corpus", "--length", 16, "--threshold", 200, "--out", place / "hf"]
+    told = bestiary("slice", theirs, *given, "--against", of["attention"])
+    kept = np.load(place / "hf" / "tokens.npz")
+    np.testing.assert_allclose(kept["losses_0"], kept["losses_1"], atol=1e-5)
+    assert "theirs is not behind attention" in told or "recall has not formed" in told
+    rows = bestiary(
+        "probe", theirs, "--shots", "0", "--rows", 4, "--entries", "3", "--words", "0", "--out", place / "p.csv"
+    )
+    assert "phone_book" in rows
+    assert set(pd.read_csv(place / "p.csv")["task"]) == {"mqar", "phone_book", "needle"}
+    (theirs / "model.safetensors").unlink()
+    assert "holds no weights: model.safetensors is missing" in bestiary("slice", theirs, *given, status=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

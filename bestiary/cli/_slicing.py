@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import typer
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
     from bestiary.text.losses import Text
     from bestiary.text.slices import Bootstrap
+    from bestiary.text.tokenizers import Tokenizer
 
 
 class Judge(NamedTuple):
     """A model that gives losses: of contexts of shape (n, length + 1), by its own tokenizer."""
 
     name: str
-    tokenizer: str  # its hash; "" for a file, which is by the tokens of the text
-    encode: "Callable[[str], NDArray]"
+    tokenizer: "Tokenizer | None"  # None for a file, which is by the tokens of the text
     losses: "Callable[[NDArray], NDArray]"
 
 
@@ -46,7 +46,7 @@ def opened(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> Ju
         from bestiary.text.losses import of_file
 
         found = of_file(place, shape)
-        return Judge(place.stem, "", lambda _: found, lambda _: found)
+        return Judge(place.stem, None, lambda _: found)
     from bestiary.text.tokenizers import open_tokenizer
 
     if is_run(place):
@@ -56,14 +56,12 @@ def opened(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> Ju
         recipe, model = open_run(place)
         tokenizer = open_tokenizer(str(place / "tokenizer"))
         title = ", ".join(dict.fromkeys(map(str, recipe.pattern)))
-        return Judge(title, tokenizer.hash, lambda text: tokenizer.encode([text])[0],
-                     lambda contexts: of_model(model, contexts, device=device, tell=news))  # fmt: skip
+        return Judge(title, tokenizer, lambda contexts: of_model(model, contexts, device=device, tell=news))
     from bestiary.interop.huggingface import open_causal, token_losses
 
     model, _ = open_causal(name, trust=trust, device=device)
     tokenizer = open_tokenizer(name)
-    return Judge(place.name, tokenizer.hash, lambda text: tokenizer.encode([text])[0],
-                 lambda contexts: token_losses(model, contexts))  # fmt: skip
+    return Judge(place.name, tokenizer, lambda contexts: token_losses(model, contexts))
 
 
 def news(done: int, total: int) -> None:
@@ -77,16 +75,16 @@ def report(
     from bestiary.experiments import _slices as of
 
     judges = [opened(name, device=device, trust=trust, shape=text.shape) for name in models]
-    own = text.corpus.tokenizer.hash
-    if judges[0].tokenizer not in ("", own):
+    own, first = text.corpus.tokenizer, judges[0].tokenizer
+    if first is not None and not first.alike(own):
         raise ValueError(
-            f"{models[0]} reads by tokenizer {judges[0].tokenizer}, {text.corpus.folder} was counted by {own}; "
+            f"{models[0]} reads by tokenizer {first.hash}, {text.corpus.folder} was counted by {own.hash}; "
             f"make a corpus by it: bestiary corpus SOURCE --tokenizer {models[0]} --out FOLDER"
         )
     losses, others = {}, {}
     for judge in judges:
         name = judge.name if judge.name not in losses else f"{judge.name} (reference)"
-        if judge.tokenizer in ("", own):
+        if judge.tokenizer is None or judge.tokenizer.alike(own):
             losses[name] = judge.losses(text.contexts)
         else:
             others[name] = judge
@@ -109,7 +107,8 @@ def in_bytes(text: "Text", losses: "dict[str, np.ndarray]", others: dict[str, Ju
         typer.echo(f"{name}: {bits_per_byte(given, text):.4f} bits per byte")
     whole = text.corpus.tokenizer.decode(text.contexts[:, 1:].ravel().tolist())
     for name, judge in others.items():
-        contexts = windows(judge.encode(whole), text.shape[1])
+        assert judge.tokenizer is not None
+        contexts = windows(judge.tokenizer.encode([whole])[0], text.shape[1])
         bits = float(judge.losses(contexts).sum()) / 0.6931471805599453 / len(whole.encode())
         typer.echo(f"{name}: {bits:.4f} bits per byte; its tokenizer is another, so losses of tokens are not compared")
 
@@ -169,14 +168,14 @@ def causal(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
     return open_causal(name, trust=trust, device=device)
 
 
-def probed(name: str, *, shots: Sequence[int], rows: int, device: str, trust: bool) -> "pd.DataFrame":
+def probed(name: str, *, rows: int, device: str, trust: bool, **sizes: Sequence[int]) -> "pd.DataFrame":
     """Recall asked in text, `rows` questions of each kind, at each difficulty."""
     import pandas as pd
 
     from bestiary.text.probe import probe
 
     found = []
-    for row in probe(*causal(name, device=device, trust=trust), shots=shots, contexts=-(-rows // 4)):
+    for row in probe(*causal(name, device=device, trust=trust), contexts=-(-rows // 4), **cast(Any, sizes)):
         found.append(row)
         typer.echo(f"\rasked {sum(each.asked for each in found):,} questions", nl=False, err=True)
     typer.echo("", err=True)

@@ -206,6 +206,8 @@ def slice_text(
 def probe(
     model: Annotated[str, typer.Argument(help="A trained model's folder, or a causal model of Hugging Face.")],
     shots: Annotated[str, typer.Option(help="Examples before the question, between commas.")] = "0,2",
+    entries: Annotated[str, typer.Option(help="Facts in a context of key and value, and of the phone book.")] = "5,20",
+    words: Annotated[str, typer.Option(help="Words of other text.")] = "0,200",
     rows: Annotated[int, typer.Option(min=1, help="Questions of each kind.")] = 32,
     out: Annotated[Path | None, typer.Option(help="File for the table, .csv.")] = None,
     device: Device = "cpu",
@@ -216,8 +218,8 @@ def probe(
     from bestiary.console import show as show_table
 
     with user_input():
-        counts = [int(part) for part in shots.split(",")]
-        table = probed(model, shots=counts, rows=rows, device=device, trust=trust)
+        sizes = {"shots": whole(shots), "entries": whole(entries), "words": whole(words)}
+        table = probed(model, **sizes, rows=rows, device=device, trust=trust)
     show_table(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -255,6 +257,13 @@ def evaluate(
     if table.empty:
         refuse("lm-evaluation-harness gave no number", status=1)
     show_table(table)
+
+
+def whole(text: str) -> list[int]:
+    try:
+        return [int(part) for part in named(text)]
+    except ValueError:
+        raise ValueError(f"{text!r} is no list of whole numbers; write them between commas, as in 5,20") from None
 
 
 def named(text: str) -> list[str]:

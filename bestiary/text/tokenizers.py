@@ -45,6 +45,13 @@ class Tokenizer:
         """Equal exactly for tokenizers that are defined alike."""
         return hashlib.sha256(f"{self.separator} {self.definition}".encode()).hexdigest()[:12]
 
+    def alike(self, other: "Tokenizer") -> bool:
+        """Whether both make the same tokens of every text, whatever else their files say, as on padding."""
+        parts = ("model", "normalizer", "pre_tokenizer", "added_tokens")
+        one, two = (json.loads(each.definition) for each in (self, other))
+        same = all(one.get(part) == two.get(part) for part in parts) and self.separator == other.separator
+        return self.hash == other.hash or same
+
     @cached_property
     def vocab(self) -> int:
         """One more than the largest token."""
