@@ -98,7 +98,7 @@ def panels(
                 )
             ticks = sorted({value for line in lines for value in line.x})
             axis.set_xscale("log", base=2)
-            shown = ticks if shares else ticks[:: -(-len(ticks) // 6)]
+            shown = ticks if shares else ticks[:: -(-len(ticks) // 5)]
             axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
             axis.set(title=title, xlabel=x if isinstance(x, str) else x[title])
             upwards(axis, shares=shares)

@@ -86,11 +86,11 @@ def test_an_experiment_that_trains_nothing_is_measured_and_leaves_no_runs(
     assert done.exit_code == 0
     assert "figures/degree-smoke.csv" in done.output
     assert (tmp_path / "figures" / "degree-smoke.png").exists()
-    assert "trains nothing" in shell(tmp_path, monkeypatch, "run", "degree", "--dry-run").output
+    assert "measures by itself" in shell(tmp_path, monkeypatch, "run", "degree", "--dry-run").output
     for verb in ("plot", "status"):
         refused = shell(tmp_path, monkeypatch, verb, "degree")
         assert refused.exit_code == 2
-        assert "degree trains nothing and leaves no runs; `bestiary run degree` measures and draws it" in refused.output
+        assert "degree leaves no runs in a store; `bestiary run degree` measures and draws it" in refused.output
     assert not (tmp_path / "runs").exists()
 
 

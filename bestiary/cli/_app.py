@@ -117,10 +117,10 @@ def question(name: str) -> ModuleType:
 
 
 def trained(asked: ModuleType) -> ModuleType:
-    """An experiment that leaves runs in a store. Raises LookupError for one that measures what nobody trained."""
+    """An experiment that leaves runs in a store. Raises LookupError for one that measures by itself."""
     if hasattr(asked, "measure"):
         name = asked.__name__.rpartition(".")[2]
-        raise LookupError(f"{name} trains nothing and leaves no runs; `bestiary run {name}` measures and draws it")
+        raise LookupError(f"{name} leaves no runs in a store; `bestiary run {name}` measures and draws it")
     return asked
 
 

@@ -117,7 +117,7 @@ def run(
     stem = figures / f"{Path(experiment).stem}-{scale}"
     if hasattr(asked, "measure"):
         if dry_run:
-            typer.echo(f"{experiment} trains nothing; without --dry-run it is measured and drawn")
+            typer.echo(f"{experiment} measures by itself, with no list of runs; without --dry-run it is carried out")
             return
         finish(0, measured(asked, scale, threads), asked, stem)
         return

@@ -100,11 +100,13 @@ def by_threshold(
 
 def sentences(text: "Text", found: Bootstrap, names: Sequence[str], threshold: int, order: int = 2) -> list[str]:
     """What was found, in words with the numbers and the formulas in them."""
-    hits = found.share_of_hits()
+    gram = "bigram" if order == 2 else f"{order}-gram"
+    rare = f"at most {threshold:,} times in {text.corpus.counts().total:,} tokens of training"
+    tail = f"and {rare}" if order == 2 else f"and its last bigram {rare}"
     lines = [
         f"{text.name}: {text.documents.size:,} tokens of {found.documents:,} documents in contexts of "
-        f"{text.shape[1]:,}; {hits.percent} are hits: the {order}-gram occurred earlier in the context, its last "
-        f"bigram at most {threshold:,} times in {text.corpus.counts().total:,} tokens of training."
+        f"{text.shape[1]:,}; {found.share_of_hits().percent} are hits: the {gram} that they end occurred earlier in "
+        f"the context {tail}."
     ]
     for name in names:
         of = [str(found.perplexity(name, part)) for part in ("overall", "hits", "other")]

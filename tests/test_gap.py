@@ -1,0 +1,75 @@
+"""The gap on real text, as an experiment: every model can be built, and what is shown follows from the losses."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bestiary.experiments import _pretrained as pretrained
+from bestiary.experiments import gap, hybrids
+from bestiary.text.corpus import open_corpus
+
+
+def test_models_of_gap_and_hybrids_can_be_built_and_differ() -> None:
+    corpus: Any = SimpleNamespace(hash="0" * 12, vocab=4096)
+    both = [gap.models("small", corpus), gap.models("small", corpus, hybrids.layers())]
+    for recipes in both:
+        assert len({recipe.key for recipe in recipes.values()}) == len(recipes)
+        for recipe in recipes.values():
+            recipe.check()
+    shared = {recipe.key for recipe in both[0].values()} & {recipe.key for recipe in both[1].values()}
+    assert {
+        both[0][name].key for name in ("attention", "base_conv", "+ full attention", "+ learned selection")
+    } == shared
+
+
+def test_the_published_scale_says_how_to_run_it_elsewhere() -> None:
+    with pytest.raises(ValueError, match="for a cluster: bestiary corpus pile --tokenizer gpt2"):
+        next(iter(gap.measure("paper")))
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`smoke` on a text of a few names, with models of a few weights."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "texts").mkdir()
+    for i in range(80):
+        lines = [f"Ada {rng.integers(1000)} has {i % 7}, and so has Bob." for _ in range(12)]
+        (tmp_path / "texts" / f"{i}.txt").write_text("\n".join(lines))
+    changes = {"context": 16, "batch": 4, "steps": 6, "every": 3, "dim": 8, "depth": 2, "test_rows": 4}
+    changes |= {"selection_rows": 4}
+    only = ("attention", "base_conv", "+ full attention")
+    setting = gap.Setting(str(tmp_path / "texts"), "corpora/small", 500, None, changes, only)
+    monkeypatch.setitem(gap.SETTINGS, "smoke", setting)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_gap_is_trained_sliced_and_shown_and_done_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pd.DataFrame([row for row in gap.measure("smoke") if "rows" in row])
+    shown = gap.summary(table)
+    assert list(shown["model"]) == ["attention", "base_conv", "+ full attention"]
+    assert all(shown["overall_low"] <= shown["overall"])
+    assert {"course", "slices", "distance", "count", "count-new", "kinds", "threshold"} == set(table["rows"])
+    assert [name for name, _ in gap.figures(table)] == ["", "-threshold"]
+    (page,) = gap.pages(table, small / "figures" / "gap-smoke")
+    assert page.read_text().count("Ada") > 10
+    monkeypatch.setattr(pretrained, "work", None)  # nothing is left to train
+    again = pd.DataFrame([row for row in gap.measure("smoke") if "rows" in row])
+    pd.testing.assert_frame_equal(gap.summary(again).reset_index(drop=True), shown.reset_index(drop=True))
+
+
+@pytest.mark.slow
+def test_a_model_that_fails_is_named_and_the_others_are_trained(small: Path) -> None:
+    corpus = pretrained.corpus_of(gap.SETTINGS["smoke"].source, Path("corpora/small"))
+    recipes = gap.models("smoke", corpus)
+    broken = recipes["attention"].model_copy(update={"corpus": "another"})
+    with pytest.raises(RuntimeError, match="attention: ValueError: the recipe is for corpus another"):
+        list(pretrained.trained({"attention": broken, "base_conv": recipes["base_conv"]}, corpus))
+    assert json.loads((small / "models" / recipes["base_conv"].key / "done").read_text())["outcome"] == "finished"
+    assert open_corpus("corpora/small").hash == corpus.hash
