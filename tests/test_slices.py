@@ -105,13 +105,16 @@ def test_one_document_has_no_interval() -> None:
 def test_curves_are_means_of_bins() -> None:
     losses, hits, of = drawn()
     by = np.arange(hits.size).reshape(hits.shape) % 9
-    rows = list(curve(losses, by, hits, doubling(8)))
+    rows = list(curve(losses, by, hits, doubling(8), of))
     assert [(row["low"], row["high"]) for row in rows if row["model"] == "good"] == [(1, 2), (2, 4), (4, 8), (8, 16)]
     for row in rows:
         inside = hits & (by >= row["low"]) & (by < row["high"])
         assert row["tokens"] == inside.sum()
-        assert row["loss"] == pytest.approx(losses[row["model"]][inside].mean())
-    assert not list(curve(losses, by, hits, [100, 200]))
+        values = losses[row["model"]][inside]
+        assert row["loss"] == pytest.approx(values.mean())
+        apart = [(values - values.mean())[of[inside] == document].sum() for document in range(12)]
+        assert row["half"] == pytest.approx(1.96 * math.sqrt(sum(part**2 for part in apart)) / len(values))
+    assert not list(curve(losses, by, hits, [100, 200], of))
 
 
 def test_losses_that_do_not_fit_are_refused() -> None:

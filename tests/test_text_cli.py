@@ -69,7 +69,7 @@ def test_two_models_are_sliced_against_each_other(place: Path) -> None:
 def test_log_probabilities_of_anyone_are_sliced_and_a_copier_is_perfect_on_hits(place: Path) -> None:
     of, out = runs(place), place / "file"
     bestiary("slice", of["attention"], place / "corpus", "--length", 16, "--threshold", 200, "--out", out)
-    kept = np.load(out / "tokens.npz")
+    kept = dict(np.load(out / "tokens.npz"))
     np.save(place / "copier.npy", np.where(kept["hits"], 0.0, -kept["losses_0"]))
     given = [place / "corpus", "--length", 16, "--threshold", 200, "--out", out]
     told = bestiary("slice", of["attention"], *given, "--against", place / "copier.npy")

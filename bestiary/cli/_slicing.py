@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from bestiary.text.tokenizers import Tokenizer
 
 
+DEFAULT, FIGURES = Path("corpora/stdlib"), Path("figures")
+
+
 class Judge(NamedTuple):
     """A model that gives losses: of contexts of shape (n, length + 1), by its own tokenizer."""
 
@@ -25,23 +28,29 @@ class Judge(NamedTuple):
     losses: "Callable[[NDArray], NDArray]"
 
 
-def sliced(text: str, corpus: Path | None, *, split: str, length: int, limit: int | None) -> "Text":
+def sliced(
+    text: str, corpus: Path | None, *, split: str, length: int, limit: int | None, order: int, column: str
+) -> "Text":
     """The text to measure on. Raises LookupError or ValueError."""
     from bestiary.text.corpus import SPLITS, open_corpus
     from bestiary.text.losses import of_source, of_split
 
     if split not in SPLITS:
         raise LookupError(f"a corpus has no split {split!r}; give one of {', '.join(SPLITS)}")
-    if corpus is None and (Path(text) / "manifest.json").is_file():
-        return of_split(open_corpus(Path(text)), split, length, limit)
+    if not text or (Path(text) / "manifest.json").is_file():
+        if text and corpus is not None:
+            raise ValueError(f"{text} is a corpus itself; leave out --corpus, or the text")
+        return of_split(open_corpus(Path(text or corpus or DEFAULT)), split, length, limit, order=order)
     if corpus is None:
         raise ValueError(f"{text} is no corpus; name one whose tokens and counts are to be used with --corpus")
-    return of_source(text, open_corpus(corpus), length, limit)
+    return of_source(text, open_corpus(corpus), length, limit, order=order, column=column)
 
 
 def opened(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> Judge:
     """A model by the folder of its run, its name or folder for Hugging Face, or a file of its log-probabilities."""
-    place = Path(name)
+    from bestiary.training import found_device
+
+    place, _ = Path(name), found_device(device)
     if place.is_file():
         from bestiary.text.losses import of_file
 
@@ -68,12 +77,12 @@ def news(done: int, total: int) -> None:
     typer.echo(f"\r{done:,} of {total:,} contexts", nl=False, err=True)
 
 
-def report(
-    text: "Text", models: Sequence[str], *, threshold: int, order: int, out: Path, device: str, trust: bool
-) -> None:
+def report(text: "Text", models: Sequence[str], *, threshold: int, out: Path | None, device: str, trust: bool) -> None:
     """Print what the slices say, and write tables, figures, losses and the page."""
     from bestiary.experiments import _slices as of
 
+    if not text.facets.hits(threshold).any():
+        raise ValueError(f"no token of {text.name} is a hit at threshold {threshold}; raise --threshold")
     judges = [opened(name, device=device, trust=trust, shape=text.shape) for name in models]
     own, first = text.corpus.tokenizer, judges[0].tokenizer
     if first is not None and not first.alike(own):
@@ -88,35 +97,44 @@ def report(
             losses[name] = judge.losses(text.contexts)
         else:
             others[name] = judge
-    if not text.grams(order).hits(threshold).any():
-        raise ValueError(f"no token of {text.name} is a hit at threshold {threshold}; raise --threshold")
-    found = of.bootstrap(text, losses, threshold, order)
-    for line in of.sentences(text, found, list(losses), threshold, order):
-        typer.echo(line)
-    in_bytes(text, losses, others)
-    written(text, found, losses, threshold, order, out)
+    found = of.bootstrap(text, losses, threshold)
+    words = of.sentences(text, found, list(losses), threshold)
+    words += in_bytes(text, losses, others)
+    typer.echo("\n".join(words))
+    written(text, found, losses, threshold, words, out or FIGURES / "-".join(["slice", *map(stem, models)]))
 
 
-def in_bytes(text: "Text", losses: "dict[str, np.ndarray]", others: dict[str, Judge]) -> None:
+def stem(name: str) -> str:
+    """A model's name, for that of a folder."""
+    return Path(name).stem
+
+
+def in_bytes(text: "Text", losses: "dict[str, np.ndarray]", others: dict[str, Judge]) -> list[str]:
     """Bits per byte, where tokenizers differ: token by token such models cannot be compared."""
-    from bestiary.text.losses import bits_per_byte, windows
+    from bestiary.text.losses import bits_per_byte, retold
 
     if not others:
-        return
-    for name, given in losses.items():
-        typer.echo(f"{name}: {bits_per_byte(given, text):.4f} bits per byte")
-    whole = text.corpus.tokenizer.decode(text.contexts[:, 1:].ravel().tolist())
+        return []
+    lines = [f"{name}: {bits_per_byte(given, text.bytes):.4f} bits per byte." for name, given in losses.items()]
     for name, judge in others.items():
         assert judge.tokenizer is not None
-        contexts = windows(judge.tokenizer.encode([whole])[0], text.shape[1])
-        bits = float(judge.losses(contexts).sum()) / 0.6931471805599453 / len(whole.encode())
-        typer.echo(f"{name}: {bits:.4f} bits per byte; its tokenizer is another, so losses of tokens are not compared")
+        contexts, count = retold(text, judge.tokenizer)
+        bits = bits_per_byte(judge.losses(contexts), count)
+        lines.append(
+            f"{name}: {bits:.4f} bits per byte; its tokenizer is another, so losses of tokens are not compared."
+        )
+    return lines
 
 
 def written(
-    text: "Text", found: "Bootstrap", losses: "dict[str, np.ndarray]", threshold: int, order: int, out: Path
+    text: "Text",
+    found: "Bootstrap",
+    losses: "dict[str, np.ndarray]",
+    threshold: int,
+    words: Sequence[str],
+    out: Path,
 ) -> None:
-    """Tables, curves, losses and the page."""
+    """Losses, tables, curves and the page."""
     import numpy as np
     import pandas as pd
 
@@ -125,27 +143,32 @@ def written(
     from bestiary.text.page import write_page
 
     out.mkdir(parents=True, exist_ok=True)
-    names = list(losses)
+    names, hits = list(losses), text.facets.hits(threshold)
+    arrays = {"contexts": text.contexts, "documents": text.documents, "hits": hits, "names": np.array(names)}
+    arrays |= text.facets._asdict() | {f"losses_{i}": losses[name] for i, name in enumerate(names)}
+    np.savez_compressed(out / "tokens.npz", **arrays)
+    shared = {"text": text.name, "corpus": text.corpus.hash, "order": text.order, "threshold": threshold}
+    shared |= {"tokens": hits.size, "hits_share": found.share_of_hits().value}
+    rows = [shared | of.slices(name, found) for name in names]
+    rows[0] |= of.shares(found, *names) if len(names) == 2 else {}
     tables = {
-        "slices": [of.slices(name, found) for name in names],
+        "slices": rows,
         "kinds": list(of.facet_rows(text, losses, threshold)),
         "distance": list(of.by_distance(text, losses, threshold)),
         "count": list(of.by_count(text, losses, repeated=True)),
         "count-new": list(of.by_count(text, losses, repeated=False)),
         "threshold": list(of.by_threshold(text, losses, names[-1])),
     }
-    for name, rows in tables.items():
-        pd.DataFrame(rows).to_csv(out / f"{name}.csv", index=False)
-    figure = of.curves({name: pd.DataFrame(tables[name]) for name in ("distance", "count", "count-new")})
+    for name, part in tables.items():
+        pd.DataFrame(part).to_csv(out / f"{name}.csv", index=False)
+    figure, svg = (
+        of.curves({name: pd.DataFrame(tables[name]) for name in ("distance", "count", "count-new")}),
+        StringIO(),
+    )
     paths = save(figure, out / "curves")
-    facets = text.grams(order)
-    arrays = {"contexts": text.contexts, "documents": text.documents, "hits": facets.hits(threshold)}
-    arrays |= facets._asdict() | {f"losses_{i}": losses[name] for i, name in enumerate(names)}
-    np.savez_compressed(out / "tokens.npz", **arrays)
-    pages = of.passages(text, list(losses.values()), threshold)
-    words, svg = of.sentences(text, found, names, threshold, order), StringIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
-    title = " against ".join(names)
+    pages, title = of.passages(text, list(losses.values()), threshold), " against ".join(names)
+    words = [*words, of.EXTREME]
     write_page(out / "page.html", title=title, words=words, passages=pages, names=names, figures=[svg.getvalue()])
     for path in [*(out / f"{name}.csv" for name in tables), *paths, out / "tokens.npz", out / "page.html"]:
         typer.echo(str(path))
@@ -158,6 +181,9 @@ def is_run(place: Path) -> bool:
 
 def causal(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
     """A model and its tokenizer, for whoever takes either kind."""
+    from bestiary.training import found_device
+
+    found_device(device)
     if is_run(Path(name)):
         from bestiary.text.pretraining import open_run
         from bestiary.text.tokenizers import open_tokenizer

@@ -116,6 +116,10 @@ def run(
         recipes = [] if hasattr(asked, "measure") else list(asked.recipes(scale))
     stem = figures / f"{Path(experiment).stem}-{scale}"
     if hasattr(asked, "measure"):
+        if workers is not None or device != "cpu" or ray or slurm:
+            refuse(
+                f"{experiment} measures by itself, on this machine: --workers, --device, --ray, --slurm are for others"
+            )
         if dry_run:
             typer.echo(f"{experiment} measures by itself, with no list of runs; without --dry-run it is carried out")
             return
@@ -310,14 +314,14 @@ def finish(failed: int, table: "pd.DataFrame", asked: ModuleType | None = None, 
         if asked is not None:
             from bestiary.plot import save
 
+            stem.parent.mkdir(parents=True, exist_ok=True)
+            shown.to_csv(stem.with_name(f"{stem.name}.csv"), index=False)
+            typer.echo(f"{stem}.csv")
             for name, figure in asked.figures(table):
                 for path in save(figure, stem.with_name(stem.name + name)):
                     typer.echo(str(path))
             for path in asked.pages(table, stem) if hasattr(asked, "pages") else ():
                 typer.echo(str(path))
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            shown.to_csv(stem.with_name(f"{stem.name}.csv"), index=False)
-            typer.echo(f"{stem}.csv")
     if failed:
         refuse(f"{failed} runs failed; their tracebacks are in failure.txt in their folders", status=1)
 

@@ -179,7 +179,9 @@ def slice_text(
             help="A trained model's folder, a causal model of Hugging Face, or a file of log-probabilities."
         ),
     ],  # fmt: skip
-    text: Annotated[str, typer.Argument(help="A corpus, or any text that `bestiary corpus` reads.")] = str(DEFAULT),
+    text: Annotated[
+        str, typer.Argument(help="A corpus (corpora/stdlib if not given), or any text that `bestiary corpus` reads.")
+    ] = "",
     against: Annotated[str, typer.Option(help="A second model: the reference, such as attention.")] = "",
     corpus: Annotated[
         Path | None, typer.Option(help="The corpus whose tokens and counts are used, if TEXT is none.")
@@ -189,7 +191,10 @@ def slice_text(
     limit: Limit = None,
     threshold: Annotated[int, typer.Option(min=0, help="Occurrences in training up to which a bigram is rare.")] = 50,
     order: Annotated[int, typer.Option(min=2, max=5, help="Of the n-grams that are looked for.")] = 2,
-    out: Annotated[Path, typer.Option(help="Folder for tables, figures and the page.")] = Path("figures/slice"),
+    column: Annotated[str, typer.Option(help="Of a text in JSON lines or Parquet.")] = "text",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for tables, figures and the page; figures/slice-MODEL if not given.")
+    ] = None,
     device: Device = "cpu",
     trust: Trust = False,
 ) -> None:
@@ -197,9 +202,9 @@ def slice_text(
     from bestiary.cli._slicing import report, sliced
 
     with user_input():
-        given = sliced(text, corpus, split=split, length=length, limit=limit)
+        given = sliced(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
         names = [model, *([against] if against else [])]
-        report(given, names, threshold=threshold, order=order, out=out, device=device, trust=trust)
+        report(given, names, threshold=threshold, out=out, device=device, trust=trust)
 
 
 @app.command()
@@ -244,7 +249,7 @@ def convert(
 def evaluate(
     model: Annotated[str, typer.Argument(help="A trained model's folder, or a causal model of Hugging Face.")],
     tasks: Annotated[str, typer.Option(help="Of lm-evaluation-harness, between commas.")] = "swde,fda,squad_completion",
-    limit: Limit = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents of each task.")] = None,
     device: Device = "cpu",
     trust: Trust = False,
 ) -> None:

@@ -35,7 +35,7 @@ def trained(
 ) -> Iterator[dict[str, Any]]:
     """Train what is not done, going on where it stopped; rows of the logs as they are written, with `model` and `news`.
 
-    Raises RuntimeError if a model fails, once the others are done.
+    Raises ChildProcessError if a model fails, once the others are done.
     """
     left = {name: made for name, made in recipes.items() if not (folder / made.key / "done").is_file()}
     if not left:
@@ -66,7 +66,7 @@ def trained(
         for process in at_work.values():
             process.terminate()
     if failed:
-        raise RuntimeError("; ".join(f"{name}: {why}" for name, why in failed.items()))
+        raise ChildProcessError("; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
 def work(name: str, recipe: "Pretraining", corpus: Path, folder: Path, told: Any) -> None:
@@ -105,5 +105,5 @@ def losses_of(recipe: "Pretraining", text: "Text", *, folder: Path = MODELS) -> 
     found = of_model(model, text.contexts)
     beside = place.with_name(f".{place.name}")
     np.save(beside, found)
-    beside.with_name(f"{beside.name}").replace(place)
+    beside.replace(place)
     return found

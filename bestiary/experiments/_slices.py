@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.plot import Line, panels
+from bestiary.text.hits import before
 from bestiary.text.slices import LOG, PLAIN, SLICES, Bootstrap, Interval, Sums, curve, doubling, verdict
 
 if TYPE_CHECKING:
@@ -20,9 +21,9 @@ THRESHOLDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1250)
 PASSAGES = 60
 
 
-def bootstrap(text: "Text", losses: "Mapping[str, NDArray]", threshold: int, order: int = 2) -> Bootstrap:
+def bootstrap(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Bootstrap:
     """Sums over hits and others, and over samples of the documents."""
-    return Bootstrap(Sums.of(losses, text.grams(order).hits(threshold), text.documents))
+    return Bootstrap(Sums.of(losses, text.facets.hits(threshold), text.documents))
 
 
 def slices(name: str, found: Bootstrap) -> dict[str, Any]:
@@ -50,14 +51,14 @@ def by_distance(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -
     """Loss on hits against the distance to the earlier occurrence."""
     facets = text.facets
     edges = doubling(int(facets.distance.max(initial=1)))
-    return curve(losses, facets.distance, facets.hits(threshold), edges)
+    return curve(losses, facets.distance, facets.hits(threshold), edges, text.documents)
 
 
 def by_count(text: "Text", losses: "Mapping[str, NDArray]", *, repeated: bool) -> Iterator[dict[str, Any]]:
     """Loss against how often the bigram occurred in training, of bigrams repeated in the context or of the others."""
     facets = text.facets
     edges = [0, *doubling(int(facets.seen.max(initial=1)))]
-    return curve(losses, facets.seen, (facets.distance > 0) == repeated, edges)
+    return curve(losses, facets.seen, (facets.distance > 0) == repeated, edges, text.documents)
 
 
 def facet_rows(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Iterator[dict[str, Any]]:
@@ -83,7 +84,7 @@ def facet_rows(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) ->
 def by_threshold(
     text: "Text", losses: "Mapping[str, NDArray]", reference: str, thresholds: Sequence[int] = THRESHOLDS
 ) -> Iterator[dict[str, Any]]:
-    """How the share of hits and of the gap move with the threshold, whatever has formed at each."""
+    """How the share of hits and of the gap move with the threshold; no share where recall has not formed."""
     for threshold in thresholds:
         hits = text.facets.hits(threshold)
         if not hits.any() or hits.all():
@@ -92,17 +93,14 @@ def by_threshold(
         for name in losses:
             row = {"threshold": threshold, "model": name, "hits_share": found.share_of_hits().value}
             row |= columns("hits", found.perplexity(name, "hits"))
-            if name != reference:
-                row |= columns("share", found.share_of_gap(name, reference))
-                row |= columns("share_plain", found.share_of_gap(name, reference, log=False))
-            yield row
+            yield row | (shares(found, name, reference) if name != reference else {})
 
 
-def sentences(text: "Text", found: Bootstrap, names: Sequence[str], threshold: int, order: int = 2) -> list[str]:
+def sentences(text: "Text", found: Bootstrap, names: Sequence[str], threshold: int) -> list[str]:
     """What was found, in words with the numbers and the formulas in them."""
-    gram = "bigram" if order == 2 else f"{order}-gram"
-    rare = f"at most {threshold:,} times in {text.corpus.counts().total:,} tokens of training"
-    tail = f"and {rare}" if order == 2 else f"and its last bigram {rare}"
+    gram = "bigram" if text.order == 2 else f"{text.order}-gram"
+    rare = f"at most {threshold:,} times in {text.counts.total:,} tokens of training"
+    tail = f"and {rare}" if text.order == 2 else f"and its last bigram {rare}"
     lines = [
         f"{text.name}: {text.documents.size:,} tokens of {found.documents:,} documents in contexts of "
         f"{text.shape[1]:,}; {found.share_of_hits().percent} are hits: the {gram} that they end occurred earlier in "
@@ -122,13 +120,16 @@ def sentences(text: "Text", found: Bootstrap, names: Sequence[str], threshold: i
     return [*lines, "Intervals of 95 % are bootstrapped over documents."]
 
 
+EXTREME = "Shown are the contexts with the largest gap on hits, document by document: no sample."
+
+
 def curves(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Perplexity on hits by distance, and by count of repeated and of new bigrams."""
     titles = {"distance": "Hits", "count": "Repeated bigrams", "count-new": "New bigrams"}
     axes = {"Hits": "Tokens back", "Repeated bigrams": "Count in training", "New bigrams": "Count in training"}
     shown = {titles[name]: table for name, table in tables.items() if not table.empty}
     return loss_figure(
-        shown, x=axes, note="Mean and 95 % interval over tokens; each bin at its lower edge, 0.5 is never."
+        shown, x=axes, note="Mean and 95 % interval over documents; each bin at its lower edge, 0.5 is never."
     )
 
 
@@ -140,8 +141,17 @@ def threshold_figure(rows: pd.DataFrame) -> Figure:
         Line("of the gap, in log-perplexity", x, *(rows[f"share{end}"].tolist() for end in ("", "_low", "_high"))),
         Line("of the gap, in perplexity", x, rows["share_plain"].tolist()),
     ]
-    note = "Hits are repeated bigrams seen at most so often in training, 0.5 is never; bands over documents."
-    return panels({"": lines}, x="Threshold", y="Share", note=note, size=(3.4, 2.7))
+    note = "Hits: repeated bigrams seen at most so often in training (0.5: never); no share before recall has formed."
+    return unbounded(panels({"": lines}, x="Threshold", y="Share", note=note, size=(3.4, 2.7)), lines)
+
+
+def unbounded(figure: Figure, lines: Sequence[Line]) -> Figure:
+    """An axis of shares as long as what is drawn, which may leave 0 to 1."""
+    drawn = [value for line in lines for part in (line.y, line.low, line.high) for value in part or ()]
+    (axis,) = figure.axes
+    axis.set_ylim(min([-0.03, *filter(np.isfinite, drawn)]), max([1.03, *filter(np.isfinite, drawn)]))
+    axis.axhline(1, color="0.6", linewidth=0.8)
+    return figure
 
 
 def loss_figure(tables: Mapping[str, pd.DataFrame], *, x: Mapping[str, str], note: str = "") -> Figure:
@@ -153,24 +163,20 @@ def loss_figure(tables: Mapping[str, pd.DataFrame], *, x: Mapping[str, str], not
 
 def line(name: str, rows: pd.DataFrame) -> Line:
     """A model's line, each bin at its lower edge, and at one half what was never seen."""
-    values = [np.exp(rows["loss"] + sign * rows["half"]).tolist() for sign in (0, -1, 1)]
+    values = [np.exp(rows["loss"] + sign * rows["half"].fillna(0)).tolist() for sign in (0, -1, 1)]
     return Line(name, np.maximum(rows["low"], 0.5).tolist(), *values)
 
 
 def passages(text: "Text", losses: "Sequence[NDArray]", threshold: int, *, limit: int = PASSAGES) -> "list[Passage]":
-    """The contexts for a page: those with most to see, by the gap on hits, spread over documents."""
+    """The contexts for a page: those with the largest gap on hits, document by document."""
     from bestiary.text.page import Passage
 
     facets, hits = text.facets, text.facets.hits(threshold)
     gap = (losses[0] - losses[-1] if len(losses) > 1 else losses[0]) * hits
     order = np.argsort(-gap.sum(1), kind="stable")
-    chosen, seen = [], set()
-    for i in order:
-        if (document := int(text.documents[i, 0])) not in seen or len(order) <= limit:
-            seen.add(document)
-            chosen.append(int(i))
+    turn = before(text.documents[order, 0][None])[0]  # how many contexts of the same document come earlier
     found = []
-    for i in chosen[:limit]:
+    for i in order[np.argsort(turn, kind="stable")][:limit]:
         distance = facets.distance[i]
         at = np.where(distance > 0, np.arange(1, text.shape[1] + 1) - distance, -1)
         found.append(

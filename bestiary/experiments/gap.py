@@ -3,8 +3,8 @@
 Language models are trained on the same text and their loss is split into AR hits, tokens whose bigram occurred
 earlier in the context and is rare in training, and the rest (Arora et al., 2023, sections 3 and 5). `small` trains
 models of about 1 million weights besides the embeddings on the sources of the Python standard library, with a short
-convolution before every mixer, without which nothing recalls after so few tokens; `paper` is the suite of 150 and 360
-million weights on the Pile, for a cluster. Where recall has not formed, no share of a gap is given.
+convolution before every mixer, without which nothing recalls after so few tokens. The published sizes are the suite of
+`bestiary pretrain zoology`, for a cluster. Where recall has not formed, no share of a gap is given.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -15,7 +15,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments import _slices as slices
-from bestiary.experiments._pretrained import corpus_of, losses_of, trained
+from bestiary.experiments._pretrained import MODELS, corpus_of, losses_of, trained
+from bestiary.store import get
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,8 +131,13 @@ def measured(
     """Train the models, yielding their courses; then the test text and each model's losses on it."""
     for row in trained(recipes, corpus):
         yield {"rows": "course", **row}
-    yield {"news": f"the losses of {len(recipes)} models on the test text"}
-    return read(scale, corpus, recipes)
+    lost = [name for name, recipe in recipes.items() if outcome(recipe) == "diverged"]
+    for name in lost:
+        if name in (REFERENCE, BASE):
+            raise ValueError(f"{name} diverged, and without it there is no gap")
+        yield {"news": f"{name} diverged and is left out", "rows": "lost", "model": name}
+    yield {"news": f"the losses of {len(recipes) - len(lost)} models on the test text"}
+    return read(scale, corpus, {name: recipe for name, recipe in recipes.items() if name not in lost})
 
 
 def read(scale: str, corpus: "Corpus", recipes: "Mapping[str, Pretraining]") -> "tuple[Text, dict[str, NDArray]]":
@@ -153,9 +159,10 @@ def sliced(
     found = slices.bootstrap(text, losses, threshold)
     shared = {"rows": "slices", "scale": scale, "threshold": threshold, "hits_share": found.share_of_hits().value}
     shared |= {"answers": text.documents.size, "documents": found.documents}
-    for name, recipe in recipes.items():
+    for name in losses:
+        recipe = recipes[name]
         row = shared | slices.slices(name, found) | {"parameters": parameters(recipe, embeddings=False)}
-        row |= {"key": recipe.key, "tokens": recipe.tokens, "seconds": seconds(recipe)}
+        row |= {"key": recipe.key, "tokens": recipe.tokens, "seconds": done(recipe)["seconds"]}
         row |= slices.shares(found, name, REFERENCE) if name != REFERENCE else {}
         yield row | (closed(found, name) if name not in (REFERENCE, BASE) else {})
 
@@ -180,11 +187,13 @@ def closed(found: Any, name: str) -> dict[str, Any]:
     return row
 
 
-def seconds(recipe: "Pretraining") -> float:
-    from bestiary.experiments._pretrained import MODELS
-    from bestiary.store import get
+def done(recipe: "Pretraining") -> dict[str, Any]:
+    """How its run ended."""
+    return get(MODELS / recipe.key / "done")
 
-    return get(MODELS / recipe.key / "done")["seconds"]
+
+def outcome(recipe: "Pretraining") -> str:
+    return done(recipe)["outcome"]
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -207,9 +216,14 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
 
 
 def pages(table: pd.DataFrame, stem: Path) -> Iterator[Path]:
-    """The text itself, each token coloured by what the gated convolution loses to attention."""
+    """Every table, and the text itself, each token coloured by what the gated convolution loses to attention."""
     from bestiary.text.page import write_page
 
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    for kind, part in table[table["rows"] != "slices"].groupby("rows"):
+        place = stem.with_name(f"{stem.name}-{kind}.csv")
+        part.dropna(axis=1, how="all").drop(columns="rows").to_csv(place, index=False)
+        yield place
     rows = table[table["rows"] == "slices"]
     scale = str(rows["scale"].iloc[0])
     setting = SETTINGS[scale]
@@ -221,7 +235,7 @@ def pages(table: pd.DataFrame, stem: Path) -> Iterator[Path]:
     write_page(
         place,
         title="base_conv against attention",
-        words=slices.sentences(text, found, PAGE, setting.threshold),
+        words=[*slices.sentences(text, found, PAGE, setting.threshold), slices.EXTREME],
         passages=slices.passages(text, list(losses.values()), setting.threshold),
         names=PAGE,
     )

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments import gap
+from bestiary.experiments._slices import unbounded
 from bestiary.experiments.gap import ATTENTION, BASE, LAYERS, LONG, REFERENCE, SHORT, local
 from bestiary.plot import Line, panels
 
@@ -39,6 +40,7 @@ def layers() -> dict[str, tuple[str, ...]]:
         "2 layers, last": placed(local(ATTENTION), 2, 3),
         "3 layers, last": placed(local(ATTENTION), 1, 2, 3),
         "2 layers, learned, any k": LAYERS["+ learned selection"],
+        "2 layers, learned, no penalty": placed(local('selected(select="learned", heads=2)'), 1, 3),
         **{f"2 layers, learned, k = {most}": placed(mixer, 1, 3) for most, mixer in learned.items()},
     }
 
@@ -72,4 +74,5 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         for part, name in (("overall", "overall"), ("hits", "on hits"))
     ]
     note = "Of the gap in log-perplexity between base_conv and attention; bands over documents, one seed."
-    yield "", panels({"": lines}, x="Attention layers of 4", y="Gap closed", note=note, size=(3.2, 2.6))
+    shown = panels({"": lines}, x="Attention layers of 4", y="Gap closed", note=note, size=(3.2, 2.6))
+    yield "", unbounded(shown, lines)

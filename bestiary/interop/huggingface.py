@@ -341,6 +341,11 @@ def token_losses(
     if device is not None:
         model.to(device)
     vocab, found = model.get_input_embeddings().weight.shape[0], []  # pyright: ignore
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is not None and contexts.shape[1] - 1 > longest:
+        raise ValueError(
+            f"contexts of {contexts.shape[1] - 1} tokens, the model reads {longest}; give a smaller --length"
+        )
     if contexts.size and int(contexts.max()) >= vocab:
         raise ValueError(f"the text has token {int(contexts.max())}, the model a vocabulary of {vocab}")
     size = max(1, numbers // (vocab * contexts.shape[1]))

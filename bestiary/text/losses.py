@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from bestiary.model import Model
     from bestiary.text.corpus import Corpus
+    from bestiary.text.counts import Counts
+    from bestiary.text.tokenizers import Tokenizer
 
 LOGITS = 2**25  # numbers computed at a time
 
@@ -29,6 +32,7 @@ class Text:
     corpus: "Corpus"
     contexts: "NDArray[np.int64]"  # (n, length + 1)
     documents: "NDArray[np.int64]"  # (n, length): which document each predicted token is of
+    order: int = 2  # of the n-grams looked for
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -36,12 +40,12 @@ class Text:
         return self.documents.shape  # pyright: ignore[reportReturnType]
 
     @cached_property
-    def facets(self) -> Facets:
-        """Of bigrams."""
-        return self.grams(2)
+    def counts(self) -> "Counts":
+        return self.corpus.counts()
 
-    def grams(self, order: int) -> Facets:
-        return facets(self.contexts, self.corpus.counts(), order=order)
+    @cached_property
+    def facets(self) -> Facets:
+        return facets(self.contexts, self.counts, order=self.order)
 
     @cached_property
     def bytes(self) -> int:
@@ -49,19 +53,21 @@ class Text:
         return int(self.corpus.tokenizer.sizes[self.contexts[:, 1:]].sum())
 
 
-def of_split(corpus: "Corpus", split: str, length: int, limit: int | None = None) -> Text:
+def of_split(corpus: "Corpus", split: str, length: int, limit: int | None = None, *, order: int = 2) -> Text:
     """The contexts of a split of a corpus, at most `limit`."""
-    contexts = corpus.contexts(split, length, limit)
-    return Text(f"{split} of {corpus.folder.name}", corpus, contexts, owners(contexts.shape, corpus.ends(split)))
+    contexts, name = corpus.contexts(split, length, limit), f"{split} of {corpus.folder.name}"
+    return Text(name, corpus, contexts, owners(contexts.shape, corpus.ends(split)), order)
 
 
-def of_source(source: str, corpus: "Corpus", length: int, limit: int | None = None) -> Text:
+def of_source(
+    source: str, corpus: "Corpus", length: int, limit: int | None = None, *, order: int = 2, column: str = "text"
+) -> Text:
     """The contexts of any text, by the tokens and counts of a corpus; what fills no last context is left out.
 
     A text shorter than a context is one context. Raises ValueError for one of fewer than two tokens.
     """
     parts, ends = [], [0]
-    for piece in encoded(documents(source), corpus):
+    for piece in encoded(documents(source, column=column), corpus):
         parts += [piece, np.array([corpus.tokenizer.separator], dtype=piece.dtype)]
         ends.append(ends[-1] + len(piece) + 1)
         if limit is not None and ends[-1] > limit * length:
@@ -70,7 +76,7 @@ def of_source(source: str, corpus: "Corpus", length: int, limit: int | None = No
     if ends[-1] - len(ends) + 1 < 2:
         raise ValueError(f"{source} has fewer than two tokens")
     contexts = windows(tokens, length)[:limit]
-    return Text(source, corpus, contexts, owners(contexts.shape, np.array(ends[1:])))
+    return Text(source, corpus, contexts, owners(contexts.shape, np.array(ends[1:])), order)
 
 
 def windows(tokens: "NDArray", length: int) -> "NDArray[np.int64]":
@@ -125,8 +131,9 @@ def of_file(place: Path, shape: tuple[int, int]) -> "NDArray[np.float32]":
     """
     try:
         given = numbers(place)
-    except (ValueError, TypeError, KeyError, UnicodeDecodeError) as fault:
-        raise ValueError(f"{place} is no file of log-probabilities ({str(fault).splitlines()[0]})") from None
+    except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as fault:
+        what = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise ValueError(f"{place} is no file of log-probabilities ({what})") from None
     if given.size != shape[0] * shape[1]:
         raise ValueError(
             f"{place} holds {given.size:,} log-probabilities, the text has {shape[0]:,} contexts of {shape[1]:,} "
@@ -145,7 +152,9 @@ def numbers(place: Path) -> "NDArray[np.float64]":
         case ".npz":
             with np.load(place, allow_pickle=False) as file:
                 return np.concatenate([file[name].astype(np.float64).ravel() for name in file.files])
-        case ".json" | ".jsonl":
+        case ".json":
+            return np.array(list(flat(json.loads(place.read_text()))), dtype=np.float64)
+        case ".jsonl":
             values = [json.loads(line) for line in place.read_text().splitlines() if line.strip()]
             return np.array(list(flat(values)), dtype=np.float64)
         case _:
@@ -160,6 +169,20 @@ def flat(values: Any) -> Iterable[float]:
         yield float(values)
 
 
-def bits_per_byte(losses: "NDArray", text: Text) -> float:
+def bits_per_byte(losses: "NDArray", count: int) -> float:
     """Comparable between tokenizers: all losses in bits, by the bytes that were predicted."""
-    return float(losses.sum(dtype=np.float64)) / np.log(2) / text.bytes
+    return float(losses.sum(dtype=np.float64)) / np.log(2) / count
+
+
+def retold(text: Text, tokenizer: "Tokenizer") -> tuple["NDArray[np.int64]", int]:
+    """The same documents in contexts of another tokenizer's tokens, and the bytes predicted in them.
+
+    What fills no last context is left out, here as for the text itself.
+    """
+    own, flat = text.corpus.tokenizer, text.contexts[:, 1:].ravel()
+    ends = np.flatnonzero(flat == own.separator)
+    pieces = [piece[piece != own.separator] for piece in np.split(flat, ends + 1)]
+    texts = [own.decode(piece) for piece in pieces if len(piece)]
+    parts = [np.append(part, tokenizer.separator) for part in tokenizer.encode(texts)]
+    contexts = windows(np.concatenate(parts), text.shape[1])
+    return contexts, int(tokenizer.sizes[contexts[:, 1:]].sum())

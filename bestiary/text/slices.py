@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAMPLES = 1000  # of the documents, for an interval of 95 %
+DRAWN = 2**24  # documents drawn at a time
 SLICES = ("overall", "hits", "other")
 LOG = "share = (D_hits x hits) / (D x tokens), D = log ppl(model) - log ppl(reference)"
 PLAIN = "share = (ppl(model) - ppl(model with the reference's losses on hits)) / (ppl(model) - ppl(reference))"
@@ -77,11 +78,14 @@ class Bootstrap:
         documents = len(sums.tokens)
         if documents == 0:
             raise ValueError("there is no token to measure")
-        drawn = np.random.default_rng(seed).multinomial(documents, np.full(documents, 1 / documents), size=samples)
-        weights = np.concatenate([np.ones((1, documents)), drawn]).astype(np.float64)
+        columns = np.concatenate([sums.tokens, *sums.losses.values()], axis=1)
+        rng, rows, size = np.random.default_rng(seed), [columns.sum(0, keepdims=True)], max(1, DRAWN // documents)
+        for start in range(0, samples, size):
+            many = min(size, samples - start)
+            rows.append(rng.multinomial(documents, np.full(documents, 1 / documents), size=many) @ columns)
         self.documents = documents
-        self.tokens = parts(weights @ sums.tokens)
-        self.losses = {name: parts(weights @ part) for name, part in sums.losses.items()}
+        tokens, *losses = np.split(np.concatenate(rows), 1 + len(sums.losses), axis=1)
+        self.tokens, self.losses = parts(tokens), dict(zip(sums.losses, map(parts, losses), strict=True))
 
     def log_perplexity(self, model: str, part: str = "overall") -> "NDArray[np.float64]":
         """Mean loss in nats, of the text and of each sample."""
@@ -118,7 +122,7 @@ class Bootstrap:
     def formed(self, model: str) -> bool:
         """Whether a model recalls at all: its hits are easier for it than other tokens, beyond the interval."""
         apart = self.interval(self.log_perplexity(model, "hits") - self.log_perplexity(model, "other"))
-        return apart.value < 0 and not apart.high >= 0
+        return apart.high < 0
 
     def interval(self, values: "NDArray[np.float64]") -> Interval:
         if self.documents < 2 or not np.isfinite(values[1:]).any():
@@ -150,27 +154,37 @@ def share_of_hits(overall: float, hits: float, other: float) -> float:
 def verdict(text: Bootstrap, model: str, reference: str) -> dict[str, Any]:
     """The share of the gap in both measures, or why there is none to speak of."""
     gap = text.gap(model, reference)
+    if text.documents < 2:
+        return {"why": "a single document has no interval"}
     if not text.formed(reference):
         hits, other = (text.perplexity(reference, part) for part in ("hits", "other"))
         why = f"{reference} has a perplexity of {hits} on hits and {other} on other tokens"
         return {"why": f"recall has not formed: {why}"}
-    if gap.value <= 0 or gap.low <= 0:
+    if not gap.low > 0:
         return {"why": f"{model} is not behind {reference}: the gap in log-perplexity is {gap}"}
     found = {"log": text.share_of_gap(model, reference), "plain": text.share_of_gap(model, reference, log=False)}
     return {"gap": gap, **found}
 
 
 def curve(
-    losses: "Mapping[str, NDArray]", by: "NDArray[np.integer]", where: "NDArray[np.bool_]", edges: Sequence[int]
+    losses: "Mapping[str, NDArray]",
+    by: "NDArray[np.integer]",
+    where: "NDArray[np.bool_]",
+    edges: Sequence[int],
+    documents: "NDArray[np.integer]",
 ) -> Iterator[dict[str, Any]]:
-    """Mean loss of each model over the tokens `where`, by bins [edge, next edge) of a facet, but empty ones."""
+    """Mean loss of each model over the tokens `where`, by bins [edge, next edge) of a facet, but empty ones.
+
+    `half` is that of an interval of 95 % over documents, nan where a bin has one alone.
+    """
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         inside = where & (by >= low) & (by < high)
-        tokens = int(inside.sum())
+        tokens, (_, owner) = int(inside.sum()), np.unique(documents[inside], return_inverse=True)
         for name, given in losses.items():
             if tokens:
                 values = given[inside].astype(np.float64)
-                half = 1.96 * values.std() / math.sqrt(tokens)
+                apart = np.bincount(owner, values - values.mean())
+                half = 1.96 * math.sqrt((apart**2).sum()) / tokens if len(apart) > 1 else math.nan
                 yield {"model": name, "low": low, "high": high, "tokens": tokens, "loss": values.mean(), "half": half}
 
 
