@@ -1,6 +1,7 @@
 """Verbs that make runs and read them: train, run, status and plot."""
 
 import ast
+import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -205,8 +206,9 @@ def measured(asked: ModuleType, scale: str, threads: int) -> "pd.DataFrame":
             if news := row.pop("news", ""):
                 typer.echo(news, err=True)
             rows += [row] if row else []
-            typer.echo("" if news else f"\rmeasured {len(rows)} rows ", nl=False, err=True)
-    typer.echo("", err=True)
+            if sys.stderr.isatty():
+                typer.echo(f"\rmeasured {len(rows)} rows ", nl=False, err=True)
+    typer.echo(f"\rmeasured {len(rows)} rows", err=True)
     return pd.DataFrame(rows)
 
 

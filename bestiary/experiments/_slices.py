@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bestiary.text.losses import Text
     from bestiary.text.page import Passage
 
-THRESHOLDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 1250)
+THRESHOLDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 PASSAGES = 60
 
 
@@ -142,7 +142,7 @@ def threshold_figure(rows: pd.DataFrame) -> Figure:
         Line("of the gap, in perplexity", x, rows["share_plain"].tolist()),
     ]
     note = "Hits: repeated bigrams seen at most so often in training (0.5: never); no share before recall has formed."
-    return unbounded(panels({"": lines}, x="Threshold", y="Share", note=note, size=(3.4, 2.7)), lines)
+    return unbounded(panels({"": lines}, x="Threshold", y="Share", note=note, size=(4.2, 2.7)), lines)
 
 
 def unbounded(figure: Figure, lines: Sequence[Line]) -> Figure:

@@ -197,13 +197,12 @@ def outcome(recipe: "Pretraining") -> str:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Perplexity of each model by slice, the share of its gap, and what hybrids close."""
-    rows = table[table["rows"] == "slices"]
+    """Perplexity of each model by slice, the share of its gap in either measure, and what it closes of the base's."""
+    rows = table[table["rows"] == "slices"].rename(columns={"share_plain": "share (ppl)", "closed_overall": "closed"})
+    rows = rows.rename(columns={"closed_overall_ppl": "closed (ppl)", "closed_hits": "closed on hits"})
     wanted = ["model", "parameters", "overall", "hits", "other", "hits_share", "threshold", "formed", "share"]
-    wanted += ["share_plain", "why", "closed_overall", "closed_overall_ppl", "closed_hits", "closed_hits_ppl"]
-    measures = ("overall", "hits", "other", "share", "closed_overall", "closed_hits")
-    bounds = [f"{name}_{end}" for name in measures for end in ("low", "high")]
-    return rows[[name for name in [*wanted, "seconds", *bounds, "documents", "answers", "key"] if name in rows]]
+    wanted += ["share (ppl)", "why", "closed", "closed (ppl)", "closed on hits", "seconds", "documents", "answers"]
+    return rows[[name for name in [*wanted, "key"] if name in rows]]
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -220,9 +219,9 @@ def pages(table: pd.DataFrame, stem: Path) -> Iterator[Path]:
     from bestiary.text.page import write_page
 
     stem.parent.mkdir(parents=True, exist_ok=True)
-    for kind, part in table[table["rows"] != "slices"].groupby("rows"):
+    for kind, part in table.groupby("rows"):
         place = stem.with_name(f"{stem.name}-{kind}.csv")
-        part.dropna(axis=1, how="all").drop(columns="rows").to_csv(place, index=False)
+        part.dropna(axis=1, how="all").drop(columns="rows").to_csv(place, index=False)  # with all intervals
         yield place
     rows = table[table["rows"] == "slices"]
     scale = str(rows["scale"].iloc[0])
