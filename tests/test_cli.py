@@ -127,7 +127,7 @@ def test_an_experiment_ends_with_a_table_and_figures_and_goes_on_where_it_stoppe
     experiment(tmp_path)
     done = bestiary("run", "./question.py", folder=tmp_path)
     assert "[4/4]" in done.stdout
-    *_, svg, png, csv = done.stdout.splitlines()
+    *_, csv, svg, png = done.stdout.splitlines()
     assert (svg, png, csv) == tuple(f"figures/question-small.{kind}" for kind in ("svg", "png", "csv"))
     assert (tmp_path / csv).read_text().startswith("length,pairs,mixer,")
     assert (tmp_path / svg).stat().st_size > 1000

@@ -70,8 +70,8 @@ MUTATIONS = {
     ),
     "a window one too long": Mutation(
         mixer="attention",
-        right="window=self.window, sinks",
-        wrong="window=self.window and self.window + 1, sinks",
+        right="at=at, window=self.window",
+        wrong="at=at, window=self.window and self.window + 1",
         laws=("cut",),
         equality=partial(test_mixers.test_attention_shares_keys_and_sees_the_window_and_the_sinks, "window=4, sinks=2"),
         fails=True,

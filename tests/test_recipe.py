@@ -57,7 +57,7 @@ def test_weights_come_from_the_seed_alone() -> None:
         ({"rate": "fast"}, "rate='fast': Input should be a valid number"),
         ({"rate": math.nan}, "finite number"),
         ({"dim": 0}, "dim=0: Input should be greater than 0"),
-        ({"channel": "mpl"}, "'mlp', 'none' or 'copy'"),
+        ({"channel": "mpl"}, "'mlp', 'swiglu', 'none' or 'copy'"),
         ({"stop": 1.5}, "less than or equal to 1"),
         ({"distinct": (3, 4)}, "each of 1 segments"),
         ({"shuffle": "rows"}, "say how many batches are `distinct`"),
