@@ -108,7 +108,7 @@ def sentences(text: "Text", found: Bootstrap, names: Sequence[str], threshold: i
     ]
     for name in names:
         of = [str(found.perplexity(name, part)) for part in ("overall", "hits", "other")]
-        formed = "" if found.formed(name) else " Recall has not formed in it."
+        formed = "" if found.formed(name) or found.documents < 2 else " Recall has not formed in it."
         lines.append(f"{name}: perplexity {of[0]}, on hits {of[1]}, on other tokens {of[2]}.{formed}")
     if len(names) == 2:
         given = verdict(found, *names)
@@ -117,7 +117,8 @@ def sentences(text: "Text", found: Bootstrap, names: Sequence[str], threshold: i
         else:
             lines.append(f"Share of the gap due to hits: {given['log'].percent} in log-perplexity, {LOG}.")
             lines.append(f"In perplexity: {given['plain'].percent}, {PLAIN}.")
-    return [*lines, "Intervals of 95 % are bootstrapped over documents."]
+    one = "A single document has no intervals."
+    return [*lines, "Intervals of 95 % are bootstrapped over documents." if found.documents > 1 else one]
 
 
 EXTREME = "Shown are the contexts with the largest gap on hits, document by document: no sample."
