@@ -37,16 +37,6 @@ def ratio(taken: dict[str, list[float]], slow: str, fast: str) -> float:
     return statistics.median(a / b for a, b in zip(taken[slow], taken[fast], strict=True))
 
 
-def matrix_rate(size: int = 2048) -> float:
-    """Float32 multiply-adds in a matrix product here, as operations a second (the best of ten)."""
-    a, b, best = torch.randn(size, size), torch.randn(size, size), float("inf")
-    for _ in range(10):
-        begun = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best
-
-
 def alone(program: str, *arguments: str) -> float:
     """What a benchmark run again with these arguments, in a process of its own, prints as its last line."""
     done = subprocess.run([sys.executable, program, *arguments], check=True, capture_output=True, text=True)

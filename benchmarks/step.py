@@ -11,7 +11,7 @@ import statistics
 import sys
 
 import torch
-from _bench import alone, interleaved, machine, matrix_rate, peak, ratio, told
+from _bench import alone, interleaved, machine, peak, ratio, told
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -48,7 +48,10 @@ def main(rounds: int) -> None:
     print(told(taken))
     with FlopCounterMode(display=False) as counter:
         asked()
-    speed, rate = counter.get_total_flops() / statistics.median(taken["logits where asked"]), matrix_rate()
+    speed, rate = (
+        counter.get_total_flops() / statistics.median(taken["logits where asked"]),
+        matrix_rate(torch.get_num_threads(), 2048),
+    )
     print(f"  ratio: {ratio(taken, 'logits everywhere', 'logits where asked'):.1f}")
     print(
         f"  {speed / 1e9:.0f} of {rate / 1e9:.0f} GFLOP/s in matrix products: {speed / rate:.0%} of the machine's rate"

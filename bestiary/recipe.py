@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -29,15 +30,43 @@ def explained(error: Any) -> str:
     return f"{field}={error['input']!r}: {message}"
 
 
-class Recipe(BaseModel):
+class Checked(BaseModel):
+    """Fields that never change, each checked by name and by type; what is wrong is told in one line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def __init__(self, **given: Any) -> None:
+        try:
+            super().__init__(**given)
+        except ValidationError as fault:
+            raise ValueError("; ".join(explained(error) for error in fault.errors())) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def known_fields(cls, given: dict[str, Any]) -> dict[str, Any]:
+        for name in given.keys() - cls.model_fields.keys():
+            raise ValueError(f"a {cls.__name__.lower()} has no {name!r} {nearest(name, cls.model_fields)}")
+        return given
+
+    @abstractmethod
+    def build(self) -> "Model":
+        """The model, its weights drawn from the seed alone."""
+
+    def check(self) -> None:
+        """Raise ValueError if anything in here cannot be built. Costs no memory."""
+        import torch
+
+        with torch.device("meta"):
+            self.build()
+
+
+class Recipe(Checked):
     """A task, a model, and how one is trained on the other.
 
     The defaults are the clean recipe: fresh data in every batch, a learning rate that warms up linearly and falls
     along a cosine by the step, stopping decided on the selection stream and the result measured once on the test
     stream, weight decay on matrices (linear maps, embeddings, filters) but not on biases, norms and rates.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     train: Tasks  # segments, a batch from each in turn
     test: Tasks = ()  # the same as `train` unless given
@@ -68,17 +97,13 @@ class Recipe(BaseModel):
     selection_rows: Positive = 512  # for each segment
     test_rows: Positive = 3000
 
-    def __init__(self, **given: Any) -> None:
-        try:
-            super().__init__(**given)
-        except ValidationError as fault:
-            raise ValueError("; ".join(explained(error) for error in fault.errors())) from None
+    if TYPE_CHECKING:  # specs are given as text, too
+
+        def __init__(self, **given: Any) -> None: ...
 
     @model_validator(mode="before")
     @classmethod
-    def known_fields(cls, given: dict[str, Any]) -> dict[str, Any]:
-        for name in given.keys() - cls.model_fields.keys():
-            raise ValueError(f"a recipe has no {name!r} {nearest(name, cls.model_fields)}")
+    def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {
             **given,
             "test": given.get("test") or given.get("train", ()),
@@ -118,13 +143,6 @@ class Recipe(BaseModel):
                 features=tasks[0].features,
                 bottleneck=tasks[0].length if tasks[0].bottleneck else 0,
             )
-
-    def check(self) -> None:
-        """Raise ValueError if anything in here cannot be built. Costs no memory."""
-        import torch
-
-        with torch.device("meta"):
-            self.build()
 
     def json(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As stored: every option resolved, and `Recipe(**stored)` is this recipe again."""

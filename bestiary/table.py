@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bestiary.index import derived
+from bestiary.intervals import interval
 from bestiary.store import Damaged, Record, Store
 
 if TYPE_CHECKING:  # imported where a table is made, which a list of how runs stand need not be
@@ -14,7 +15,6 @@ if TYPE_CHECKING:  # imported where a table is made, which a list of how runs st
 
 SOLVED = 0.99  # the selection accuracy from which a task counts as solved
 WORKS = 0.9  # its mean over seeds from which a learning rate counts as one that works
-T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # Student's t, 1 to 10 degrees
 
 
 def results(store: Store, keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
@@ -148,30 +148,6 @@ def curve(table: "pd.DataFrame", *, group: Sequence[str], value: str = "accuracy
             }
         )
     return pd.DataFrame(rows)
-
-
-def interval(shares: Sequence[float], answers: int) -> tuple[float, float]:
-    """A 95 % interval for the mean of accuracies over seeds.
-
-    By Student's t when there are several seeds, and never narrower than Wilson's interval for the answers of all
-    of them, which is also the interval of a single seed.
-    """
-    mean = sum(shares) / len(shares)
-    low, high = wilson(mean, answers)
-    if len(shares) > 1:
-        spread = math.sqrt(sum((x - mean) ** 2 for x in shares) / (len(shares) - 1) / len(shares))
-        half = (T95[len(shares) - 2] if len(shares) <= len(T95) + 1 else 1.96) * spread
-        low, high = min(low, mean - half), max(high, mean + half)
-    return max(0.0, low), min(1.0, high)
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval for a share of `count` answers."""
-    if count == 0:
-        return 0.0, 1.0
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - half, middle + half
 
 
 def brief(table: "pd.DataFrame") -> "pd.DataFrame":

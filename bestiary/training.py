@@ -112,8 +112,13 @@ def decay_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
 
 
 def decayed(recipe: Recipe, weight: nn.Parameter) -> bool:
-    """Whether weight decay acts on it; never on one that a mixer has marked, under "matrices"."""
-    return recipe.decay == "all" or (weight.ndim >= 2 and not getattr(weight, "undecayed", False))
+    """Whether weight decay acts on it."""
+    return recipe.decay == "all" or is_matrix(weight)
+
+
+def is_matrix(weight: nn.Parameter) -> bool:
+    """Whether weight decay acts on it under "matrices": two dimensions or more, and not marked by a mixer."""
+    return weight.ndim >= 2 and not getattr(weight, "undecayed", False)
 
 
 def batches(recipe: Recipe) -> Iterator[Batch]:

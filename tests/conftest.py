@@ -1,7 +1,11 @@
-"""Every test runs on one thread, so that two workers share two cores."""
+"""Every test runs on one thread, so that two workers share two cores; those of pages share a browser."""
+
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+from browsing import launched
 
 
 def pytest_configure() -> None:
@@ -11,3 +15,8 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    yield from launched()

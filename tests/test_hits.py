@@ -71,6 +71,10 @@ def test_a_text_known_by_hand() -> None:
     assert int(found.longest[0, cat + 1]) == 3  # "the cat of"
 
 
+def test_a_token_that_repeats_at_once_is_a_hit() -> None:
+    assert facets(np.array([[0, 0, 0]]), Tallied([1], 2)).hits(0).tolist() == [[False, True]]
+
+
 def test_rows_are_contexts_of_their_own() -> None:
     counts = Tallied([0], 4)
     assert not facets(np.array([[0, 1, 2], [0, 1, 2]]), counts).distance.any()

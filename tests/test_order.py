@@ -8,7 +8,20 @@ from pathlib import Path
 import pytest
 
 ORDER = (
-    *("spec", "ops", "tasks", "mixers", "model", "laws", "recipe", "size", "training", "together", "constructions"),
+    *(
+        "spec",
+        "ops",
+        "tasks",
+        "mixers",
+        "model",
+        "laws",
+        "intervals",
+        "recipe",
+        "size",
+        "training",
+        "together",
+        "constructions",
+    ),
     *("store", "text", "sweep", "index", "table", "facets", "search", "plot", "experiments", "report", "interop"),
     *("console", "describe", "cli"),
 )

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bestiary.text.probe import CITIES, DID, HOW, NAMES, NOUNS, SURNAMES, WHEN, WHO, probe, wilson
+from bestiary.intervals import wilson
+from bestiary.text.probe import CITIES, DID, HOW, NAMES, NOUNS, SURNAMES, WHEN, WHO, probe
 from bestiary.text.reader import Reader, Score, carrying, reader, reading_again, with_cache
 
 SMALL: dict[str, Any] = {"entries": (6, 20), "words": (0, 60), "needles": 5, "depths": (0.0, 0.5, 1.0), "contexts": 6}

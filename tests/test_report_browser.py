@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browsing import Reader
 from stores import TESTS, diverged, finished, recipe, several
 from test_report import data_of, serving
 
@@ -14,24 +15,7 @@ from bestiary.report import report
 from bestiary.report.serve import server
 from bestiary.store import Store
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = Path("/usr/bin/chromium")
-QUIET = ("no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking") + (
-    "disable-component-update",
-    "disable-sync",
-)
-pytestmark = [
-    pytest.mark.skipif(not CHROMIUM.exists(), reason="needs chromium in /usr/bin"),
-    pytest.mark.slow,
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playing:
-        found = playing.chromium.launch(executable_path=str(CHROMIUM), args=[f"--{flag}" for flag in QUIET])
-        yield found
-        found.close()
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +27,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     diverged(store, recipe("attention", train="induction_heads(length=16)"))
     (folder / "report.html").write_text(report(store).html)
     return folder / "report.html"
-
-
-class Reader:
-    """A page that is open, and what went wrong or was asked for in it."""
-
-    def __init__(self, browser: Any, address: str, **how: Any) -> None:
-        self.faults: list[str] = []
-        self.asked: list[str] = []
-        context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | how))
-        self.page = context.new_page()
-        self.page.on(
-            "console", lambda said: self.faults.append(said.text) if said.type in ("error", "warning") else None
-        )
-        self.page.on("pageerror", lambda fault: self.faults.append(str(fault)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
-
-    def count(self, what: str) -> int:
-        return self.page.locator(what).count()
-
-    def pick(self, name: str) -> None:
-        self.page.locator(f'#frontier .point[aria-label^="{name}"]').focus()
-        self.page.keyboard.press("Enter")
 
 
 @pytest.fixture
@@ -170,7 +131,7 @@ def test_a_key_opens_the_recipe_the_origin_and_the_command(reader: Reader) -> No
     assert "bestiary train --task" in words
     reader.page.keyboard.press("Escape")
     shown.wait_for(state="hidden")
-    reader.page.wait_for_function("!location.hash.startsWith('#run-')")
+    reader.until(lambda: "#run-" not in reader.page.url)
 
 
 def test_another_task_says_plainly_what_it_has_not(reader: Reader) -> None:
@@ -261,7 +222,8 @@ def test_a_served_page_loads_itself_anew_when_a_run_has_ended(browser: Any, tmp_
         opened = Reader(browser, address)
         assert opened.count("#table tbody tr") == 1
         finished(store, recipe("base_conv"), 0.5)
-        sync_api.expect(opened.page.locator("#table tbody tr")).to_have_count(2, timeout=60_000)
+        opened.page.locator("#table tbody tr").nth(1).wait_for(timeout=60_000)
+        assert opened.count("#table tbody tr") == 2
         assert opened.faults == []
         opened.page.context.close()
 

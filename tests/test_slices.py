@@ -115,6 +115,8 @@ def test_curves_are_means_of_bins() -> None:
         apart = [(values - values.mean())[of[inside] == document].sum() for document in range(12)]
         assert row["half"] == pytest.approx(1.96 * math.sqrt(sum(part**2 for part in apart)) / len(values))
     assert not list(curve(losses, by, hits, [100, 200], of))
+    (alone, _) = curve(losses, by, hits, [0, 9], np.zeros_like(of))
+    assert math.isnan(alone["half"])
 
 
 def test_losses_that_do_not_fit_are_refused() -> None:

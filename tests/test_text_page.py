@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browsing import Reader
 
 from bestiary.text.page import Passage, write_page
 
@@ -124,18 +125,6 @@ def test_no_passage_a_third_model_and_a_figure_that_is_not_svg_are_refused(tmp_p
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from test_report_browser import CHROMIUM, QUIET, sync_api
-
-    if not CHROMIUM.exists():
-        pytest.skip("needs chromium in /usr/bin")
-    with sync_api.sync_playwright() as playing:
-        found = playing.chromium.launch(executable_path=str(CHROMIUM), args=[f"--{flag}" for flag in QUIET])
-        yield found
-        found.close()
-
-
-@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("text") / "text.html", [CODE, *map(invented, range(6))])
 
@@ -143,8 +132,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[..., Any]]:
     """Opens a page; in the end, nothing was complained of in it and nothing was asked for."""
-    from test_report_browser import Reader
-
     readers: list[tuple[Any, str]] = []
 
     def opens(place: Path, **how: Any) -> Any:

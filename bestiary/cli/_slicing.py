@@ -101,12 +101,14 @@ def report(text: "Text", models: Sequence[str], *, threshold: int, out: Path | N
     words = of.sentences(text, found, list(losses), threshold)
     words += in_bytes(text, losses, others)
     typer.echo("\n".join(words))
-    written(text, found, losses, threshold, words, out or FIGURES / "-".join(["slice", *map(stem, models)]))
-
-
-def stem(name: str) -> str:
-    """A model's name, for that of a folder."""
-    return Path(name).stem
+    written(
+        text,
+        found,
+        losses,
+        threshold,
+        words,
+        out or FIGURES / "-".join(["slice", *(Path(name).stem for name in models)]),
+    )
 
 
 def in_bytes(text: "Text", losses: "dict[str, np.ndarray]", others: dict[str, Judge]) -> list[str]:

@@ -14,8 +14,10 @@ from matplotlib.figure import Figure
 
 from bestiary.experiments import gap
 from bestiary.experiments._slices import unbounded
-from bestiary.experiments.gap import ATTENTION, BASE, LAYERS, LONG, REFERENCE, SHORT, local
+from bestiary.experiments.gap import ATTENTION, BASE, LAYERS, LONG, REFERENCE, SHORT, local, summary
 from bestiary.plot import Line, panels
+
+__all__ = ["figures", "measure", "summary"]  # the summary is that of the gap
 
 DEPTH = 4
 MOST = (16, 64)  # k, of contexts of 256
@@ -54,11 +56,6 @@ def measure(scale: str) -> Iterator[dict[str, Any]]:
     recipes = gap.models(scale, corpus, wanted, only=tuple(wanted))
     text, losses = yield from gap.measured(scale, corpus, recipes)
     yield from gap.sliced(scale, recipes, text, losses)
-
-
-def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Perplexity by slice, and what each hybrid closes of the gap."""
-    return gap.summary(table)
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

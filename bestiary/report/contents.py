@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from bestiary.intervals import interval
 from bestiary.report.command import command
 from bestiary.report.runs import CHANGED, Gathered, family, label, mixers, sized
 from bestiary.spec import read_specs
-from bestiary.table import WORKS, best, curve, interval, judged
+from bestiary.table import WORKS, best, curve, judged
 
 MOST = 5000  # runs in the table; of more, only those at the best rate of their cell
 POINTS = 80  # of a learning curve

@@ -1,28 +1,12 @@
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const ROWS = 300; // of the table drawn at first
 const view = { task: 0, dim: null, hidden: new Set(), chosen: null, sort: { name: "Accuracy", down: true }, all: false };
-const find = (id) => document.getElementById(id);
-
-// Elements. Text is only ever put in as text.
-function element(made, attributes, children) {
-  for (const [name, value] of Object.entries(attributes ?? {})) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
-  }
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return made;
-}
-const html = (tag, attributes, ...children) => element(document.createElement(tag), attributes, children);
-const svg = (tag, attributes, ...children) =>
-  element(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 // Numbers as text.
 const whole = (x) => (x === null ? "–" : Math.round(x).toLocaleString("en"));
 const share = (x) => (x === null ? "–" : x.toFixed(3));
 const plain = (x) => (x === null ? "–" : Math.abs(x) >= 1e6 || (x !== 0 && Math.abs(x) < 1e-3) ? x.toExponential().replace("e+", "e") : String(x));
 const seconds = (x) => (x === null ? "–" : x < 100 ? x.toFixed(1) : whole(x));
-const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 const short = (text, most) => (text.length <= most ? text : text.slice(0, most - 1) + "…");
 
 // What is shown now.
@@ -407,15 +391,8 @@ function choose(at) {
   find("dim-control").hidden = task().dims.length < 2;
   draw();
 }
-function theme(name) {
-  document.documentElement.dataset.theme = name;
-  find("theme").textContent = name === "dark" ? "Light" : "Dark";
-}
 function start() {
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  theme(dark.matches ? "dark" : "light");
-  dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
-  find("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+  themed();
   find("task").replaceChildren(...data.tasks.map((t, i) => html("option", { value: i }, t.label)));
   find("task-control").hidden = data.tasks.length < 2;
   find("task").addEventListener("change", (event) => choose(Number(event.target.value)));

@@ -71,7 +71,7 @@ def page(
         "LATEX": escape(latex),
         "BESTIARY": f"Bestiary {__version__}",
         "DATA": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        "JS": static("page.js"),
+        "JS": static("shared.js") + static("page.js"),
     }
     pieces = static("page.html").split("@@")  # text and names in turn, so that nothing put in is looked at again
     return "".join(parts[piece] if odd % 2 else piece for odd, piece in enumerate(pieces))

@@ -99,8 +99,13 @@ class Corpus:
                 f"{split} of {self.folder} has {len(tokens):,} tokens: one context of {length:,} needs {length + 1:,}"
             )
         rows = min((len(tokens) - 1) // length, limit or len(tokens))
-        windows = np.lib.stride_tricks.sliding_window_view(tokens[: rows * length + 1], length + 1)
-        return windows[::length].astype(np.int64)
+        return windows(tokens[: rows * length + 1], length)
+
+
+def windows(tokens: np.ndarray, length: int) -> np.ndarray:
+    """Consecutive contexts (n, length + 1), each beginning with the last token of the one before; at least one."""
+    length = min(length, len(tokens) - 1)
+    return np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[::length].astype(np.int64)
 
 
 def known(split: str) -> str:

@@ -23,7 +23,7 @@ from bestiary.tasks._task import SILENT, stream
 from bestiary.text.distributed import Team, gathered
 from bestiary.text.pretraining import Parallel, Pretraining
 from bestiary.text.speed import peak, work
-from bestiary.training import TOKENS, Diverged, keep_memory
+from bestiary.training import TOKENS, Diverged, is_matrix, keep_memory
 
 if TYPE_CHECKING:
     from bestiary.text.corpus import Corpus
@@ -138,7 +138,7 @@ class Loop:
         if self.device.type == "cuda" and recipe.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # of the read-out, which autocast leaves alone
         self.model = recipe.build().to(self.device)
-        self.decayed = {name for name, weight in self.model.named_parameters() if decays(weight)}
+        self.decayed = {name for name, weight in self.model.named_parameters() if is_matrix(weight)}
         self.flops = work(recipe, sum(weight.numel() for weight in self.model.parameters()))
         self.objective = team.wrapped(Objective(self.model, recipe.precision, compile=how.compile), self.model)
         self.optimizer = torch.optim.AdamW(self.groups(), betas=recipe.betas, fused=True)
@@ -310,8 +310,3 @@ def rate(recipe: Pretraining, step: int) -> float:
         return recipe.rate * step / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return recipe.rate * (recipe.floor + (1 - recipe.floor) * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-def decays(weight: nn.Parameter) -> bool:
-    """Whether weight decay acts on it: two dimensions or more, and not marked by a mixer."""
-    return weight.ndim >= 2 and not getattr(weight, "undecayed", False)

@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from bestiary.text.corpus import windows
 from bestiary.text.documents import documents
 from bestiary.text.hits import Facets, facets
 
@@ -77,12 +78,6 @@ def of_source(
         raise ValueError(f"{source} has fewer than two tokens")
     contexts = windows(tokens, length)[:limit]
     return Text(source, corpus, contexts, owners(contexts.shape, np.array(ends[1:])), order)
-
-
-def windows(tokens: "NDArray", length: int) -> "NDArray[np.int64]":
-    """Consecutive contexts (n, length + 1), each beginning with the last token of the one before; at least one."""
-    length = min(length, len(tokens) - 1)
-    return np.lib.stride_tricks.sliding_window_view(tokens.astype(np.int64), length + 1)[::length]
 
 
 def encoded(texts: Iterable[str], corpus: "Corpus") -> Iterable["NDArray"]:

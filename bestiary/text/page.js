@@ -1,16 +1,8 @@
-"use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const [first, second] = data.names;
 const two = data.names.length === 2;
-const find = (id) => document.getElementById(id);
 
-// Elements. Text is only ever put in as text.
-function html(tag, attributes, ...children) {
-  const made = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes ?? {})) if (value !== null && value !== false) made.setAttribute(name, value);
-  made.append(...children.flat().filter((child) => child !== null && child !== undefined));
-  return made;
-}
+// Names.
 const called = (name) => html("span", { class: "called", title: name }, name);
 const swatch = (i) => (two ? html("span", { class: `swatch ${i ? "second" : "first"}` }) : null);
 
@@ -18,7 +10,6 @@ const swatch = (i) => (two ? html("span", { class: `swatch ${i ? "second" : "fir
 const signed = (x) => (x === null ? "–" : `${x <= -0.005 ? "−" : x >= 0.005 ? "+" : ""}${Math.abs(x).toFixed(2)}`);
 const nats = (x) => (x === null ? "–" : x.toFixed(2));
 const short = (text, most) => (text.length <= most ? text : `${text.slice(0, most)}… (${text.length} characters)`);
-const count = (n, what) => `${n.toLocaleString("en")} ${what}${n === 1 ? "" : "s"}`;
 function probability(loss) {
   const p = Math.exp(-loss);
   if (p >= 0.001) return p < 1 && p >= 0.9995 ? "> 0.999" : p.toFixed(3);
@@ -235,15 +226,8 @@ function means() {
 }
 
 // Controls.
-function theme(name) {
-  document.documentElement.dataset.theme = name;
-  find("theme").textContent = name === "dark" ? "Light" : "Dark";
-}
 function controls() {
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  theme(dark.matches ? "dark" : "light");
-  dark.addEventListener("change", () => theme(dark.matches ? "dark" : "light"));
-  find("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+  themed();
   find("modes").hidden = !two;
   find("modes").append(html("span", { class: "segments" }, MODES.map((mode, k) => html("label", null,
     html("input", { type: "radio", name: "mode", value: mode, ...(k ? {} : { checked: "" }) }), mode === "difference" ? "Difference" : called(data.names[mode])))));

@@ -59,7 +59,7 @@ def write_page(
         "FIGURES": "".join(map(drawn, figures)),
         "BESTIARY": f"Bestiary {__version__}",
         "DATA": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        "JS": static("text", "page.js"),
+        "JS": static("report", "shared.js") + static("text", "page.js"),
     }
     pieces = static("text", "page.html").split("@@")  # text and names in turn: what is put in is not looked at again
     html = "".join(parts[piece] if odd % 2 else piece for odd, piece in enumerate(pieces))

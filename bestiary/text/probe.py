@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from bestiary.intervals import wilson
 from bestiary.spec import nearest
 from bestiary.text.reader import Reader, reader
 
@@ -51,8 +52,6 @@ WHO = "People,Most visitors,The neighbours,A few students,Our guests,Many farmer
 DID = "talked,walked about,waited,sat together,stayed,worked,rested,looked around,went on,kept quiet"
 HOW = "calmly,for a while,without hurry,as usual,in good spirits,much longer than planned,again,side by side"
 WHEN = "in the morning,after lunch,until evening,on most days,before the rain,all summer,last week,at times"
-
-LIMIT = 1.96  # standard deviations, of an interval of 95 %
 
 
 class Row(NamedTuple):
@@ -272,10 +271,3 @@ def excerpt(rng: Random, count: int, other: list[str] | None) -> list[str]:
     while len(words) < count:
         words += (" ".join(rng.choice(part.split(",")) for part in (WHO, DID, HOW, WHEN)) + ".").split()
     return [*words[: count - 1], words[count - 1].rstrip(".") + "."] if count else []
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Wilson's score interval for a share of `count` answers."""
-    middle, scale = share + LIMIT**2 / (2 * count), 1 + LIMIT**2 / count
-    half = LIMIT * math.sqrt(share * (1 - share) / count + LIMIT**2 / (4 * count**2))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

@@ -21,10 +21,10 @@ def peak(device: torch.device) -> float | None:
 
 @lru_cache
 def matrix_rate(threads: int, size: int = 1024) -> float:
-    """Operations a second in float32 matrix products here, the best of twenty: others may be at work."""
+    """Operations a second in float32 matrix products here, the best of ten: others may be at work."""
     del threads
     a, b, taken = torch.randn(size, size), torch.randn(size, size), []
-    for _ in range(20):
+    for _ in range(10):
         begun = time.perf_counter()
         torch.mm(a, b)
         taken.append(time.perf_counter() - begun)
