@@ -48,6 +48,11 @@ def runs(place: Path) -> dict[str, Path]:
     return {json.loads((run / "recipe.json").read_text())["pattern"][0]["name"]: run for run in found}
 
 
+def test_what_is_trained_is_not_trained_again(place: Path) -> None:
+    given = ["attention", *SMALL, "--corpus", place / "corpus", "--store", place / "models"]
+    assert bestiary("pretrain", *given) == f"attention: {runs(place)['attention']}, done already\n"
+
+
 def test_two_models_are_sliced_against_each_other(place: Path) -> None:
     of, out = runs(place), place / "out"
     given = ["--length", 16, "--threshold", 200, "--out", out]

@@ -95,7 +95,8 @@ def pretrain(
     how = {"device": device, "accumulate": accumulate, "parallel": parallel, "save_every": save_every}
     for name, made in recipes.items():
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
-            typer.echo(f"{name}: {store / made.key}")
+            over = ", done already" if (store / made.key / "done").is_file() else ""
+            typer.echo(f"{name}: {store / made.key}{over}")
         with user_input():
             rows = carry_out(made, given, store, **how, compile=compile)  # pyright: ignore[reportArgumentType]
             for row in rows:
