@@ -22,9 +22,10 @@ import torch
 from _bench import interleaved, machine, ratio, told
 from torch import Tensor, nn
 
-from bestiary.ops.recurrence import Drive, run
+from bestiary.ops.drive import Drive
+from bestiary.ops.recurrence import run
 from bestiary.spec import names, parse
-from bestiary.training import keep_memory
+from bestiary.training.train import keep_memory
 
 DIM, LENGTHS, CONTEXTS = 128, (256, 1024, 4096, 8192), (1024, 16384)
 

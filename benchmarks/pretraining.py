@@ -14,11 +14,11 @@ import torch
 from _bench import interleaved, machine, ratio, told
 from _plain_gpt import GPT
 
-from bestiary.text.distributed import Team
-from bestiary.text.loop import How, Loop
-from bestiary.text.pretraining import Pretraining
-from bestiary.text.speed import matrix_rate
-from bestiary.training import keep_memory
+from bestiary.lm.distributed import Team
+from bestiary.lm.loop import How, Loop
+from bestiary.lm.pretraining import Pretraining
+from bestiary.lm.speed import matrix_rate
+from bestiary.training.train import keep_memory
 
 
 class Noise:

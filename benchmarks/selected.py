@@ -19,7 +19,7 @@ import torch
 from _bench import machine
 
 from bestiary.spec import parse
-from bestiary.training import keep_memory
+from bestiary.training.train import keep_memory
 
 DIM, LENGTHS, ROUNDS = 128, (256, 512, 1024, 2048, 4096, 8192), 5
 WAYS = {

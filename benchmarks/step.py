@@ -15,9 +15,9 @@ from _bench import alone, interleaved, machine, peak, ratio, told
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from bestiary.recipe import clean
 from bestiary.tasks._task import SILENT
-from bestiary.training import batches, decay_groups, keep_memory, update
+from bestiary.training.recipe import clean
+from bestiary.training.train import batches, decay_groups, keep_memory, update
 
 RECIPE = clean("attention", batch=512, steps=10_000)
 

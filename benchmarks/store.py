@@ -17,14 +17,17 @@ from tempfile import TemporaryDirectory
 
 from _bench import machine
 
-from bestiary.index import NAME
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Store
-from bestiary.training import train
+from bestiary.runs.index import NAME
+from bestiary.runs.store import Store
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.train import train
 
 TASKS = "mqar(length=16, pairs=2, vocab=64), mqar(length=32, pairs=4, vocab=64)"
 STATUS = "from bestiary.cli import main; import sys; sys.argv = ['bestiary', 'status', '--store', {!r}]; main()"
-RESULTS = "from bestiary.store import Store; from bestiary.table import results; s = Store({!r}); results(s, s.begun())"
+RESULTS = (
+    "from bestiary.runs.store import Store; from bestiary.runs.table import results; "
+    "s = Store({!r}); results(s, s.begun())"
+)
 ROUNDS = 3
 CLAIMS = 200
 

@@ -15,11 +15,11 @@ from itertools import islice
 import torch
 from _bench import machine
 
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Store
+from bestiary.runs.store import Store
 from bestiary.sweep import cores, sweep
 from bestiary.sweep.jobs import Together
-from bestiary.training import train
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.train import train
 
 TRIVIAL = {"train": "mqar(vocab=8, length=4, pairs=1)", "dim": 4, "depth": 1, "steps": 1, "batch": 1, "every": 1}
 

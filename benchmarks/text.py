@@ -16,9 +16,9 @@ import numpy as np
 from _bench import interleaved, machine, ratio, told
 from numpy.typing import NDArray
 
-from bestiary.text.counts import MEMORY, SLICE, Counts, bigrams, count
-from bestiary.text.hits import facets
-from bestiary.text.slices import Bootstrap, Sums, verdict
+from bestiary.corpus.counts import MEMORY, SLICE, Counts, bigrams, count
+from bestiary.slices.hits import facets
+from bestiary.slices.slices import Bootstrap, Sums, verdict
 
 TOKENS = 2**26
 LOOKUPS = 2**20
@@ -131,7 +131,7 @@ def main(corpus: str | None) -> None:
         lookups(counting("Zipf", tokens, vocab), tokens)
         allocated(tokens, vocab, MEMORY // 16)
     if corpus is not None:
-        from bestiary.text.corpus import open_corpus
+        from bestiary.corpus.corpus import open_corpus
 
         opened = open_corpus(corpus)
         tokens = opened.tokens("train")

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from _bench import machine
 
-from bestiary.recipe import Recipe, clean
 from bestiary.sweep import cores
 from bestiary.sweep.jobs import stack
-from bestiary.together import Group, shared_batches
-from bestiary.training import batches, decay_groups, keep_memory, update
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.together import Group, shared_batches
+from bestiary.training.train import batches, decay_groups, keep_memory, update
 
 WIDTHS = (16, 32, 64, 128)
 PATTERNS = ("attention", "base_conv, gated_delta(heads=1)")

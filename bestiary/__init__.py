@@ -6,18 +6,24 @@ What needs torch is loaded when it is first used, so that importing the package 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from bestiary._version import __version__
 from bestiary.spec import Spec, names, parse, spec
 
 if TYPE_CHECKING:
     from bestiary.model import Model, memory
-    from bestiary.recipe import Recipe
-    from bestiary.store import Store
-    from bestiary.training import train
+    from bestiary.runs.store import Store
+    from bestiary.training.recipe import Recipe
+    from bestiary.training.train import train
 
-__version__ = "0.1.0"
-__all__ = ["Model", "Recipe", "Spec", "Store", "memory", "names", "parse", "spec", "train"]
+__all__ = ["Model", "Recipe", "Spec", "Store", "__version__", "memory", "names", "parse", "spec", "train"]
 
-HOME = {"Model": "model", "memory": "model", "Recipe": "recipe", "Store": "store", "train": "training"}
+HOME = {
+    "Model": "model",
+    "memory": "model",
+    "Recipe": "training.recipe",
+    "Store": "runs.store",
+    "train": "training.train",
+}
 
 
 def __getattr__(name: str) -> Any:

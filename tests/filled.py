@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Store
+from bestiary.runs.store import Store
+from bestiary.training.recipe import Recipe, clean
 
 LINE = {"step": 1, "split": "test", "segment": 0, "facet": "", "value": 0, "loss": 1.0, "right": 1, "asked": 2}
 READ_ONLY = "mount --bind '{store}' '{store}' && mount -o remount,bind,ro '{store}' && exec \"$@\""

@@ -11,7 +11,7 @@ def small_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from bestiary.text.probe import CITIES, NOUNS, excerpt
+    from bestiary.lm.probe import CITIES, NOUNS, excerpt
 
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from bestiary.text.corpus import FORMAT, Corpus, open_corpus
-from bestiary.text.pretraining import Pretraining
+from bestiary.corpus.corpus import FORMAT, Corpus, open_corpus
+from bestiary.lm.pretraining import Pretraining
 
 HASH, VOCAB = "0123456789ab", 60
 SIZES = {"train": 6000, "selection": 800, "test": 800}

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Store
+from bestiary.runs.store import Store
+from bestiary.training.recipe import Recipe, clean
 
 SIZES: dict[str, Any] = {"dim": 8, "steps": 20, "every": 10, "selection_rows": 40, "test_rows": 50}
 TASK = "mqar(vocab=64, length=28, pairs=4)"

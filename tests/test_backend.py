@@ -14,7 +14,8 @@ from torch.func import vmap
 
 from bestiary.ops import backend
 from bestiary.ops._fla import run as run_fla
-from bestiary.ops.recurrence import Drive, run
+from bestiary.ops.drive import Drive
+from bestiary.ops.recurrence import run
 from bestiary.ops.scan import scan
 
 

@@ -24,7 +24,7 @@ SMALL = [
 EXPERIMENT = '''"""Does a small model remember two pairs?"""
 
 from bestiary.experiments.figure2 import figures, summary
-from bestiary.recipe import clean
+from bestiary.training.recipe import clean
 
 SIZES = {"batch": 16, "every": 5, "selection_rows": 40, "test_rows": 60}
 
@@ -87,12 +87,12 @@ def test_help_is_quick_because_torch_is_not_imported() -> None:
 
 
 def test_everything_listed_can_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bestiary.describe.LENGTHS", (1, 64))
+    monkeypatch.setattr("bestiary.cli.describe.LENGTHS", (1, 64))
     lines = bestiary("list", folder=tmp_path).stdout.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == ["mixers", "tasks", "experiments", "recipes"]
     names = [line.split()[0] for line in lines if line.startswith(" ")]
     assert {"attention", "mqar", "figure2", "iclr24"} <= set(names)
-    from bestiary.describe import anything
+    from bestiary.cli.describe import anything
 
     for name in names:
         assert len(list(anything(name, dim=16))) > 3

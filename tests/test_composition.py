@@ -7,8 +7,8 @@ import pytest
 import torch
 from plainly import inputs, made, same
 
-from bestiary.recipe import Recipe, clean
 from bestiary.spec import parse, spec
+from bestiary.training.recipe import Recipe, clean
 
 
 def test_serial_applies_its_parts_in_order() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bestiary.text import corpus as module
-from bestiary.text import documents as reading
-from bestiary.text.corpus import SPLITS, Corpus, open_corpus, prepare
-from bestiary.text.documents import documents
-from bestiary.text.tokenizers import CONFIGURATION, Tokenizer, open_tokenizer, train_bpe
+from bestiary.corpus import corpus as module
+from bestiary.corpus import documents as reading
+from bestiary.corpus.corpus import SPLITS, Corpus, open_corpus, prepare
+from bestiary.corpus.documents import documents
+from bestiary.corpus.tokenizers import CONFIGURATION, Tokenizer, open_tokenizer, train_bpe
 
 WORDS = [
     "the",
@@ -494,7 +494,7 @@ def test_a_folder_with_other_things_is_left_alone(source: Path, tmp_path: Path) 
 
 KILLED = """
 import os, signal, sys
-from bestiary.text import corpus
+from bestiary.corpus import corpus
 corpus.BATCH = 500
 source, folder = sys.argv[1:]
 corpus.prepare(source, folder, vocab=300, tell=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -610,5 +610,5 @@ def test_bigrams_are_those_of_train(small: Corpus) -> None:
 
 def test_nothing_heavy_is_imported_with_a_corpus() -> None:
     heavy = ("torch", "tokenizers", "datasets", "pyarrow", "pandas")
-    code = f"import sys, bestiary.text.corpus; sys.exit(any(name in sys.modules for name in {heavy}))"
+    code = f"import sys, bestiary.corpus.corpus; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bestiary.text import counts
-from bestiary.text.counts import Counts, count, merge, open_counts
+from bestiary.corpus import counts
+from bestiary.corpus.counts import Counts, count, merge, open_counts
 
 FILES = ["counts.json", "counts.npy", "keys.npy", "lock", "source.json"]
 SMALL = 2**13  # bytes, for parts of the least size

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bestiary.cli import app
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Store
-from bestiary.table import results
+from bestiary.runs.store import Store
+from bestiary.runs.table import results
+from bestiary.training.recipe import Recipe, clean
 
 TASK = "mqar(vocab=20, length=12, pairs=2), mqar(vocab=20, length=16, pairs=3)"
 
@@ -97,7 +97,7 @@ def test_an_experiment_is_exported_alone(store: Store, tmp_path: Path) -> None:
     question.write_text(
         '"""Does it?"""\n'
         "from bestiary.experiments.figure2 import figures, summary\n"
-        "from bestiary.recipe import clean\n"
+        "from bestiary.training.recipe import clean\n"
         "def recipes(scale):\n"
         f'    yield clean("base_conv, attention", train="{TASK}", dim=8, seed=1)\n'
     )

@@ -8,8 +8,9 @@ import pytest
 import torch
 from small_text import logged, losses, recipe, stopped, written
 
-from bestiary.text.corpus import Corpus
-from bestiary.text.pretraining import open_run, pretrain
+from bestiary.corpus.corpus import Corpus
+from bestiary.lm.loop import pretrain
+from bestiary.lm.pretraining import open_run
 
 PATTERN = "attention(heads=2), rwkv4"  # a mixer whose parameters are in part exempt from weight decay
 
@@ -18,8 +19,8 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from bestiary.text.corpus import open_corpus
-from bestiary.text.pretraining import pretrain
+from bestiary.corpus.corpus import open_corpus
+from bestiary.lm.loop import pretrain
 from small_text import recipe
 given = recipe(pattern={pattern!r})
 for row in pretrain(given, open_corpus({corpus!r}), {folder!r}, parallel={parallel!r}, accumulate=2, save_every=7):

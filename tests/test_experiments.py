@@ -8,12 +8,12 @@ import pytest
 
 from bestiary.experiments import based_figure3, distance, extrapolation, figure2, mad, rates, steps_to_solve
 from bestiary.experiments import load as loads
-from bestiary.experiments._references import least_square, recalls, references
 from bestiary.model import memory
-from bestiary.recipe import Recipe, iclr24
+from bestiary.report.references import least_square, recalls, references
+from bestiary.runs.store import Ended, Record
+from bestiary.runs.table import segments
 from bestiary.spec import load, names, parse
-from bestiary.store import Ended, Record
-from bestiary.table import segments
+from bestiary.training.recipe import Recipe, iclr24
 
 SCALES = ("smoke", "small", "paper")
 TRAINED = [name for name in names("experiments") if not hasattr(load("experiments", name), "measure")]

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from bestiary.facets import joined
+from bestiary.runs.facets import joined
 
 
 def test_each_value_of_a_facet_is_a_row_and_a_diverged_run_scores_nothing_at_all_of_them() -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bestiary.corpus.corpus import open_corpus
 from bestiary.experiments import _pretrained as pretrained
 from bestiary.experiments import gap, hybrids
-from bestiary.text.corpus import open_corpus
 
 
 def test_models_of_gap_and_hybrids_can_be_built_and_differ() -> None:

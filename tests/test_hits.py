@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bestiary.text.hits import ORDERS, Facets, facets
+from bestiary.slices.hits import ORDERS, Facets, facets
 
 
 class Tallied:
@@ -85,7 +85,7 @@ def test_pieces_of_a_large_text_are_joined(monkeypatch: pytest.MonkeyPatch) -> N
     rng = np.random.default_rng(0)
     counts, contexts = Tallied([0, 1, 1], 5), rng.integers(5, size=(9, 12))
     whole = facets(contexts, counts, order=3)
-    monkeypatch.setattr("bestiary.text.hits.ROWS", 24)
+    monkeypatch.setattr("bestiary.slices.hits.ROWS", 24)
     parts = facets(contexts, counts, order=3)
     assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(whole, parts, strict=True))
     assert isinstance(parts, Facets)

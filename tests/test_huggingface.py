@@ -31,7 +31,7 @@ def made(pattern: str) -> tuple[Model, dict[str, Any]]:
 
 
 def saved(pattern: str, folder: Path) -> Model:
-    from bestiary.interop.huggingface import save_pretrained
+    from bestiary.lm.huggingface import save_pretrained
 
     model, settings = made(pattern)
     save_pretrained(model, settings, small_tokenizer(), folder)
@@ -40,7 +40,7 @@ def saved(pattern: str, folder: Path) -> Model:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_generating_with_the_state_is_generating_without(pattern: str) -> None:
-    from bestiary.interop.huggingface import wrapped
+    from bestiary.lm.huggingface import wrapped
 
     model = wrapped(*made(pattern))
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_generating_with_the_state_is_generating_without(pattern: str) -> None:
 
 
 def test_the_state_of_chosen_rows_is_that_of_reading_them() -> None:
-    from bestiary.interop.huggingface import Past, wrapped
+    from bestiary.lm.huggingface import Past, wrapped
 
     model, tokens, rows = wrapped(*made(PATTERNS[0])), torch.randint(0, 720, (3, 11)), torch.tensor([2, 0, 0, 1])
     past = model(tokens[:, :7], use_cache=True).past_key_values
@@ -72,7 +72,7 @@ def test_the_state_of_chosen_rows_is_that_of_reading_them() -> None:
 
 @pytest.mark.parametrize("mixer", names("mixers"))
 def test_the_state_of_every_mixer_is_generated_with(mixer: str) -> None:
-    from bestiary.interop.huggingface import wrapped
+    from bestiary.lm.huggingface import wrapped
 
     model, tokens = wrapped(*made(mixer)), torch.randint(0, 720, (2, 5))
     given = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "num_beams": 2}
@@ -83,7 +83,7 @@ def test_the_state_of_every_mixer_is_generated_with(mixer: str) -> None:
 def test_a_saved_model_is_the_model(pattern: str, tmp_path: Path) -> None:
     from safetensors import safe_open
 
-    from bestiary.interop.huggingface import open_causal
+    from bestiary.lm.huggingface import open_causal
 
     model, tokens = saved(pattern, tmp_path), torch.randint(0, 720, (2, 30))
     opened, tokenizer = open_causal(tmp_path)
@@ -103,7 +103,7 @@ def test_a_saved_model_is_the_model(pattern: str, tmp_path: Path) -> None:
 
 
 def test_padding_is_refused_where_it_would_change_the_numbers() -> None:
-    from bestiary.interop.huggingface import wrapped
+    from bestiary.lm.huggingface import wrapped
 
     model, tokens = wrapped(*made(PATTERNS[0])), torch.randint(0, 720, (2, 8))
     mask = torch.ones_like(tokens)
@@ -121,7 +121,7 @@ def test_padding_is_refused_where_it_would_change_the_numbers() -> None:
 
 @pytest.mark.parametrize("build", SMALL_MODELS)
 def test_the_loss_of_each_token_is_the_cross_entropy(build: Any, tmp_path: Path) -> None:
-    from bestiary.interop.huggingface import open_causal, token_losses
+    from bestiary.lm.huggingface import open_causal, token_losses
 
     tokenizer = small_tokenizer()
     build(len(tokenizer)).save_pretrained(tmp_path)
@@ -140,7 +140,7 @@ def test_the_loss_of_each_token_is_the_cross_entropy(build: Any, tmp_path: Path)
 
 
 def test_what_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> None:
-    from bestiary.interop.huggingface import open_causal, save_pretrained
+    from bestiary.lm.huggingface import open_causal, save_pretrained
 
     with pytest.raises(LookupError, match="there is no folder"):
         open_causal(tmp_path / "none")
@@ -167,10 +167,10 @@ def test_what_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> None:
 def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from bestiary.interop.huggingface import export, open_causal
-    from bestiary.store import put
-    from bestiary.text.pretraining import Pretraining
-    from bestiary.text.tokenizers import open_tokenizer, train_bpe
+    from bestiary.corpus.tokenizers import open_tokenizer, train_bpe
+    from bestiary.lm.huggingface import export, open_causal
+    from bestiary.lm.pretraining import Pretraining
+    from bestiary.runs.store import put
 
     for i, tokenizer in enumerate((open_tokenizer("bytes"), train_bpe([TEXT, "a swan"], 270))):
         run, folder = tmp_path / f"run{i}", tmp_path / f"folder{i}"
@@ -193,7 +193,7 @@ def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from bestiary.interop.huggingface import open_causal
+    from bestiary.lm.huggingface import open_causal
 
     saved("attention", tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
@@ -207,7 +207,7 @@ def test_code_is_run_only_when_trusted(tmp_path: Path, monkeypatch: pytest.Monke
     """A GPT-2 under a name that transformers does not know."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", [*sys.path])
-    from bestiary.interop.huggingface import open_causal
+    from bestiary.lm.huggingface import open_causal
 
     folder, tokenizer = tmp_path / "model", small_tokenizer()
     small_gpt2(len(tokenizer)).save_pretrained(folder)
@@ -235,7 +235,7 @@ os.environ["HF_HOME"] = {str(tmp_path / "home")!r}
 from transformers import AutoModelForCausalLM, AutoTokenizer
 assert "bestiary" not in sys.modules
 if sys.argv[1] == "import":
-    import bestiary.interop.huggingface
+    import bestiary.lm.huggingface
 model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r}, trust_remote_code=sys.argv[1] == "trust")
 tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "model")!r})
 assert tokenizer.decode(tokenizer.encode({TEXT!r})) == {TEXT!r}
@@ -251,8 +251,8 @@ print(model(torch.arange(12).unsqueeze(0)).logits.sum().item())
 @pytest.mark.filterwarnings("default")
 def test_the_harness_measures_what_is_counted_by_hand(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    from bestiary.interop.harness import evaluate
-    from bestiary.text.reader import reader
+    from bestiary.lm.harness import evaluate
+    from bestiary.lm.reader import reader
 
     saved(PATTERNS[0], tmp_path / "model")
     asked = [("The swan: tiger", i % 2) for i in range(6)] + [("a piano", 1), ("an oak", 0)]
@@ -280,7 +280,7 @@ metric_list: [{{metric: acc}}]
     (tmp_path / "tasks" / "said.yaml").write_text(written)
     said, found = evaluate(tmp_path / "model", ["said", "mine"], include=tmp_path / "tasks", limit=7)
     assert (said.task, said.metric, said.asked, said.value) == ("said", "exact_match", 7, 0.0)
-    from bestiary.interop.huggingface import open_causal
+    from bestiary.lm.huggingface import open_causal
 
     read = reader(*open_causal(tmp_path / "model"))
     right = 0

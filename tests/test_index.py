@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bestiary import index
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Store
-from bestiary.table import progress, results, segments, standing
+from bestiary.runs import index
+from bestiary.runs.store import Store
+from bestiary.runs.table import progress, results, segments, standing
+from bestiary.training.recipe import Recipe, clean
 from tests.filled import FULL, LINE, filled, finished, unshared
 
 MANY = 12

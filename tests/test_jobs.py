@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from test_sweep import SMALL, recipes
 
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Ended, Store, get, numbered
+from bestiary.runs.store import Ended, Store, get, numbered
+from bestiary.runs.table import results
 from bestiary.sweep import Event, sweep
 from bestiary.sweep.jobs import Job, Told, jobs
 from bestiary.sweep.schedule import scheduled
-from bestiary.table import results
+from bestiary.training.recipe import Recipe, clean
 
 
 def told(asked: Sequence[Recipe], store: Store, **options: Any) -> list[Event]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bestiary.recipe import Recipe, clean
-from bestiary.training import train
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.train import train
 
 pytestmark = pytest.mark.slow
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bestiary.recipe import Recipe, clean
-from bestiary.training import Measurement, train
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.train import Measurement, train
 
 pytestmark = pytest.mark.slow
 

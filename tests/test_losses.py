@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from bestiary.corpus.corpus import Corpus, prepare
+from bestiary.corpus.tokenizers import open_tokenizer
 from bestiary.model import Model
+from bestiary.slices.losses import bits_per_byte, of_file, of_model, of_source, of_split, retold
 from bestiary.spec import parse
-from bestiary.text.corpus import Corpus, prepare
-from bestiary.text.losses import bits_per_byte, of_file, of_model, of_source, of_split, retold
-from bestiary.text.tokenizers import open_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_text_of_ones_own_is_cut_likewise(corpus: Corpus, tmp_path: Path) -> N
 def test_losses_of_a_model_are_its_cross_entropy(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(300, dim=8, depth=1, pattern=parse("mixers", "attention")).double()
     contexts = of_split(corpus, "test", 7, 5).contexts
-    monkeypatch.setattr("bestiary.text.losses.LOGITS", 300 * 8 * 2)  # two contexts at a time
+    monkeypatch.setattr("bestiary.slices.losses.LOGITS", 300 * 8 * 2)  # two contexts at a time
     told: list[tuple[int, int]] = []
     found = of_model(model, contexts, tell=lambda *counts: told.append(counts))
     chances = model.parallel(torch.from_numpy(contexts[:, :-1])).log_softmax(-1)

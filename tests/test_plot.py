@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bestiary.plot import LOOKS, Line, matrix, panels, save
+from bestiary.report.plot import LOOKS, Line, matrix, panels, save
 
 LINES = [
     Line("attention", [64, 128], [1.0, 1.0], [0.99, 0.99], [1.0, 1.0]),

@@ -13,13 +13,13 @@ import torch
 from small_text import logged, losses, recipe, stopped, written
 from torch.nn import functional as F
 
+from bestiary.corpus.corpus import Corpus
+from bestiary.lm.generation import generate
+from bestiary.lm.loop import pretrain, rate, sequences
+from bestiary.lm.pretraining import Pretraining, open_run
+from bestiary.lm.suites import SIZES, parameters, suite
 from bestiary.model import Model, SwiGLU
 from bestiary.spec import parse
-from bestiary.text.corpus import Corpus
-from bestiary.text.generation import generate
-from bestiary.text.loop import rate, sequences
-from bestiary.text.pretraining import Pretraining, open_run, pretrain
-from bestiary.text.suites import SIZES, parameters, suite
 
 
 @pytest.fixture
@@ -111,8 +111,8 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
-from bestiary.text.corpus import open_corpus
-from bestiary.text.pretraining import pretrain
+from bestiary.corpus.corpus import open_corpus
+from bestiary.lm.loop import pretrain
 from small_text import recipe
 for row in pretrain(recipe(), open_corpus({corpus!r}), {folder!r}, save_every=7):
     if row["step"] == 15:

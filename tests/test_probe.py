@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from bestiary.intervals import wilson
-from bestiary.text.probe import CITIES, DID, HOW, NAMES, NOUNS, SURNAMES, WHEN, WHO, probe
-from bestiary.text.reader import Reader, Score, carrying, reader, reading_again, with_cache
+from bestiary.lm.probe import CITIES, DID, HOW, NAMES, NOUNS, SURNAMES, WHEN, WHO, probe
+from bestiary.lm.reader import Reader, Score, carrying, reader, reading_again, with_cache
+from bestiary.runs.intervals import wilson
 
 SMALL: dict[str, Any] = {"entries": (6, 20), "words": (0, 60), "needles": 5, "depths": (0.0, 0.5, 1.0), "contexts": 6}
 TINY: dict[str, Any] = SMALL | {"shots": (1,), "entries": (8,), "words": (20,), "depths": (0.5,), "contexts": 8}
@@ -191,9 +191,9 @@ def test_a_cache_that_forgets_is_not_used() -> None:
 def test_a_model_of_ours_is_read_as_by_definition() -> None:
     import torch
 
+    from bestiary.corpus.tokenizers import open_tokenizer
     from bestiary.model import Model
     from bestiary.spec import parse
-    from bestiary.text.tokenizers import open_tokenizer
 
     model = Model(257, dim=16, depth=2, pattern=parse("mixers", "attention, gated_delta")).double().eval()
     rows = [("a: bc, de: fgh, a:", " bc"), ("a: bc, de: fgh, a:", " fgh"), ("a: bc, de: fgh, de:", " x")]

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Store, get, numbered
+from bestiary.runs.store import Store, get, numbered
+from bestiary.runs.table import results
 from bestiary.sweep import Event, sweep
 from bestiary.sweep.jobs import How
 from bestiary.sweep.ray_cluster import RayCluster, connect
-from bestiary.table import results
+from bestiary.training.recipe import Recipe, clean
 
 pytestmark = [
     pytest.mark.slow,

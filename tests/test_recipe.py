@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bestiary.recipe import NAMED, Recipe, based, clean, iclr24
-from bestiary.training import rate
+from bestiary.training.recipe import NAMED, Recipe, based, clean, iclr24
+from bestiary.training.train import rate
 
 
 def recipe(**changes: Any) -> Recipe:

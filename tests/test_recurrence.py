@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.ops.recurrence import Drive, run, step
+from bestiary.ops.drive import Drive
+from bestiary.ops.recurrence import run, step
 
 BATCH, TIME, HEADS, KEY, VALUE = 2, 41, 3, 8, 5
 KINDS = ("linear", "retnet", "gla", "mamba2", "shared", "delta", "gated delta", "kda", "erasing", "rwkv7")

@@ -24,7 +24,6 @@ from typer.testing import CliRunner
 
 from bestiary import cli
 from bestiary.cli import runs as verbs
-from bestiary.recipe import Recipe, based, clean, iclr24
 from bestiary.report import command, report
 from bestiary.report.contents import contents, mean_curve
 from bestiary.report.latex import escaped, numbers
@@ -32,7 +31,8 @@ from bestiary.report.pdf import figures
 from bestiary.report.runs import distances, family, gather, varied
 from bestiary.report.serve import server
 from bestiary.report.words import summary
-from bestiary.store import Store
+from bestiary.runs.store import Store
+from bestiary.training.recipe import Recipe, based, clean, iclr24
 
 
 @pytest.fixture(autouse=True)

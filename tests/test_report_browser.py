@@ -10,10 +10,10 @@ from browsing import Reader
 from stores import TESTS, diverged, finished, recipe, several
 from test_report import data_of, serving
 
-from bestiary.plot import LOOKS
 from bestiary.report import report
+from bestiary.report.plot import LOOKS
 from bestiary.report.serve import server
-from bestiary.store import Store
+from bestiary.runs.store import Store
 
 pytestmark = pytest.mark.slow
 

@@ -8,9 +8,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from bestiary import search
-from bestiary.recipe import Recipe, clean
-from bestiary.search import (
+from bestiary.sweep import search
+from bestiary.sweep.search import (
     Window,
     further,
     halving,
@@ -22,6 +21,7 @@ from bestiary.search import (
     window,
     windows,
 )
+from bestiary.training.recipe import Recipe, clean
 
 
 def step(low: float, high: float) -> Callable[[float], float]:

@@ -14,9 +14,9 @@ from bestiary.mixers._cost import charged
 from bestiary.mixers._mixer import Mixer, take
 from bestiary.mixers._softmax import repeats
 from bestiary.model import Model, memory
-from bestiary.recipe import clean
-from bestiary.size import flops
 from bestiary.spec import parse
+from bestiary.training.recipe import clean
+from bestiary.training.size import flops
 
 LEARNED, REPEAT = "selected(heads=2)", 'selected(select="repeat", heads=2)'
 

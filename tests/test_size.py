@@ -5,9 +5,9 @@ import math
 import pytest
 
 from bestiary.model import memory
-from bestiary.recipe import Recipe, clean
-from bestiary.size import Size, flops, matched, memory_of, parameters, size
 from bestiary.spec import parse
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.size import Size, flops, matched, memory_of, parameters, size
 
 TASK = "mqar(vocab=64, length=32, pairs=4)"
 ASKED, TIME, DIM, VOCAB = 4, 32, 16, 64

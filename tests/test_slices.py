@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bestiary.text import slices
-from bestiary.text.slices import Bootstrap, Sums, curve, doubling, share_of_gap, share_of_hits, verdict
+from bestiary.slices import slices
+from bestiary.slices.slices import Bootstrap, Sums, curve, doubling, share_of_gap, share_of_hits, verdict
 
 ATTENTION = {125: (11.01, 2.16, 12.45), 360: (9.44, 1.98, 10.62)}
 ROWS = [  # Table 1 of Zoology: overall, hits, other, percentage of the gap

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Store, get, numbered
+from bestiary.runs.store import Store, get, numbered
+from bestiary.runs.table import results
 from bestiary.sweep import Event, sweep
 from bestiary.sweep.jobs import How, Job, Told
 from bestiary.sweep.slurm import parsed, slurm_sweep
 from bestiary.sweep.work import work
-from bestiary.table import results
+from bestiary.training.recipe import Recipe, clean
 
 SMALL: dict[str, Any] = {
     "train": "mqar(vocab=20, length=12, pairs=2)",

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from bestiary.cli import app
-from bestiary.recipe import clean
-from bestiary.store import Store
+from bestiary.runs.store import Store
+from bestiary.training.recipe import clean
 from tests.filled import filled, finished
 
 

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import pytest
 
 from bestiary.cli import _app
-from bestiary.recipe import Recipe, clean
-from bestiary.store import STALE, Damaged, Lost, Run, Store, born, machine, put
+from bestiary.runs.store import STALE, Damaged, Lost, Run, Store, born, machine, put
+from bestiary.training.recipe import Recipe, clean
 from tests.filled import unshared
 
 
@@ -259,7 +259,7 @@ def test_a_file_that_cannot_be_put_leaves_the_former_one_and_no_half(
 def test_a_heartbeat_outlives_a_disk_that_refuses_it(
     store: Store, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bestiary.store.BEAT", 0.01)
+    monkeypatch.setattr("bestiary.runs.store.BEAT", 0.01)
     with claimed(store, recipe) as run:
         heart, beaten = run.claim / "owner.json", time.time() + 60
         shutil.move(run.claim, run.claim.with_name("away"))

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Store, numbered
+from bestiary.runs.store import Store, numbered
+from bestiary.runs.table import results
 from bestiary.sweep import sweep
-from bestiary.table import results
+from bestiary.training.recipe import Recipe, clean
 
 SMALL: dict[str, Any] = {
     "train": "mqar(vocab=20, length=12, pairs=2)",
@@ -110,7 +110,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_sweep import recipes
-from bestiary.store import Store, numbered
+from bestiary.runs.store import Store, numbered
 from bestiary.sweep import sweep
 if __name__ == "__main__":
     for event in sweep(recipes(6, steps=600), Store({folder!r}), workers=2, together="never"):

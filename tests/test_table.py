@@ -6,9 +6,9 @@ import math
 import pandas as pd
 import pytest
 
-from bestiary.intervals import interval, wilson
-from bestiary.store import Ended, Record
-from bestiary.table import best, curve, depth_for, parts, scaled, segments, selection_curve
+from bestiary.runs.intervals import interval, wilson
+from bestiary.runs.store import Ended, Record
+from bestiary.runs.table import best, curve, depth_for, parts, scaled, segments, selection_curve
 
 
 def test_wilsons_interval_is_the_textbooks() -> None:

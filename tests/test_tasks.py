@@ -8,12 +8,12 @@ from torch import Tensor
 
 from bestiary.laws import TASK_LAWS
 from bestiary.model import Model
-from bestiary.recipe import Recipe
+from bestiary.runs.table import further
 from bestiary.spec import parse, spec
-from bestiary.table import further
 from bestiary.tasks._task import SILENT, Batch, Task, hashed, stream
 from bestiary.tasks.mqar import MQAR
-from bestiary.training import score, train
+from bestiary.training.recipe import Recipe
+from bestiary.training.train import score, train
 
 
 class Bits(Task):
@@ -112,7 +112,7 @@ def mine(folder: Path, several: bool = False) -> str:
 def test_whole_sequences_are_counted_over_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(50, dim=16, depth=1, pattern=parse("mixers", "attention"))
     tasks = parse("tasks", "mqar(vocab=50, length=16, pairs=2)")
-    (one, *_), _ = list(score(model, tasks, "test", 300)), monkeypatch.setattr("bestiary.training.LOGITS", 1)
+    (one, *_), _ = list(score(model, tasks, "test", 300)), monkeypatch.setattr("bestiary.training.train.LOGITS", 1)
     (two, *_) = score(model, tasks, "test", 300)
     assert one.further["rows"] == two.further["rows"] == 300
     assert one.further["whole"] == two.further["whole"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from browsing import Reader
 
-from bestiary.text.page import Passage, write_page
+from bestiary.slices.page import Passage, write_page
 
 PIECES = [
     "<|endoftext|>",

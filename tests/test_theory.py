@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bestiary.cli import app
 from bestiary.experiments import constructions, degree, distance_to_theory
-from bestiary.plot import Rise, rises
+from bestiary.report.plot import Rise, rises
 from bestiary.spec import names
 
 ROOT = Path(__file__).parents[1]

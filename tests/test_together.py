@@ -10,10 +10,10 @@ from torch import Tensor
 from bestiary.laws import variants
 from bestiary.model import Model
 from bestiary.ops.capture import WARM, Captured
-from bestiary.recipe import Recipe, clean
 from bestiary.spec import Spec, names
-from bestiary.together import Apart, Group, shared_batches, train_together
-from bestiary.training import Diverged, Measurement, train
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.together import Apart, Group, shared_batches, train_together
+from bestiary.training.train import Diverged, Measurement, train
 
 SMALL: dict[str, Any] = {
     "train": "mqar(vocab=40, length=36, pairs=3)",

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from bestiary.interop.trackers import Tracker, flat, followed, numbers, sinks, title
-from bestiary.recipe import Recipe, clean
-from bestiary.store import Ended, Store
+from bestiary.runs.store import Ended, Store
 from bestiary.sweep import Event, sweep
-from bestiary.training import Measurement
+from bestiary.sweep.trackers import Tracker, flat, followed, numbers, sinks, title
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.train import Measurement
 
 TASK = "mqar(vocab=20, length=12, pairs=2)"
 ONE = clean("attention", train=TASK, dim=8, seed=1)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bestiary.recipe import Recipe, clean
 from bestiary.tasks._task import SILENT, Batch
-from bestiary.training import (
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.train import (
     Diverged,
     accuracy,
     batches,
@@ -160,7 +160,7 @@ def test_scores_do_not_depend_on_how_logits_are_cut(monkeypatch: pytest.MonkeyPa
     made = recipe()
     model = made.build()
     whole = list(score(model, made.test, "test", 300))
-    monkeypatch.setattr("bestiary.training.LOGITS", 100)
+    monkeypatch.setattr("bestiary.training.train.LOGITS", 100)
     for one, two in zip(whole, score(model, made.test, "test", 300), strict=True):
         assert one._replace(loss=0) == two._replace(loss=0)
         assert one.loss == pytest.approx(two.loss)

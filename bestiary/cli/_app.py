@@ -15,8 +15,8 @@ import typer
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bestiary.recipe import Recipe
-    from bestiary.store import Store
+    from bestiary.runs.store import Store
+    from bestiary.training.recipe import Recipe
 
 app = typer.Typer(
     help="A laboratory for recall in sequence models.",
@@ -100,7 +100,7 @@ def complain(damaged: Sequence[str]) -> None:
 
 
 def opened(folder: Path) -> "Store":
-    from bestiary.store import Store
+    from bestiary.runs.store import Store
 
     return Store(folder)
 
@@ -134,7 +134,7 @@ def further(asked: ModuleType, table: "pd.DataFrame", scale: str, recipes: "Sequ
 
 def recipes_of(asked: ModuleType, scale: str, store: "Store") -> "list[Recipe]":
     """The recipes of an experiment, with those that it asked for after it had seen some and that are done."""
-    from bestiary.table import results
+    from bestiary.runs.table import results
 
     found, more = list(asked.recipes(scale)), True
     while more and hasattr(asked, "further"):

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from bestiary.text.losses import Text
-    from bestiary.text.slices import Bootstrap
-    from bestiary.text.tokenizers import Tokenizer
+    from bestiary.corpus.tokenizers import Tokenizer
+    from bestiary.slices.losses import Text
+    from bestiary.slices.slices import Bootstrap
 
 
 DEFAULT, FIGURES = Path("corpora/stdlib"), Path("figures")
@@ -32,8 +32,8 @@ def sliced(
     text: str, corpus: Path | None, *, split: str, length: int, limit: int | None, order: int, column: str
 ) -> "Text":
     """The text to measure on. Raises LookupError or ValueError."""
-    from bestiary.text.corpus import SPLITS, open_corpus
-    from bestiary.text.losses import of_source, of_split
+    from bestiary.corpus.corpus import SPLITS, open_corpus
+    from bestiary.slices.losses import of_source, of_split
 
     if split not in SPLITS:
         raise LookupError(f"a corpus has no split {split!r}; give one of {', '.join(SPLITS)}")
@@ -48,25 +48,25 @@ def sliced(
 
 def opened(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> Judge:
     """A model by the folder of its run, its name or folder for Hugging Face, or a file of its log-probabilities."""
-    from bestiary.training import found_device
+    from bestiary.training.train import found_device
 
     place, _ = Path(name), found_device(device)
     if place.is_file():
-        from bestiary.text.losses import of_file
+        from bestiary.slices.losses import of_file
 
         found = of_file(place, shape)
         return Judge(place.stem, None, lambda _: found)
-    from bestiary.text.tokenizers import open_tokenizer
+    from bestiary.corpus.tokenizers import open_tokenizer
 
     if is_run(place):
-        from bestiary.text.losses import of_model
-        from bestiary.text.pretraining import open_run
+        from bestiary.lm.pretraining import open_run
+        from bestiary.slices.losses import of_model
 
         recipe, model = open_run(place)
         tokenizer = open_tokenizer(str(place / "tokenizer"))
         title = ", ".join(dict.fromkeys(map(str, recipe.pattern)))
         return Judge(title, tokenizer, lambda contexts: of_model(model, contexts, device=device, tell=news))
-    from bestiary.interop.huggingface import open_causal, token_losses
+    from bestiary.lm.huggingface import open_causal, token_losses
 
     model, _ = open_causal(name, trust=trust, device=device)
     tokenizer = open_tokenizer(name)
@@ -79,7 +79,7 @@ def news(done: int, total: int) -> None:
 
 def report(text: "Text", models: Sequence[str], *, threshold: int, out: Path | None, device: str, trust: bool) -> None:
     """Print what the slices say, and write tables, figures, losses and the page."""
-    from bestiary.experiments import _slices as of
+    from bestiary.slices import tables as of
 
     if not text.facets.hits(threshold).any():
         raise ValueError(f"no token of {text.name} is a hit at threshold {threshold}; raise --threshold")
@@ -113,7 +113,7 @@ def report(text: "Text", models: Sequence[str], *, threshold: int, out: Path | N
 
 def in_bytes(text: "Text", losses: "dict[str, np.ndarray]", others: dict[str, Judge]) -> list[str]:
     """Bits per byte, where tokenizers differ: token by token such models cannot be compared."""
-    from bestiary.text.losses import bits_per_byte, retold
+    from bestiary.slices.losses import bits_per_byte, retold
 
     if not others:
         return []
@@ -140,9 +140,9 @@ def written(
     import numpy as np
     import pandas as pd
 
-    from bestiary.experiments import _slices as of
-    from bestiary.plot import save
-    from bestiary.text.page import write_page
+    from bestiary.report.plot import save
+    from bestiary.slices import tables as of
+    from bestiary.slices.page import write_page
 
     out.mkdir(parents=True, exist_ok=True)
     names, hits = list(losses), text.facets.hits(threshold)
@@ -183,15 +183,15 @@ def is_run(place: Path) -> bool:
 
 def causal(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
     """A model and its tokenizer, for whoever takes either kind."""
-    from bestiary.training import found_device
+    from bestiary.training.train import found_device
 
     found_device(device)
     if is_run(Path(name)):
-        from bestiary.text.pretraining import open_run
-        from bestiary.text.tokenizers import open_tokenizer
+        from bestiary.corpus.tokenizers import open_tokenizer
+        from bestiary.lm.pretraining import open_run
 
         return open_run(Path(name))[1].to(device), open_tokenizer(Path(name) / "tokenizer")
-    from bestiary.interop.huggingface import open_causal
+    from bestiary.lm.huggingface import open_causal
 
     return open_causal(name, trust=trust, device=device)
 
@@ -200,7 +200,7 @@ def probed(name: str, *, rows: int, device: str, trust: bool, **sizes: Sequence[
     """Recall asked in text, `rows` questions of each kind, at each difficulty."""
     import pandas as pd
 
-    from bestiary.text.probe import probe
+    from bestiary.lm.probe import probe
 
     found = []
     for row in probe(*causal(name, device=device, trust=trust), contexts=-(-rows // 4), **cast(Any, sizes)):
@@ -216,11 +216,11 @@ def evaluated(name: str, tasks: Sequence[str], *, limit: int | None, device: str
 
     import pandas as pd
 
-    from bestiary.interop.harness import evaluate
+    from bestiary.lm.harness import evaluate
 
     with TemporaryDirectory() as folder:
         if is_run(Path(name)):
-            from bestiary.interop.huggingface import export
+            from bestiary.lm.huggingface import export
 
             export(name, folder)
         model = folder if is_run(Path(name)) else name

@@ -5,7 +5,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bestiary.store import Store
+    from bestiary.runs.store import Store
 
 SHOWN = 5  # runs listed of those that failed alike
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import duckdb
     import pandas as pd
 
-    from bestiary.store import Store
+    from bestiary.runs.store import Store
 
 To = Annotated[Path, typer.Option("--to", help="The file to write, .csv or .parquet; a former one is replaced.")]
 SUFFIXES = (".csv", ".parquet")
@@ -72,7 +72,7 @@ def export(
     Columns: key, step, split (train, selection or test), segment,
     facet and value ("" and 0 for all answers), loss (nats), right, asked.
     """
-    from bestiary.table import results
+    from bestiary.runs.table import results
 
     with user_input():
         writable(to)
@@ -114,7 +114,7 @@ def sql(
     "distinct" in quotes), commit, torch, host, device, begun (UTC),
     outcome and seconds (NULL until it ends), recipe (JSON).
     """
-    from bestiary.console import show as show_table
+    from bestiary.cli.console import show as show_table
 
     with user_input():
         if to is not None:
@@ -138,7 +138,7 @@ def asked(duck: "duckdb.DuckDBPyConnection", query: str, store: "Store") -> "pd.
 
     measured_and_begun(duck, store.folder)
     if "results" in query.casefold():  # the one table that is made here, from every log
-        from bestiary.table import results
+        from bestiary.runs.table import results
 
         table, damaged = results(store, store.begun())
         complain(damaged)
@@ -153,7 +153,7 @@ def asked(duck: "duckdb.DuckDBPyConnection", query: str, store: "Store") -> "pd.
 
 def measured_and_begun(duck: "duckdb.DuckDBPyConnection", folder: Path) -> None:
     """Define the views `log` and `runs` over a store in which something was begun."""
-    from bestiary.recipe import SPECS, Recipe
+    from bestiary.training.recipe import SPECS, Recipe
 
     columns = MEASURED | {"further": "JSON"}
     if any(folder.glob("*/log.jsonl")):
@@ -183,7 +183,7 @@ def measurements(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, li
     """One row for each measurement, and a line about each run that cannot be read."""
     import pandas as pd
 
-    from bestiary.store import Damaged
+    from bestiary.runs.store import Damaged
 
     rows, damaged, begun = [], [], set(store.begun())
     for key in keys:

@@ -21,8 +21,8 @@ def list_names(
     if kind and kind not in kinds:
         refuse(f"nothing is called {kind!r} {nearest(kind, kinds)}")
     if kind in ("mixers", "tasks"):
-        from bestiary import describe
-        from bestiary.console import show as show_table
+        from bestiary.cli import describe
+        from bestiary.cli.console import show as show_table
 
         with user_input():
             table = describe.mixers() if kind == "mixers" else describe.tasks()
@@ -37,7 +37,7 @@ def list_names(
 def summaries(kind: str) -> Iterator[tuple[str, str]]:
     """Names of a kind, each with the first line of its docstring."""
     if kind == "recipes":
-        from bestiary.recipe import NAMED
+        from bestiary.training.recipe import NAMED
 
         for name, recipe in NAMED.items():
             yield name, (recipe.__doc__ or "").splitlines()[0]
@@ -59,8 +59,8 @@ def show(
     store: Folder = Path("runs"),
 ) -> None:
     """Describe one thing: what it is, its options, its size."""
-    from bestiary import describe
-    from bestiary.store import Damaged, Store
+    from bestiary.cli import describe
+    from bestiary.runs.store import Damaged, Store
 
     with user_input():
         runs = Store(store)
@@ -78,7 +78,7 @@ def check(
 ) -> None:
     """Hold mixers and tasks to the laws."""
     from bestiary import laws
-    from bestiary.describe import specs
+    from bestiary.cli.describe import specs
     from bestiary.spec import names
 
     with user_input():
@@ -103,7 +103,7 @@ def bound(
     state: Annotated[int | None, typer.Option(min=1, help="Numbers in a state, to see what they can hold.")] = None,
 ) -> None:
     """Say what recall of so many pairs needs at least, and what a state can hold."""
-    from bestiary.console import show as show_table
+    from bestiary.cli.console import show as show_table
     from bestiary.constructions.bounds import table
 
     show_table(table(pairs, vocab, state))

@@ -39,9 +39,9 @@ from bestiary.cli._app import (
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bestiary.recipe import Recipe
-    from bestiary.store import Store
+    from bestiary.runs.store import Store
     from bestiary.sweep import Event
+    from bestiary.training.recipe import Recipe
 
 
 @app.command()
@@ -72,8 +72,8 @@ def train(
 
 def based_on(recipe: str, layers: str, settings: Iterable[str], task: str = "") -> "Recipe":
     """A named recipe with its changes."""
-    from bestiary.recipe import NAMED
     from bestiary.spec import nearest
+    from bestiary.training.recipe import NAMED
 
     if recipe not in NAMED:
         raise LookupError(f"there is no recipe {recipe!r} {nearest(recipe, NAMED)}")
@@ -148,7 +148,7 @@ def status(
 ) -> None:
     """Say how many runs are done or to come, and which are at work, interrupted or failed, and why."""
     from bestiary.cli._stands import SHOWN, failures, lines
-    from bestiary.table import standing
+    from bestiary.runs.table import standing
 
     with user_input():
         recipes = recipes_of(trained(question(experiment)), scale, opened(store)) if experiment else None
@@ -172,7 +172,7 @@ def plot(
     figures: Figures = Path("figures"),
 ) -> None:
     """Draw an experiment's figures from the runs that are done."""
-    from bestiary.table import results
+    from bestiary.runs.table import results
 
     with user_input():
         asked = trained(question(experiment))
@@ -186,7 +186,7 @@ def plot(
 
 def faceted(asked: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
     """The table that an experiment reads: by a facet if it names one."""
-    from bestiary.facets import by_facet
+    from bestiary.runs.facets import by_facet
 
     if not hasattr(asked, "facet") or table.empty:
         return table
@@ -230,9 +230,9 @@ def carry_out(
     detail: bool = False,
 ) -> "tuple[int, pd.DataFrame]":
     """Check every recipe, run what is not done, and read the results: how many failed, and the table."""
-    from bestiary.console import Watch
-    from bestiary.interop.trackers import followed, sinks
-    from bestiary.table import results
+    from bestiary.cli.console import Watch
+    from bestiary.runs.table import results
+    from bestiary.sweep.trackers import followed, sinks
 
     store = opened(folder)
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
@@ -264,7 +264,7 @@ def carry_out(
 def checked(recipes: "Sequence[Recipe]", device: str, backend: str, *, elsewhere: bool) -> None:
     """Raise ValueError if a recipe cannot be built, or if there is no such device or backend here."""
     from bestiary.ops.backend import use
-    from bestiary.training import found_device
+    from bestiary.training.train import found_device
 
     if not elsewhere:
         found_device(device)
@@ -307,14 +307,14 @@ def explain(store: "Store", failures: "Sequence[Recipe]") -> None:
 
 def finish(failed: int, table: "pd.DataFrame", asked: ModuleType | None = None, stem: Path = Path()) -> None:
     """Print the table; write it and the figures, for an experiment; exit with 1 if anything failed."""
-    from bestiary.console import show as show_table
-    from bestiary.table import brief
+    from bestiary.cli.console import show as show_table
+    from bestiary.runs.table import brief
 
     if not table.empty:
         shown = brief(table) if asked is None else asked.summary(table)
         show_table(shown)
         if asked is not None:
-            from bestiary.plot import save
+            from bestiary.report.plot import save
 
             stem.parent.mkdir(parents=True, exist_ok=True)
             shown.to_csv(stem.with_name(f"{stem.name}.csv"), index=False)
@@ -333,8 +333,8 @@ def estimate(recipes: "Sequence[Recipe]", device: str, threads: int) -> None:
     import pandas as pd
     import torch
 
-    from bestiary.console import show as show_table
-    from bestiary.training import step_seconds
+    from bestiary.cli.console import show as show_table
+    from bestiary.training.train import step_seconds
 
     torch.set_num_threads(threads)
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}

@@ -14,7 +14,7 @@ from bestiary.cli.runs import based_on, carry_out, finish
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bestiary.recipe import Recipe
+    from bestiary.training.recipe import Recipe
 
 Layers = Annotated[str, typer.Option(help="The pattern of mixers, as in 'base_conv, attention'.")]
 Named = Annotated[str, typer.Option(help="A named recipe to start from (see `bestiary list recipes`).")]
@@ -57,7 +57,7 @@ def search(
     backend: Backend = "auto",
 ) -> None:
     """Find the learning rates that work, and how wide their window is."""
-    from bestiary.search import halving, optuna_rates, rates, studied
+    from bestiary.sweep.search import halving, optuna_rates, rates, studied
 
     with user_input():
         made = based_on(recipe, layers, settings or [], task)
@@ -102,7 +102,7 @@ def refined_grid(
     """The results of a grid and of its refinements, until each edge is known to within the factor."""
     import pandas as pd
 
-    from bestiary.search import refined
+    from bestiary.sweep.search import refined
 
     table, asked = carry(grid), {made.key for made in grid}
     while new := [made for made in refined(grid, table, within=within) if made.key not in asked]:
@@ -113,9 +113,9 @@ def refined_grid(
 
 def told(table: "pd.DataFrame") -> None:
     """Each rate with its accuracy over seeds, and a sentence about the window; of longest runs, if lengths differ."""
-    from bestiary.console import show as show_table
-    from bestiary.search import window
-    from bestiary.table import curve, judged
+    from bestiary.cli.console import show as show_table
+    from bestiary.runs.table import curve, judged
+    from bestiary.sweep.search import window
 
     if table.empty:
         return
@@ -142,8 +142,8 @@ def match(
     """Say at which widths patterns have the state, the parameters or the work of another."""
     import pandas as pd
 
-    from bestiary.console import show as show_table
-    from bestiary.size import Match, matched, size
+    from bestiary.cli.console import show as show_table
+    from bestiary.training.size import Match, matched, size
 
     texts = [text for text in patterns if not re.match(r"\s*\w+=", text)]
     with user_input():

@@ -11,8 +11,8 @@ from bestiary.cli._app import Device, app, refuse, user_input
 from bestiary.cli.runs import setting
 
 if TYPE_CHECKING:
-    from bestiary.text.corpus import Corpus
-    from bestiary.text.pretraining import Pretraining
+    from bestiary.corpus.corpus import Corpus
+    from bestiary.lm.pretraining import Pretraining
 
 Corpora = Annotated[Path, typer.Option("--corpus", help="Folder of a corpus (see `bestiary corpus`).")]
 Models = Annotated[Path, typer.Option("--store", help="Folder of the trained models.")]
@@ -35,7 +35,7 @@ def corpus(
     memory: Annotated[int, typer.Option(min=1, help="MiB for counting bigrams.")] = 1024,
 ) -> None:
     """Tokenise a text, split it by document, and count its bigrams."""
-    from bestiary.console import show as show_table
+    from bestiary.cli.console import show as show_table
 
     with user_input():
         made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit)
@@ -50,7 +50,7 @@ def corpus(
 
 def prepared(source: str, out: Path, **how: Any) -> "Corpus":
     """A corpus, written if it is not there, with news on the way."""
-    from bestiary.text.corpus import prepare
+    from bestiary.corpus.corpus import prepare
 
     return prepare(source, out, **how, tell=news("documents", "tokens"))
 
@@ -81,8 +81,8 @@ def pretrain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the models with their sizes.")] = False,
 ) -> None:
     """Train language models. The same command goes on where it stopped, from the last checkpoint."""
-    from bestiary.text.corpus import open_corpus
-    from bestiary.text.pretraining import pretrain as carry_out
+    from bestiary.corpus.corpus import open_corpus
+    from bestiary.lm.loop import pretrain as carry_out
 
     with user_input():
         given = open_corpus(corpus)
@@ -118,10 +118,10 @@ def told(row: dict[str, Any], recipe: "Pretraining") -> str:
 
 def asked(suite: str, size: str, only: str, corpus: "Corpus", changes: dict[str, Any]) -> "dict[str, Pretraining]":
     """The recipes of a suite, or the one of a pattern, with their changes."""
+    from bestiary.lm.pretraining import Pretraining
+    from bestiary.lm.suites import SUITES
+    from bestiary.lm.suites import suite as of_suite
     from bestiary.spec import nearest
-    from bestiary.text.pretraining import Pretraining
-    from bestiary.text.suites import SUITES
-    from bestiary.text.suites import suite as of_suite
 
     if suite not in SUITES:
         given = {"corpus": corpus.hash, "vocab": corpus.vocab, "pattern": suite}
@@ -138,8 +138,8 @@ def listed(recipes: "dict[str, Pretraining]") -> None:
     """The models with their sizes, counted."""
     import pandas as pd
 
-    from bestiary.console import show as show_table
-    from bestiary.text.suites import parameters
+    from bestiary.cli.console import show as show_table
+    from bestiary.lm.suites import parameters
 
     rows = []
     for name, made in recipes.items():
@@ -161,9 +161,9 @@ def generate(
     with user_input():
         import torch
 
-        from bestiary.text.generation import generate as write
-        from bestiary.text.pretraining import open_run
-        from bestiary.text.tokenizers import open_tokenizer
+        from bestiary.corpus.tokenizers import open_tokenizer
+        from bestiary.lm.generation import generate as write
+        from bestiary.lm.pretraining import open_run
 
         _, model = open_run(run)
         tokenizer = open_tokenizer(str(run / "tokenizer"))
@@ -221,7 +221,7 @@ def probe(
 ) -> None:
     """Ask a language model to recall: key and value, phone book and needle, in text."""
     from bestiary.cli._slicing import probed
-    from bestiary.console import show as show_table
+    from bestiary.cli.console import show as show_table
 
     with user_input():
         sizes = {"shots": whole(shots), "entries": whole(entries), "words": whole(words)}
@@ -240,7 +240,7 @@ def convert(
 ) -> None:
     """Write a trained model as a folder of Hugging Face."""
     with user_input():
-        from bestiary.interop.huggingface import export
+        from bestiary.lm.huggingface import export
 
         export(run, out)
     typer.echo(f"{out}: AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)")
@@ -256,7 +256,7 @@ def evaluate(
 ) -> None:
     """Run tasks of lm-evaluation-harness on a language model."""
     from bestiary.cli._slicing import evaluated
-    from bestiary.console import show as show_table
+    from bestiary.cli.console import show as show_table
 
     with user_input():
         table = evaluated(model, named(tasks), limit=limit, device=device, trust=trust)

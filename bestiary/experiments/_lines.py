@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from bestiary.plot import Line
+from bestiary.report.plot import Line
+from bestiary.runs.table import best, curve
 from bestiary.spec import parse
-from bestiary.table import best, curve
 
 
 def chosen(table: pd.DataFrame, group: tuple[str, ...], *, value: str = "accuracy") -> pd.DataFrame:

@@ -14,16 +14,16 @@ from bestiary.sweep import cores
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bestiary.text.corpus import Corpus
-    from bestiary.text.losses import Text
-    from bestiary.text.pretraining import Pretraining
+    from bestiary.corpus.corpus import Corpus
+    from bestiary.lm.pretraining import Pretraining
+    from bestiary.slices.losses import Text
 
 CORPUS, MODELS = Path("corpora/stdlib"), Path("models")  # where experiments keep them
 
 
 def corpus_of(source: str = "stdlib", folder: Path = CORPUS, **how: Any) -> "Corpus":
     """A corpus with its counts, made if it is not there."""
-    from bestiary.text.corpus import prepare
+    from bestiary.corpus.corpus import prepare
 
     made = prepare(source, folder, **how)
     made.counts()
@@ -73,8 +73,8 @@ def work(name: str, recipe: "Pretraining", corpus: Path, folder: Path, told: Any
     """What a process does: train one model and tell of it; None at the end, or what went wrong."""
     import torch
 
-    from bestiary.text.corpus import open_corpus
-    from bestiary.text.pretraining import pretrain
+    from bestiary.corpus.corpus import open_corpus
+    from bestiary.lm.loop import pretrain
 
     torch.set_num_threads(1)
     try:
@@ -94,8 +94,8 @@ def line(name: str, row: Mapping[str, Any], recipe: "Pretraining") -> str:
 
 def losses_of(recipe: "Pretraining", text: "Text", *, folder: Path = MODELS) -> "NDArray[np.float32]":
     """The losses of a trained model on a text, kept beside it."""
-    from bestiary.text.losses import of_model
-    from bestiary.text.pretraining import open_run
+    from bestiary.lm.pretraining import open_run
+    from bestiary.slices.losses import of_model
 
     split = text.name.partition(" ")[0]
     place = folder / recipe.key / f"losses-{text.corpus.hash}-{split}-{text.shape[0]}x{text.shape[1]}.npy"

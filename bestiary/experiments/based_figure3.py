@@ -15,10 +15,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import chosen, lines, note
-from bestiary.experiments._references import decades, mark, references
-from bestiary.plot import panels
-from bestiary.recipe import Recipe, based, clean
-from bestiary.size import memory_of
+from bestiary.report.plot import panels
+from bestiary.report.references import decades, mark, references
+from bestiary.training.recipe import Recipe, based, clean
+from bestiary.training.size import memory_of
 
 MAPS = {
     "Taylor, 16": "based(features=16)",

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.plot import Rise, rises
+from bestiary.report.plot import Rise, rises
 
 COUNTS = ("layers", "width", "parameters", "state")
 

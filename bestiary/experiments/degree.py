@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.plot import Rise, rises
+from bestiary.report.plot import Rise, rises
 
 TIME, DIM = 5, 3
 BASES = {"base_conv": 2, "linear_attention(feature='identity', normalise=False)": 3}

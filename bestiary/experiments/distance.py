@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import chosen, lines, named, note
-from bestiary.plot import panels
-from bestiary.recipe import Recipe, clean
+from bestiary.report.plot import panels
+from bestiary.training.recipe import Recipe, clean
 
-facet = "distance"  # the rows given to `summary` and `figures` are those of bestiary.facets.by_facet
+facet = "distance"  # the rows given to `summary` and `figures` are those of bestiary.runs.facets.by_facet
 
 PATTERNS = {
     "Attention": "attention",

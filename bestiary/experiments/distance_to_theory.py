@@ -13,9 +13,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.plot import Line, panels
-from bestiary.recipe import Recipe, clean
-from bestiary.table import best, curve
+from bestiary.report.plot import Line, panels
+from bestiary.runs.table import best, curve
+from bestiary.training.recipe import Recipe, clean
 
 GROUP = ("vocab", "length", "pairs", "pattern", "depth", "dim")
 SIZES = {

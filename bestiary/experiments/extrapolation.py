@@ -13,8 +13,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import chosen, lines, named, note
-from bestiary.plot import panels
-from bestiary.recipe import Recipe, clean
+from bestiary.report.plot import panels
+from bestiary.training.recipe import Recipe, clean
 
 PATTERNS = {
     "Attention, rotary": "attention",

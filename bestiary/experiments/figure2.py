@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.plot import Line, panels
-from bestiary.recipe import Recipe, clean, iclr24
-from bestiary.table import best, curve
+from bestiary.report.plot import Line, panels
+from bestiary.runs.table import best, curve
+from bestiary.training.recipe import Recipe, clean, iclr24
 
 GROUP = ("length", "pairs", "pattern", "depth", "dim")
 

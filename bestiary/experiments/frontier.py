@@ -18,11 +18,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import note
-from bestiary.experiments._references import decades, mark, references
-from bestiary.plot import Line, panels
-from bestiary.recipe import Recipe, based, clean
+from bestiary.report.plot import Line, panels
+from bestiary.report.references import decades, mark, references
+from bestiary.runs.table import best, curve
 from bestiary.spec import parse
-from bestiary.table import best, curve
+from bestiary.training.recipe import Recipe, based, clean
 
 TRAIN, TEST = (
     ((32, 2), (32, 4), (64, 8), (64, 16)),
@@ -166,7 +166,7 @@ def over_slices(table: pd.DataFrame) -> pd.DataFrame:
 @cache
 def state(pattern: str, dim: int, depth: int, channel: str, tests: str) -> int:
     """Numbers in the state after the longest slice."""
-    from bestiary.size import memory_of
+    from bestiary.training.size import memory_of
 
     return memory_of(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments import _slices as slices
 from bestiary.experiments._pretrained import MODELS, corpus_of, losses_of, trained
-from bestiary.store import get
+from bestiary.runs.store import get
+from bestiary.slices import tables as slices
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bestiary.text.corpus import Corpus
-    from bestiary.text.losses import Text
-    from bestiary.text.pretraining import Pretraining
+    from bestiary.corpus.corpus import Corpus
+    from bestiary.lm.pretraining import Pretraining
+    from bestiary.slices.losses import Text
 
 REFERENCE, BASE = "attention", "base_conv"
 PAGE = ("base_conv", "attention")  # whose losses the page sets against each other
@@ -93,7 +93,7 @@ def models(
     only: tuple[str, ...] = (),
 ) -> "dict[str, Pretraining]":
     """The recipes, by the names that the table has for them."""
-    from bestiary.text.pretraining import Pretraining
+    from bestiary.lm.pretraining import Pretraining
 
     setting = setting_of(scale)
     given = {"corpus": corpus.hash, "vocab": corpus.vocab, **LAPTOP, **setting.changes}
@@ -142,7 +142,7 @@ def measured(
 
 def read(scale: str, corpus: "Corpus", recipes: "Mapping[str, Pretraining]") -> "tuple[Text, dict[str, NDArray]]":
     """The test text, and the losses of models that are trained."""
-    from bestiary.text.losses import of_split
+    from bestiary.slices.losses import of_split
 
     context = next(iter(recipes.values())).context
     text = of_split(corpus, "test", context, setting_of(scale).contexts)
@@ -153,7 +153,7 @@ def sliced(
     scale: str, recipes: "Mapping[str, Pretraining]", text: "Text", losses: "Mapping[str, NDArray]"
 ) -> Iterator[dict[str, Any]]:
     """A row for each model: its perplexities, its share of the gap, and what it closes of the base's."""
-    from bestiary.text.suites import parameters
+    from bestiary.lm.suites import parameters
 
     threshold = setting_of(scale).threshold
     found = slices.bootstrap(text, losses, threshold)
@@ -216,7 +216,7 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
 
 def pages(table: pd.DataFrame, stem: Path) -> Iterator[Path]:
     """Every table, and the text itself, each token coloured by what the gated convolution loses to attention."""
-    from bestiary.text.page import write_page
+    from bestiary.slices.page import write_page
 
     stem.parent.mkdir(parents=True, exist_ok=True)
     for kind, part in table.groupby("rows"):

@@ -13,9 +13,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments import gap
-from bestiary.experiments._slices import unbounded
 from bestiary.experiments.gap import ATTENTION, BASE, LAYERS, LONG, REFERENCE, SHORT, local, summary
-from bestiary.plot import Line, panels
+from bestiary.report.plot import Line, panels
+from bestiary.slices.tables import unbounded
 
 __all__ = ["figures", "measure", "summary"]  # the summary is that of the gap
 

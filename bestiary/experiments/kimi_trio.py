@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import chosen, lines, named, note
-from bestiary.plot import panels
-from bestiary.recipe import Recipe, clean
+from bestiary.report.plot import panels
+from bestiary.training.recipe import Recipe, clean
 
 PATTERNS = {"KDA": "kda(heads=2)", "Gated DeltaNet": "gated_delta(heads=2)", "Mamba-2": "mamba2"}
 TITLES = {"palindrome": "Palindrome", "listed_mqar": "MQAR", "stacks": "Stacks"}

@@ -14,9 +14,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import chosen, lines, note
-from bestiary.plot import Line, panels
-from bestiary.recipe import Recipe, clean
-from bestiary.size import Match, matched, memory_of
+from bestiary.report.plot import Line, panels
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.size import Match, matched, memory_of
 
 NAMES = {
     "linear_attention": "Linear attention",

@@ -16,8 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import named
-from bestiary.plot import matrix
-from bestiary.recipe import Recipe, clean
+from bestiary.report.plot import matrix
+from bestiary.training.recipe import Recipe, clean
 
 PATTERNS = {
     "Attention": "attention(heads=4)",

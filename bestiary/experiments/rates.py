@@ -16,11 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import lines, named, note
-from bestiary.experiments._references import decades
-from bestiary.plot import panels
-from bestiary.recipe import Recipe, clean, iclr24
-from bestiary.search import rates, refined, windows
-from bestiary.table import curve
+from bestiary.report.plot import panels
+from bestiary.report.references import decades
+from bestiary.runs.table import curve
+from bestiary.sweep.search import rates, refined, windows
+from bestiary.training.recipe import Recipe, clean, iclr24
 
 PATTERNS = {
     "Attention": "attention",

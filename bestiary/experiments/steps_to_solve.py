@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.plot import Row, dots
-from bestiary.recipe import Recipe, clean
-from bestiary.table import best, curve
+from bestiary.report.plot import Row, dots
+from bestiary.runs.table import best, curve
+from bestiary.training.recipe import Recipe, clean
 
 GROUP = ("pattern", "dim", "rate")
 PATTERNS = (

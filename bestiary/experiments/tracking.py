@@ -12,9 +12,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import chosen, lines, named, note
-from bestiary.plot import panels
-from bestiary.recipe import Recipe, clean
-from bestiary.table import depth_for
+from bestiary.report.plot import panels
+from bestiary.runs.table import depth_for
+from bestiary.training.recipe import Recipe, clean
 
 PATTERNS = {
     "Attention": "attention(heads=2)",

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.ops import convolution
-from bestiary.ops.recurrence import Drive, Matrix, run
+from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.recurrence import run
 
 Features = Float[Tensor, "batch time dim"]
 Chosen = Float[Tensor, "batch _ dim"]  # at chosen positions, or at all

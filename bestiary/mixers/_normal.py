@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bestiary.ops.recurrence import Key, Matrix, chunked, relay, scores
+from bestiary.ops.drive import Key, Matrix
+from bestiary.ops.recurrence import chunked, relay, scores
 
 
 def places(width: int, x: Tensor) -> Tensor:

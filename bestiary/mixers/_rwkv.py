@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, take
-from bestiary.ops.recurrence import Drive, Key, Matrix, Value, read, run
+from bestiary.ops.drive import Drive, Key, Matrix, Value
+from bestiary.ops.recurrence import read, run
 
 Parts = Float[Tensor, "parts batch time dim"]
 

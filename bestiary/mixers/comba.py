@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bestiary.mixers._delta import Answer, Decay, Streams
 from bestiary.mixers._mixer import FastWeight, Features, State, linear, unit
-from bestiary.ops.recurrence import Drive
+from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
 

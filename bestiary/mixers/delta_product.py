@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from bestiary.mixers._delta import Answer, Decay, Streams
 from bestiary.mixers._mixer import Chosen, FastWeight, Features, State, Where, linear, take, unit
-from bestiary.ops.recurrence import Drive, run
+from bestiary.ops.drive import Drive
+from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
 

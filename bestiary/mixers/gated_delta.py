@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, ShortConv, State, step_sizes, unit
-from bestiary.ops.recurrence import Drive
+from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
 

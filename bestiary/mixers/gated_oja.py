@@ -19,8 +19,9 @@ from torch import Tensor
 
 from bestiary.mixers._delta import Answer, Decay, Streams, low_rank
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
+from bestiary.ops.drive import Key, Matrix, Value
 from bestiary.ops.precision import wide
-from bestiary.ops.recurrence import Key, Matrix, Value, chunked, each, faded, scores
+from bestiary.ops.recurrence import chunked, each, faded, scores
 from bestiary.spec import Positive
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
-from bestiary.ops.recurrence import Drive, Key, Matrix, Value, chunked, faded, relay, run
+from bestiary.ops.drive import Drive, Key, Matrix, Value
+from bestiary.ops.recurrence import chunked, faded, relay, run
 from bestiary.spec import Positive
 
 Slots = Float[Tensor, "batch time heads slots"]

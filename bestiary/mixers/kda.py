@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bestiary.mixers._delta import Answer, Decay, Streams, low_rank
 from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear, unit
-from bestiary.ops.recurrence import Drive
+from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
 

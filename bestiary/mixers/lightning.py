@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear
-from bestiary.ops.recurrence import Drive
+from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
 

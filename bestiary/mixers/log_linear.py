@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, linear, step_sizes, take, undecayed
-from bestiary.ops.recurrence import Matrix
+from bestiary.ops.drive import Matrix
 from bestiary.spec import Positive
 
 SQUARE = 64  # longer blocks are read through their matrix, shorter ones position by position

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, step_sizes, take
-from bestiary.ops.recurrence import Drive, Matrix, run
+from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
 Heads = Float[Tensor, "batch _ heads value"]

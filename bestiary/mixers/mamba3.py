@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, step_sizes, take, undecayed
-from bestiary.ops.recurrence import Drive, Matrix, outer, run
+from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.recurrence import outer, run
 from bestiary.spec import Positive
 
 Heads = Float[Tensor, "batch _ heads value"]

@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from bestiary.mixers._delta import Answer, Streams
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
 from bestiary.mixers._normal import normal, places, solve
+from bestiary.ops.drive import Drive, Matrix, Value
 from bestiary.ops.precision import wide
-from bestiary.ops.recurrence import Drive, Matrix, Value, chunked, run
+from bestiary.ops.recurrence import chunked, run
 from bestiary.spec import Positive
 
 

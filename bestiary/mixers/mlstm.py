@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
-from bestiary.ops.recurrence import Drive, Matrix, run
+from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
 Peaks = Float[Tensor, "batch time heads"]

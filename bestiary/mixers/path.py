@@ -30,7 +30,8 @@ from bestiary.mixers._mixer import (
     unit,
 )
 from bestiary.mixers._softmax import Places, merged, past, split
-from bestiary.ops.recurrence import Drive, run
+from bestiary.ops.drive import Drive
+from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, State, heads_of
 from bestiary.ops.attention import rotate
-from bestiary.ops.recurrence import Drive
+from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
 

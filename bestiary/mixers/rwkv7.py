@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, take, undecayed, unit
-from bestiary.ops.recurrence import Drive, Matrix, run
+from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
 

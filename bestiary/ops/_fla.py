@@ -5,16 +5,15 @@ per key, and the delta rule of diagonal plus low rank where something is erased.
 shapes. What we write "erase by a, read by b" is their (b, a).
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from bestiary.ops.recurrence import Drive
+from bestiary.ops.drive import Drive
 
 
-def run(drive: "Drive", state: Tensor) -> tuple[Tensor, Tensor]:
+def run(drive: Drive, state: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs in the type of the queries, the state in float32."""
     q, k, v, g, erase, rewrite = drive
     q, k = (x.expand(*v.shape[:-1], -1).contiguous() for x in (q, k))

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from bestiary.recipe import Recipe, clean
+from bestiary.training.recipe import Recipe, clean
 
 SHOWN = ("dim", "rate", "seed")  # said even where they are the defaults
 

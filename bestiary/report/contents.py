@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from bestiary.intervals import interval
 from bestiary.report.command import command
 from bestiary.report.runs import CHANGED, Gathered, family, label, mixers, sized
+from bestiary.runs.intervals import interval
+from bestiary.runs.table import WORKS, best, curve, judged
 from bestiary.spec import read_specs
-from bestiary.table import WORKS, best, curve, judged
 
 MOST = 5000  # runs in the table; of more, only those at the best rate of their cell
 POINTS = 80  # of a learning curve
@@ -168,7 +168,7 @@ def load(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def bounds(parts: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What recall of the hardest slice asks of a state. For MQAR only: elsewhere the values are counted otherwise."""
-    from bestiary.experiments._references import references
+    from bestiary.report.references import references
 
     loads = [(part["options"]["pairs"], part["options"]["vocab"]) for part in parts if part["name"] == "mqar"]
     if not loads:

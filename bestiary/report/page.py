@@ -7,15 +7,15 @@ from html import escape
 from importlib.resources import files
 from typing import Any, NamedTuple
 
-from bestiary import __version__
-from bestiary.recipe import Recipe
+from bestiary._version import __version__
 from bestiary.report.contents import contents
 from bestiary.report.latex import tables
 from bestiary.report.pdf import figures
 from bestiary.report.runs import gather
 from bestiary.report.words import summary
-from bestiary.store import Store
-from bestiary.table import progress
+from bestiary.runs.store import Store
+from bestiary.runs.table import progress
+from bestiary.training.recipe import Recipe
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -56,7 +56,7 @@ def page(
     shown: Mapping[str, Any], words: Sequence[tuple[str, list[str]]], *, title: str, latex: str, version: str = ""
 ) -> str:
     """The page's HTML from its parts."""
-    from bestiary.plot import LOOKS
+    from bestiary.report.plot import LOOKS
 
     data = {**shown, "pdf": figures(shown), "looks": [[marker, dashes(dash)] for _, marker, dash in LOOKS]}
     policy = f"{POLICY}; connect-src 'self'" if version else POLICY

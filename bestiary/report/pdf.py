@@ -21,7 +21,7 @@ def figures(contents: Mapping[str, Any], *, most: int = 6) -> list[dict[str, str
 def encoded(figure: Any) -> str:
     import matplotlib as mpl
 
-    from bestiary.plot import STYLE
+    from bestiary.report.plot import STYLE
 
     file = BytesIO()
     with mpl.rc_context({**STYLE, "pdf.fonttype": 42}):
@@ -78,7 +78,7 @@ def lines(
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from bestiary.plot import STYLE
+    from bestiary.report.plot import STYLE
 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.4, 2.9 + 0.15 * max(0, len(given) - 12)))
@@ -122,7 +122,7 @@ def maps(task: Mapping[str, Any], cells: Sequence[Cell], pairs: list[int], lengt
     import numpy as np
     from matplotlib.figure import Figure
 
-    from bestiary.plot import STYLE
+    from bestiary.report.plot import STYLE
 
     columns = min(4, len(cells))
     rows = -(-len(cells) // columns)
@@ -165,7 +165,7 @@ def loads(task: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
 
 def look(place: int) -> tuple[str, str, Any]:
     """Colour, marker and dash of the mixer at this place of its task; those beyond the colours get another marker."""
-    from bestiary.plot import LOOKS
+    from bestiary.report.plot import LOOKS
 
     colour, _, dash = LOOKS[place % len(LOOKS)]
     return colour, LOOKS[(place + place // len(LOOKS)) % len(LOOKS)][1], dash

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bestiary.recipe import Recipe
 from bestiary.report.command import text
+from bestiary.runs.store import Damaged, Record, Store
+from bestiary.runs.table import segments, selection_curve
 from bestiary.spec import locate
-from bestiary.store import Damaged, Record, Store
-from bestiary.table import segments, selection_curve
+from bestiary.training.recipe import Recipe
 
 NAMED = ("train", "test", "select", "pattern", "dim")  # what names a cell; rate and seed tell its runs apart
 PLAIN = ("base_conv", "short_conv", "token_shift", "long_conv")  # mixers that stand before the one that matters
@@ -152,7 +152,7 @@ SIZES: dict[str, tuple[int, int]] = {}  # what was measured, by shape
 
 def sized(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Numbers in the state after the longest test sequence, and parameters; None if the model cannot be built now."""
-    from bestiary.size import memory_of, parameters
+    from bestiary.training.size import memory_of, parameters
 
     try:
         made = Recipe(**recipe)

@@ -6,7 +6,7 @@ from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock
 
-from bestiary.store import Store
+from bestiary.runs.store import Store
 
 HOST = "127.0.0.1"
 WAITING = "<!doctype html><meta http-equiv=refresh content=2><title>Bestiary</title><p>"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bestiary.table import SOLVED, WORKS
+from bestiary.runs.table import SOLVED, WORKS
 
 Cell = Mapping[str, Any]
 FEW = 8  # mixers named one by one in a sentence

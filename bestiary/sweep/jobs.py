@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from bestiary.recipe import Recipe
 from bestiary.spec import Spec
+from bestiary.training.recipe import Recipe
 
 Together = Literal["auto", "always", "never"]
 

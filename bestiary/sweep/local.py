@@ -16,7 +16,11 @@ from typing import Any
 
 from bestiary.sweep.jobs import OVER, How, Job, Told
 
-PRELOAD = ["bestiary.together", "bestiary.sweep.work", "torch._dynamo"]  # once for all; the last is what AdamW loads
+PRELOAD = [
+    "bestiary.training.together",
+    "bestiary.sweep.work",
+    "torch._dynamo",
+]  # once for all; the last is what AdamW loads
 
 
 class Local:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bestiary.recipe import Recipe
-from bestiary.store import get, machine, numbered
+from bestiary.runs.store import get, machine, numbered
 from bestiary.sweep.jobs import OVER, How, Job, Told
+from bestiary.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import ray

@@ -11,10 +11,10 @@ from collections.abc import Generator, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
 
-from bestiary.recipe import Recipe
-from bestiary.store import Store
+from bestiary.runs.store import Store
 from bestiary.sweep.jobs import OVER, Event, Executor, How, Job, Together, Told, halves, jobs, singles
 from bestiary.sweep.local import Local, cores
+from bestiary.training.recipe import Recipe
 
 AGAIN = 2.0  # seconds before another look at a run that another worker has
 TRIES = 3  # workers that may die of a job

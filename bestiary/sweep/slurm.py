@@ -17,15 +17,15 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestiary.recipe import Recipe
-from bestiary.store import Store
+from bestiary.runs.store import Store
 from bestiary.sweep.jobs import Event, How, Together
 from bestiary.sweep.local import Local, cores
 from bestiary.sweep.schedule import devices, sweep
 from bestiary.sweep.work import FULL
+from bestiary.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from bestiary.training import Measurement
+    from bestiary.training.train import Measurement
 
 AGAIN = 2  # times that what was left undone is submitted again
 TIMEOUTS = 100  # times that a job may reach its time limit and be queued again
@@ -267,7 +267,7 @@ class Course:
 
     def rows(self) -> "Iterator[Measurement]":
         """The measurements of all answers that were added to the log."""
-        from bestiary.training import Measurement
+        from bestiary.training.train import Measurement
 
         with suppress(FileNotFoundError), (self.place / "log.jsonl").open("rb") as file:
             file.seek(self.read)

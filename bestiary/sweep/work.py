@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from bestiary.recipe import Recipe
-from bestiary.store import Lost, Run, Store
+from bestiary.runs.store import Lost, Run, Store
 from bestiary.sweep.jobs import How, Job, Told
+from bestiary.training.recipe import Recipe
 
 if TYPE_CHECKING:
-    from bestiary.training import Measurement
+    from bestiary.training.train import Measurement
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the disk: every further run would fail alike
 
@@ -23,7 +23,7 @@ def prepare(how: How) -> None:
     import torch
 
     from bestiary.ops.backend import use
-    from bestiary.training import keep_memory
+    from bestiary.training.train import keep_memory
 
     torch.set_num_threads(how.threads)
     keep_memory()
@@ -66,7 +66,7 @@ def claimed(job: Job, how: How, device: str, tell: Tell) -> list[Run]:
 
 def alone(job: Job, how: How, device: str, tell: Tell) -> Told:
     """One recipe."""
-    from bestiary.training import Diverged, train
+    from bestiary.training.train import Diverged, train
 
     for run in claimed(job, how, device, tell):
         recipe = run.recipe
@@ -91,7 +91,7 @@ def together(job: Job, how: How, device: str, tell: Tell) -> Told:
     """Several recipes as one program; if they cannot be trained so, all are released again."""
     import torch
 
-    from bestiary.together import Apart
+    from bestiary.training.together import Apart
 
     runs = claimed(job, how, device, tell)
     if len(runs) < 2:
@@ -118,8 +118,8 @@ def together(job: Job, how: How, device: str, tell: Tell) -> Told:
 def follow(runs: list[Run], job: Job, how: How, device: str, tell: Tell) -> None:
     """Train the runs together, each writing to its own log."""
     from bestiary.model import Model
-    from bestiary.together import train_together
-    from bestiary.training import Diverged
+    from bestiary.training.together import train_together
+    from bestiary.training.train import Diverged
 
     with ExitStack() as held:
         for run in runs:

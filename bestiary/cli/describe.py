@@ -1,0 +1,195 @@
+"""What `bestiary show` says about a mixer, a task, an experiment, a recipe or a run, line by line."""
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import torch
+
+from bestiary.model import memory
+from bestiary.ops.backend import ENGINES, watched
+from bestiary.runs.store import Store
+from bestiary.spec import Spec, load, locate, names, nearest, parse, schema
+from bestiary.tasks._task import ROOMY, SILENT, Task
+from bestiary.training.recipe import NAMED, SPECS, Recipe
+
+LENGTHS = (1, 100, 1000, 10000)  # no powers of two, at which log-linear states are small
+SCALES = ("smoke", "small", "paper")
+
+
+def anything(text: str, *, dim: int) -> Iterator[str]:
+    """Lines about whatever has this name, under headings if several things do. Raises LookupError."""
+    name = text.partition("(")[0].strip()
+    parts: list[tuple[str, Iterator[str]]] = []
+    if text in NAMED:
+        parts.append(("recipe", recipe(text)))
+    if text in names("experiments"):
+        parts.append(("experiment", experiment(text)))
+    if not parts or name in [*names("mixers"), *names("tasks")]:
+        for found in specs(text):
+            parts.append(("task", task(found)) if found.kind == "tasks" else ("mixer", mixer(found, dim=dim)))
+    for kind, lines in parts:
+        if len(parts) > 1:
+            yield f"--- {kind} {name} ---"
+        yield from lines
+
+
+def specs(text: str) -> tuple[Spec, ...]:
+    """Mixers or tasks by name, with options or not, or by file. Raises LookupError."""
+    name = text.partition("(")[0].strip()
+    if name.endswith(".py"):
+        built = locate("mixers", name)
+        return parse("tasks" if issubclass(built, Task) else "mixers", text)
+    for kind in ("mixers", "tasks"):
+        if name in names(kind):
+            return parse(kind, text)
+    raise LookupError(f"nothing is called {name!r} {nearest(name, every_name())}")
+
+
+def every_name() -> list[str]:
+    return sorted({*names("mixers"), *names("tasks"), *names("experiments"), *NAMED})
+
+
+def documented(kind: str, name: str) -> Iterator[str]:
+    """The docstrings of a file and of its class."""
+    found = load(kind, name)
+    built = locate(kind, name)
+    if isinstance(found, ModuleType):
+        yield inspect.getdoc(found) or ""
+        yield ""
+    yield f"{built.__name__}: {inspect.getdoc(built) or ''}"
+
+
+def chosen(found: Spec) -> Iterator[str]:
+    """The options, their types and values."""
+    known = schema(found.kind, found.name)
+    if known:
+        yield ""
+        yield "options"
+    for option, value in found.options:
+        kind, default = known[option]
+        given = "" if value == default else f"  (default {default!r})"
+        yield f"  {option:10} {value!r:12} {readable(kind)}{given}"
+
+
+def readable(kind: Any) -> str:
+    """A type as a person would write it."""
+    text = kind.__name__ if isinstance(kind, type) else str(kind)
+    text = text.replace("typing.", "").replace("Annotated[int, Gt(gt=0)]", "positive int")
+    return text.replace("Literal[", "one of ").replace("]", "") if text.startswith("Literal") else text
+
+
+def mixer(found: Spec, *, dim: int) -> Iterator[str]:
+    yield from documented(found.kind, found.name)
+    yield from chosen(found)
+    weights = sum(weight.numel() for weight in found.build(dim).parameters())
+    yield ""
+    yield f"at width {dim}: {weights:,} weights; state of one sequence, measured, after"
+    before = None
+    for length in LENGTHS:
+        size = memory(lambda: found.build(dim), time=length, dim=dim)
+        yield f"  {length:>6} tokens  {size.numbers:>12,} numbers  {size.bytes:>12,} bytes"
+        if size == before and length >= 1000:  # it has stopped growing; to measure on takes minutes for some
+            break
+        before = size
+
+
+def mixers(*, dim: int = 128, time: int = 1024) -> pd.DataFrame:
+    """One row for each mixer: family, year, state after `time` tokens (measured), weights, and faster backends."""
+    rows = []
+    for name in names("mixers"):
+        (found,) = parse("mixers", name)
+        family, year, line = cited("mixers", name)
+        with torch.device("meta"):
+            weights = sum(weight.numel() for weight in found.build(dim).parameters())
+        with watched() as engines:
+            state = memory(lambda found=found: found.build(dim), time=time, dim=dim).numbers
+        faster = ", ".join(sorted({backend for engine in engines for backend in ENGINES[engine]}))
+        rows.append((name, family, year, state, weights, faster, line))
+    columns = ["name", "family", "year", f"state at {time:,}", "weights", "faster by", "what"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.sort_values(["family", "year", "name"])
+
+
+def cited(kind: str, name: str) -> tuple[str, str, str]:
+    """The family, the year of the source, and the line that names it."""
+    built, module = locate(kind, name), load(kind, name)
+    line = (inspect.getdoc(module) or "").splitlines()[0] if isinstance(module, ModuleType) else built.__module__
+    year = re.search(r"(19|20)\d\d", line)
+    return getattr(built, "family", None) or "(none given)", year[0] if year else "", line
+
+
+def tasks() -> pd.DataFrame:
+    """One row for each task: its family, year, how many positions of how many are scored, and the chance."""
+    rows = []
+    for name in names("tasks"):
+        (found,), (family, year, line) = parse("tasks", name), cited("tasks", name)
+        made: Task = found.build()
+        scored = (made.draw(64, "show", 0).targets != SILENT).sum(1).double().mean().item()
+        rows.append((name, family, year, f"{scored:.4g} of {made.length:,}", made.chance, line))
+    table = pd.DataFrame(rows, columns=["name", "family", "year", "scored", "chance", "what"])
+    return table.sort_values(["family", "year", "name"])
+
+
+def task(found: Spec) -> Iterator[str]:
+    yield from documented(found.kind, found.name)
+    yield from chosen(found)
+    built: Task = found.build()
+    yield ""
+    yield f"vocabulary {built.vocab:,}, length {built.length:,}, chance {built.chance:.2g}, plateau {built.plateau:.3g}"
+    if built.space < ROOMY:
+        yield f"about {built.space:.3g} sequences, dealt by their hash: 3/4 to train, 1/8 to select, 1/8 to test on"
+    if built.open:
+        yield f"not every answer can be known: {built.open}"
+    for kind, given in (("preset", built.presets), ("axis", built.axes)):
+        for name, value in given.items():
+            yield f"{kind} {name:12} {value if isinstance(value, str) else ', '.join(map(str, value))}"
+    yield "scored positions and one sequence of it:"
+    batch = built.draw(1, "show", 0)
+    read = [
+        f"({', '.join(f'{x:.1f}' for x in token[:2])} ..)" if built.features else token
+        for token in batch.tokens[0].tolist()
+    ]
+    row, answers = read[:40], batch.targets[0].tolist()[:40]
+    width = max(len(str(token)) for token in row + answers if token != SILENT)
+    yield ("  tokens   " + " ".join(f"{token:>{width}}" for token in row) + (" ..." if built.length > 40 else ""))
+    yield "  targets  " + " ".join(f"{'.' if answer == SILENT else answer:>{width}}" for answer in answers)
+
+
+def experiment(name: str) -> Iterator[str]:
+    found = load("experiments", name)
+    yield inspect.getdoc(found) or ""
+    yield ""
+    for scale in SCALES:
+        runs = None if hasattr(found, "measure") else len(list(found.recipes(scale)))
+        yield f"  {scale:6} " + ("measured, nothing is trained" if runs is None else f"{runs:>5} runs")
+
+
+def recipe(name: str) -> Iterator[str]:
+    made = NAMED[name]
+    yield inspect.getdoc(made) or ""
+    yield ""
+    for field, value in made("attention").json().items():
+        shown = ", ".join(part["text"] for part in value) if field in SPECS else repr(value)
+        yield f"  {field:15} {shown}"
+
+
+def run(store: Store, key: str) -> Iterator[str]:
+    """A run's recipe, origin and results."""
+    record = store.read(key)
+    origin = store.folder / key / "origin.json"
+    for field, value in Recipe(**record.recipe).json().items():
+        shown = ", ".join(part["text"] for part in value) if field in SPECS else repr(value)
+        yield f"  {field:15} {shown}"
+    yield ""
+    yield json.dumps(json.loads(origin.read_text())) if origin.exists() else ""
+    yield f"ended: {record.ended}" if record.ended else "not done"
+    for line in record.log:
+        if line["split"] == "test" and not line["facet"]:
+            yield f"  test segment {line['segment']}: {line['right']} of {line['asked']} right"
+    if (failure := store.failure(key)) is not None:
+        yield failure

@@ -1,0 +1,137 @@
+"""Everything that determines a model trained on text, the run that trains it, and the trained model again.
+
+<folder>/<key>/recipe.json          what is trained on which corpus, with "kind": "pretraining"
+               origin.json          versions, host and time of the last attempt
+               claim-0/             one folder for each attempt, as in any store of runs
+               log.jsonl            a row each time the loss is looked at
+               checkpoint/          where the run goes on after it was stopped
+               tokenizer/           that of the corpus
+               weights.safetensors  of the trained model
+               done                 written last
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import model_validator
+
+from bestiary.runs.store import get
+from bestiary.spec import Mixers, Natural, Positive
+from bestiary.training.recipe import Amount, Checked, Share
+
+if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
+    from bestiary.model import Model
+
+FORMAT = 1  # raised when pretraining changes its meaning, so that old runs are not taken for new ones
+
+Parallel = Literal["none", "ddp", "fsdp"]
+
+
+class Pretraining(Checked):
+    """A model, and how it is trained to predict the next token of a corpus.
+
+    The defaults are those of Based (Arora et al., 2024): AdamW with betas 0.9 and 0.95, weight decay 0.1 on matrices,
+    a linear warm-up of 200 steps, a cosine down to a tenth of the rate, and gradients clipped at norm 1.
+    """
+
+    kind: Literal["pretraining"] = "pretraining"
+    corpus: str  # the hash of its content
+    vocab: Positive
+    pattern: Mixers
+    dim: Positive = 128
+    depth: Positive = 4
+    channel: Literal["mlp", "swiglu", "none", "copy"] = "swiglu"
+    positions: Natural = 0  # learned position vectors; 0 is none
+    dropout: Share = 0.0  # of the embeddings, while training
+
+    context: Positive = 256  # tokens read at a time
+    batch: Positive = 32  # sequences a step
+    steps: Positive = 1000
+    rate: Amount = 8e-4  # the highest learning rate
+    floor: Share = 0.1  # of the rate, at the end of the cosine
+    warmup: Natural = 200  # steps of linear rise
+    weight_decay: Amount = 0.1
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    clip: Amount | None = 1.0  # the largest norm of the gradient
+    seed: Natural = 0  # of the weights, the order of the text and the dropout
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights are always float32
+
+    every: Positive = 100  # steps between looks at the selection split
+    selection_rows: Positive = 64  # contexts
+    test_rows: Positive = 512
+
+    if TYPE_CHECKING:  # specs are given as text, too
+
+        def __init__(self, **given: Any) -> None: ...
+
+    @model_validator(mode="before")
+    @classmethod
+    def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**given, "betas": tuple(given["betas"])} if "betas" in given else given
+
+    @model_validator(mode="after")
+    def consistent(self) -> "Pretraining":
+        if not self.pattern:
+            raise ValueError("a pretraining needs at least one mixer")
+        if 0 < self.positions < self.context:
+            raise ValueError(f"{self.positions} positions are fewer than the {self.context} tokens of a context")
+        return self
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens training predicts."""
+        return self.steps * self.batch * self.context
+
+    def build(self) -> "Model":
+        """The model, its weights drawn from the seed alone."""
+        import torch
+
+        from bestiary.model import Model
+        from bestiary.tasks._task import stream
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream("weights", self.seed).initial_seed())
+            return Model(
+                self.vocab,
+                dim=self.dim,
+                depth=self.depth,
+                pattern=self.pattern,
+                channel=self.channel,
+                positions=self.positions,
+                dropout=self.dropout,
+            )
+
+    def json(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As stored: every option resolved, and `Pretraining(**stored)` is this recipe again."""
+        return self.fields() | {"pattern": [part.stored for part in self.pattern]}
+
+    @property
+    def key(self) -> str:
+        """A name for the run: equal exactly for equal recipes, wherever a user's own files lie."""
+        identity = {"format": FORMAT, **self.fields(), "pattern": [part.identity for part in self.pattern]}
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    def fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in type(self).model_fields} | {"betas": list(self.betas)}
+
+
+def open_run(folder: Path | str) -> "tuple[Pretraining, Model]":
+    """The recipe and the trained model of a run. Raises LookupError if it has none."""
+    place = Path(folder)
+    weights = place / "weights.safetensors"
+    if not (place / "recipe.json").is_file():
+        raise LookupError(f"{place} is no run: it holds no recipe.json")
+    stored = get(place / "recipe.json")
+    if stored.get("kind") != "pretraining":
+        raise LookupError(f"{place} is a run on a task, not on text; train one with: bestiary pretrain")
+    if not weights.is_file():
+        state = get(place / "done")["outcome"] if (place / "done").is_file() else "not done; go on with it first"
+        raise LookupError(f"{place} holds no weights: the run is {state}")
+    from safetensors.torch import load_file
+
+    recipe = Pretraining(**stored)
+    model = recipe.build()
+    model.load_state_dict(load_file(weights))
+    return recipe, model.eval()

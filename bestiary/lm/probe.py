@@ -1,0 +1,273 @@
+"""Recall asked in text, of any causal language model: facts are stated, then some of them are asked for.
+
+    mqar         pairs of words, other text, then a word whose partner follows    (Arora et al., 2023, "Zoology")
+    phone_book   names with numbers, then a name                                  (Jelassi et al., 2024)
+    needle       sentences hidden in other text, one of them at a chosen depth    (Hsieh et al., 2024, "RULER")
+
+Before a question stand `shots` solved ones of the same context. Each answer is scored twice: `exact` is the share of
+questions whose greedy continuation is the answer, `ranked` the share where the answer is likelier than the other
+values of the context (at most `choices` in all, those of solved questions left out), so that a model that is far
+from writing an answer still shows what it remembers, against a chance level that is known. Everything is in words, so
+that all models are asked the same, whatever their tokens.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+from bestiary.lm.reader import Reader, reader
+from bestiary.runs.intervals import wilson
+from bestiary.spec import nearest
+
+NOUNS = """
+apple arrow basket beacon beard bell bench blanket bottle branch brick bridge brush bucket butter button cabin camel
+candle canoe carpet castle cedar cello cherry clover coffee comet copper coral cotton crane crown curtain dagger daisy
+diamond dolphin donkey dragon drum eagle falcon feather fiddle flag flute fox frog garlic ginger glacier glove goat
+grape guitar hammer harbor hazel helmet honey hook horse ivory jacket jelly kettle kite ladder lantern lemon lizard
+lobster locket magnet mango maple marble melon mirror mitten monkey moth muffin needle nickel oak olive onion orchid
+otter owl oyster paddle palace panda parrot peach pearl pebble pelican pencil pepper piano pigeon pillow pine pistol
+planet plum pony potato pumpkin puppet rabbit radio raven ribbon rifle robin rocket rope ruby saddle sailor salmon
+satin scarf shark shell shield shovel silver skull slipper snail spider sponge spoon squid statue stove sugar swan
+sword teapot temple thistle thunder tiger timber toast torch trumpet tulip tunnel turtle umbrella vase velvet violin
+walnut walrus whale whistle willow window wizard wolf zebra
+"""
+NAMES = """
+Alice Adam Bella Bruno Clara Carl Diana David Elena Edgar Fiona Felix Grace George Hanna Henry Irene Isaac Julia James
+Karen Kevin Laura Lucas Maria Martin Nina Noah Olga Oscar Paula Peter Rosa Robert Sara Simon Tina Thomas Vera Victor
+Wanda Walter Yara Zeno
+"""
+SURNAMES = """
+Abbott Baker Carter Dixon Ellis Fisher Gibson Hughes Ingram Jensen Keller Lawson Morgan Norris Owens Parker Quinn
+Reeves Sawyer Turner Upton Vaughn Webster Yates Zimmer
+"""
+CITIES = """
+Amsterdam Athens Baghdad Bangkok Berlin Bogota Boston Brussels Budapest Cairo Calgary Chicago Copenhagen Dakar Dallas
+Delhi Denver Dublin Geneva Hanoi Havana Helsinki Houston Istanbul Jakarta Karachi Lima Lisbon London Madrid Manila
+Miami Milan Moscow Mumbai Munich Nairobi Naples Oslo Ottawa Paris Prague Quito Rome Santiago Seattle Seoul Shanghai
+Singapore Stockholm Sydney Tehran Tokyo Toronto Vienna Warsaw Zurich
+"""
+WHO = "People,Most visitors,The neighbours,A few students,Our guests,Many farmers,The children,Some workers"
+DID = "talked,walked about,waited,sat together,stayed,worked,rested,looked around,went on,kept quiet"
+HOW = "calmly,for a while,without hurry,as usual,in good spirits,much longer than planned,again,side by side"
+WHEN = "in the morning,after lunch,until evening,on most days,before the rain,all summer,last week,at times"
+
+
+class Row(NamedTuple):
+    """What was found at one difficulty; `low` and `high` are Wilson's interval of 95 % for `ranked`."""
+
+    task: str
+    shots: int
+    length: int  # words of a prompt, the mean
+    entries: int
+    depth: float  # of the needle: 0 is the beginning of the text, 1 the end; nan for others
+    exact: float
+    ranked: float
+    chance: float  # of `ranked`
+    low: float
+    high: float
+    asked: int
+
+
+class Setting(NamedTuple):
+    """One difficulty."""
+
+    task: str
+    entries: int
+    words: int  # of other text
+    depth: float = math.nan
+    shots: int = 0
+
+
+class Asked(NamedTuple):
+    """A question and what it may be answered with; the first choice is right."""
+
+    prompt: str
+    choices: tuple[str, ...]
+
+
+class Kind(NamedTuple):
+    """How a task states a fact, asks for one, and where it draws keys and values from."""
+
+    fact: str
+    question: str
+    before: str  # between the context and the questions
+    draw: Callable[[Random, int], list[tuple[str, str]]]
+
+
+def drawn_words(rng: Random, count: int) -> list[tuple[str, str]]:
+    found = rng.sample(NOUNS.split(), 2 * count)
+    return list(zip(found[:count], found[count:], strict=True))
+
+
+def drawn_people(rng: Random, count: int) -> list[tuple[str, str]]:
+    people = rng.sample([f"{name} {surname}" for name in NAMES.split() for surname in SURNAMES.split()], count)
+    return [(who, f"{n // 10**4:03d}-{n % 10**4:04d}") for who, n in zip(people, numbers(rng, count, 7), strict=True)]
+
+
+def drawn_codes(rng: Random, count: int) -> list[tuple[str, str]]:
+    return list(zip(rng.sample(CITIES.split(), count), map(str, numbers(rng, count, 5)), strict=True))
+
+
+def numbers(rng: Random, count: int, digits: int) -> list[int]:
+    return rng.sample(range(10 ** (digits - 1), 10**digits), count)
+
+
+KINDS = {
+    "mqar": Kind("{}: {}", "{}:", "\n\n", drawn_words),
+    "phone_book": Kind("{}: {}", "{}:", "\n\nFrom the phone book above, the numbers of some people:\n\n", drawn_people),
+    "needle": Kind("The secret code of {} is {}.", "The secret code of {} is", "\n\n", drawn_codes),
+}
+MOST = {
+    "mqar": len(NOUNS.split()) // 2,
+    "phone_book": len(NAMES.split()) * len(SURNAMES.split()),
+    "needle": len(CITIES.split()),
+}
+
+
+def probe(
+    model: Any,
+    tokenizer: Any = None,
+    *,
+    tasks: Sequence[str] = tuple(KINDS),
+    shots: Sequence[int] = (0, 2),
+    entries: Sequence[int] = (5, 20, 80),
+    words: Sequence[int] = (0, 200, 800),
+    needles: int = 8,
+    depths: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    contexts: int = 16,
+    questions: int = 4,
+    choices: int = 16,
+    seed: int = 0,
+    text: Path | str | None = None,
+) -> Iterator[Row]:
+    """Ask a causal model, of transformers or of ours, with its tokenizer; or any `Reader`, which needs none.
+
+    `entries` is how many facts mqar and the phone book state, `words` how many of other text follow those of mqar or
+    surround the needles; the text is made up, or taken from the file `text`. Each row asks `contexts` x `questions`
+    questions, as many to a context of mqar and the phone book as there are facts to ask for.
+    Raises ValueError, before anything is asked, for a difficulty that cannot be made.
+    """
+    settings = list(grid(tasks, entries=entries, words=words, needles=needles, depths=depths, shots=shots))
+    for setting in settings:
+        possible(setting, choices)
+    read = model if tokenizer is None else reader(model, tokenizer)
+    other = None if text is None else Path(text).read_text().split()
+    if other is not None and len(other) < max(words):
+        raise ValueError(f"{text} has {len(other)} words, {max(words)} are asked for")
+    total = contexts * questions
+    how = {"total": total, "questions": questions, "choices": choices, "seed": seed, "other": other}
+    return (measured(read, setting, **how) for setting in settings)
+
+
+def grid(
+    tasks: Sequence[str],
+    *,
+    entries: Sequence[int],
+    words: Sequence[int],
+    needles: int,
+    depths: Sequence[float],
+    shots: Sequence[int],
+) -> Iterator[Setting]:
+    for task in tasks:
+        if task not in KINDS:
+            raise ValueError(f"no probe {task!r} {nearest(task, KINDS)}")
+        for many in shots:
+            if task == "needle":
+                yield from (Setting(task, needles, n, depth, many) for n in words for depth in depths)
+            else:
+                yield from (
+                    Setting(task, e, n, shots=many) for e in entries for n in (words if task == "mqar" else (0,))
+                )
+
+
+def possible(setting: Setting, choices: int) -> None:
+    """Raises ValueError for what cannot be asked."""
+    task, entries, words, depth, shots = setting
+    if not shots + 2 <= entries <= MOST[task]:
+        raise ValueError(
+            f"{task} with {entries} entries and {shots} shots: there must be two entries more than shots, "
+            f"and {MOST[task]} at most"
+        )
+    if choices < 2:
+        raise ValueError(f"choices={choices}: an answer is ranked among two or more")
+    if words < 0 or shots < 0 or depth < 0 or depth > 1:
+        raise ValueError(f"{words} words, {shots} shots, depth {depth}: nothing may be below 0, nor a depth above 1")
+
+
+def measured(
+    read: Reader,
+    setting: Setting,
+    *,
+    total: int,
+    questions: int,
+    choices: int,
+    seed: int,
+    other: list[str] | None,
+) -> Row:
+    """Ask until `total` questions are asked."""
+    exact, ranked, length, asked, made = 0.0, 0.0, 0, 0, 0
+    while asked < total:
+        rng = Random(f"{seed} {setting.task} {setting.entries} {setting.words} {made}")
+        batch = made_questions(rng, setting, min(questions, total - asked), choices, other)
+        scores = iter(read([(one.prompt, choice) for one in batch for choice in one.choices]))
+        for one in batch:
+            found = [next(scores) for _ in one.choices]
+            best = max(score.log_likelihood for score in found)
+            ties = sum(score.log_likelihood == best for score in found)
+            exact += found[0].greedy
+            ranked += (found[0].log_likelihood == best) / ties
+            length += len(one.prompt.split())
+        asked, made = asked + len(batch), made + 1
+    low, high = wilson(ranked / asked, asked)
+    task, entries, _, depth, shots = setting
+    shares = (exact / asked, ranked / asked, 1 / min(choices, entries - shots), low, high)
+    return Row(task, shots, round(length / asked), entries, depth, *shares, asked)
+
+
+def made_questions(rng: Random, setting: Setting, count: int, choices: int, other: list[str] | None) -> list[Asked]:
+    """Questions about one context, at most `count`; about needles one, that at the chosen depth."""
+    kind = KINDS[setting.task]
+    facts = kind.draw(rng, setting.entries)
+    filler = excerpt(rng, setting.words, other)
+    place = list(range(len(facts)))
+    rng.shuffle(place)
+    asked, solved = place[: len(facts) - setting.shots], place[len(facts) - setting.shots :]
+    if setting.task == "needle":
+        count, context = 1, hidden(rng, [kind.fact.format(*facts[i]) for i in place], filler, setting.depth)
+    else:
+        context = "\n".join(kind.fact.format(*fact) for fact in facts)
+        context += "\n\n" + " ".join(filler) if filler else ""
+    context += kind.before + "".join(kind.fact.format(*facts[i]) + "\n" for i in solved)
+    made = []
+    for i in asked[:count]:
+        values = [facts[j][1] for j in rng.sample([j for j in asked if j != i], min(choices, len(asked)) - 1)]
+        prompt = context + kind.question.format(facts[i][0])
+        made.append(Asked(prompt, tuple(f" {value}" for value in (facts[i][1], *values))))
+    return made
+
+
+def hidden(rng: Random, needles: list[str], words: list[str], depth: float) -> str:
+    """Text with needles between its sentences: the first at a depth, the others anywhere."""
+    if not words:
+        return " ".join(rng.sample(needles, len(needles)))
+    depths = [depth, *(rng.random() for _ in needles[1:])]
+    places: dict[int, list[str]] = {}
+    for needle, deep in zip(needles, depths, strict=True):
+        at = round(deep * len(words))
+        while 0 < at < len(words) and words[at - 1][-1] not in ".!?":
+            at += 1
+        places.setdefault(at, []).append(needle)
+    return " ".join(part for at in range(len(words) + 1) for part in (*places.get(at, ()), *words[at : at + 1]))
+
+
+def excerpt(rng: Random, count: int, other: list[str] | None) -> list[str]:
+    """So many words of a text, or of sentences made up."""
+    if other is not None:
+        start = rng.randrange(len(other) - count + 1)
+        return other[start : start + count]
+    words: list[str] = []
+    while len(words) < count:
+        words += (" ".join(rng.choice(part.split(",")) for part in (WHO, DID, HOW, WHEN)) + ".").split()
+    return [*words[: count - 1], words[count - 1].rstrip(".") + "."] if count else []
