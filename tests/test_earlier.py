@@ -34,7 +34,7 @@ def logged(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy whose claims are as old as they are, whenever the files were checked out."""
     shutil.copytree(WRITTEN, tmp_path / "earlier")
@@ -50,22 +50,22 @@ def bestiary(*arguments: Any, status: int = 0) -> str:
     return result.output
 
 
-def test_a_store_is_listed_shown_and_exported(earlier: Path) -> None:
+def test_a_store_is_listed_shown_and_exported() -> None:
     assert "2 finished" in bestiary("status", "--store", "store")
     assert "attention" in bestiary("show", ATTENTION, "--store", "store")
     bestiary("export", "--store", "store", "--to", "table.csv")
     table = pd.read_csv("table.csv").set_index("key")
     assert set(table.index) == {ATTENTION, HYBRID}
-    assert (table["answers"] == 80).all()
+    assert (table["asked"] == 80).all()
     assert (table["accuracy"] == 0).all()
 
 
-def test_a_store_is_reported(earlier: Path) -> None:
+def test_a_store_is_reported() -> None:
     bestiary("report", "store", "--out", "report.html")
     assert "base_conv" in Path("report.html").read_text()
 
 
-def test_recipes_and_measurements_are_those_that_were_stored(earlier: Path) -> None:
+def test_recipes_and_measurements_are_those_that_were_stored() -> None:
     for key in (ATTENTION, HYBRID):
         record = Store("store").read(key)
         assert Recipe(**record.recipe).key == key
@@ -73,14 +73,14 @@ def test_recipes_and_measurements_are_those_that_were_stored(earlier: Path) -> N
         assert record.log[-1]["asked"] > 0
 
 
-def test_what_is_done_is_not_done_again(earlier: Path) -> None:
+def test_what_is_done_is_not_done_again() -> None:
     for layers in ("attention", "base_conv, based"):
         told = bestiary("train", *SETTINGS, *TASK, "--layers", layers, "--keep", "--store", "store")
         assert "1 of 1 runs are done already" in told
 
 
 @pytest.mark.slow
-def test_a_corpus_is_opened_and_a_model_on_it_is_not_trained_again(earlier: Path) -> None:
+def test_a_corpus_is_opened_and_a_model_on_it_is_not_trained_again() -> None:
     shape = ["dim=16", "depth=2", "context=16", "batch=4", "steps=20", "every=10", "warmup=4", "rate=1e-2"]
     given = ["attention", *shape, "selection_rows=4", "test_rows=8", "--corpus", "corpus", "--store", "models"]
     assert "done already" in bestiary("pretrain", *given)
@@ -98,7 +98,7 @@ def test_an_interrupted_model_goes_on_from_its_checkpoint(earlier: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_model_is_sliced_probed_converted_and_goes_on_writing(earlier: Path) -> None:
+def test_a_model_is_sliced_probed_converted_and_goes_on_writing() -> None:
     pytest.importorskip("transformers")
     model = f"models/{MODEL}"
     given = ["--length", "16", "--threshold", "5000", "--out"]
@@ -112,7 +112,7 @@ def test_a_model_is_sliced_probed_converted_and_goes_on_writing(earlier: Path) -
 
 
 @pytest.mark.slow
-def test_a_converted_model_opens_with_the_code_in_its_folder(earlier: Path) -> None:
+def test_a_converted_model_opens_with_the_code_in_its_folder() -> None:
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained("converted", trust_remote_code=True)
     assert model.config.dim == 16
