@@ -2,6 +2,7 @@
 
 import math
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from bestiary.runs.store import Store
 from bestiary.runs.table import results
 from bestiary.training.recipe import Recipe, clean
 
+NEEDS_DUCKDB = pytest.mark.skipif(find_spec("duckdb") is None, reason="duckdb is not installed")
+SUFFIXES = ["csv", pytest.param("parquet", marks=NEEDS_DUCKDB)]
 TASK = "mqar(vocab=20, length=12, pairs=2), mqar(vocab=20, length=16, pairs=3)"
 
 
@@ -63,7 +66,7 @@ def asked(store: Store, query: str) -> pd.DataFrame:
     return pd.read_csv(file)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_export_is_the_table_of_results(store: Store, suffix: str) -> None:
     file = store.folder.parent / "new" / f"results.{suffix}"
     bestiary("export", "--store", str(store.folder), "--to", str(file))
@@ -82,7 +85,7 @@ def parquet(file: Path) -> pd.DataFrame:
     return duckdb.connect().execute("select * from read_parquet(?)", [str(file)]).df()
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_an_exported_log_has_every_measurement(store: Store, suffix: str) -> None:
     file = store.folder.parent / f"log.{suffix}"
     bestiary("export", "--log", "--store", str(store.folder), "--to", str(file))
