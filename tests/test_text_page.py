@@ -142,8 +142,8 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
 
     yield opens
     for reader, address in readers:
-        assert reader.faults == []
-        assert {url for url in reader.asked if not url.startswith("data:")} == {address}
+        assert reader.errors == []
+        assert {url for url in reader.requests if not url.startswith("data:")} == {address}
         reader.page.context.close()
 
 
