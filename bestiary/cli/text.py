@@ -52,7 +52,7 @@ def prepared(source: str, out: Path, **how: Any) -> "Corpus":
     """A corpus, written if it is not there, with news on the way."""
     from bestiary.corpus.corpus import prepare
 
-    return prepare(source, out, **how, tell=news("documents", "tokens"))
+    return prepare(source, out, **how, progress=news("documents", "tokens"))
 
 
 def news(*names: str) -> Callable[..., None]:
@@ -200,12 +200,12 @@ def slice_text(
     trust: Trust = False,
 ) -> None:
     """Split a language model's loss into AR hits and the rest, and the gap to another model likewise."""
-    from bestiary.cli._slicing import report, sliced
+    from bestiary.cli._slicing import open_text, slice_models
 
     with user_input():
-        given = sliced(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
+        given = open_text(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
         names = [model, *([against] if against else [])]
-        report(given, names, threshold=threshold, out=out, device=device, trust=trust)
+        slice_models(given, names, threshold=threshold, out=out, device=device, trust=trust)
 
 
 @app.command()
@@ -220,12 +220,12 @@ def probe(
     trust: Trust = False,
 ) -> None:
     """Ask a language model to recall: key and value, phone book and needle, in text."""
-    from bestiary.cli._slicing import probed
+    from bestiary.cli._slicing import probe_model
     from bestiary.cli.console import show as show_table
 
     with user_input():
         sizes = {"shots": whole(shots), "entries": whole(entries), "words": whole(words)}
-        table = probed(model, **sizes, rows=rows, device=device, trust=trust)
+        table = probe_model(model, **sizes, rows=rows, device=device, trust=trust)
     show_table(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -255,11 +255,11 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a language model."""
-    from bestiary.cli._slicing import evaluated
+    from bestiary.cli._slicing import evaluate_model
     from bestiary.cli.console import show as show_table
 
     with user_input():
-        table = evaluated(model, named(tasks), limit=limit, device=device, trust=trust)
+        table = evaluate_model(model, named(tasks), limit=limit, device=device, trust=trust)
     if table.empty:
         refuse("lm-evaluation-harness gave no number", status=1)
     show_table(table)
