@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_text import logged, losses, recipe, stopped, written
+from small_text import losses, read_log, recipe, stop_at, write_corpus
 
 from bestiary.corpus.corpus import Corpus
 from bestiary.lm.loop import pretrain
@@ -31,7 +31,7 @@ for row in pretrain(given, open_corpus({corpus!r}), {folder!r}, parallel={parall
 
 @pytest.fixture
 def text(tmp_path: Path) -> Corpus:
-    return written(tmp_path / "corpus")
+    return write_corpus(tmp_path / "corpus")
 
 
 def torchrun(text: Corpus, folder: Path, parallel: str, *, end: int = 0) -> int:
@@ -49,7 +49,7 @@ def test_two_processes_train_the_model_of_one(text: Corpus, tmp_path: Path, para
     given = recipe(pattern=PATTERN)
     alone = losses(list(pretrain(given, text, tmp_path / "alone")))
     assert torchrun(text, tmp_path / "both", parallel) == 0
-    both = losses(logged(tmp_path / "both" / given.key))
+    both = losses(read_log(tmp_path / "both" / given.key))
     assert [row[:2] for row in both] == [row[:2] for row in alone]
     assert [loss for *_, loss in both] == pytest.approx([loss for *_, loss in alone], rel=1e-5)
     _, ours = open_run(tmp_path / "both" / given.key)
@@ -65,10 +65,10 @@ def test_one_process_goes_on_where_two_were_killed_and_two_where_one_was(text: C
     assert (tmp_path / "two" / given.key / "checkpoint" / "step-14" / ".metadata").is_file()
     rows = list(pretrain(given, text, tmp_path / "two"))
     assert rows[0]["step"] == 15
-    stopped(pretrain(given, text, tmp_path / "one", save_every=7), 15)
+    stop_at(pretrain(given, text, tmp_path / "one", save_every=7), 15)
     assert torchrun(text, tmp_path / "one", "fsdp") == 0
     for folder in ("one", "two"):
-        rows = losses(logged(tmp_path / folder / given.key))
+        rows = losses(read_log(tmp_path / folder / given.key))
         assert [row[:2] for row in rows] == [row[:2] for row in whole]
         assert [loss for *_, loss in rows] == pytest.approx([loss for *_, loss in whole], rel=1e-5)
 

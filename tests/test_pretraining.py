@@ -10,21 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_text import logged, losses, recipe, stopped, written
+from small_text import losses, read_log, recipe, stop_at, write_corpus
 from torch.nn import functional as F
 
 from bestiary.corpus.corpus import Corpus
 from bestiary.lm.generation import generate
-from bestiary.lm.loop import pretrain, rate, sequences
+from bestiary.lm.loop import learning_rate, pretrain, read_sequences
 from bestiary.lm.pretraining import Pretraining, open_run
-from bestiary.lm.suites import SIZES, parameters, suite
+from bestiary.lm.suites import SIZES, count_parameters, suite
 from bestiary.model import Model, SwiGLU
 from bestiary.spec import parse
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Corpus:
-    return written(tmp_path / "corpus")
+    return write_corpus(tmp_path / "corpus")
 
 
 def test_a_recipe_of_a_pretraining_survives_its_file_and_is_named_by_what_it_says() -> None:
@@ -42,7 +42,7 @@ def test_an_epoch_reads_every_context_once_from_an_offset_and_in_an_order_of_its
     count = len(text) // given.context - 1
     starts = []
     for epoch in range(2):
-        read = sequences(text, given, range(epoch * count, (epoch + 1) * count))
+        read = read_sequences(text, given, range(epoch * count, (epoch + 1) * count))
         assert (read.diff(dim=1) == 1).all()
         assert read.shape == (count, given.context + 1)
         starts.append(read[:, 0].tolist())
@@ -50,16 +50,18 @@ def test_an_epoch_reads_every_context_once_from_an_offset_and_in_an_order_of_its
     orders = [[start - min(read) for start in read] for read in starts]
     assert orders[0] != orders[1]
     assert min(starts[0]) != min(starts[1])
-    whole = sequences(text, given, range(50, 90))
-    assert torch.equal(torch.cat([sequences(text, given, range(50, 63)), sequences(text, given, range(63, 90))]), whole)
-    assert not torch.equal(sequences(text, recipe(seed=1), range(50, 90)), whole)
+    whole = read_sequences(text, given, range(50, 90))
+    assert torch.equal(
+        torch.cat([read_sequences(text, given, range(50, 63)), read_sequences(text, given, range(63, 90))]), whole
+    )
+    assert not torch.equal(read_sequences(text, recipe(seed=1), range(50, 90)), whole)
 
 
 def test_the_rate_rises_in_a_line_and_falls_along_a_cosine_to_its_floor() -> None:
     given = recipe(steps=104, warmup=4, rate=1.0, floor=0.1)
-    assert [rate(given, step) for step in (1, 2, 4)] == [0.25, 0.5, 1.0]
-    assert rate(given, 54) == pytest.approx(0.55)
-    assert rate(given, 104) == pytest.approx(0.1)
+    assert [learning_rate(given, step) for step in (1, 2, 4)] == [0.25, 0.5, 1.0]
+    assert learning_rate(given, 54) == pytest.approx(0.55)
+    assert learning_rate(given, 104) == pytest.approx(0.1)
 
 
 def test_swiglu_is_its_formula() -> None:
@@ -72,7 +74,7 @@ def test_swiglu_is_its_formula() -> None:
 def test_a_trained_model_opens_and_has_the_loss_that_its_log_says(text: Corpus, tmp_path: Path) -> None:
     rows = list(pretrain(recipe(), text, tmp_path))
     place = tmp_path / recipe().key
-    assert rows == logged(place)
+    assert rows == read_log(place)
     assert [(row["step"], row["split"]) for row in rows[-3:]] == [(20, "train"), (20, "selection"), (20, "test")]
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
     assert list(pretrain(recipe(), text, tmp_path)) == []
@@ -99,11 +101,11 @@ def test_parts_of_a_batch_change_rounding_alone(text: Corpus, tmp_path: Path) ->
 def test_a_stopped_run_goes_on_to_the_bit_and_has_no_row_twice(text: Corpus, tmp_path: Path, pattern: str) -> None:
     given = recipe(pattern=pattern, dropout=0.1)
     whole = losses(list(pretrain(given, text, tmp_path / "whole")))
-    stopped(pretrain(given, text, tmp_path / "cut", save_every=7), 10)
-    stopped(pretrain(given, text, tmp_path / "cut", save_every=7), 15)
+    stop_at(pretrain(given, text, tmp_path / "cut", save_every=7), 10)
+    stop_at(pretrain(given, text, tmp_path / "cut", save_every=7), 15)
     rest = list(pretrain(given, text, tmp_path / "cut", save_every=7))
     assert rest[0]["step"] == 15
-    assert losses(logged(tmp_path / "cut" / given.key)) == whole
+    assert losses(read_log(tmp_path / "cut" / given.key)) == whole
 
 
 KILLED = """
@@ -127,9 +129,9 @@ def test_a_killed_run_goes_on_to_the_bit(text: Corpus, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED.format(**names)], check=False)
     assert done.returncode == -signal.SIGKILL
     place = tmp_path / "cut" / recipe().key
-    assert max(row["step"] for row in logged(place)) == 15
+    assert max(row["step"] for row in read_log(place)) == 15
     list(pretrain(recipe(), text, tmp_path / "cut"))
-    assert losses(logged(place)) == whole
+    assert losses(read_log(place)) == whole
 
 
 def test_a_diverged_run_ends_as_such_and_does_not_open(text: Corpus, tmp_path: Path) -> None:
@@ -196,10 +198,10 @@ def check_sizes(size: str) -> None:
     laptop = SIZES[size].training["context"] == 256
     models = suite("zoology", size, corpus="x", vocab=4096 if laptop else 50257)
     assert [*models][:6] == ["attention", "long_conv", "h3", "hyena", "rwkv4", "base_conv"]
-    wanted = parameters(models["attention"], embeddings=not laptop)
+    wanted = count_parameters(models["attention"], embeddings=not laptop)
     assert wanted == pytest.approx(float(size[:-1]) * {"M": 1e6, "B": 1e9}[size[-1]], rel=0.25)
     for name, made in models.items():
-        assert parameters(made, embeddings=not laptop) == pytest.approx(wanted, rel=0.15), name
+        assert count_parameters(made, embeddings=not laptop) == pytest.approx(wanted, rel=0.15), name
         kinds = [part.name for part in made.pattern]
         layers = [kinds[i % len(kinds)] for i in range(made.depth)]
         assert len(layers) - layers.count("base_conv") == 3 or not name.startswith("hybrid"), name

@@ -153,7 +153,7 @@ def sliced(
     scale: str, recipes: "Mapping[str, Pretraining]", text: "Text", losses: "Mapping[str, NDArray]"
 ) -> Iterator[dict[str, Any]]:
     """A row for each model: its perplexities, its share of the gap, and what it closes of the base's."""
-    from bestiary.lm.suites import parameters
+    from bestiary.lm.suites import count_parameters
 
     threshold = setting_of(scale).threshold
     found = slices.bootstrap(text, losses, threshold)
@@ -161,7 +161,7 @@ def sliced(
     shared |= {"answers": text.documents.size, "documents": found.documents}
     for name in losses:
         recipe = recipes[name]
-        row = shared | slices.slices(name, found) | {"parameters": parameters(recipe, embeddings=False)}
+        row = shared | slices.slices(name, found) | {"parameters": count_parameters(recipe, embeddings=False)}
         row |= {"key": recipe.key, "tokens": recipe.tokens, "seconds": done(recipe)["seconds"]}
         row |= slices.shares(found, name, REFERENCE) if name != REFERENCE else {}
         yield row | (closed(found, name) if name not in (REFERENCE, BASE) else {})
