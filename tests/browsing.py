@@ -33,7 +33,8 @@ class Reader:
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         self.page = context.new_page()
         self.page.on(
-            "console", lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None
+            "console",
+            lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None,
         )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from bestiary.corpus.corpus import open_corpus
 from bestiary.lm.loop import pretrain
-from small_text import small_recipe
+from small_text import loss_rows, read_log, read_until, small_recipe, write_corpus
 given = small_recipe(pattern={pattern!r})
 for row in pretrain(given, open_corpus({corpus!r}), {folder!r}, parallel={parallel!r}, accumulate=2, save_every=7):
     if row["step"] == {end}:

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from bestiary.corpus.corpus import Corpus
 from bestiary.lm.generation import generate
-from bestiary.lm.loop import pretrain, rate, sequences
+from bestiary.lm.loop import learning_rate, pretrain, read_sequences
 from bestiary.lm.pretraining import Pretraining, open_run
-from bestiary.lm.suites import SIZES, parameters, suite
+from bestiary.lm.suites import SIZES, count_parameters, suite
 from bestiary.model import Model, SwiGLU
 from bestiary.spec import parse
 
@@ -42,7 +42,7 @@ def test_an_epoch_reads_every_context_once_from_an_offset_and_in_an_order_of_its
     count = len(text) // given.context - 1
     starts = []
     for epoch in range(2):
-        read = sequences(text, given, range(epoch * count, (epoch + 1) * count))
+        read = read_sequences(text, given, range(epoch * count, (epoch + 1) * count))
         assert (read.diff(dim=1) == 1).all()
         assert read.shape == (count, given.context + 1)
         starts.append(read[:, 0].tolist())
@@ -50,16 +50,18 @@ def test_an_epoch_reads_every_context_once_from_an_offset_and_in_an_order_of_its
     orders = [[start - min(read) for start in read] for read in starts]
     assert orders[0] != orders[1]
     assert min(starts[0]) != min(starts[1])
-    whole = sequences(text, given, range(50, 90))
-    assert torch.equal(torch.cat([sequences(text, given, range(50, 63)), sequences(text, given, range(63, 90))]), whole)
-    assert not torch.equal(sequences(text, small_recipe(seed=1), range(50, 90)), whole)
+    whole = read_sequences(text, given, range(50, 90))
+    assert torch.equal(
+        torch.cat([read_sequences(text, given, range(50, 63)), read_sequences(text, given, range(63, 90))]), whole
+    )
+    assert not torch.equal(read_sequences(text, small_recipe(seed=1), range(50, 90)), whole)
 
 
 def test_the_rate_rises_in_a_line_and_falls_along_a_cosine_to_its_floor() -> None:
     given = small_recipe(steps=104, warmup=4, rate=1.0, floor=0.1)
-    assert [rate(given, step) for step in (1, 2, 4)] == [0.25, 0.5, 1.0]
-    assert rate(given, 54) == pytest.approx(0.55)
-    assert rate(given, 104) == pytest.approx(0.1)
+    assert [learning_rate(given, step) for step in (1, 2, 4)] == [0.25, 0.5, 1.0]
+    assert learning_rate(given, 54) == pytest.approx(0.55)
+    assert learning_rate(given, 104) == pytest.approx(0.1)
 
 
 def test_swiglu_is_its_formula() -> None:
@@ -113,7 +115,7 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from bestiary.corpus.corpus import open_corpus
 from bestiary.lm.loop import pretrain
-from small_text import small_recipe
+from small_text import loss_rows, read_log, read_until, small_recipe, write_corpus
 for row in pretrain(small_recipe(), open_corpus({corpus!r}), {folder!r}, save_every=7):
     if row["step"] == 15:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -198,10 +200,10 @@ def check_sizes(size: str) -> None:
     laptop = SIZES[size].training["context"] == 256
     models = suite("zoology", size, corpus="x", vocab=4096 if laptop else 50257)
     assert [*models][:6] == ["attention", "long_conv", "h3", "hyena", "rwkv4", "base_conv"]
-    wanted = parameters(models["attention"], embeddings=not laptop)
+    wanted = count_parameters(models["attention"], embeddings=not laptop)
     assert wanted == pytest.approx(float(size[:-1]) * {"M": 1e6, "B": 1e9}[size[-1]], rel=0.25)
     for name, made in models.items():
-        assert parameters(made, embeddings=not laptop) == pytest.approx(wanted, rel=0.15), name
+        assert count_parameters(made, embeddings=not laptop) == pytest.approx(wanted, rel=0.15), name
         kinds = [part.name for part in made.pattern]
         layers = [kinds[i % len(kinds)] for i in range(made.depth)]
         assert len(layers) - layers.count("base_conv") == 3 or not name.startswith("hybrid"), name

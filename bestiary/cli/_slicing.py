@@ -230,8 +230,8 @@ def evaluate_model(name: str, tasks: Sequence[str], *, limit: int | None, device
 
     with TemporaryDirectory() as folder:
         if is_run(Path(name)):
-            from bestiary.lm.huggingface import export
+            from bestiary.lm.huggingface import export_run
 
-            export(name, folder)
+            export_run(name, folder)
         model = folder if is_run(Path(name)) else name
         return pd.DataFrame(evaluate(model, tasks, limit=limit, trust=trust, device=device))

@@ -155,7 +155,7 @@ def slice_rows(
     scale: str, recipes: "Mapping[str, Pretraining]", text: "Text", losses: "Mapping[str, NDArray]"
 ) -> Iterator[dict[str, Any]]:
     """A row for each model: its perplexities, its share of the gap, and how much of the base's gap it closes."""
-    from bestiary.lm.suites import parameters
+    from bestiary.lm.suites import count_parameters
 
     threshold = find_setting(scale).threshold
     found = tables.bootstrap_text(text, losses, threshold)
@@ -163,7 +163,7 @@ def slice_rows(
     shared |= {"answers": text.documents.size, "documents": found.documents}
     for name in losses:
         recipe = recipes[name]
-        row = shared | tables.perplexity_row(name, found) | {"parameters": parameters(recipe, embeddings=False)}
+        row = shared | tables.perplexity_row(name, found) | {"parameters": count_parameters(recipe, embeddings=False)}
         row |= {"key": recipe.key, "tokens": recipe.tokens, "seconds": run_result(recipe)["seconds"]}
         row |= tables.share_columns(found, name, REFERENCE) if name != REFERENCE else {}
         yield row | (closed_columns(found, name) if name not in (REFERENCE, BASE) else {})
