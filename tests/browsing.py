@@ -34,7 +34,7 @@ class Reader:
         self.page = context.new_page()
         self.page.on(
             "console",
-            lambda message: self.errors.append(message.text) if message.type in ("error", "warning") else None,
+            lambda note: self.errors.append(note.text) if note.type in ("error", "warning") else None,
         )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
