@@ -140,7 +140,7 @@ def written(
     import numpy as np
     import pandas as pd
 
-    from bestiary.report.plot import save
+    from bestiary.report.plot import save_figure
     from bestiary.slices import tables as of
     from bestiary.slices.page import write_page
 
@@ -167,7 +167,7 @@ def written(
         of.curves({name: pd.DataFrame(tables[name]) for name in ("distance", "count", "count-new")}),
         StringIO(),
     )
-    paths = save(figure, out / "curves")
+    paths = save_figure(figure, out / "curves")
     figure.savefig(svg, format="svg", metadata={"Date": None})
     pages, title = of.passages(text, list(losses.values()), threshold), " against ".join(names)
     words = [*words, of.EXTREME]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bestiary.cli._app import Device, app, refuse, user_input
-from bestiary.cli.runs import setting
+from bestiary.cli.runs import parse_setting
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -35,7 +35,7 @@ def corpus(
     memory: Annotated[int, typer.Option(min=1, help="MiB for counting bigrams.")] = 1024,
 ) -> None:
     """Tokenise a text, split it by document, and count its bigrams."""
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
         made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit)
@@ -86,7 +86,7 @@ def pretrain(
 
     with user_input():
         given = open_corpus(corpus)
-        recipes = asked(suite, size, only, given, dict(setting(text) for text in settings or ()))
+        recipes = asked(suite, size, only, given, dict(parse_setting(text) for text in settings or ()))
         for made in recipes.values():
             made.check()
     if dry_run:
@@ -138,7 +138,7 @@ def listed(recipes: "dict[str, Pretraining]") -> None:
     """The models with their sizes, counted."""
     import pandas as pd
 
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
     from bestiary.lm.suites import parameters
 
     rows = []
@@ -221,7 +221,7 @@ def probe(
 ) -> None:
     """Ask a language model to recall: key and value, phone book and needle, in text."""
     from bestiary.cli._slicing import probed
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
         sizes = {"shots": whole(shots), "entries": whole(entries), "words": whole(words)}
@@ -256,7 +256,7 @@ def evaluate(
 ) -> None:
     """Run tasks of lm-evaluation-harness on a language model."""
     from bestiary.cli._slicing import evaluated
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
         table = evaluated(model, named(tasks), limit=limit, device=device, trust=trust)
