@@ -148,7 +148,7 @@ def write_results(
     import numpy as np
     import pandas as pd
 
-    from bestiary.report.plot import save
+    from bestiary.report.plot import save_figure
     from bestiary.slices import tables
     from bestiary.slices.page import write_page
 
@@ -175,7 +175,7 @@ def write_results(
         tables.curve_figure({name: pd.DataFrame(csv_tables[name]) for name in ("distance", "count", "count-new")}),
         StringIO(),
     )
-    paths = save(figure, out / "curves")
+    paths = save_figure(figure, out / "curves")
     figure.savefig(svg, format="svg", metadata={"Date": None})
     pages, title = tables.select_passages(text, list(losses.values()), threshold), " against ".join(names)
     sentences = [*sentences, tables.SELECTION_NOTE]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bestiary.cli._app import Device, app, refuse, user_input
-from bestiary.cli.runs import setting
+from bestiary.cli.runs import parse_setting
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -35,7 +35,7 @@ def corpus(
     memory: Annotated[int, typer.Option(min=1, help="MiB for counting bigrams.")] = 1024,
 ) -> None:
     """Tokenise a text, split it by document, and count its bigrams."""
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
         made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit)
@@ -86,7 +86,7 @@ def pretrain(
 
     with user_input():
         text = open_corpus(corpus)
-        recipes = select_recipes(suite, size, only, text, dict(setting(part) for part in settings or ()))
+        recipes = select_recipes(suite, size, only, text, dict(parse_setting(part) for part in settings or ()))
         for recipe in recipes.values():
             recipe.check()
     if dry_run:
@@ -140,7 +140,7 @@ def show_recipes(recipes: "dict[str, Pretraining]") -> None:
     """Print a table of the models with their sizes."""
     import pandas as pd
 
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
     from bestiary.lm.suites import count_parameters
 
     rows = []
@@ -223,7 +223,7 @@ def probe(
 ) -> None:
     """Test recall in plain text: key and value, phone book and needle."""
     from bestiary.cli._slicing import probe_model
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
         sizes = {"shots": parse_integers(shots), "entries": parse_integers(entries), "words": parse_integers(words)}
@@ -258,7 +258,7 @@ def evaluate(
 ) -> None:
     """Run tasks of lm-evaluation-harness on a language model."""
     from bestiary.cli._slicing import evaluate_model
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
         table = evaluate_model(model, split_names(tasks), limit=limit, device=device, trust=trust)
