@@ -155,7 +155,7 @@ def test_a_failing_run_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     done = run_cli("run", "./question.py", folder=tmp_path, status=1, traces=1)
     assert done.stdout.count("failed: AssertionError: too wide") == 2
     assert "failed 2 times: AssertionError: too wide" in done.stderr
-    assert "2 runs failed; their tracebacks are in failure.txt" in done.stderr
+    assert "2 runs failed or cannot be read; tracebacks are in failure.txt" in done.stderr
     assert "accuracy" in done.stdout
 
 

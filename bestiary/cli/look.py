@@ -3,11 +3,14 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bestiary.cli._app import StoreFolder, app, refuse, user_input
+
+if TYPE_CHECKING:
+    from bestiary.runs.store import Store
 
 
 @app.command("list")
@@ -60,16 +63,31 @@ def show(
 ) -> None:
     """Describe one thing: what it is, its options, its size."""
     from bestiary.cli import describe
-    from bestiary.runs.store import Damaged, Store
+    from bestiary.runs.store import Store
 
     with user_input():
         runs = Store(store)
-        try:
-            found = list(describe.run_lines(runs, name) if name in runs.begun() else describe.describe(name, dim=dim))
-        except Damaged as fault:
-            refuse(str(fault))
-    for line in found:
+        if name in runs.begun():
+            lines = run_lines(runs, name)
+        elif store != Path("runs") and not store.is_dir():
+            raise LookupError(f"the store {store} does not exist; name the folder of the runs with --store")
+        else:
+            lines = list(describe.describe(name, dim=dim))
+    for line in lines:
         typer.echo(line)
+
+
+def run_lines(store: "Store", key: str) -> list[str]:
+    """What is known of a run; exits with one line if it is damaged."""
+    from bestiary.cli import describe
+    from bestiary.runs.store import Damaged, unreadable
+
+    try:
+        return list(describe.run_lines(store, key))
+    except Damaged as fault:
+        refuse(str(fault))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as fault:
+        refuse(str(unreadable(store.folder / key, fault)))
 
 
 @app.command()
@@ -91,7 +109,7 @@ def check(
         for law, fault in laws.check(found):
             typer.echo(f"  {'ok    ' if fault is None else 'BROKEN'}  {law}" + (f": {fault}" if fault else ""))
             broken += fault is not None
-    typer.echo(f"{broken} laws broken" if broken else "every law holds")
+    typer.echo(f"{broken} law{'' if broken == 1 else 's'} broken" if broken else "every law holds")
     if broken:
         raise typer.Exit(1)
 
