@@ -14,6 +14,8 @@ def task_levels(tasks: Iterable[Any]) -> dict[str, float]:
     which answers occur in a sequence, but not which belongs to which question: 1 / pairs in multi-query recall.
     """
     built = list(tasks)
+    if not built:
+        return {}
     means = {name: sum(getattr(task, name) for task in built) / len(built) for name in ("chance", "plateau")}
     return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
