@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from bestiary.model import memory
-from bestiary.ops.backend import ENGINES, watched
+from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
 from bestiary.spec import Spec, load, locate, names, nearest, parse, schema
 from bestiary.tasks._task import ROOMY, SILENT, Task
@@ -106,7 +106,7 @@ def mixers(*, dim: int = 128, time: int = 1024) -> pd.DataFrame:
         family, year, line = cited("mixers", name)
         with torch.device("meta"):
             weights = sum(weight.numel() for weight in found.build(dim).parameters())
-        with watched() as engines:
+        with record_engines() as engines:
             state = memory(lambda found=found: found.build(dim), time=time, dim=dim).numbers
         faster = ", ".join(sorted({backend for engine in engines for backend in ENGINES[engine]}))
         rows.append((name, family, year, state, weights, faster, line))

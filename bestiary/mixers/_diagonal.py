@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bestiary.mixers._mixer import undecayed
 from bestiary.ops import convolution
-from bestiary.ops.precision import wide
+from bestiary.ops.precision import upcast
 
 Inputs = Float[Tensor, "batch time heads copies"]
 Modes = Complex[Tensor, "batch heads copies modes"]
@@ -49,14 +49,14 @@ class Diagonal(nn.Module):
 
     def system(self) -> tuple[Tensor, Tensor, Tensor]:
         """log a, b and c, each heads by modes."""
-        dt = wide(self.log_dt).exp().unsqueeze(-1)
-        half = torch.complex(-wide(self.decay).exp(), wide(self.turn)) * dt / 2
+        dt = upcast(self.log_dt).exp().unsqueeze(-1)
+        half = torch.complex(-upcast(self.decay).exp(), upcast(self.turn)) * dt / 2
         return (
             torch.log((1 + half) / (1 - half)),
-            torch.complex(*wide(self.b)) * dt / (1 - half),
-            torch.complex(*wide(self.c)),
+            torch.complex(*upcast(self.b)) * dt / (1 - half),
+            torch.complex(*upcast(self.c)),
         )
 
 
 def times(count: int, like: Tensor) -> Float[Tensor, "count 1 1"]:
-    return wide(torch.arange(count, device=like.device).to(like.dtype)).reshape(-1, 1, 1)
+    return upcast(torch.arange(count, device=like.device).to(like.dtype)).reshape(-1, 1, 1)

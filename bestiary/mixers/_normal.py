@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bestiary.ops.drive import Key, Matrix
-from bestiary.ops.recurrence import chunked, relay, scores
+from bestiary.ops.recurrence import chunk_states, scores, split_chunks
 
 
 def places(width: int, x: Tensor) -> Tensor:
@@ -38,10 +38,10 @@ class Normal(NamedTuple):
 def normal(k: Key, weighted: Key, g: Tensor, ridge: Tensor, gram: Tensor, *, chunk: int = 64) -> tuple[Normal, Matrix]:
     """The maps, and H after the last position."""
     chunk = 2 ** (min(chunk, k.shape[1]) - 1).bit_length()
-    k, weighted, g = (chunked(x, chunk) for x in (k, weighted, g))
+    k, weighted, g = (split_chunks(x, chunk) for x in (k, weighted, g))
     total = g.cumsum(-2)
     end, one = total[..., -1:, :], torch.ones_like(total)
-    starts, gram = relay(end.exp(), (weighted * (end - total).exp()).mT @ k, gram)
+    starts, gram = chunk_states(end.exp(), (weighted * (end - total).exp()).mT @ k, gram)
     decay = scores(total, total, reach=0)(one, one)
     return Normal(k, weighted, decay, total.exp(), starts, ridge), gram
 

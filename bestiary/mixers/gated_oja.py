@@ -20,8 +20,8 @@ from torch import Tensor
 from bestiary.mixers._delta import Answer, Decay, Streams, low_rank
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
 from bestiary.ops.drive import Key, Matrix, Value
-from bestiary.ops.precision import wide
-from bestiary.ops.recurrence import chunked, each, faded, scores
+from bestiary.ops.precision import upcast
+from bestiary.ops.recurrence import decayed_sum, iterate_chunks, scores, split_chunks
 from bestiary.spec import Positive
 
 
@@ -80,17 +80,17 @@ def run(
     """
     time, given = q.shape[1], q.dtype
     chunk = 2 ** (min(chunk, time) - 1).bit_length()
-    q, k, v, g, beta = (chunked(wide(x), chunk) for x in (q, k, v, g, beta))
+    q, k, v, g, beta = (split_chunks(upcast(x), chunk) for x in (q, k, v, g, beta))
     total = g.cumsum(-2)
     end = total[..., -1:, :]
     system = torch.eye(chunk, dtype=q.dtype, device=q.device) + beta * scores(total, total, reach=1)(v, v)
     seen, kept, shrunk = v * total.exp(), (v * (end - total).exp()).mT, end.exp().mT
-    states, writes, matrix = [], [], wide(matrix)
-    for b, key, value, chunk_system, left, held in each(beta, k, seen, system, shrunk, kept):
+    states, writes, matrix = [], [], upcast(matrix)
+    for b, key, value, chunk_system, left, held in iterate_chunks(beta, k, seen, system, shrunk, kept):
         states.append(matrix)
         wanted = b * (key - value @ matrix)
         writes.append(torch.linalg.solve_triangular(chunk_system, wanted, upper=False, unitriangular=True))
         matrix = left * matrix + held @ writes[-1]
     w = torch.stack(writes, dim=2)
-    y = total.exp() * (q @ torch.stack(states, dim=2).mT) + faded(q @ w.mT, v, total)
+    y = total.exp() * (q @ torch.stack(states, dim=2).mT) + decayed_sum(q @ w.mT, v, total)
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2).to(given), matrix

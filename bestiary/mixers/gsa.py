@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
 from bestiary.ops.drive import Drive, Key, Matrix, Value
-from bestiary.ops.recurrence import chunked, faded, relay, run
+from bestiary.ops.recurrence import chunk_states, decayed_sum, run, split_chunks
 from bestiary.spec import Positive
 
 Slots = Float[Tensor, "batch time heads slots"]
@@ -67,9 +67,9 @@ class GSA(Mixer):
 def address(q: Key, k: Key, s: Slots, g: Slots, state: Matrix, *, chunk: int = 64) -> tuple[Slots, Matrix]:
     """y_t = S_t^T q_t where S_t = S_{t-1} Diag(e^g_t) + k_t s_t^T: the engine's recurrence with a decay per value."""
     time = q.shape[1]
-    q, k, s, g = (chunked(z, 2 ** (min(chunk, time) - 1).bit_length()) for z in (q, k, s, g))
+    q, k, s, g = (split_chunks(z, 2 ** (min(chunk, time) - 1).bit_length()) for z in (q, k, s, g))
     total = g.cumsum(-2)
     end = total[..., -1:, :]
-    states, state = relay(end.exp(), k.mT @ (s * (end - total).exp()), state)
-    y = faded(q @ k.mT, s, total) + (q @ states) * total.exp()
+    states, state = chunk_states(end.exp(), k.mT @ (s * (end - total).exp()), state)
+    y = decayed_sum(q @ k.mT, s, total) + (q @ states) * total.exp()
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2), state

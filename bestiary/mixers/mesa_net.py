@@ -25,8 +25,8 @@ from bestiary.mixers._delta import Answer, Streams
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
 from bestiary.mixers._normal import normal, places, solve
 from bestiary.ops.drive import Drive, Matrix, Value
-from bestiary.ops.precision import wide
-from bestiary.ops.recurrence import chunked, run
+from bestiary.ops.precision import upcast
+from bestiary.ops.recurrence import run, split_chunks
 from bestiary.spec import Positive
 
 
@@ -68,9 +68,9 @@ class MesaNet(Mixer):
         g, beta = F.logsigmoid(self.gamma(x)).unsqueeze(-1), self.beta(x).sigmoid().unsqueeze(-1)
         upper = torch.triu_indices(width, width, device=x.device).unbind()
         ridge = 0.25 + F.softplus(self.ridge).reshape(heads, 1, 1, width)
-        past = wide(state.gram)[..., places(width, x)]
-        maps, gram = normal(wide(k), wide(beta * k), wide(g), wide(ridge), past)
-        solved = solve(maps, chunked(wide(q), maps.decay.shape[-1]), self.steps)
+        past = upcast(state.gram)[..., places(width, x)]
+        maps, gram = normal(upcast(k), upcast(beta * k), upcast(g), upcast(ridge), past)
+        solved = solve(maps, split_chunks(upcast(q), maps.decay.shape[-1]), self.steps)
         solved = solved.flatten(2, 3)[:, :, : x.shape[1]].transpose(1, 2).to(x.dtype)
         y, matrix = run(Drive(solved, k, beta * v, g), state.matrix)
         return y, self.Memory(local, gram[(..., *upper)], matrix)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take, undecayed
-from bestiary.ops.precision import wide
+from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -60,7 +60,7 @@ class RWKV4(Mixer):
 
     def empty(self, x: Features) -> Memory:
         """The memory before any input: sums of nothing, relative to a maximum that anything exceeds."""
-        zero = torch.zeros_like(wide(x[:, 0]))
+        zero = torch.zeros_like(upcast(x[:, 0]))
         return self.Memory(torch.zeros_like(x[:, 0]), zero, zero, torch.full_like(zero, -1e30))
 
     def average(self, x: Features, state: Memory) -> tuple[Features, Features, Memory]:
@@ -69,7 +69,7 @@ class RWKV4(Mixer):
         previous = delayed(last, x)
         mix_r, mix_k, mix_v = self.mix
         r = self.r(torch.lerp(previous, x, mix_r))
-        k, v = wide(self.k(torch.lerp(previous, x, mix_k))), wide(self.v(torch.lerp(previous, x, mix_v)))
+        k, v = upcast(self.k(torch.lerp(previous, x, mix_k))), upcast(self.v(torch.lerp(previous, x, mix_v)))
         tops, bottoms, ms = self.sums(k, v, state)
         mixed = blend(delayed(top, tops), delayed(bottom, bottoms), delayed(m, ms), self.bonus + k, v)
         return mixed.to(x.dtype), r, self.Memory(x[:, -1], tops[:, -1], bottoms[:, -1], ms[:, -1])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, linear, take
-from bestiary.ops.precision import wide
+from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -58,9 +58,9 @@ class S5(Mixer):
 
     def states(self, x: Features, state: State | None) -> tuple[Parts, State]:
         """Every h_t, and the last."""
-        poles = torch.complex(-wide(self.decay).exp(), wide(self.turn))
+        poles = torch.complex(-upcast(self.decay).exp(), upcast(self.turn))
         a = torch.exp(self.log_dt.exp() * poles)
-        new = (a - 1) / poles * torch.complex(*wide(self.b(x)).chunk(2, dim=-1))
+        new = (a - 1) / poles * torch.complex(*upcast(self.b(x)).chunk(2, dim=-1))
         states, last = scan(a.expand_as(new), new, torch.zeros_like(new[:, 0]) if state is None else state)
         return torch.cat([states.real, states.imag], dim=-1).to(x.dtype), last
 

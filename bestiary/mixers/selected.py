@@ -31,7 +31,7 @@ from bestiary.mixers._cost import charged
 from bestiary.mixers._mixer import Chosen, Features, State, Where, linear, take
 from bestiary.mixers._softmax import Heads, Places, drawn, merged, past, prints, repeats
 from bestiary.ops.attention import masked
-from bestiary.ops.backend import transformed
+from bestiary.ops.backend import under_transform
 from bestiary.spec import Positive
 from bestiary.tasks._task import Tokens
 
@@ -129,7 +129,7 @@ class Selected(Heads):
         asked = on.shape[1]
         if self.router is not None and self.most is None and torch.is_grad_enabled():
             return asked
-        if transformed() or on.is_meta or isinstance(on, FakeTensor) or capturing(on):  # shapes, but no numbers
+        if under_transform() or on.is_meta or isinstance(on, FakeTensor) or capturing(on):  # shapes, but no numbers
             return asked if self.most is None else min(self.most, asked)
         return int(on.sum(1).max())
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Features, Mixer, Past, ShortConv, heads_of, undecayed
-from bestiary.ops.precision import wide
+from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
 Heads = Float[Tensor, "batch heads width"]
@@ -55,8 +55,8 @@ class SLSTM(Mixer):
         mixed, conv = self.conv(x, conv)
         parts = headwise(F.silu(mixed), self.mixed), headwise(x, self.plain)
         outputs = []
-        again = wide(self.again)
-        for now in wide(torch.cat(parts, dim=-1) + self.bias).unbind(1):
+        again = upcast(self.again)
+        for now in upcast(torch.cat(parts, dim=-1) + self.bias).unbind(1):
             i, f, z, o = (now + torch.einsum("bhi,hio->bho", h, again)).chunk(4, dim=-1)
             kept = F.logsigmoid(f) + weight
             weight = torch.logaddexp(kept, i)
@@ -68,7 +68,7 @@ class SLSTM(Mixer):
 
     def empty(self, x: Features) -> tuple[None, Heads, Heads, Heads]:
         """The memory before any input: an average of nothing, of a weight that anything exceeds."""
-        zero = torch.zeros_like(wide(x[:, 0])).unflatten(-1, self.again.shape[:2])
+        zero = torch.zeros_like(upcast(x[:, 0])).unflatten(-1, self.again.shape[:2])
         return None, zero, zero, torch.full_like(zero, -1e30)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.ops.backend import transformed
+from bestiary.ops.backend import under_transform
 
 Heads = Float[Tensor, "batch heads time key"]
 
@@ -38,7 +38,7 @@ def attend(
 
     None is every position, with a query for each key: then nothing is masked that the kernel knows by itself.
     """
-    if where is None and window is None and k.shape[2] > FUSED and not transformed():
+    if where is None and window is None and k.shape[2] > FUSED and not under_transform():
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     where = torch.arange(q.shape[2], device=q.device) if where is None else where
     at = torch.arange(k.shape[2], device=k.device) if at is None else at
@@ -90,7 +90,7 @@ def masked(
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads asked value"]:
     """Softmax of q . k / sqrt(key) + bias over what is seen, which must be something for every query."""
-    if k.shape[2] > FUSED and bias is None and not transformed():
+    if k.shape[2] > FUSED and bias is None and not under_transform():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
     scores = scores if bias is None else scores + bias
