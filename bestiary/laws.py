@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from bestiary.mixers._mixer import Mixer, take
-from bestiary.model import leaves, memory, sized
+from bestiary.model import measure_state, memory, state_leaves
 from bestiary.spec import Spec, locate, parse, schema, spec
 from bestiary.tasks._task import ROOMY, SILENT, Batch, Task, stream
 
@@ -55,7 +55,7 @@ def variants(kind: str, name: str) -> Iterator[Spec]:
 # Mixers
 
 
-def moved(checked: Spec, *, seed: int = 0, by: float = 0.1, dtype: torch.dtype = torch.float64) -> Mixer:
+def build_perturbed(checked: Spec, *, seed: int = 0, by: float = 0.1, dtype: torch.dtype = torch.float64) -> Mixer:
     """The mixer with its weights moved off their initial values."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -66,11 +66,11 @@ def moved(checked: Spec, *, seed: int = 0, by: float = 0.1, dtype: torch.dtype =
     return mixer
 
 
-def inputs(batch: int = 2, time: int = TIME, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+def random_inputs(batch: int = 2, time: int = TIME, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(batch, time, DIM, generator=stream("laws", seed), dtype=dtype)
 
 
-def output(mixer: Mixer, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+def run_mixer(mixer: Mixer, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     given = mixer(x, state)
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Tensor)):
         raise Broken("forward(x, state) must return the output and the state")
@@ -88,23 +88,23 @@ def first_difference(found: Tensor, wanted: Tensor) -> tuple[int, float] | None:
 
 def causality(checked: Spec) -> None:
     """No output depends on a later input."""
-    mixer, x = moved(checked), inputs()
-    whole, _ = output(mixer, x)
+    mixer, x = build_perturbed(checked), random_inputs()
+    whole, _ = run_mixer(mixer, x)
     for time in (1, 20, TIME - 1):
         changed = x.clone()
         changed[:, time] += 1
-        if (found := first_difference(output(mixer, changed)[0][:, :time], whole[:, :time])) is not None:
+        if (found := first_difference(run_mixer(mixer, changed)[0][:, :time], whole[:, :time])) is not None:
             raise Broken(f"the output at position {found[0]} changes when the input at position {time} does")
 
 
 def cut(checked: Spec) -> None:
     """Cutting a sequence anywhere and passing the state across the cut changes nothing."""
-    mixer, x = moved(checked), inputs()
-    whole, _ = output(mixer, x)
+    mixer, x = build_perturbed(checked), random_inputs()
+    whole, _ = run_mixer(mixer, x)
     for cuts in CUTS:
         state, parts = None, []
         for start, end in zip((0, *cuts), (*cuts, TIME), strict=True):
-            y, state = output(mixer, x[:, start:end], state)
+            y, state = run_mixer(mixer, x[:, start:end], state)
             parts.append(y)
         if (found := first_difference(torch.cat(parts, dim=1), whole)) is not None:
             where = ", ".join(map(str, cuts))
@@ -115,13 +115,13 @@ def no_dead_state(checked: Spec) -> None:
     """Every number in the state can influence a later output; of whole ones, such as tokens, a cut tells."""
     alive: list[Tensor] = []
     for seed in range(3):
-        mixer, x = moved(checked, seed=seed), inputs(1, seed=seed)
-        _, state = output(mixer, x[:, :30])
-        given = [leaf.detach() for leaf in leaves(state) if isinstance(leaf, Tensor)]
+        mixer, x = build_perturbed(checked, seed=seed), random_inputs(1, seed=seed)
+        _, state = run_mixer(mixer, x[:, :30])
+        given = [leaf.detach() for leaf in state_leaves(state) if isinstance(leaf, Tensor)]
         kept = [leaf.requires_grad_() for leaf in given if leaf.is_floating_point() or leaf.is_complex()]
         if not kept:
             return
-        y, _ = output(mixer, x[:, 30:], rebuilt(state, iter(given)))
+        y, _ = run_mixer(mixer, x[:, 30:], replace_tensors(state, iter(given)))
         if not y.requires_grad:
             raise Broken("the output does not depend on the state at all")
         grads = torch.autograd.grad(y.square().sum(), kept, allow_unused=True)
@@ -133,29 +133,29 @@ def no_dead_state(checked: Spec) -> None:
             raise Broken(f"{share:.0%} of a state of shape {tuple(found.shape)} never reaches an output")
 
 
-def rebuilt(state: Any, tensors: Iterator[Tensor]) -> Any:
+def replace_tensors(state: Any, tensors: Iterator[Tensor]) -> Any:
     """The state with its tensors replaced, in order."""
     if isinstance(state, Tensor):
         return next(tensors)
     if isinstance(state, tuple | list):
-        parts = [rebuilt(part, tensors) for part in state]
+        parts = [replace_tensors(part, tensors) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
     return state
 
 
 def batch_independence(checked: Spec) -> None:
     """Sequences of one batch do not see each other."""
-    mixer, x = moved(checked), inputs(3, 37)
-    together, _ = output(mixer, x)
-    alone = torch.cat([output(mixer, x[i : i + 1])[0] for i in range(3)])
+    mixer, x = build_perturbed(checked), random_inputs(3, 37)
+    together, _ = run_mixer(mixer, x)
+    alone = torch.cat([run_mixer(mixer, x[i : i + 1])[0] for i in range(3)])
     if (found := first_difference(together, alone)) is not None:
         raise Broken(f"a sequence gives another output in company, first at position {found[0]}")
 
 
 def parallel_form(checked: Spec) -> None:
     """`parallel` gives what `forward` gives, everywhere and at chosen positions."""
-    mixer, x = moved(checked), inputs(2, 37)
-    whole, _ = output(mixer, x)
+    mixer, x = build_perturbed(checked), random_inputs(2, 37)
+    whole, _ = run_mixer(mixer, x)
     where = torch.tensor([[0, 3, 36, 36], [1, 2, 20, 21]])
     for asked in (None, where):
         if (found := first_difference(mixer.parallel(x, asked), take(whole, asked))) is not None:
@@ -166,8 +166,8 @@ def parallel_form(checked: Spec) -> None:
 
 def gradients(checked: Spec) -> None:
     """Every parameter gets a gradient."""
-    mixer, x = moved(checked), inputs()
-    output(mixer, x)[0].square().sum().backward()
+    mixer, x = build_perturbed(checked), random_inputs()
+    run_mixer(mixer, x)[0].square().sum().backward()
     for name, weight in mixer.named_parameters():
         if weight.grad is None or not weight.grad.any():
             raise Broken(f"the parameter {name} gets no gradient")
@@ -176,9 +176,9 @@ def gradients(checked: Spec) -> None:
 def float_range(checked: Spec) -> None:
     """Inputs a hundred times too large give finite outputs and gradients in float32."""
     for by in (0.0, 0.1):
-        mixer = moved(checked, by=by, dtype=torch.float32)
-        x = (100 * inputs(dtype=torch.float32)).requires_grad_()
-        y, _ = output(mixer, x)
+        mixer = build_perturbed(checked, by=by, dtype=torch.float32)
+        x = (100 * random_inputs(dtype=torch.float32)).requires_grad_()
+        y, _ = run_mixer(mixer, x)
         y.sum().backward()
         for name, found in {
             "output": y,
@@ -193,20 +193,20 @@ def meta(checked: Spec) -> None:
     """Shapes alone are enough to measure memory: the state on the meta device is the state elsewhere."""
     for time in (1, 40):
         measured = memory(lambda: checked.build(DIM), time=time, dim=DIM).numbers
-        _, state = output(moved(checked), inputs(1, time))
-        real = sized(state).numbers
+        _, state = run_mixer(build_perturbed(checked), random_inputs(1, time))
+        real = measure_state(state).numbers
         if measured != real:
             raise Broken(f"after {time} positions the state has {measured} numbers on meta, {real} in truth")
 
 
 def stacking(checked: Spec) -> None:
     """Several sets of weights stacked under torch.func.vmap compute what a loop over them computes."""
-    mixers, x = [moved(checked, seed=seed) for seed in range(3)], inputs(2, 37)
+    mixers, x = [build_perturbed(checked, seed=seed) for seed in range(3)], random_inputs(2, 37)
     weights, buffers = stack_module_state(typing.cast("list[nn.Module]", mixers))
     where = torch.tensor([[5, 36], [0, 20]])
 
     def loss(weights: Any, buffers: Any, x: Tensor) -> Tensor:
-        return functional_call(_Parallel(mixers[0]), name_inside((weights, buffers)), (x, where)).square().mean()
+        return functional_call(_Parallel(mixers[0]), prefix_names((weights, buffers)), (x, where)).square().mean()
 
     found = vmap(grad(loss), in_dims=(0, 0, None))(weights, buffers, x)
     for i, mixer in enumerate(mixers):
@@ -228,7 +228,7 @@ class _Parallel(nn.Module):
         return self.mixer.parallel(x, where)
 
 
-def name_inside(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
+def prefix_names(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
     return {f"mixer.{name}": tensor for part in parts for name, tensor in part.items()}
 
 
@@ -247,19 +247,21 @@ def seeding(checked: Spec) -> None:
 def options(checked: Spec) -> None:
     """Wrong names and types are refused when the spec is made, wrong values when it is built, in one line."""
     known = schema(checked.kind, checked.name)
-    refused(lambda: spec(checked.kind, checked.name, no_such_option=1), TypeError, "an option that does not exist")
+    check_refusal(
+        lambda: spec(checked.kind, checked.name, no_such_option=1), TypeError, "an option that does not exist"
+    )
     for name, (_, default) in known.items():
-        refused(
+        check_refusal(
             lambda name=name: spec(checked.kind, checked.name, **{name: object()}),
             TypeError,
             f"{name}=object()",
         )
         if isinstance(default, int) and not isinstance(default, bool):
             for value in (-1, 0, 1, 7):
-                attempt(checked, name, value)
+                try_option(checked, name, value)
 
 
-def refused(call: Callable[[], Any], wanted: type[Exception], what: str) -> None:
+def check_refusal(call: Callable[[], Any], wanted: type[Exception], what: str) -> None:
     try:
         call()
     except wanted as fault:
@@ -269,7 +271,7 @@ def refused(call: Callable[[], Any], wanted: type[Exception], what: str) -> None
         raise Broken(f"{what} is accepted")
 
 
-def attempt(checked: Spec, name: str, value: int) -> None:
+def try_option(checked: Spec, name: str, value: int) -> None:
     """Build with a value that may be wrong: it works, or a TypeError or ValueError says so."""
     given = (DIM,) if checked.kind == "mixers" else ()
     try:
@@ -302,14 +304,14 @@ MIXER_LAWS: dict[str, Law] = {
 ROWS = 2000
 
 
-def drawn(checked: Spec, *path: Any, rows: int = ROWS) -> tuple[Task, Batch]:
+def draw_batch(checked: Spec, *path: Any, rows: int = ROWS) -> tuple[Task, Batch]:
     task = checked.build()
     return task, task.draw(rows, *path)
 
 
 def determinism(checked: Spec) -> None:
     """A batch is a function of its stream alone, and draws from nothing else."""
-    task, one = drawn(checked, "laws", 0, rows=50)
+    task, one = draw_batch(checked, "laws", 0, rows=50)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         random.seed(1)
@@ -321,12 +323,12 @@ def determinism(checked: Spec) -> None:
         raise Broken("another stream gives the same batch")
 
 
-TAKEN = "loss", "right", "first"  # columns that training.score adds
+RESERVED = "loss", "right", "first"  # columns that training.score adds
 
 
 def shapes(checked: Spec) -> None:
     """Tokens and targets lie in the vocabulary, every row asks something, facets are as large and named apart."""
-    task, batch = drawn(checked, "laws", 0)
+    task, batch = draw_batch(checked, "laws", 0)
     wanted, shape = (ROWS, task.length), batch.tokens.shape
     if shape != wanted + ((task.features,) if task.features else ()) or any(
         x.shape != wanted for x in (batch.targets, *batch.facets.values())
@@ -342,14 +344,14 @@ def shapes(checked: Spec) -> None:
         raise Broken("some rows ask nothing")
     few = batch.rows(slice(2))
     further = task.further(few, torch.zeros(int((few.targets != SILENT).sum()), task.vocab))
-    columns = [*batch.facets, *further, *TAKEN]
+    columns = [*batch.facets, *further, *RESERVED]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise Broken(f"{', '.join(twice)} cannot name a facet or further score: another column of scores has that name")
 
 
 def oracle(checked: Spec) -> None:
     """`solve` answers every question, or, of an open task, is right where it answers."""
-    task, batch = drawn(checked, "laws", 0)
+    task, batch = draw_batch(checked, "laws", 0)
     asked, answers = batch.targets != SILENT, task.solve(batch.tokens)
     if task.open:
         asked &= answers != SILENT
@@ -363,7 +365,7 @@ def oracle(checked: Spec) -> None:
 
 def prefix(checked: Spec) -> None:
     """No answer depends on what comes after its question."""
-    task, batch = drawn(checked, "laws", 0, rows=50)
+    task, batch = draw_batch(checked, "laws", 0, rows=50)
     whole = task.solve(batch.tokens)
     for time in (batch.targets != SILENT).any(0).nonzero().flatten().tolist():
         asked = batch.targets[:, time] != SILENT
@@ -373,7 +375,7 @@ def prefix(checked: Spec) -> None:
 
 def disjoint_streams(checked: Spec) -> None:
     """Rows of the train, selection and test streams never meet; a task with few sequences says how few."""
-    sets = {name: rows_of(drawn(checked, *name)[1]) for name in STREAMS}
+    sets = {name: row_set(draw_batch(checked, *name)[1]) for name in STREAMS}
     task: Task = checked.build()
     if (again := len(sets["train", 0, 0] & sets["train", 1, 0])) and task.space >= ROOMY:
         raise Broken(f"two training batches share {again} rows, so the task must say how small its `space` is")
@@ -399,7 +401,7 @@ def presets(checked: Spec) -> None:
     given = [{axis: value} for axis, values in checked.build().axes.items() for value in values]
     for part in [*(parse("tasks", text)[0] for text in written), *(spec("tasks", checked.name, **o) for o in given)]:
         try:
-            task, batch = drawn(part, "laws", 0, rows=4)
+            task, batch = draw_batch(part, "laws", 0, rows=4)
         except ValueError as fault:
             raise Broken(f"{part}: {fault}") from None
         answers = task.solve(batch.tokens)
@@ -408,18 +410,18 @@ def presets(checked: Spec) -> None:
             raise Broken(f"solve errs in {part}")
 
 
-def rows_of(batch: Batch) -> set[bytes]:
+def row_set(batch: Batch) -> set[bytes]:
     return {row.tobytes() for row in batch.tokens.numpy()}
 
 
 def chance_level(checked: Spec) -> None:
     """The best answer that does not look at the tokens is right as often as stated; 2 % of it may be measured amiss."""
-    task, fit = drawn(checked, "laws", "fit", rows=10 * ROWS)
-    _, held = drawn(checked, "laws", "held", rows=10 * ROWS)
+    task, fit = draw_batch(checked, "laws", "fit", rows=10 * ROWS)
+    _, held = draw_batch(checked, "laws", "held", rows=10 * ROWS)
     common = torch.bincount(fit.targets[fit.targets != SILENT], minlength=3).topk(3).indices.tolist()
     few = fit.rows(slice(ROWS))
-    guess = max(common, key=lambda symbol: hits(task, few, symbol).sum().item())
-    found, asked = hits(task, held, guess), (held.targets != SILENT).sum(1).double()
+    guess = max(common, key=lambda symbol: correct_per_row(task, few, symbol).sum().item())
+    found, asked = correct_per_row(task, held, guess), (held.targets != SILENT).sum(1).double()
     share, count = (found.sum() / asked.sum()).item(), asked.sum().item()
     binomial = (task.chance * (1 - task.chance) / count) ** 0.5
     by_row = (found - task.chance * asked).std().item() * len(found) ** 0.5 / count  # answers of a row may be alike
@@ -430,7 +432,7 @@ def chance_level(checked: Spec) -> None:
         )
 
 
-def hits(task: Task, batch: Batch, answer: int) -> Tensor:
+def correct_per_row(task: Task, batch: Batch, answer: int) -> Tensor:
     """How many questions of each row are right if this is the answer to all of them."""
     right = task.right(batch, torch.full_like(batch.targets, answer))
     return (right & (batch.targets != SILENT)).sum(1).double()

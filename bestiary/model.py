@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._composition import told
+from bestiary.mixers._composition import token_kwargs
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, linear, take
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Tokens
@@ -57,7 +57,7 @@ class Model(nn.Module):
     ) -> tuple[Float[Tensor, "batch time vocab"], "ModelState"]:
         """Logits everywhere, and the state after the last token. Obeys the law of the mixers."""
         time, past = (0, [None] * len(self.layers)) if state is None else state
-        x, known = self.embedded(tokens, time), self.known(tokens)
+        x, known = self.embed_tokens(tokens, time), self.mixer_tokens(tokens)
         states = []
         for layer, before in zip(self.layers, past, strict=True):
             x, after = layer(x, before, known)
@@ -70,7 +70,7 @@ class Model(nn.Module):
 
     def hidden(self, tokens: Tokens, where: Where | None = None) -> Chosen:
         """What the head reads at the positions `where` of whole sequences, the last layer working there only."""
-        x, known = self.embedded(tokens, 0), self.known(tokens)
+        x, known = self.embed_tokens(tokens, 0), self.mixer_tokens(tokens)
         asked = where if self.decoder is None else torch.full_like(tokens[:, :1], tokens.shape[1] - 1)
         for i, layer in enumerate(self.layers, start=1):
             x = cast(Layer, layer).parallel(x, asked if i == len(self.layers) else None, known)
@@ -82,12 +82,14 @@ class Model(nn.Module):
         Beyond SEGMENT tokens the sequence is read in segments, so that memory does not grow with its length.
         """
         where = batch.asked()
-        read = self.parallel if batch.targets.shape[1] <= SEGMENT or self.decoder is not None else self.read_on
+        read = (
+            self.parallel if batch.targets.shape[1] <= SEGMENT or self.decoder is not None else self.answer_in_segments
+        )
         logits, targets = read(batch.tokens, where), batch.targets.gather(1, where)
         asked = targets != SILENT
         return logits[asked], targets[asked]
 
-    def read_on(self, tokens: Tokens, where: Where) -> Float[Tensor, "batch asked vocab"]:
+    def answer_in_segments(self, tokens: Tokens, where: Where) -> Float[Tensor, "batch asked vocab"]:
         """What `parallel` gives, by passing the state from segment to segment."""
         state, logits = None, self.embed.weight.new_zeros(*where.shape, len(self.embed.weight))
         for start in range(0, tokens.shape[1], SEGMENT):
@@ -97,11 +99,11 @@ class Model(nn.Module):
             logits = torch.where(inside.unsqueeze(-1), here, logits)
         return logits
 
-    def known(self, tokens: Tokens) -> Tokens | None:
+    def mixer_tokens(self, tokens: Tokens) -> Tokens | None:
         """What a mixer may be told of the tokens: real vectors have no identity."""
         return tokens if self.read is None else None
 
-    def embedded(self, tokens: Tokens, time: int) -> Features:
+    def embed_tokens(self, tokens: Tokens, time: int) -> Features:
         x = self.embed(tokens) if self.read is None else self.read(tokens)
         if self.positions is not None:
             end = time + tokens.shape[1]
@@ -145,11 +147,11 @@ class Layer(nn.Module):
         self.channel = {"mlp": mlp, "swiglu": SwiGLU}.get(channel, lambda _: nn.Identity())(dim)
 
     def forward(self, x: Features, state: State, tokens: Tokens | None = None) -> tuple[Features, State]:
-        y, state = self.mixer(self.before_mixer(x), state, **told(self.mixer, tokens))
+        y, state = self.mixer(self.before_mixer(x), state, **token_kwargs(self.mixer, tokens))
         return self.mix_channels(x + y), state
 
     def parallel(self, x: Features, where: Where | None = None, tokens: Tokens | None = None) -> Chosen:
-        mixed = self.mixer.parallel(self.before_mixer(x), where, **told(self.mixer, tokens))
+        mixed = self.mixer.parallel(self.before_mixer(x), where, **token_kwargs(self.mixer, tokens))
         return self.mix_channels(take(x, where) + mixed)
 
     def mix_channels(self, x: Chosen) -> Chosen:
@@ -194,19 +196,19 @@ def memory(build: Callable[[], nn.Module], *, time: int, dim: int | None = None)
     with torch.device("meta"):
         given = torch.zeros(1, time, dtype=torch.long) if dim is None else torch.zeros(1, time, dim)
         _, state = build()(given)
-    return sized(state)
+    return measure_state(state)
 
 
-def sized(state: Any) -> Memory:
-    kept = [leaf for leaf in leaves(state) if isinstance(leaf, Tensor)]
+def measure_state(state: Any) -> Memory:
+    kept = [leaf for leaf in state_leaves(state) if isinstance(leaf, Tensor)]
     numbers = sum(leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in kept)
     return Memory(numbers, sum(leaf.numel() * leaf.element_size() for leaf in kept))
 
 
-def leaves(state: Any) -> Iterable[Any]:
+def state_leaves(state: Any) -> Iterable[Any]:
     """Tensors, positions and gaps of a state, in order."""
     if isinstance(state, tuple | list):
         for part in state:
-            yield from leaves(part)
+            yield from state_leaves(part)
     else:
         yield state

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from plainly import same
+from mixer_helpers import assert_same
 from torch import Tensor
 
 from bestiary.constructions import bounds
@@ -80,7 +80,7 @@ def test_a_construction_reads_on_after_any_cut_or_says_that_it_cannot(name: str)
             return
         for cut in (made.stride, tokens.shape[1] // 2 // made.stride * made.stride):
             head, state = made(tokens[:, :cut])
-            same(torch.cat([head, made(tokens[:, cut:], state)[0]], dim=1), whole)
+            assert_same(torch.cat([head, made(tokens[:, cut:], state)[0]], dim=1), whole)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if "state" not in entry.proved])
@@ -271,7 +271,7 @@ def test_the_delta_memory_keeps_the_last_value_of_a_key_and_nothing_of_the_one_b
     made = memory_of("delta", 32)
     hidden, _ = made.hidden(torch.tensor([[3, 17, 3, 29, 5, 20, 3]]))
     bits = hidden[0, -1, :4]
-    same(bits / bits.abs().max(), made.answers[29, :4])
+    assert_same(bits / bits.abs().max(), made.answers[29, :4])
 
 
 @pytest.mark.parametrize("name", ["BaseConv, every distance", "attention, two layers", "delta rule"])
@@ -294,7 +294,7 @@ def test_sorting_answers_do_not_depend_on_later_triplets_and_the_latest_key_wins
     assert right(made, batch).all()
     changed = tokens.clone()
     changed[:, 15:] = torch.randint(5, (30, 9), generator=rng(1))
-    same(made(changed)[0][:, :5], made(tokens)[0][:, :5])
+    assert_same(made(changed)[0][:, :5], made(tokens)[0][:, :5])
 
 
 def test_a_shorter_sequence_than_sorting_was_built_for_is_padded() -> None:
@@ -313,7 +313,7 @@ def test_every_permutation_is_the_product_of_its_reflections() -> None:
         product = torch.eye(3, dtype=torch.float64)
         for axis in swaps(order):
             product = reflection(axis) @ product
-        same(product, matrix(order))
+        assert_same(product, matrix(order))
 
 
 def test_the_product_of_a_word_is_that_of_its_matrices() -> None:
@@ -321,7 +321,7 @@ def test_the_product_of_a_word_is_that_of_its_matrices() -> None:
     product = torch.eye(3, dtype=torch.float64)
     for token, answer in zip(tokens[0, 1:].tolist(), products(tokens, len(S3))[0, 1:].tolist(), strict=True):
         product = matrix(S3[token]) @ product
-        same(product, matrix(S3[answer]))
+        assert_same(product, matrix(S3[answer]))
 
 
 def test_the_delta_memory_is_the_mixer_that_is_trained() -> None:

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from tests.rows import uniform
 
 from bestiary.tasks._draw import blocks, increasing
 from bestiary.tasks._layout import packed, picked, spaced
 from bestiary.tasks._task import stream
-from tests.rows import uniform
 
 
 @pytest.mark.parametrize("right", [False, True])

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from tests.rows import asked, at_questions, drawn, uniform
 
 from bestiary.tasks._task import SILENT, Task, stream
 from bestiary.tasks.multi_hop import MultiHop
 from bestiary.tasks.p_hop import PHop
 from bestiary.tasks.variable_tracking import GETS, STOP, WHAT, VariableTracking
-from tests.rows import asked, at_questions, drawn, uniform
 
 ROWS = 4000
 

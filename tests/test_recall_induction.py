@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.rows import asked, at_questions, drawn, uniform
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -14,7 +15,6 @@ from bestiary.tasks.induction_heads import InductionHeads
 from bestiary.tasks.joint_recall import JointRecall
 from bestiary.tasks.repeated_recall import RepeatedRecall
 from bestiary.tasks.reverse_recall import BEGIN, END, FIRST, PAD, ReverseRecall
-from tests.rows import asked, at_questions, drawn, uniform
 
 ROWS = 4000
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.rows import at_questions, drawn, uniform
 
 from bestiary.spec import parse
 from bestiary.tasks._count import choices, guessed
@@ -13,7 +14,6 @@ from bestiary.tasks.needle import IS, NEEDLE, STOP, WHAT, WORDS, Needle
 from bestiary.tasks.phone_book import COLON, NEWLINE, PhoneBook
 from bestiary.tasks.vector_retrieval import VectorRetrieval
 from bestiary.tasks.vector_retrieval import values as classes_of
-from tests.rows import at_questions, drawn, uniform
 
 ROWS = 4000
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Mixer, State
-from bestiary.model import sized
+from bestiary.model import measure_state
 from bestiary.tasks._task import SILENT, Batch
 
 Read = Int[Tensor, "batch time"]
@@ -132,7 +132,7 @@ def measured(made: Construction, tokens: Read) -> Size:
     for hook in hooks:
         hook.remove()
     written = sum(int(weight.count_nonzero()) for layer in layers for weight in weights(layer))
-    return Size(len(layers), max(widths), written, sized(state).numbers if made.causal else None)
+    return Size(len(layers), max(widths), written, measure_state(state).numbers if made.causal else None)
 
 
 def outermost(made: nn.Module) -> Iterator[Mixer]:

@@ -69,7 +69,7 @@ class Positioned(Mixer):
             seen[:, : past.shape[1], self.lagged] = past
         mixed = self.right(self.filter(seen, self.outputs)[:, seen.shape[1] - x.shape[1] :], time)
         linear = torch.sparse.mm(self.weight, x.flatten(0, 1).T).T.unflatten(0, x.shape[:2])
-        kept = convolution.recent(x[..., self.lagged], past, self.reach + 1) if self.reach else None
+        kept = convolution.recent_inputs(x[..., self.lagged], past, self.reach + 1) if self.reach else None
         return self.left(linear, time) * mixed, self.Memory(time + x.shape[1], kept)
 
 

@@ -62,7 +62,7 @@ class Attending(Construction):
         time, past = (0, [None] * len(self.model.layers)) if state is None else state
         if time + tokens.shape[1] > self.length:
             raise ValueError(f"sharp enough for {self.length} positions, the input needs {time + tokens.shape[1]}")
-        x, after = self.model.embedded(tokens, time), []
+        x, after = self.model.embed_tokens(tokens, time), []
         for layer, before in zip(self.model.layers, past, strict=True):
             x, kept = layer(x, before)
             after.append(kept)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bestiary.constructions._construction import Construction, Read, Stream, Triplets
 from bestiary.constructions.circuit import Circuit, Wire
 from bestiary.mixers._mixer import State
-from bestiary.ops.convolution import smooth
+from bestiary.ops.convolution import fft_length
 
 
 def some_distances(
@@ -86,7 +86,7 @@ def repeats(tokens: Read) -> Float[Tensor, " rows"]:
 def correlation(x: Stream, vocab: int) -> Float[Tensor, " rows"]:
     """The same, as the correlation of the codes of queries and keys."""
     key, query = x[0, :, :vocab], x[0, :, 2 * vocab :]
-    size = smooth(2 * len(key))
+    size = fft_length(2 * len(key))
     spectrum = (torch.fft.rfft(query, n=size, dim=0) * torch.fft.rfft(key, n=size, dim=0).conj()).sum(1)
     return torch.fft.irfft(spectrum, n=size)[: len(key)]
 

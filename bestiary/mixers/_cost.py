@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 
-def charged(y: Tensor, cost: Tensor) -> Tensor:
+def add_cost(y: Tensor, cost: Tensor) -> Tensor:
     """y as it is; where a loss is differentiated that comes of y, loss + cost is."""
-    return Charged.apply(y, cost)  # pyright: ignore[reportReturnType]
+    return _AddCost.apply(y, cost)  # pyright: ignore[reportReturnType]
 
 
-class Charged(torch.autograd.Function):
+class _AddCost(torch.autograd.Function):
     """Passes y on, and gives the cost the gradient 1."""
 
     generate_vmap_rule = True

@@ -108,7 +108,7 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Features, past: Past | None) -> tuple[Features, Past]:
         y = convolution.short(x, self.filter, past)
-        return (y if self.bias is None else y + self.bias), convolution.recent(x, past, len(self.filter))
+        return (y if self.bias is None else y + self.bias), convolution.recent_inputs(x, past, len(self.filter))
 
 
 def linear(width: int, out: int, *, bias: bool = False, std: float = 0.02) -> nn.Linear:
@@ -127,21 +127,21 @@ def undecayed(weight: Tensor) -> nn.Parameter:
     return made
 
 
-def heads_of(dim: int, heads: int) -> int:
+def head_width(dim: int, heads: int) -> int:
     """The width of one head."""
     if dim % heads:
         raise ValueError(f"{heads} heads do not divide a width of {dim}")
     return dim // heads
 
 
-def rank_of(dim: int, rank: int) -> int:
+def check_rank(dim: int, rank: int) -> int:
     """The rank of a map through fewer channels than it comes from."""
     if rank > dim:
         raise ValueError(f"a rank of {rank} is above the width of {dim}")
     return rank
 
 
-def unit(x: Tensor) -> Tensor:
+def normalize(x: Tensor) -> Tensor:
     return F.normalize(x, dim=-1)
 
 

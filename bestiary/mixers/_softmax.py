@@ -11,35 +11,35 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, take
 from bestiary.ops.attention import rotate
 
-Places = Int[Tensor, " asked"] | Int[Tensor, "batch asked"]
-Kept = TypeVar("Kept", bound=tuple[Tensor, ...])
+Positions = Int[Tensor, " asked"] | Int[Tensor, "batch asked"]
+Cache = TypeVar("Cache", bound=tuple[Tensor, ...])
 
 
-class Keeper(Mixer):
+class CachedAttention(Mixer):
     """A mixer that keeps an entry for every position, and answers from all of them."""
 
     @abstractmethod
-    def keep(self, x: Features, state: State) -> Any:
+    def update_cache(self, x: Features, state: State) -> Any:
         """All that is kept once x is read: a tuple of tensors, the first of which has an entry for every position."""
 
     @abstractmethod
-    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+    def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         """Outputs for the inputs x at the positions `where`."""
 
     def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
-        kept = self.keep(x, state)
+        kept = self.update_cache(x, state)
         end = kept[0].shape[-2]
-        return self.answer(x, torch.arange(end - x.shape[1], end, device=x.device), kept), kept
+        return self.attend(x, torch.arange(end - x.shape[1], end, device=x.device), kept), kept
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         places = torch.arange(x.shape[1], device=x.device) if where is None else where
-        return self.answer(take(x, where), places, self.keep(x, None))
+        return self.attend(take(x, where), places, self.update_cache(x, None))
 
 
-class Heads(Keeper):
+class MultiHeadAttention(CachedAttention):
     """A keeper of the keys and values of several heads, drawn N(0, 0.02)."""
 
     class Memory(NamedTuple):
@@ -48,57 +48,59 @@ class Heads(Keeper):
 
     def __init__(self, dim: int, heads: int, *, rotary: bool) -> None:
         super().__init__()
-        if heads_of(dim, heads) % 2 and rotary:
+        if head_width(dim, heads) % 2 and rotary:
             raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
         self.heads, self.rotary = heads, rotary
         self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
 
-    def keep(self, x: Features, state: State) -> Any:
-        k, v = split(self.k(x), self.heads), split(self.v(x), self.heads)
-        return joined(state, self.Memory(rotate(k, fresh(x, state)) if self.rotary else k, v))
+    def update_cache(self, x: Features, state: State) -> Any:
+        k, v = split_heads(self.k(x), self.heads), split_heads(self.v(x), self.heads)
+        return append_cache(state, self.Memory(rotate(k, new_positions(x, state)) if self.rotary else k, v))
 
-    def queries(self, x: Chosen, where: Places) -> Float[Tensor, "batch heads asked key"]:
-        q = split(self.q(x), self.heads)
+    def queries(self, x: Chosen, where: Positions) -> Float[Tensor, "batch heads asked key"]:
+        q = split_heads(self.q(x), self.heads)
         return rotate(q, where) if self.rotary else q
 
 
-def fresh(x: Features, state: State) -> Int[Tensor, " time"]:
+def new_positions(x: Features, state: State) -> Int[Tensor, " time"]:
     """The positions of inputs that come after a state."""
     start = 0 if state is None else state[0].shape[-2]
     return torch.arange(start, start + x.shape[1], device=x.device)
 
 
-def joined(old: Kept | None, new: Kept) -> Kept:
+def append_cache(old: Cache | None, new: Cache) -> Cache:
     """What was kept and what is new."""
     return new if old is None else type(new)(*(torch.cat(pair, dim=-2) for pair in zip(old, new, strict=True)))
 
 
-def split(x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
+def split_heads(x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def merged(y: Float[Tensor, "batch heads asked value"]) -> Float[Tensor, "batch asked dim"]:
+def merge_heads(y: Float[Tensor, "batch heads asked value"]) -> Float[Tensor, "batch asked dim"]:
     return y.transpose(1, 2).flatten(2)
 
 
-def column(where: Places) -> Int[Tensor, "*batch asked 1"]:
+def query_column(where: Positions) -> Int[Tensor, "*batch asked 1"]:
     """Positions of queries, to be compared with those of keys beside it; with an axis for heads if rows differ."""
     return where.unsqueeze(-1) if where.ndim == 1 else where.unsqueeze(-1).unsqueeze(1)
 
 
-def past(where: Places, count: int) -> Bool[Tensor, "*batch asked keys"]:
+def causal_mask(where: Positions, count: int) -> Bool[Tensor, "*batch asked keys"]:
     """Which of `count` positions each query may read: its own and all before."""
-    return torch.arange(count, device=where.device) <= column(where)
+    return torch.arange(count, device=where.device) <= query_column(where)
 
 
-def chosen(x: Float[Tensor, "batch heads time width"], where: Places) -> Float[Tensor, "batch heads asked width"]:
+def gather_positions(
+    x: Float[Tensor, "batch heads time width"], where: Positions
+) -> Float[Tensor, "batch heads asked width"]:
     """What was kept at the positions `where`."""
     if where.ndim == 1:
         return x[:, :, where]
     return x.gather(2, where[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))
 
 
-def top(scores: Tensor, count: int) -> Bool[Tensor, "*rows options"]:
+def top_mask(scores: Tensor, count: int) -> Bool[Tensor, "*rows options"]:
     """Where the `count` >= 1 highest scores of each row are; of equal ones, the later."""
     last = scores.topk(min(count, scores.shape[-1]), dim=-1).values[..., -1:]
     above, level = scores > last, scores == last
@@ -106,12 +108,12 @@ def top(scores: Tensor, count: int) -> Bool[Tensor, "*rows options"]:
     return above | (level & (later <= count - above.sum(-1, keepdim=True)))
 
 
-def tokens(blocks: Bool[Tensor, "*rows blocks"], size: int, count: int) -> Bool[Tensor, "*rows time"]:
+def expand_blocks(blocks: Bool[Tensor, "*rows blocks"], size: int, count: int) -> Bool[Tensor, "*rows time"]:
     """The same choice, token by token, for `count` tokens in blocks of `size`."""
     return blocks.unsqueeze(-1).expand(*blocks.shape, size).flatten(-2)[..., :count]
 
 
-def drawn(seed: int, *keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
+def hash_numbers(seed: int, *keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Random numbers below 2^32 that depend on the keys alone, so that they are the same wherever a sequence is cut."""
     mask = 2**32 - 1
     x = torch.zeros_like(keys[0]) + (seed & mask)
@@ -123,14 +125,14 @@ def drawn(seed: int, *keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     return x
 
 
-def repeats(ids: Int[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:
+def find_repeats(ids: Int[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:
     """Which of a sequence of numbers occurred before: in a stable order, those equal to the one before them."""
     ordered, place = ids.sort(dim=1, stable=True)
     again = torch.cat([torch.zeros_like(ordered[:, :1], dtype=torch.bool), ordered[:, 1:] == ordered[:, :-1]], dim=1)
     return torch.zeros_like(again).scatter(1, place, again)
 
 
-def prints(x: Float[Tensor, "batch time dim"]) -> Int[Tensor, "batch time"]:
+def fingerprints(x: Float[Tensor, "batch time dim"]) -> Int[Tensor, "batch time"]:
     """A number for each vector, the same for the same bits; integers add up alike in any order."""
     bits = (x.detach() + 0.0).contiguous().view(torch.int16).long()
-    return (bits * (2 * drawn(0, torch.arange(bits.shape[-1], device=x.device)) + 1)).sum(-1)
+    return (bits * (2 * hash_numbers(0, torch.arange(bits.shape[-1], device=x.device)) + 1)).sum(-1)

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.mixers._delta import Answer, Decay, Streams, low_rank
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
+from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, normalize, take
 from bestiary.ops.drive import Key, Matrix, Value
 from bestiary.ops.precision import upcast
 from bestiary.ops.recurrence import decayed_sum, iterate_chunks, scores, split_chunks
@@ -45,13 +45,13 @@ class GatedOja(Mixer):
         conv: Positive = 4,
     ) -> None:
         super().__init__()
-        key = heads_of(dim, heads) if key is None else key
+        key = head_width(dim, heads) if key is None else key
         value = key if value is None else value
         self.shape = heads, value, key
         self.streams = Streams(dim, heads, (key, key, value), conv)
         self.beta = linear(dim, heads)
         self.decay = Decay(heads, value, low_rank(dim, value, heads * value), low=1.0)
-        self.answer = Answer(dim, heads, value, low_rank(dim, value, heads * value))
+        self.answer = GatedOutput(dim, heads, value, low_rank(dim, value, heads * value))
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         y, after = self.recur(x, self.Memory(None, x.new_zeros(len(x), *self.shape)) if state is None else state)
@@ -64,7 +64,7 @@ class GatedOja(Mixer):
     def recur(self, x: Features, state: Memory) -> tuple[Value, Memory]:
         (q, k, v), local = self.streams(x, state.local)
         beta = self.beta(x).sigmoid().unsqueeze(-1)
-        y, matrix = run(unit(q), unit(k), unit(v), self.decay(x), beta, state.matrix)
+        y, matrix = run(normalize(q), normalize(k), normalize(v), self.decay(x), beta, state.matrix)
         return y, self.Memory(local, matrix)
 
 

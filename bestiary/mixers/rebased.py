@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -32,7 +32,7 @@ class ReBased(FastWeight):
 
     def __init__(self, dim: int, *, heads: Positive = 1, features: Positive = 16) -> None:
         super().__init__()
-        value = heads_of(dim, heads)
+        value = head_width(dim, heads)
         self.shape = heads, features * (features + 1) // 2, value + 1
         self.q, self.k, self.v = (linear(dim, heads * width) for width in (features, features, value))
         self.norm_q, self.norm_k = nn.LayerNorm(heads * features), nn.LayerNorm(heads * features)

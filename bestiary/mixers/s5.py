@@ -38,7 +38,7 @@ class S5(Mixer):
         super().__init__()
         if state % (2 * blocks):
             raise ValueError(f"s5(state={state}, blocks={blocks}): each block needs conjugate pairs, an even number")
-        turn, vectors = hippo(state // blocks)
+        turn, vectors = hippo_eigenvectors(state // blocks)
         vectors, modes = torch.block_diag(*blocks * [vectors]), state // 2
         b = vectors.mH @ torch.complex(torch.randn(state, dim), torch.zeros(state, dim)) * state**-0.5
         c = torch.complex(torch.randn(dim, state), torch.randn(dim, state)) @ vectors * state**-0.5
@@ -69,7 +69,7 @@ class S5(Mixer):
         return v * self.out(v).sigmoid()
 
 
-def hippo(size: int) -> tuple[Float[Tensor, " modes"], Complex[Tensor, "size modes"]]:
+def hippo_eigenvectors(size: int) -> tuple[Float[Tensor, " modes"], Complex[Tensor, "size modes"]]:
     """Imaginary parts of half the eigenvalues of HiPPO-LegS's normal part, which is -1/2 + K, K skew; eigenvectors."""
     root = torch.sqrt(torch.arange(size, dtype=torch.float64) + 0.5)
     skew = torch.outer(root, root).triu(1) - torch.outer(root, root).tril(-1)

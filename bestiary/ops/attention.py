@@ -45,10 +45,10 @@ def attend(
     age = where.unsqueeze(-1) - at
     visible = (age >= 0) if window is None else (age >= 0) & ((age < window) | (at < sinks))
     visible = visible.unsqueeze(1) if where.ndim == 2 else visible
-    return masked(q, k, v, visible, dropout=dropout)
+    return masked_attention(q, k, v, visible, dropout=dropout)
 
 
-def slide(
+def sliding_window(
     q: Heads,
     k: Heads,
     v: Float[Tensor, "batch heads time value"],
@@ -76,11 +76,11 @@ def slide(
     band = (at >= 0) & (at <= now) & (at > now - window)
     far = torch.arange(first, device=q.device) <= now - window  # sinks that the band has left behind
     seen = torch.cat([far, band], dim=2).repeat(heads, 1, 1).unsqueeze(0)
-    y = masked(blocks(q).flatten(1, 2), near(k), near(v), seen, dropout=dropout)
+    y = masked_attention(blocks(q).flatten(1, 2), near(k), near(v), seen, dropout=dropout)
     return y.unflatten(1, (heads, count)).flatten(2, 3)[:, :, :time]
 
 
-def masked(
+def masked_attention(
     q: Float[Tensor, "batch heads asked key"],
     k: Float[Tensor, "batch heads time key"],
     v: Float[Tensor, "batch heads time value"],

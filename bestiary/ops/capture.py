@@ -20,7 +20,7 @@ Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 log = logging.getLogger(__name__)
 
 
-def graph(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+def capture_graph(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
     """What repeats the call on the device, and where its result will stand."""
     made, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)  # gone back to even if the capture fails
     with torch.cuda.device(device), torch.cuda.stream(here), torch.cuda.graph(made, stream=torch.cuda.Stream(device)):
@@ -28,7 +28,7 @@ def graph(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[]
     return made.replay, result
 
 
-class Captured:
+class CapturedFunction:
     """The function, recorded anew for each of a few shapes of its inputs; as it is where it cannot be recorded."""
 
     def __init__(self, function: Callable[..., Tensor], record: Record) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from bestiary.model import SEGMENT, Model
-from bestiary.ops.capture import Captured, graph
+from bestiary.ops.capture import CapturedFunction, capture_graph
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, joined, stream
@@ -133,7 +133,9 @@ class Group:
         adam._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]  # as at first
         if state:
             adam.state[change] = state
-        return adam, Captured(self.descent, partial(graph, device=self.like.device)) if cuda else self.descent
+        return adam, CapturedFunction(
+            self.descent, partial(capture_graph, device=self.like.device)
+        ) if cuda else self.descent
 
     def update(self, batch: Shared, step: int) -> Tensor:
         """One step of gradient descent for every member; loss, right and asked of each, left on the device."""
