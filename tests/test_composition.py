@@ -40,10 +40,10 @@ def test_a_mixer_of_mixers_is_named_by_them() -> None:
 
 
 def test_a_stored_recipe_of_mixers_of_mixers_is_the_recipe_again() -> None:
-    build_mixer = clean("serial('base_conv, parallel(mixers=\"attention(window=8), based\")')")
-    read = Recipe(**json.loads(json.dumps(build_mixer.json())))
-    assert read == build_mixer
-    assert read.key == build_mixer.key
+    recipe = clean("serial('base_conv, parallel(mixers=\"attention(window=8), based\")')")
+    read = Recipe(**json.loads(json.dumps(recipe.json())))
+    assert read == recipe
+    assert read.key == recipe.key
 
 
 def test_a_file_within_a_mixer_is_known_by_its_content(tmp_path: Path) -> None:

@@ -237,25 +237,25 @@ PATTERNS = {
 
 
 def model(pattern: str, **changes: Any) -> Model:
-    build_mixer = Model(20, **({"dim": 16, "depth": 3, "pattern": parse("mixers", pattern)} | changes)).double().eval()
+    built = Model(20, **({"dim": 16, "depth": 3, "pattern": parse("mixers", pattern)} | changes)).double().eval()
     with torch.no_grad():
-        for weight in build_mixer.parameters():
+        for weight in built.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-    return build_mixer
+    return built
 
 
-def inner(build_mixer: Model) -> Any:
-    return next(m for m in build_mixer.modules() if isinstance(m, Mixer) and hasattr(m, "attends"))
+def inner(built: Model) -> Any:
+    return next(m for m in built.modules() if isinstance(m, Mixer) and hasattr(m, "attends"))
 
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_model_tells_its_tokens_at_any_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    build_mixer, tokens, seen = model(PATTERNS[name], positions=24), torch.randint(20, (3, 24)), []
-    mixer, wanted = inner(build_mixer), first(repeated(tokens), 4 if name == "so many" else 24)
+    built, tokens, seen = model(PATTERNS[name], positions=24), torch.randint(20, (3, 24)), []
+    mixer, wanted = inner(built), first(repeated(tokens), 4 if name == "so many" else 24)
     attending = mixer.attends
     monkeypatch.setattr(mixer, "attends", lambda *given: seen.append(attending(*given)) or seen[-1])
-    build_mixer(tokens)
-    build_mixer.parallel(tokens)
+    built(tokens)
+    built.parallel(tokens)
     assert len(seen) == 2
     assert torch.equal(seen[0], wanted)
     assert torch.equal(seen[1], wanted)
@@ -263,21 +263,21 @@ def test_a_model_tells_its_tokens_at_any_layer(name: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_cutting_a_text_changes_no_logit(name: str) -> None:
-    build_mixer, tokens = model(PATTERNS[name], depth=4), torch.randint(20, (3, 24))
-    whole, _ = build_mixer(tokens)
+    built, tokens = model(PATTERNS[name], depth=4), torch.randint(20, (3, 24))
+    whole, _ = built(tokens)
     where = torch.tensor([[0, 8, 23]] * 3)
-    assert_same(build_mixer.parallel(tokens, where), whole[:, where[0]])
+    assert_same(built.parallel(tokens, where), whole[:, where[0]])
     for cuts in ((1,), (2,), (12,), (23,), (1, 2, 5, 11), tuple(range(1, 24))):
         state, parts = None, []
         for start, end in zip((0, *cuts), (*cuts, 24), strict=True):
-            y, state = build_mixer(tokens[:, start:end], state)
+            y, state = built(tokens[:, start:end], state)
             parts.append(y)
         assert_same(torch.cat(parts, 1), whole)
 
 
 def test_models_of_vectors_have_no_tokens_to_tell() -> None:
-    build_mixer, words = model(PATTERNS["second layer"], features=5), torch.randn(4, 5).double()
-    assert build_mixer(words[torch.randint(4, (2, 9))])[0].isfinite().all()
+    built, words = model(PATTERNS["second layer"], features=5), torch.randn(4, 5).double()
+    assert built(words[torch.randint(4, (2, 9))])[0].isfinite().all()
 
 
 def test_a_token_is_one_number_of_the_state() -> None:
@@ -304,7 +304,7 @@ def test_stacked_models_compute_what_each_does(name: str) -> None:
     models, tokens = [model(PATTERNS[name]) for _ in range(3)], torch.randint(20, (3, 2, 24))
     weights, buffers = stack_module_state(models)  # pyright: ignore[reportArgumentType]
     found = vmap(lambda w, b, t: functional_call(models[0], (w, b), (t,))[0])(weights, buffers, tokens)
-    assert_same(found, torch.stack([build_mixer(own)[0] for build_mixer, own in zip(models, tokens, strict=True)]))
+    assert_same(found, torch.stack([one(own)[0] for one, own in zip(models, tokens, strict=True)]))
 
 
 def test_repeats_are_equal_neighbours_in_a_stable_order() -> None:
