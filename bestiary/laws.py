@@ -17,7 +17,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from bestiary.mixers._mixer import Mixer, take
 from bestiary.model import measure_state, memory, state_leaves
 from bestiary.spec import Spec, locate, parse, schema, spec
-from bestiary.tasks._task import ROOMY, SILENT, Batch, Task, stream
+from bestiary.tasks._task import LARGE_SPACE, SILENT, Batch, Task, stream
 
 DIM, TIME = 64, 131  # a prime length, beyond two chunks of 64
 CUTS = ((1,), (2,), (31,), (32,), (33,), (63,), (64,), (65,), (130,), (1, 2, 5, 70, 71))
@@ -343,8 +343,8 @@ def shapes(checked: Spec) -> None:
     if not asked.any(1).all():
         raise Broken("some rows ask nothing")
     few = batch.rows(slice(2))
-    further = task.further(few, torch.zeros(int((few.targets != SILENT).sum()), task.vocab))
-    columns = [*batch.facets, *further, *RESERVED]
+    extra = task.extra_scores(few, torch.zeros(int((few.targets != SILENT).sum()), task.vocab))
+    columns = [*batch.facets, *extra, *RESERVED]
     if twice := sorted({name for name in columns if columns.count(name) > 1}):
         raise Broken(f"{', '.join(twice)} cannot name a facet or further score: another column of scores has that name")
 
@@ -377,7 +377,7 @@ def disjoint_streams(checked: Spec) -> None:
     """Rows of the train, selection and test streams never meet; a task with few sequences says how few."""
     sets = {name: row_set(draw_batch(checked, *name)[1]) for name in STREAMS}
     task: Task = checked.build()
-    if (again := len(sets["train", 0, 0] & sets["train", 1, 0])) and task.space >= ROOMY:
+    if (again := len(sets["train", 0, 0] & sets["train", 1, 0])) and task.space >= LARGE_SPACE:
         raise Broken(f"two training batches share {again} rows, so the task must say how small its `space` is")
     for held in STREAMS[2:]:
         for other in STREAMS:

@@ -81,7 +81,7 @@ class Model(nn.Module):
 
         Beyond SEGMENT tokens the sequence is read in segments, so that memory does not grow with its length.
         """
-        where = batch.asked()
+        where = batch.question_positions()
         read = (
             self.parallel if batch.targets.shape[1] <= SEGMENT or self.decoder is not None else self.answer_in_segments
         )

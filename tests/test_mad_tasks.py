@@ -7,7 +7,7 @@ import torch
 from task_helpers import is_uniform, rows_of, sample_rows
 
 from bestiary.spec import locate, parse, spec
-from bestiary.tasks._count import inverse_kinds
+from bestiary.tasks._count import mean_inverse_distinct
 from bestiary.tasks._mad import PairRecall
 from bestiary.tasks._task import SILENT, stream
 
@@ -184,7 +184,7 @@ def test_knowing_only_the_values_shown_scores_the_stated_plateau(text: str) -> N
 def test_the_mean_of_one_over_the_different_is_about_right(draws: int, among: int) -> None:
     ordered = torch.randint(among, (4000, draws), generator=stream("guess")).sort(1).values
     different = 1 + (ordered.diff(dim=1) > 0).sum(1)
-    assert inverse_kinds(draws, among) == pytest.approx((1 / different).mean().item(), rel=0.01)
+    assert mean_inverse_distinct(draws, among) == pytest.approx((1 / different).mean().item(), rel=0.01)
 
 
 def test_the_axes_make_the_66_settings_of_mad() -> None:

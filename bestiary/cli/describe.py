@@ -14,7 +14,7 @@ from bestiary.model import memory
 from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
 from bestiary.spec import Spec, load, locate, names, nearest, parse, schema
-from bestiary.tasks._task import ROOMY, SILENT, Task
+from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
 from bestiary.training.recipe import NAMED, SPECS, Recipe
 
 LENGTHS = (1, 100, 1000, 10000)  # no powers of two, at which log-linear states are small
@@ -141,7 +141,7 @@ def task(found: Spec) -> Iterator[str]:
     built: Task = found.build()
     yield ""
     yield f"vocabulary {built.vocab:,}, length {built.length:,}, chance {built.chance:.2g}, plateau {built.plateau:.3g}"
-    if built.space < ROOMY:
+    if built.space < LARGE_SPACE:
         yield f"about {built.space:.3g} sequences, dealt by their hash: 3/4 to train, 1/8 to select, 1/8 to test on"
     if built.open:
         yield f"not every answer can be known: {built.open}"

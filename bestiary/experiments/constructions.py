@@ -29,14 +29,14 @@ def measure(scale: str) -> Iterator[dict[str, Any]]:
 
 def measured_at(entry: Any, vocab: int, length: int) -> dict[str, Any]:
     """Size, right answers in both types, and seconds to build and to read."""
-    from bestiary.constructions._construction import measured, score
+    from bestiary.constructions._construction import measure_size, score
 
     batch, began = entry.draw(vocab, length), time.perf_counter()
     made = entry.build(vocab, length)
     built = time.perf_counter()
     right, asked = score(made, batch)
     seconds = {"built": built - began, "seconds": time.perf_counter() - built}
-    size = measured(made, batch.tokens)._asdict()
+    size = measure_size(made, batch.tokens)._asdict()
     again, _ = score(made.float(), batch)
     return {**size, "right": right, "asked": asked, "right32": again, **seconds}
 

@@ -103,10 +103,10 @@ def allowed(found: pd.DataFrame, *, vocab: int) -> pd.DataFrame:
 @cache
 def optimum(pairs: int, state: int, vocab: int) -> float:
     """What the largest square memory within the state recalls by least squares, the mean over three seeds."""
-    from bestiary.constructions.bounds import orthogonal_pairs, recalled
+    from bestiary.constructions.bounds import orthogonal_pairs, simulated_accuracy
 
     width = orthogonal_pairs(state)
-    return sum(recalled("least squares", pairs, width, vocab, seed=seed) for seed in range(3)) / 3
+    return sum(simulated_accuracy("least squares", pairs, width, vocab, seed=seed) for seed in range(3)) / 3
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

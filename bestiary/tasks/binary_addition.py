@@ -19,9 +19,9 @@ class BinaryAddition(Operation):
     """
 
     @staticmethod
-    def combined(one: int, other: int) -> int:
+    def combine(one: int, other: int) -> int:
         return one + other
 
     @staticmethod
-    def digits(one: Bits, other: Bits) -> Bits:
+    def result_digits(one: Bits, other: Bits) -> Bits:
         return one + other

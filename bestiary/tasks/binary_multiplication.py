@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from bestiary.tasks._binary import Bits, Operation, product
+from bestiary.tasks._binary import Bits, Operation, multiply_digits
 
 
 class BinaryMultiplication(Operation):
@@ -21,9 +21,9 @@ class BinaryMultiplication(Operation):
     """
 
     @staticmethod
-    def combined(one: int, other: int) -> int:
+    def combine(one: int, other: int) -> int:
         return one * other
 
     @staticmethod
-    def digits(one: Bits, other: Bits) -> Tensor:
-        return product(one, other)
+    def result_digits(one: Bits, other: Bits) -> Tensor:
+        return multiply_digits(one, other)

@@ -5,10 +5,10 @@ from typing import ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from bestiary.tasks._rearranged import Rearranged
+from bestiary.tasks._rearranged import Rearrangement
 
 
-class Duplicate(Rearranged):
+class Duplicate(Rearrangement):
     """Say the string twice.
 
         tokens   0 1 1 ? ? ? ? ? ?
@@ -23,11 +23,11 @@ class Duplicate(Rearranged):
     """
 
     copies = 2
-    variants: ClassVar = (*Rearranged.variants, "symbols=20, length=20")
-    axes: ClassVar = {**Rearranged.axes, "symbols": (2, 8, 32, 128)}
+    variants: ClassVar = (*Rearrangement.variants, "symbols=20, length=20")
+    axes: ClassVar = {**Rearrangement.axes, "symbols": (2, 8, 32, 128)}
 
-    def order(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
+    def source_positions(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
         return place % sizes
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         return string + string

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import once
+from bestiary.tasks._count import measure_once
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 
@@ -43,7 +43,7 @@ class DynamicNgrams(Task):
         if length < 2 * context + 1:
             raise ValueError(f"dynamic_ngrams(length={length}): {context} bits need a length of {2 * context + 1}")
         self.vocab, self.context, self.length = 2, context, length
-        self.chance, self.plateau = once(("dynamic_ngrams", context, length), self.guesses)
+        self.chance, self.plateau = measure_once(("dynamic_ngrams", context, length), self.guesses)
         self.space = 2.0 ** (2 * context) * math.pi * (length - context) / 2  # equal bits throughout recur this often
 
     def guesses(self) -> tuple[float, float]:
@@ -79,7 +79,9 @@ class DynamicNgrams(Task):
         lead = batch.truth["counts"][..., 1] - batch.truth["counts"][..., 0]
         return ((answers == 1) & (lead >= 0)) | ((answers == 0) & (lead <= 0))
 
-    def further(self, batch: Batch, logits: Float[Tensor, "answers vocab"]) -> dict[str, Float[Tensor, " answers"]]:
+    def extra_scores(
+        self, batch: Batch, logits: Float[Tensor, "answers vocab"]
+    ) -> dict[str, Float[Tensor, " answers"]]:
         asked = batch.targets != SILENT
         best = (batch.truth["counts"][asked] + 0.5).log()  # cross_entropy divides by the sum
         own, least = (F.cross_entropy(x, batch.targets[asked], reduction="none") for x in (logits, best))

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class EvenPairs(Strings):
@@ -23,14 +23,14 @@ class EvenPairs(Strings):
 
     blank = 2
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [1.0, 0.0] if size == 1 else [0.5, 0.5]
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
-        symbols = self.uniform(len(sizes), 2, rng)
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
+        symbols = self.uniform_symbols(len(sizes), 2, rng)
         last = symbols.gather(1, sizes.unsqueeze(1) - 1)
-        return Written(symbols, sizes, symbols[:, :1] ^ last, torch.ones_like(sizes))
+        return StringBatch(symbols, sizes, symbols[:, :1] ^ last, torch.ones_like(sizes))
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         unequal = sum(a != b for a, b in zip(string, string[1:], strict=False))
         return [unequal % 2]

@@ -11,15 +11,15 @@ from bestiary.spec import Positive
 from bestiary.tasks._expressions import (
     MOST,
     SIGNS,
-    bracketed,
-    bracketed_values,
-    flat,
-    flat_values,
-    reckoned,
-    trees,
-    valued,
+    bracketed_distribution,
+    count_bracketed,
+    draw_bracketed,
+    draw_flat,
+    evaluate,
+    evaluate_rows,
+    flat_distribution,
 )
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class ModularArithmetic(Strings):
@@ -66,25 +66,25 @@ class ModularArithmetic(Strings):
         self.modulus, self.brackets, self.operators, self.blank = modulus, brackets, operators, modulus + len(SIGNS)
         super().__init__(least=least, length=length)
 
-    def strings(self, size: int) -> int:
+    def count_strings(self, size: int) -> int:
         if self.brackets:
-            return trees(size, self.modulus, len(self.operators))[size]
+            return count_bracketed(size, self.modulus, len(self.operators))[size]
         return self.modulus ** ((size + 1) // 2) * len(self.operators) ** ((size - 1) // 2)
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         if self.brackets:
-            return bracketed_values(self.longest, self.modulus, self.operators)[size].tolist()
-        return flat_values(self.longest, self.modulus, self.operators)[(size - 1) // 2].tolist()
+            return bracketed_distribution(self.longest, self.modulus, self.operators)[size].tolist()
+        return flat_distribution(self.longest, self.modulus, self.operators)[(size - 1) // 2].tolist()
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
         if self.brackets:
-            symbols = bracketed(sizes, self.longest, self.modulus, rng, signs=self.operators)
+            symbols = draw_bracketed(sizes, self.longest, self.modulus, rng, signs=self.operators)
         else:
             sizes = sizes - 1 + sizes % 2
-            symbols = flat((len(sizes), self.longest), self.modulus, rng, signs=self.operators)
-        values, depth = valued(symbols, sizes, self.modulus)
-        return Written(symbols, sizes, values.unsqueeze(1), torch.ones_like(sizes), {"depth": depth})
+            symbols = draw_flat((len(sizes), self.longest), self.modulus, rng, signs=self.operators)
+        values, depth = evaluate_rows(symbols, sizes, self.modulus)
+        return StringBatch(symbols, sizes, values.unsqueeze(1), torch.ones_like(sizes), {"depth": depth})
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         symbols = [token if token < self.modulus else SIGNS[token - self.modulus] for token in string]
-        return [reckoned(symbols, self.modulus)]
+        return [evaluate(symbols, self.modulus)]

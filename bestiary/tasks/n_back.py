@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import sequences, subsets
-from bestiary.tasks._draw import in_blocks, increasing
+from bestiary.tasks._count import from_bits, subset_bits
+from bestiary.tasks._draw import draw_in_blocks, sorted_subsets
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -58,19 +58,21 @@ class NBack(Task):
         self.hits = round(matches * self.asked)
         self.chance = self.plateau = max(self.hits, self.asked - self.hits) / self.asked
         free = -log2(lures / 2 + (1 - lures) / (symbols - 1))
-        self.space = sequences(subsets(self.asked, self.hits) + back * log2(symbols) + (self.asked - self.hits) * free)
+        self.space = from_bits(
+            subset_bits(self.asked, self.hits) + back * log2(symbols) + (self.asked - self.hits) * free
+        )
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         def draw(among: int) -> Tensor:
             return torch.randint(among, (count, self.length), generator=rng, device=rng.device)
 
         tokens, steps, nearer = draw(self.symbols), draw(self.symbols - 1), draw(2) == 1
         lured = torch.rand(count, self.length, generator=rng, device=rng.device) < self.lures
         match = torch.zeros_like(tokens, dtype=torch.bool)
-        match.scatter_(1, self.back + increasing(count, self.hits, self.asked, rng), True)
+        match.scatter_(1, self.back + sorted_subsets(count, self.hits, self.asked, rng), True)
         for time in range(self.back, self.length):
             there = tokens[:, time - self.back]
             symbol = (there + 1 + steps[:, time]) % self.symbols

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bestiary.tasks._rearranged import Rearranged
+from bestiary.tasks._rearranged import Rearrangement
 
 
-class OddsFirst(Rearranged):
+class OddsFirst(Rearrangement):
     """Say the symbols at the odd places, then those at the even places.
 
         tokens   a b c d e ? ? ? ? ?
@@ -24,12 +24,12 @@ class OddsFirst(Rearranged):
     are mixed in a batch, which is the same distribution.
     """
 
-    variants: ClassVar = (*Rearranged.variants, "symbols=20")
-    axes: ClassVar = {**Rearranged.axes, "symbols": (2, 8, 32, 128)}
+    variants: ClassVar = (*Rearrangement.variants, "symbols=20")
+    axes: ClassVar = {**Rearrangement.axes, "symbols": (2, 8, 32, 128)}
 
-    def order(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
+    def source_positions(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
         odd = (sizes + 1) // 2
         return torch.where(place < odd, 2 * place, 2 * (place - odd) + 1)
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         return string[::2] + string[1::2]

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class Parity(Strings):
@@ -37,17 +37,17 @@ class Parity(Strings):
         self.running = cumulative
         super().__init__(least=least, length=length)
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [0.5, 0.5]
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
-        symbols = self.uniform(len(sizes), 2, rng)
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
+        symbols = self.uniform_symbols(len(sizes), 2, rng)
         parity = symbols.cumsum(1) % 2
         if self.running:
-            return Written(symbols, sizes, parity, sizes)
-        return Written(symbols, sizes, parity.gather(1, sizes.unsqueeze(1) - 1), torch.ones_like(sizes))
+            return StringBatch(symbols, sizes, parity, sizes)
+        return StringBatch(symbols, sizes, parity.gather(1, sizes.unsqueeze(1) - 1), torch.ones_like(sizes))
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         odd, answers = 0, []
         for bit in string:
             odd = 1 - odd if bit == 1 else odd

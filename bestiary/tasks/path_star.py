@@ -7,9 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._draw import distinct, shuffled
-from bestiary.tasks._layout import picked
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._draw import distinct, random_orders
+from bestiary.tasks._layout import gather_vectors
 from bestiary.tasks._task import SILENT, Batch, Task
 
 PAPER = ((2, 5), (5, 5), (10, 5), (20, 5), (2, 20))  # branches, and nodes of each with the centre
@@ -70,14 +70,14 @@ class PathStar(Task):
         self.chance = 1 / nodes
         first = 1 / branches
         self.plateau = 1 / steps if backwards else (first if not shown else (first + steps - 1) / steps)
-        self.space = sequences(choices(nodes, self.edges + 1))
+        self.space = from_bits(choice_bits(nodes, self.edges + 1))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         drawn = distinct(count, self.edges + 1, self.nodes, rng)
         centre, paths = drawn[:, :1], drawn[:, 1:].view(count, self.branches, self.steps)
         tails = torch.cat([centre[:, None].expand(-1, self.branches, 1), paths[:, :, :-1]], dim=2)
         edges = torch.stack([tails, paths], dim=3).view(count, self.edges, 2)
-        edges = picked(edges, shuffled(count, self.edges, rng))
+        edges = gather_vectors(edges, random_orders(count, self.edges, rng))
         if not self.directed:
             turned = torch.randint(2, (count, self.edges, 1), generator=rng, device=rng.device).bool()
             edges = torch.where(turned, edges.flip(2), edges)

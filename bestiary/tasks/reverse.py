@@ -5,10 +5,10 @@ from typing import ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from bestiary.tasks._rearranged import Rearranged
+from bestiary.tasks._rearranged import Rearrangement
 
 
-class Reverse(Rearranged):
+class Reverse(Rearrangement):
     """Say the string backwards.
 
         tokens   0 1 1 ? ? ?
@@ -21,11 +21,11 @@ class Reverse(Rearranged):
     in a batch, which is the same distribution.
     """
 
-    variants: ClassVar = (*Rearranged.variants, "symbols=20")
-    axes: ClassVar = {**Rearranged.axes, "symbols": (2, 8, 32, 128)}
+    variants: ClassVar = (*Rearrangement.variants, "symbols=20")
+    axes: ClassVar = {**Rearrangement.axes, "symbols": (2, 8, 32, 128)}
 
-    def order(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
+    def source_positions(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
         return sizes - 1 - place
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         return string[::-1]

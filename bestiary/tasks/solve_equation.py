@@ -7,8 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._expressions import MOST, SIGNS, bracketed, reckoned, trees, valued
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._expressions import MOST, SIGNS, count_bracketed, draw_bracketed, evaluate, evaluate_rows
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class SolveEquation(Strings):
@@ -38,16 +38,16 @@ class SolveEquation(Strings):
         self.equals, self.blank = self.unknown + 1, self.unknown + 2
         super().__init__(least=least, length=length)
 
-    def strings(self, size: int) -> int:
-        return trees(size - 2, self.modulus, 2)[size - 2]
+    def count_strings(self, size: int) -> int:
+        return count_bracketed(size - 2, self.modulus, 2)[size - 2]
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [1 / self.modulus] * self.modulus
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
         left = sizes - 2
-        symbols = bracketed(left, self.longest, self.modulus, rng, signs="+-")
-        values, depth = valued(symbols, left, self.modulus)
+        symbols = draw_bracketed(left, self.longest, self.modulus, rng, signs="+-")
+        values, depth = evaluate_rows(symbols, left, self.modulus)
         within = torch.arange(self.longest, device=rng.device) < left.unsqueeze(1)
         lottery = torch.rand(symbols.shape, generator=rng, device=rng.device)
         hole = lottery.masked_fill((symbols >= self.modulus) | ~within, -1).argmax(1, keepdim=True)
@@ -56,12 +56,12 @@ class SolveEquation(Strings):
         symbols.scatter_(1, left.unsqueeze(1), self.equals)
         symbols.scatter_(1, left.unsqueeze(1) + 1, values.unsqueeze(1))
         facets = {"depth": depth, "hole": hole.squeeze(1)}
-        return Written(symbols, sizes, answer, torch.ones_like(sizes), facets)
+        return StringBatch(symbols, sizes, answer, torch.ones_like(sizes), facets)
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         *left, _, value = string
         symbols = [token if token < self.modulus else (SIGNS + "x")[token - self.modulus] for token in left]
         for candidate in range(self.modulus):
-            if reckoned([candidate if symbol == "x" else symbol for symbol in symbols], self.modulus) == value:
+            if evaluate([candidate if symbol == "x" else symbol for symbol in symbols], self.modulus) == value:
                 return [candidate]
         return []

@@ -19,7 +19,7 @@ from bestiary.model import SEGMENT, Model
 from bestiary.ops.capture import CapturedFunction, capture_graph
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
-from bestiary.tasks._task import SILENT, Batch, joined, stream
+from bestiary.tasks._task import SILENT, Batch, concatenate, stream
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import (
     Answers,
@@ -105,8 +105,8 @@ class Shared(NamedTuple):
 
 def shared(drawn: Sequence[Batch], whose: Sequence[int]) -> Shared:
     """The drawn batches with a new first axis, where member i has batch `whose[i]`."""
-    plain = joined([batch._replace(facets={}, truth={}) for batch in drawn])
-    where = plain.asked()
+    plain = concatenate([batch._replace(facets={}, truth={}) for batch in drawn])
+    where = plain.question_positions()
     parts = (plain.tokens, where, plain.targets.gather(1, where))
     return Shared(*(x.unflatten(0, (len(drawn), -1))[list(whose)] for x in parts))
 
@@ -202,7 +202,7 @@ class Group:
         """Logits and targets of each member."""
         if batch.targets.shape[1] > SEGMENT:
             return [self.model(place).answer(batch) for place in range(len(self.members))]
-        where, count = batch.asked(), len(self.members)
+        where, count = batch.question_positions(), len(self.members)
         hidden = self.hidden(batch.tokens.expand(count, *batch.tokens.shape), where.expand(count, *where.shape))
         targets = batch.targets.gather(1, where)
         asked = targets != SILENT
