@@ -67,10 +67,12 @@ def build_perturbed(checked: Spec, *, seed: int = 0, by: float = 0.1, dtype: tor
 
 
 def random_inputs(batch: int = 2, time: int = TIME, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Normal inputs (batch, time, DIM), the same for the same seed."""
     return torch.randn(batch, time, DIM, generator=stream("laws", seed), dtype=dtype)
 
 
 def run_mixer(mixer: Mixer, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    """Output and state. Raises Broken if their form is wrong."""
     given = mixer(x, state)
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Tensor)):
         raise Broken("forward(x, state) must return the output and the state")
@@ -229,6 +231,7 @@ class _Parallel(nn.Module):
 
 
 def prefix_names(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
+    """Weights and buffers of a mixer, named as those of `_Parallel`."""
     return {f"mixer.{name}": tensor for part in parts for name, tensor in part.items()}
 
 
@@ -262,6 +265,7 @@ def options(checked: Spec) -> None:
 
 
 def check_refusal(call: Callable[[], Any], wanted: type[Exception], what: str) -> None:
+    """Raises Broken unless the call raises `wanted` with a message of one line."""
     try:
         call()
     except wanted as fault:
@@ -305,6 +309,7 @@ ROWS = 2000
 
 
 def draw_batch(checked: Spec, *path: Any, rows: int = ROWS) -> tuple[Task, Batch]:
+    """The task, and a batch of a stream."""
     task = checked.build()
     return task, task.draw(rows, *path)
 
@@ -411,6 +416,7 @@ def presets(checked: Spec) -> None:
 
 
 def row_set(batch: Batch) -> set[bytes]:
+    """The rows of a batch as a set."""
     return {row.tobytes() for row in batch.tokens.numpy()}
 
 

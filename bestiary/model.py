@@ -104,6 +104,7 @@ class Model(nn.Module):
         return tokens if self.read is None else None
 
     def embed_tokens(self, tokens: Tokens, time: int) -> Features:
+        """Embeddings of tokens that start at position `time`. Raises ValueError beyond the learned positions."""
         x = self.embed(tokens) if self.read is None else self.read(tokens)
         if self.positions is not None:
             end = time + tokens.shape[1]
@@ -155,10 +156,12 @@ class Layer(nn.Module):
         return self.mix_channels(take(x, where) + mixed)
 
     def mix_channels(self, x: Chosen) -> Chosen:
+        """The stream after the channel mixer."""
         return x if self.before_channel is None else x + self.channel(self.before_channel(x))
 
 
 def mlp(dim: int) -> nn.Module:
+    """A GELU network four times as wide."""
     return nn.Sequential(linear(dim, 4 * dim, bias=True), nn.GELU(), linear(4 * dim, dim, bias=True))
 
 
@@ -176,6 +179,7 @@ class SwiGLU(nn.Module):
 
 
 def embedding(count: int, dim: int) -> nn.Embedding:
+    """A table drawn N(0, 0.02)."""
     made = nn.Embedding(count, dim)
     nn.init.normal_(made.weight, std=0.02)
     return made
@@ -200,6 +204,7 @@ def memory(build: Callable[[], nn.Module], *, time: int, dim: int | None = None)
 
 
 def measure_state(state: Any) -> Memory:
+    """The size of all tensors in a state."""
     kept = [leaf for leaf in state_leaves(state) if isinstance(leaf, Tensor)]
     numbers = sum(leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in kept)
     return Memory(numbers, sum(leaf.numel() * leaf.element_size() for leaf in kept))

@@ -54,6 +54,8 @@ class Stack(Construction):
     """
 
     class State(NamedTuple):
+        """How many rows were read, and the state of each layer."""
+
         time: int
         layers: tuple[State, ...]
 

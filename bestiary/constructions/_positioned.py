@@ -36,6 +36,8 @@ class Positioned(Mixer):
     """
 
     class Memory(NamedTuple):
+        """How many positions were read, and the inputs that taps still reach."""
+
         time: int
         past: Tensor | None  # the inputs of lagged channels that a tap will still reach
 

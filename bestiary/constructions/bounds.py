@@ -27,6 +27,7 @@ def bits_needed(pairs: int, vocab: int) -> float:
 
 
 def values(vocab: int) -> int:
+    """How many tokens of a vocabulary are values."""
     return vocab - vocab // 2
 
 
@@ -115,10 +116,12 @@ def simulated_accuracy(rule: Code, pairs: int, width: int, vocab: int, *, seed: 
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
+    """The rows of x, each of length 1."""
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def delta_memory(key: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """A matrix that is corrected for each pair in order, with beta = 1."""
     memory = np.zeros((key.shape[1], value.shape[1]))
     for k, v in zip(key, value, strict=True):
         memory += np.outer(k, v - k @ memory)

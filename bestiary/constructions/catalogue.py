@@ -50,6 +50,7 @@ SHORT = ((16, 12), (16, 24))
 
 
 def seeded_generator(*path: str | int) -> torch.Generator:
+    """The random generator of a name."""
     return stream("constructions", *path)
 
 
@@ -65,6 +66,7 @@ def mqar_batch(vocab: int, length: int) -> Batch:
 
 
 def triplet_batch(vocab: int, length: int) -> Batch:
+    """Triplets whose queries stand at any distance from their keys."""
     return draw_triplets(rows_of(length) // 2, length // 3, vocab, seeded_generator(vocab, length))
 
 
@@ -84,6 +86,7 @@ def two_lists(vocab: int, length: int) -> Batch:
 
 
 def memory_entry(rule: Rule) -> Entry:
+    """The entry of an associative memory."""
     return Entry(
         lambda vocab, _: memory_of(rule, vocab),
         mqar_batch,

@@ -70,6 +70,7 @@ class Circuit:
         return self.gate(parts, offset=offset, shift=1.0)
 
     def add(self, a: Wire, b: Wire) -> Wire:
+        """a + b."""
         return self.sum({a: 1.0, b: 1.0} if a != b else {a: 2.0})
 
     def product(
@@ -96,6 +97,7 @@ class Circuit:
 
     @property
     def depth(self) -> int:
+        """The number of levels of gates."""
         return max(self.level)
 
     def layers(self, outputs: Sequence[Wire]) -> list[Positioned]:

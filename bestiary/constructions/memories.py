@@ -13,7 +13,7 @@ query reads at its own place.
 At most d keys are orthogonal in d channels, and up to there recall is exact (the capacity that Schlag et al. name); the
 state of d^2 numbers does not depend on the length. With one key more, two share a channel: linear attention then holds
 the sum of their values, least squares their mean, the delta rule the later one. Codes that are only nearly orthogonal
-hold more pairs than that, but not exactly: `bounds.recalled`.
+hold more pairs than that, but not exactly: `bounds.simulated_accuracy`.
 """
 
 from typing import Any, Literal
@@ -116,10 +116,12 @@ def least_squares_memory(dim: int, places: Places) -> Any:
 
 
 def write_at_values(weight: Tensor, places: Places) -> None:
+    """Set a gate to open at values and to close at all other tokens."""
     weight[0, places.is_value], weight[0, places.is_none] = SURE, -SURE
 
 
 def set_readout(made: Any, dim: int, places: Places) -> Any:
+    """Set the output map so that it gives the signs of a value."""
     made.answer.norm.weight.fill_(1.0)
     made.answer.out.weight.copy_(sign_matrix(dim, places.bits))
     return made

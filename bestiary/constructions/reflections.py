@@ -101,6 +101,7 @@ def swaps(order: tuple[int, ...]) -> list[Float[Tensor, " 3"]]:
 
 
 def reflection(axis: Float[Tensor, " 3"]) -> Float[Tensor, "3 3"]:
+    """The matrix I - 2 u u^T of the unit vector u along an axis."""
     unit = axis / axis.norm()
     return torch.eye(3, dtype=torch.float64) - 2 * torch.outer(unit, unit)
 

@@ -56,6 +56,7 @@ class SomeDistances(Construction):
         return torch.cat([self.one(row) for row in tokens.unsqueeze(1)]), None
 
     def one(self, tokens: TokenRows) -> Stream:
+        """The output for one sequence, with layers made for its distances."""
         x = self.embed(tokens, 0)[..., :-1]
         chosen = self.spikes(tokens, x)
         if not chosen:

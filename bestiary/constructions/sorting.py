@@ -59,9 +59,11 @@ class Record(NamedTuple):
     value: Sequence[Wire]
 
     def wires(self) -> list[Wire]:
+        """All wires of the record, in order."""
         return [*self.token, *self.time, self.has, *self.value]
 
     def with_wires(self, wires: Sequence[Wire]) -> "Record":
+        """The record with other wires, given in the same order."""
         t, m = len(self.token), len(self.token) + len(self.time)
         return Record(wires[:t], wires[t:m], wires[m], wires[m + 1 :])
 

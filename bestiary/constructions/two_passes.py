@@ -54,11 +54,13 @@ def two_passes(vocab: int, first: int, second: int, *, passes: int = 2, prime: i
 
 
 def fits(prime: int, vocab: int, shorter: int) -> bool:
+    """Whether a length is prime and its codes are enough and different enough."""
     is_prime = prime > 2 and all(prime % d for d in range(2, math.isqrt(prime) + 1))
     return is_prime and prime**2 >= vocab and 3 * shorter * error(prime) <= 1
 
 
 def least_prime(vocab: int, shorter: int) -> int:
+    """The shortest code length that fits."""
     prime = 3
     while not fits(prime, vocab, shorter):
         prime += 2
@@ -66,6 +68,7 @@ def least_prime(vocab: int, shorter: int) -> int:
 
 
 def kernel(s: float) -> float:
+    """The Taylor kernel of Based."""
     return 1 + s + s * s / 2
 
 

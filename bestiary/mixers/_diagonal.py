@@ -59,4 +59,5 @@ class Diagonal(nn.Module):
 
 
 def time_steps(count: int, like: Tensor) -> Float[Tensor, "count 1 1"]:
+    """0, 1, ..., count - 1 as real numbers that broadcast over heads and modes."""
     return upcast(torch.arange(count, device=like.device).to(like.dtype)).reshape(-1, 1, 1)

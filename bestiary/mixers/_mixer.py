@@ -73,6 +73,8 @@ class FastWeight(Mixer):
     """A mixer whose memory is one key-by-value matrix per head: a way to drive and read the recurrence."""
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         local: State  # of convolutions and shifts before the recurrence
         matrix: Matrix
 
@@ -142,6 +144,7 @@ def check_rank(dim: int, rank: int) -> int:
 
 
 def normalize(x: Tensor) -> Tensor:
+    """x divided by its length along the last axis."""
     return F.normalize(x, dim=-1)
 
 

@@ -32,6 +32,7 @@ class NormalEquations(NamedTuple):
     ridge: Tensor
 
     def multiply(self, p: Tensor) -> Tensor:
+        """(H_i + Lambda) p_i at every position."""
         return (
             (p * self.decay_from_start) @ self.starts + ((p @ self.weighted.mT) * self.decay) @ self.k + self.ridge * p
         )

@@ -24,6 +24,8 @@ class TimeMix(Mixer):
     family: ClassVar = "gated linear"
 
     class Memory(NamedTuple):
+        """The last input, and S."""
+
         last: Float[Tensor, "batch dim"]  # the previous input, for the token shift
         matrix: Matrix
 

@@ -43,6 +43,8 @@ class MultiHeadAttention(CachedAttention):
     """A keeper of the keys and values of several heads, drawn N(0, 0.02)."""
 
     class Memory(NamedTuple):
+        """Keys and values of all positions so far."""
+
         k: Float[Tensor, "batch heads past key"]
         v: Float[Tensor, "batch heads past key"]
 
@@ -58,6 +60,7 @@ class MultiHeadAttention(CachedAttention):
         return append_cache(state, self.Memory(rotate(k, new_positions(x, state)) if self.rotary else k, v))
 
     def queries(self, x: Chosen, where: Positions) -> Float[Tensor, "batch heads asked key"]:
+        """The queries of each head, rotated to their positions where positions are rotary."""
         q = split_heads(self.q(x), self.heads)
         return rotate(q, where) if self.rotary else q
 
@@ -74,10 +77,12 @@ def append_cache(old: Cache | None, new: Cache) -> Cache:
 
 
 def split_heads(x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
+    """(batch, time, heads * key) to (batch, heads, time, key)."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(y: Float[Tensor, "batch heads asked value"]) -> Float[Tensor, "batch asked dim"]:
+    """(batch, heads, time, value) to (batch, time, heads * value)."""
     return y.transpose(1, 2).flatten(2)
 
 

@@ -32,6 +32,7 @@ class Network(nn.Module):
         self.shift = undecayed(torch.zeros(heads, 1, widths[-1]))
 
     def initial(self, batch: int) -> Weights:
+        """The start weights, for each sequence of a batch."""
         return tuple(weight.expand(batch, *weight.shape) for weight in self.start)
 
     def gradients(self, k: Tensor, v: Tensor, weights: Weights) -> tuple[list[Tensor], list[Tensor]]:
@@ -57,6 +58,7 @@ class Network(nn.Module):
         return q + self.normalize(x) * self.scale + self.shift
 
     def normalize(self, x: Tensor) -> Tensor:
+        """The layer norm without scale and shift."""
         return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 

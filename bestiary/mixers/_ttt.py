@@ -20,6 +20,8 @@ class TTT(Mixer):
     speed: ClassVar[float]  # eta = speed / width sigmoid(w x)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         past: State  # of the convolutions
         weights: Weights  # at the start of the mini-batch
         learned: Weights  # the sum of its gradients so far, () at its start

@@ -30,6 +30,8 @@ class Attention(Mixer):
     variants: ClassVar = ("heads=4, kv_heads=2, rotary=False", "heads=2, window=5", "heads=4, window=40, sinks=3")
 
     class Cache(NamedTuple):
+        """Keys and values that later positions can see."""
+
         k: Float[Tensor, "batch heads past key"]
         v: Float[Tensor, "batch heads past key"]
         time: int  # positions read so far
@@ -99,8 +101,10 @@ class Attention(Mixer):
         return self.out(y.transpose(1, 2).flatten(2))
 
     def keys(self, x: Features, where: Tensor) -> Tensor:
+        """The keys of the inputs x, which stand at the positions `where`."""
         k = self.split(self.k(x), self.kv_heads)
         return rotate(k, where) if self.rotary else k
 
     def split(self, x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
+        """(batch, time, heads * key) to (batch, heads, time, key)."""
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -45,6 +45,7 @@ class Based(FastWeight):
         return self.out((y[..., :-1] / y[..., -1:]).flatten(2))
 
     def taylor(self, x: Float[Tensor, "batch time heads features"]) -> Tensor:
+        """phi(x): 1, the channels and each product of two of them once."""
         x = x * x.shape[-1] ** -0.25
         first, second = self.pairs
         scale = torch.where(first == second, 0.5, 1.0).to(x.dtype).sqrt()

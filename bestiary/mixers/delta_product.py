@@ -61,6 +61,7 @@ class DeltaProduct(FastWeight):
         return Drive(q, k, beta * v, g, rewrite=(-beta, g.exp() * k)), local
 
     def betas(self, x: Features) -> Float[Tensor, "batch steps heads 1"]:
+        """beta of every step, in (0, 2)."""
         return 2 * self.stepwise(self.beta(x).unflatten(-1, (self.shape[0], -1))).sigmoid()
 
     def stepwise(self, x: Float[Tensor, "batch time heads wide"]) -> Float[Tensor, "batch steps heads width"]:

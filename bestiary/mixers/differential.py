@@ -28,6 +28,8 @@ class Differential(CachedAttention):
     variants: ClassVar = ("heads=4, layer=3",)
 
     class Memory(NamedTuple):
+        """Keys and values of all positions so far."""
+
         k: Float[Tensor, "batch twice past key"]  # two per head
         v: Float[Tensor, "batch heads past value"]
 

@@ -33,6 +33,8 @@ class DSA(LatentAttention):
     variants: ClassVar = ("heads=4, queries=20, index_heads=3, index=10, top=8",)
 
     class Indexed(NamedTuple):
+        """Latents, rotary keys and index keys of all positions so far."""
+
         latent: Float[Tensor, "batch past latent"]
         turned: Float[Tensor, "batch past rotary"]
         index_keys: Float[Tensor, "batch past index"]  # index keys
@@ -79,4 +81,5 @@ class DSA(LatentAttention):
         return (weight * found).sum(1, keepdim=True)
 
     def rotate_part(self, x: Float[Tensor, "batch heads _ index"], where: Positions) -> Tensor:
+        """x with as many channels rotated as rotary keys have."""
         return torch.cat([rotate(x[..., : self.rotary], where), x[..., self.rotary :]], dim=-1)

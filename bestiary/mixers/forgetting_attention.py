@@ -36,6 +36,8 @@ class ForgettingAttention(MultiHeadAttention):
     variants: ClassVar = ("heads=4",)
 
     class Gated(NamedTuple):
+        """Keys, values and forget gates of all positions so far."""
+
         k: Float[Tensor, "batch heads past key"]
         v: Float[Tensor, "batch heads past key"]
         gates: Float[Tensor, "batch heads later 1"]  # log f of all positions but the first

@@ -32,6 +32,8 @@ class GatedOja(Mixer):
     variants: ClassVar = ("heads=1, key=8, value=4, conv=1",)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         local: State  # of the convolution
         matrix: Matrix  # the transpose of S
 
@@ -62,6 +64,7 @@ class GatedOja(Mixer):
         return self.answer(take(y, where), take(x, where))
 
     def recur(self, x: Features, state: Memory) -> tuple[Value, Memory]:
+        """Outputs of every head, and the state after the last input."""
         (q, k, v), local = self.streams(x, state.local)
         beta = self.beta(x).sigmoid().unsqueeze(-1)
         y, matrix = run(normalize(q), normalize(k), normalize(v), self.decay(x), beta, state.matrix)

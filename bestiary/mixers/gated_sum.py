@@ -39,4 +39,5 @@ class GatedSum(Composition):
         )
 
     def weigh(self, x: Chosen, outputs: tuple[Tensor, ...]) -> Chosen:
+        """The weighted sum of the outputs of all parts."""
         return (torch.stack(outputs, dim=-1) @ self.gate(x).softmax(-1).unsqueeze(-1)).squeeze(-1)

@@ -30,6 +30,8 @@ class GSA(Mixer):
     variants: ClassVar = ("heads=4, slots=5",)
 
     class Memory(NamedTuple):
+        """Keys and values of the slots."""
+
         keys: Float[Tensor, "batch heads key slots"]
         values: Float[Tensor, "batch heads slots value"]
 
@@ -53,6 +55,7 @@ class GSA(Mixer):
         return self.Memory(*(x.new_zeros(len(x), self.heads, *shape) for shape in shapes))
 
     def recall(self, x: Features, state: Memory) -> tuple[Value, Memory]:
+        """What every query reads, and the slots after the last input."""
         q, k, v = (F.silu(project(x)).unflatten(-1, (self.heads, -1)) for project in (self.q, self.k, self.v))
         g = F.logsigmoid(self.forget(x).unflatten(-1, (self.heads, -1))) / 8
         write = -torch.expm1(g)

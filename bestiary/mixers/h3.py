@@ -28,6 +28,8 @@ class H3(Mixer):
     variants: ClassVar = ("state=8, head=2",)
 
     class Memory(NamedTuple):
+        """The last keys, and the modes of the state-space model."""
+
         keys: Float[Tensor, "batch past dim"]
         modes: Modes
 

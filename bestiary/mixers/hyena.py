@@ -57,6 +57,7 @@ class Hyena(Mixer):
         return self.out(take(x2, where) * z)
 
     def gates(self, x: Features, past: Past | None) -> tuple[tuple[Tensor, ...], Past]:
+        """x1, x2 and v, and the inputs that the short convolution still needs."""
         mixed, kept = self.short(self.project(x), past)
         return mixed.chunk(3, dim=-1), kept
 

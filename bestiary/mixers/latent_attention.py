@@ -30,6 +30,8 @@ class LatentAttention(CachedAttention):
     variants: ClassVar = ("heads=4, latent=12, queries=20",)
 
     class Memory(NamedTuple):
+        """Latents and rotary keys of all positions so far."""
+
         latent: Float[Tensor, "batch past latent"]
         turned: Float[Tensor, "batch past rotary"]
 
@@ -52,6 +54,7 @@ class LatentAttention(CachedAttention):
         return append_cache(state, self.Memory(*self.entries(x, state)))
 
     def entries(self, x: Features, state: State) -> tuple[Tensor, Tensor]:
+        """What is kept of each input: its latent and its rotary key."""
         turned = rotate(self.turn(x).unsqueeze(1), new_positions(x, state)).squeeze(1)
         return self.norm(self.down(x)), turned
 

@@ -101,6 +101,7 @@ class LinearAttention(FastWeight):
                 return exponents.exp() / math.sqrt(len(self.directions))
 
     def cosine_features(self, x: Float[Tensor, "batch time heads features"], start: int) -> Tensor:
+        """x times cos and sin of its position. Raises ValueError beyond the horizon."""
         end = start + x.shape[1]
         if end > self.horizon:
             raise ValueError(f"cosformer's horizon is {self.horizon} positions, the input needs {end}")

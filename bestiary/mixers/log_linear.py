@@ -36,6 +36,8 @@ class LogLinear(Mixer):
     variants: ClassVar = ("heads=4, state=8, expand=1, conv=1, levels=4",)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         conv: Past
         blocks: tuple[Matrix, ...]  # one for each bit of `time`, the longest first
         time: int
@@ -73,6 +75,7 @@ class LogLinear(Mixer):
     def recall(
         self, x: Features, past: Past | None, blocks: tuple[Matrix, ...], time: int
     ) -> tuple[Float[Tensor, "batch time inner"], Past, tuple[Matrix, ...]]:
+        """y at every position, the inputs the convolution still needs, and the blocks after the last."""
         mixed, kept = self.conv(self.into(x), past)
         inner, k, q = F.silu(mixed).split(self.widths, dim=-1)
         inner = inner.unflatten(-1, (self.heads, -1)).transpose(1, 2)

@@ -41,6 +41,7 @@ class LongConv(Mixer):
         return self.read(take(convolution.long(x, self.filter()), where), take(x, where))
 
     def filter(self) -> torch.Tensor:
+        """The filter after soft thresholding."""
         return self.weight.sign() * F.relu(self.weight.abs() - self.squash)
 
     def read(self, mixed: Chosen, x: Chosen) -> Chosen:

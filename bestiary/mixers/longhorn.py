@@ -29,6 +29,8 @@ class Longhorn(Mixer):
     variants: ClassVar = ("state=4, conv=1, expand=1, rank=2",)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         conv: Past
         h: Float[Tensor, "batch inner state"]
 

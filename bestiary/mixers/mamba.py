@@ -28,6 +28,8 @@ class Mamba(Mixer):
     variants: ClassVar = ("state=4, conv=1, expand=1, rank=2",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, and h."""
+
         conv: Float[Tensor, "batch past inner"]
         h: Float[Tensor, "batch inner state"]
 

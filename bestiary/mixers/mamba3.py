@@ -36,6 +36,8 @@ class Mamba3(Mixer):
     variants: ClassVar = ("state=6, head=16, angles=3, expand=1",)
 
     class Memory(NamedTuple):
+        """S without its turns, and the last write."""
+
         matrix: Matrix
         b: Float[Tensor, "batch key"]  # the last write, before the bias of each head
         v: Float[Tensor, "batch heads value"]
@@ -78,6 +80,7 @@ class Mamba3(Mixer):
         return self.Memory(*(x.new_zeros(len(x), *shape) for shape in (self.shape, (key,), (heads, value))))
 
     def mix(self, x: Features, state: Memory) -> tuple[Heads, Memory]:
+        """y at every position before the gate, and the state after the last."""
         v = self.value(x).unflatten(-1, (self.shape[0], -1))
         b, c, dt, a, lam, turn = self.into(x).split(self.widths, dim=-1)
         b, dt, lam = self.norm_k(b), F.softplus(dt + self.dt).unsqueeze(-1), lam.sigmoid().unsqueeze(-1)

@@ -37,6 +37,8 @@ class MesaNet(Mixer):
     variants: ClassVar = ("heads=4, conv=1, steps=3",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, H and G."""
+
         local: State  # of the convolution
         gram: Float[Tensor, "batch heads half"]  # H on and above its diagonal
         matrix: Matrix  # G
@@ -62,6 +64,7 @@ class MesaNet(Mixer):
         return self.Memory(None, x.new_zeros(len(x), heads, width * (width + 1) // 2), x.new_zeros(len(x), *self.shape))
 
     def recur(self, x: Features, state: Memory) -> tuple[Value, Memory]:
+        """y at every position before the norm, and the state after the last."""
         heads, width, _ = self.shape
         (q, k), local = self.streams(x, state.local)
         q, k, v = normalize(q), normalize(k), self.value(x).unflatten(-1, (heads, -1))

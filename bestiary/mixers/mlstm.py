@@ -33,6 +33,8 @@ class MLSTM(Mixer):
     variants: ClassVar = ("heads=1, key=8",)
 
     class Memory(NamedTuple):
+        """The matrix and its exponent."""
+
         matrix: Matrix  # C and n, times e^-m
         m: Float[Tensor, "batch heads"]
 

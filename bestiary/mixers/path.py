@@ -42,6 +42,8 @@ class PaTH(Mixer):
     variants: ClassVar = ("heads=4, rank=8, conv=1",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, transported keys and values."""
+
         conv: State
         keys: Float[Tensor, "batch heads key past"]  # as of now
         v: Float[Tensor, "batch heads past key"]

@@ -48,6 +48,7 @@ class ReBased(FastWeight):
         return self.out((y[..., :-1] / (y[..., -1:] + 1e-12)).flatten(2))
 
     def products(self, x: Float[Tensor, "batch time heads features"]) -> Tensor:
+        """Each product of two channels once, scaled so that dot products are squares."""
         first, second = self.pairs
         scale = (torch.where(first == second, 1.0, 2.0).to(x.dtype) / x.shape[-1]).sqrt()
         return x[..., first] * x[..., second] * scale

@@ -31,6 +31,8 @@ class RGLRU(Mixer):
     variants: ClassVar = ("width=36, heads=3, conv=1",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, and h."""
+
         conv: Past
         h: Float[Tensor, "batch inner"]
 

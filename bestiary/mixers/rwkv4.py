@@ -32,6 +32,8 @@ class RWKV4(Mixer):
     variants: ClassVar = ("layer=3, layers=4",)
 
     class Memory(NamedTuple):
+        """The last input, and the decayed sums."""
+
         last: Channels  # the previous input, for the token shift
         top: Channels  # sums over the past, times e^-m
         bottom: Channels

@@ -31,6 +31,8 @@ class RWKV7(Mixer):
     variants: ClassVar = ("heads=1, layer=3, layers=4",)
 
     class Memory(NamedTuple):
+        """The last input, and S."""
+
         last: Float[Tensor, "batch dim"]  # the previous input, for the token shift
         matrix: Matrix
 
@@ -94,6 +96,7 @@ def low_rank_width(dim: int, scale: float) -> int:
 
 
 def low_rank(dim: int, rank: int, activation: nn.Module, bias: Tensor | None) -> nn.Sequential:
+    """A map through `rank` channels that starts at zero, plus a bias."""
     down, up = nn.Linear(dim, rank, bias=False), nn.Linear(rank, dim, bias=bias is not None)
     nn.init.zeros_(down.weight)
     nn.init.orthogonal_(up.weight, gain=0.1)

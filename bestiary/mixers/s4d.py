@@ -44,6 +44,7 @@ class S4D(Mixer):
         return self.read(take(self.mix(x, None), where))
 
     def mix(self, x: Features, state: Modes | None) -> Features:
+        """y at every position before the gate."""
         return self.diagonal(x.unsqueeze(-1), state).squeeze(-1) + self.skip * x
 
     def read(self, y: Chosen) -> Chosen:

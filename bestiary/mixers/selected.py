@@ -55,6 +55,8 @@ class Selected(MultiHeadAttention):
     reads_tokens = True
 
     class Marked(NamedTuple):
+        """Keys and values of all positions so far, and what later selections need."""
+
         k: Float[Tensor, "batch heads past key"]
         v: Float[Tensor, "batch heads past key"]
         marks: Shaped[Tensor, "batch past marks"]  # what later selections need: tokens, or whether the router said yes
@@ -100,6 +102,7 @@ class Selected(MultiHeadAttention):
         return self.Marked(k, v, torch.cat([state.marks, mark], dim=1) if state else mark)
 
     def selection_marks(self, x: Features, tokens: Tokens | None) -> Shaped[Tensor, "batch time marks"]:
+        """What selections of later positions need to know of these."""
         if self.select == "repeat":
             return (fingerprints(x) if tokens is None else tokens).unsqueeze(-1)
         return self.router(x) > 0 if self.router is not None and self.most is not None else x.new_zeros(*x.shape[:2], 0)
@@ -151,4 +154,5 @@ class Selected(MultiHeadAttention):
 
 
 def capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, in which no number can be looked at."""
     return x.is_cuda and torch.cuda.is_current_stream_capturing()

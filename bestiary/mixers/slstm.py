@@ -32,6 +32,8 @@ class SLSTM(Mixer):
     variants: ClassVar = ("heads=1, conv=1",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, h, and c and n as mean and log weight."""
+
         conv: Past
         h: Heads
         mean: Heads  # c / n

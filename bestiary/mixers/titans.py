@@ -33,6 +33,8 @@ class Titans(Mixer):
     variants: ClassVar = ("heads=1, conv=1, chunk=1, depth=1",)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         past: State  # of the convolution
         weights: Weights  # M
         momentum: Weights  # S

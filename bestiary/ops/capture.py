@@ -50,6 +50,7 @@ class CapturedFunction:
         return result.clone()
 
     def capture(self, shapes: tuple[torch.Size, ...], places: list[Tensor]) -> None:
+        """Record the function for inputs of these shapes, which then have to stand at `places`."""
         try:
             self.recorded[shapes] = (places, *self.record(lambda: self.function(*places)))
         except torch.OutOfMemoryError:

@@ -58,6 +58,7 @@ class Operation(Strings):
 
 
 def to_int(bits: list[int]) -> int:
+    """The number that little-endian bits write."""
     return sum(bit << place for place, bit in enumerate(bits))
 
 

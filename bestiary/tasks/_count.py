@@ -37,8 +37,8 @@ def mean_inverse_distinct(draws: int | float, among: int) -> float:
 def guess_accuracy(candidates: int | float, sizes: Sequence[int], *, any_length: bool = False) -> float:
     """The accuracy, token by token, of guessing an answer of several tokens among so many that are known to occur.
 
-    Token i is uniform among sizes[i]. The right tokens before it have been seen, and one guesses among the answers
-    that agree with them. With `any_length` an answer ends behind any of its tokens, each length as likely.
+    Token i is uniform among sizes[i]. The right tokens before it have been seen, and one guesses among the answers that
+    agree with them. With `any_length` an answer ends after any of its tokens, each length equally likely.
     """
     agree, right, asked = 1.0, 0.0, 0.0
     for place, size in enumerate(sizes):

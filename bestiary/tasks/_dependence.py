@@ -44,9 +44,9 @@ def dependences_of(
 def topological_places(
     depends: Bool[Tensor, "count nodes nodes"], chosen: Bool[Tensor, "count nodes"], rng: torch.Generator
 ) -> Int[Tensor, "count nodes"]:
-    """The place of each chosen node in a random order in which it stands behind all that it depends on.
+    """The place of each chosen node in a random order in which it stands after all that it depends on.
 
-    The order is drawn from its end: one, each as likely, of the nodes on which none of those left depends.
+    The order is drawn from its end: one, each equally likely, of the nodes on which none of those left depends.
     """
     left, place = chosen.clone(), torch.full(chosen.shape, -1, dtype=torch.long, device=rng.device)
     burden = (depends & chosen[:, :, None]).sum(1)
@@ -69,7 +69,7 @@ def legal_letters(
 ) -> Bool[Tensor, "count answers tokens"]:
     """Which tokens, up to `end`, continue the right beginning of each answer to a node that may come next.
 
-    `answer` spells the nodes in the order shown, filled up with 0, and `end` behind them.
+    `answer` spells the nodes in the order shown, filled up with 0, and `end` after them.
     """
     found = torch.zeros(*answer.shape, end + 1, dtype=torch.bool, device=answer.device)
     for place, letter in enumerate(words.unbind(2)):

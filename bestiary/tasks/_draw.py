@@ -69,7 +69,7 @@ def random_orders(count: int, size: int, rng: torch.Generator) -> Int[Tensor, "c
 
 
 def sorted_subsets(count: int, size: int, among: int, rng: torch.Generator) -> Int[Tensor, "count size"]:
-    """`size` different numbers below `among`, in order, for each of `count` rows, every choice as likely."""
+    """`size` different numbers below `among`, in order, for each of `count` rows, every choice equally likely."""
     lottery = torch.rand(count, among, generator=rng, device=rng.device, dtype=torch.float64)
     return lottery.topk(size, dim=1).indices.sort(dim=1).values
 

@@ -16,7 +16,7 @@ MOST = 100  # the largest modulus, as tables have its square of entries
 
 
 def draw_operators(shape: tuple[int, int], modulus: int, rng: torch.Generator, *, signs: str) -> Tensor:
-    """Tokens of the operators `signs`, each as likely."""
+    """Tokens of the operators `signs`, each equally likely."""
     known = torch.tensor([modulus + SIGNS.index(sign) for sign in signs], device=rng.device)
     return known[torch.randint(len(signs), shape, generator=rng, device=rng.device)]
 

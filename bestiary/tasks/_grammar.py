@@ -41,7 +41,7 @@ GRAMMARS = {
         cc aca ba | bc aab ca abb | acc bb aaa cbc
     """,
 }
-END = 0  # the token behind each sentence; terminals are tokens 1 to 3
+END = 0  # the token after each sentence; terminals are tokens 1 to 3
 
 
 @cache
@@ -86,6 +86,7 @@ class Automaton:
         return known
 
     def set_number(self, pairs: set[tuple[tuple[int, ...], int]]) -> int:
+        """The number of a set of pairs, a new one if it was not met before."""
         found = self.number.setdefault(frozenset(pairs), len(self.sets))
         if found == len(self.sets):
             self.sets.append(frozenset(pairs))
@@ -98,6 +99,7 @@ class Automaton:
         return self.met[state, token]
 
     def advance(self, state: int, token: int) -> int:
+        """The state after a token, by following every reading."""
         awaited: dict[tuple[int, int], set[tuple[tuple[int, ...], int]]] = {}
         todo, level = {self.moves[state][token]}, self.depth
         while todo - {0}:  # the sets that a finished symbol makes current, level by level upwards

@@ -12,8 +12,8 @@ def sentence_starts(
 ) -> Int[Tensor, "count groups size"]:
     """Where each of groups * size sentences of `width` tokens begins among `room` tokens, none upon another.
 
-    The sentences of a group come in order. Every depth is as likely: that is the place among the other tokens, drawn
-    independently for each sentence.
+    The sentences of a group come in order. Every depth is equally likely: that is the place among the other tokens,
+    drawn independently for each sentence.
     """
     sentences = groups * size
     gaps = torch.randint(room - sentences * width + 1, (count, sentences), generator=rng, device=rng.device)

@@ -17,6 +17,7 @@ class Occurrences(NamedTuple):
 
 
 def earlier_occurrences(symbols: Int[Tensor, "rows time"], back: int = 1) -> Occurrences:
+    """The earlier occurrences of the symbol at every position."""
     ordered, order = symbols.sort(dim=1, stable=True)
     same = torch.zeros_like(ordered, dtype=torch.bool)
     same[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
@@ -37,9 +38,9 @@ def place_values(where: Int[Tensor, "rows asked"], values: Tensor, length: int, 
     return torch.full((len(where), length), blank, dtype=values.dtype, device=where.device).scatter_(1, where, values)
 
 
-def add_filler(x: Int[Tensor, "rows some"], before: int, behind: int, filler: int) -> Int[Tensor, "rows time"]:
-    """Each number with so many fillers before and behind it."""
-    return F.pad(x.unsqueeze(2), (before, behind), value=filler).flatten(1)
+def add_filler(x: Int[Tensor, "rows some"], before: int, after: int, filler: int) -> Int[Tensor, "rows time"]:
+    """Each number with so many fillers before and after it."""
+    return F.pad(x.unsqueeze(2), (before, after), value=filler).flatten(1)
 
 
 def pack_rows(

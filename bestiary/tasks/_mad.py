@@ -65,7 +65,7 @@ class PairRecall(Task):
         return Batch(tokens, targets, {name: self.lay_out(x.int(), blank, 0) for name, x in facets.items()})
 
     def draw_probe(self, key: Tensor, noisy: Tensor, rng: torch.Generator) -> Int[Tensor, "count 1"]:
-        """One of the different keys shown, each as likely."""
+        """One of the different keys shown, each equally likely."""
         shown = key.new_zeros(len(key), self.keys + 1).scatter_(1, key.masked_fill(noisy, self.keys), 1)[:, :-1]
         lottery = torch.rand(shown.shape, generator=rng, device=rng.device)
         return lottery.masked_fill(shown == 0, -1).argmax(1, keepdim=True)

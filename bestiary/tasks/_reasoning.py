@@ -13,7 +13,7 @@ Sizes = Literal["mixed", "largest"]
 
 
 class Words:
-    """Words of `shortest` to `longest` letters, each length as likely; the last letter is of a kind of its own.
+    """Words of `shortest` to `longest` letters, each length equally likely; the last letter is of a kind of its own.
 
     Letters are tokens 1 to `letters` within a word and `letters` + 1 to 2 * `letters` at its end; 0 fills up.
     """
@@ -90,6 +90,6 @@ def continuation_accuracy(words: Words, sizes: tuple[tuple[int, float], ...]) ->
 
 
 def chosen_first(chosen: Bool[Tensor, "count size"], rng: torch.Generator) -> Int[Tensor, "count size"]:
-    """The places of the chosen in random order, and the others behind them."""
+    """The places of the chosen in random order, and the others after them."""
     lottery = torch.rand(chosen.shape, generator=rng, device=rng.device, dtype=torch.float64)
     return lottery.masked_fill(~chosen, 2.0).argsort(1)

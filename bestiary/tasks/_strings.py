@@ -28,7 +28,7 @@ class StringBatch(NamedTuple):
 
 
 class Strings(Task):
-    """A string of `least` to `length` symbols, each length as likely, then blanks to the end of the row.
+    """A string of `least` to `length` symbols, each length equally likely, then blanks to the end of the row.
 
     The answer is read at the blanks from the first on, one symbol at each; later blanks are padding. A `running`
     task is asked along the string instead, and all its blanks are padding.
@@ -63,6 +63,7 @@ class Strings(Task):
 
     @property
     def name(self) -> str:
+        """The task's name in a spec."""
         return type(self).__module__.rpartition(".")[2]
 
     def max_answers(self, size: int) -> int:
@@ -91,6 +92,7 @@ class Strings(Task):
         """The answers to a string."""
 
     def uniform_symbols(self, rows: int, below: int, rng: torch.Generator) -> Int[Tensor, "rows longest"]:
+        """Uniform symbols below `below`, for strings of the longest size."""
         return torch.randint(below, (rows, self.longest), generator=rng, device=rng.device)
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:

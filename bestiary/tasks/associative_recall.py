@@ -16,10 +16,10 @@ class AssociativeRecall(Task):
         tokens   k3 v7 k1 v2 k3 v7 ... => k1
         targets   .  .  .  .  .  . ...  . v2
 
-    The first half of the ordinary tokens are keys, the rest values; the last two tokens are "=>" and ".". Each
-    sequence draws a map from keys to values, in which values may recur, and shows `pairs` of its pairs with
-    replacement; a key is a tuple of `key_length` tokens. The question is one of the keys shown, each as likely; with
-    `absent` it is any key, and "." is the answer to those not shown.
+    The first half of the ordinary tokens are keys, the rest values; the last two tokens are "=>" and ".". Each sequence
+    draws a map from keys to values, in which values may recur, and shows `pairs` of its pairs with replacement; a key
+    is a tuple of `key_length` tokens. The question is one of the keys shown, each equally likely; with `absent` it is
+    any key, and "." is the answer to those not shown.
 
     `scored="answer"` asks at the end only, as the papers test; `"all"` asks for the next token everywhere, as they
     train, and `solve` then knows only the last. The papers' length of 40 and 20 tokens is `pairs=20`.

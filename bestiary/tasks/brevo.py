@@ -26,10 +26,10 @@ class Brevo(Task):
         targets   .  . . . . . . . . . . . . e a b c EOS      ("a c" says that c depends on a; a e b c is right, too)
 
     A node is a word of `shortest` to `longest` letters, and words of a row differ. Letters are tokens 1 to m within a
-    word and m + 1 to 2m at its end (m = `letters`), then come BOS, "?", "=" and EOS; 0 fills the row on the right.
-    The first l nodes of n, l uniform in 1 to (n - 1) // 4 + 1, depend on nothing; each later one depends on 1 to 4
-    earlier nodes that fewer than 4 depend on, their number and choice uniform. The last is asked about. The answer
-    ends in it, then EOS.
+    word and m + 1 to 2m at its end (m = `letters`), then come BOS, "?", "=" and EOS; 0 pads the row on the right. The
+    first l nodes of n, l uniform in 1 to (n - 1) // 4 + 1, depend on nothing; each later one depends on 1 to 4 earlier
+    nodes that fewer than 4 depend on, their number and choice uniform. The last is asked about. The answer ends in it,
+    then EOS.
 
     A right order, drawn by taking at random one after another, from the end, of those that nothing left depends on,
     is shown token by token. Every letter is right that continues what is shown to a node that may come next: one not
@@ -38,9 +38,9 @@ class Brevo(Task):
 
     Facets: `place` (how many nodes are listed already), `nodes` (n) and `legal` (how many nodes may come next).
 
-    Departs from the paper: each row holds one instance, since rows are independent here, and not a window of many;
-    an answer is scored token by token behind a right beginning, and not as a whole that the model wrote alone. The
-    defaults are smaller, for a laptop; its own sizes are presets.
+    Departs from the paper: each row holds one instance, since rows are independent here, and not a window of many; an
+    answer is scored token by token after a right beginning, and not as a whole that the model wrote alone. The defaults
+    are smaller, for a laptop; its own sizes are presets.
     """
 
     family: ClassVar = "reasoning"

@@ -16,7 +16,7 @@ class BucketSort(Rearrangement):
         targets  . . . . 0 0 3 4
 
     The string is of tokens 0 to symbols - 1, uniform; its length is uniform from `least` to `length`. As many blanks
-    follow, token `symbols`, at which the answer is read, and more blanks fill up the row. Answers are not shown.
+    follow, token `symbols`, at which the answer is read, and more blanks pad the row. Answers are not shown.
 
     Facets: `length` of the string and `place` of the answer from 0. Departs from the paper in that lengths are mixed
     in a batch, which is the same distribution.

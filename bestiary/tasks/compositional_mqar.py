@@ -21,10 +21,10 @@ class CompositionalMQAR(Task):
         tokens   a1 b2 v3  a2 b2 v1  a1 b1 v4  a2 b1 v2   .  .  .  a2 b2  .   .  .  .  a1 b1  .
         targets   .  .  .   .  .  .   .  .  .   .  .  .   .  .  .   . v1  .   .  .  .   . v4  .
 
-    First keys are tokens 1 to third - 1, second keys third to 2 third - 1 and values 2 third to vocab - 1, with third
-    = vocab/3 rounded down. A sequence draws g of either key, where g^2 = `pairs`, and gives each of the g^2
-    combinations a value of its own, in random order. Behind them lie slots of three positions, of which each question
-    takes one, first key first; it is answered at the second key. The law of the slots, by `power`, is that of `mqar`.
+    First keys are tokens 1 to third - 1, second keys third to 2 third - 1 and values 2 third to vocab - 1, with third =
+    vocab/3 rounded down. A sequence draws g of either key, where g^2 = `pairs`, and gives each of the g^2 combinations
+    a value of its own, in random order. After them come slots of three positions, of which each question takes one,
+    first key first; it is answered at the second key. The law of the slots, by `power`, is that of `mqar`.
 
     Neither key alone says more than which g values may be meant: a model that heeds one key is right 1/g of the time.
 

@@ -117,4 +117,5 @@ def fixed_values(size: int) -> Int[Tensor, " size"]:
 
 @cache
 def vector_numbers(size: int, width: int) -> dict[tuple[float, ...], int]:
+    """The number of each vector of the table of values."""
     return {tuple(vector): number for number, vector in enumerate(vectors("values", size, width).tolist())}

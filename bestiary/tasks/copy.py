@@ -28,8 +28,8 @@ class Copy(Task):
 
     With `least` (0: none) a row draws how many tokens it has, from `least` to `copied`, and is silent in the cells of
     the others. With `repeats` above 1 it draws how often to give them back, from 1 to that, and says so before the
-    marks: tokens vocab - 1 - repeats to vocab - 2 stand for 1, 2, ... With either, the mark itself is asked once
-    behind the last answer, to say that this is all, and nothing after it.
+    marks: tokens vocab - 1 - repeats to vocab - 2 stand for 1, 2, ... With either, the mark itself is asked once after
+    the last answer, to say that this is all, and nothing after it.
 
     Facets: `distance` from a question back to its token (0 where the end is asked) and `place` (of the answer, from 0).
 

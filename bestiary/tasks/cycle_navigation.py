@@ -18,7 +18,7 @@ class CycleNavigation(Strings):
         targets  . . . . . 2
 
     A walk begins at position 0 of a cycle of `cycle` positions. Tokens 0, 1 and 2 go one back, stay, go one on, each
-    as likely. Blanks, which follow all symbols and positions, fill up the row; at the first the position is asked,
+    equally likely. Blanks, which follow all symbols and positions, pad the row; at the first the position is asked,
     which is token 0 to cycle - 1. The length of the walk is uniform from `least` to `length`.
 
     Facet: `length` of the walk. Departs from the paper in that one alphabet serves moves and positions, and in that

@@ -21,10 +21,10 @@ class Depo(Task):
         tokens   BOS a c b a c b <2> a = b <1> c = b ...    (the cycle is a -> c -> b -> a)
         targets   .  . . . . . .  .  . b .  .  . b . ...
 
-    A node is a word of `shortest` to `longest` letters, each length as likely, and words of a row differ. Letters are
-    tokens 1 to m within a word and m + 1 to 2m at its end (m = `letters`); 2m + 1 is BOS, 2m + 2 is "=", 2m + 2 + k
-    asks for k steps, and 0 fills the row on the right. The answer is shown after "=", letter by letter, and asked at
-    "=" and at each of its letters but the last.
+    A node is a word of `shortest` to `longest` letters, each length equally likely, and words of a row differ. Letters
+    are tokens 1 to m within a word and m + 1 to 2m at its end (m = `letters`); 2m + 1 is BOS, 2m + 2 is "=", 2m + 2 + k
+    asks for k steps, and 0 pads the row on the right. The answer is shown after "=", letter by letter, and asked at "="
+    and at each of its letters but the last.
 
     `sizes="mixed"` draws n in 3 to `nodes` with weight 1 / (n + sqrt(nodes)) and k in 1 to `hops`, as the paper
     trains; "largest" takes n = `nodes` and k a power of two, 24 of 32, or `hops`, as it tests. There are `questions`

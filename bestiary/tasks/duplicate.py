@@ -15,8 +15,7 @@ class Duplicate(Rearrangement):
         targets  . . . 0 1 1 0 1 1
 
     The string is of tokens 0 to symbols - 1, uniform; its length is uniform from `least` to `length`. Twice as many
-    blanks follow, token `symbols`, at which the answer is read, and more blanks fill up the row. Answers are not
-    shown.
+    blanks follow, token `symbols`, at which the answer is read, and more blanks pad the row. Answers are not shown.
 
     Facets: `length` of the string and `place` of the answer from 0. Departs from the paper in that lengths are mixed
     in a batch, which is the same distribution.

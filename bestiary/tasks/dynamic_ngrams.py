@@ -16,15 +16,15 @@ from bestiary.tasks._task import SILENT, Batch, Task, stream
 class DynamicNgrams(Task):
     """Read bits drawn by a table that is new in each row, and predict each as well as can be done.
 
-        tokens   1 0 1 1 0 1 0 ...      (context=2: behind 1 0 came a 1, so that 1 is the best guess next time)
+        tokens   1 0 1 1 0 1 0 ...      (context=2: after 1 0 came a 1, so that 1 is the best guess next time)
         targets  . 1 1 0 1 0 . ...
 
-    For every word of `context` bits the table holds the probability of a 1 behind it, drawn from Beta(1/2, 1/2). The
-    first `context` bits are fair, the others follow the table. The next bit is asked behind each whole context.
+    For every word of `context` bits the table holds the probability of a 1 after it, drawn from Beta(1/2, 1/2). The
+    first `context` bits are fair, the others follow the table. The next bit is asked after each whole context.
 
-    The target is the bit that comes. Right is the answer of the best predictor: the bit that came more often in the
-    row behind the same context, and either if both came as often; it expects a 1 with probability
-    (ones + 1/2) / (ones + zeros + 1). `excess` is the loss of a model beyond that of this predictor, in nats.
+    The target is the bit that comes. Right is the answer of the best predictor: the bit that came more often in the row
+    after the same context, and either if both came as often; it expects a 1 with probability (ones + 1/2) / (ones +
+    zeros + 1). `excess` is the loss of a model beyond that of this predictor, in nats.
 
     Facets: `seen` (how often the context came before) and `margin` (by how much the commoner bit leads).
 

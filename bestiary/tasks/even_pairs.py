@@ -13,9 +13,9 @@ class EvenPairs(Strings):
         tokens   0 1 1 0 1 ?
         targets  . . . . . 1
 
-    Bits are tokens 0 and 1, "?" is the blank, token 2: the answer is read there, and blanks fill up the row. The
-    answer is 0 if the pairs 01 and 10 are even in number and 1 if not, which is the first bit xor the last. Bits are
-    uniform; the length of the string is uniform from `least` to `length`.
+    Bits are tokens 0 and 1, "?" is the blank, token 2: the answer is read there, and blanks pad the row. The answer is
+    0 if the pairs 01 and 10 are even in number and 1 if not, which is the first bit xor the last. Bits are uniform; the
+    length of the string is uniform from `least` to `length`.
 
     Facet: `length` of the string. Departs from the paper, whose batches have strings of one length: here lengths
     are mixed in a batch, which is the same distribution.

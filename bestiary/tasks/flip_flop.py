@@ -21,8 +21,8 @@ class FlipFlop(Task):
         targets  . . . . . . 1 . . . ... 0 .
 
     Tokens 0 and 1 are the bits, 2, 3 and 4 the instructions write, read and ignore. The first instruction is write and
-    the last read; each between is ignore with probability `ignore`, and otherwise write or read, as likely. Bits are
-    uniform, but that of a read is the one written last; it is the answer, and shown after it.
+    the last read; each between is ignore with probability `ignore`, and otherwise write or read, equally likely. Bits
+    are uniform, but that of a read is the one written last; it is the answer, and shown after it.
 
     The paper trains on 256 instructions with 0.8 of them ignored (preset `train`) and tests where nearly all are
     (`sparse`: answers lie far back) or few (`dense`: many writes lie between), counting the errors on all reads.

@@ -20,12 +20,12 @@ class FuzzyRecall(Task):
         tokens   .. k1 k4 k2 v8 v9 k5 k1 k3 v7 ... k1 k4 k2 v8
         targets   .  .  .  .  .  .  .  .  .  . ...  .  . v8 v9
 
-    The last token of the vocabulary is padding on the left; of the others the lower half are letters of keys, the
-    rest letters of values. Keys and values are ordered choices of different letters: values of 1 to `value_size`,
-    keys of `key_size`, or with `keys="mixed"` of 1 to that, each size as likely. Keys return as chance has it, with
-    the same value. One pair is drawn first, stands where the body first reaches a random offset, and again at the end.
-    All tokens of a returning value are asked, after those before them. `multi_query=False` asks the last only, with
-    token vocab - 1 as a mark before it, and vocab - 2 as padding.
+    The last token of the vocabulary is padding on the left; of the others the lower half are letters of keys, the rest
+    letters of values. Keys and values are ordered choices of different letters: values of 1 to `value_size`, keys of
+    `key_size`, or with `keys="mixed"` of 1 to that, each size equally likely. Keys return at random, with the same
+    value. One pair is drawn first, stands where the body first reaches a random offset, and again at the end. All
+    tokens of a returning value are asked, after those before them. `multi_query=False` asks the last only, with token
+    vocab - 1 as a mark before it, and vocab - 2 as padding.
 
     The defaults are what MAD tests, the preset `train` what it trains on: the next token everywhere. MAD's settings
     change one of the axes, in training and test alike, or the number of training rows.

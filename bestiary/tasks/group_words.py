@@ -122,6 +122,7 @@ def build_group(group: str) -> tuple[list[Permutation], np.ndarray]:
 
 
 def simple_group(kind: str, points: int) -> list[Permutation]:
+    """The permutations of Sn, An or Zn, in lexical order."""
     if kind == "Z":
         return [tuple((point + turn) % points for point in range(points)) for turn in range(points)]
     every = permutations(range(points))
@@ -129,4 +130,5 @@ def simple_group(kind: str, points: int) -> list[Permutation]:
 
 
 def is_even(found: Permutation) -> bool:
+    """Whether a permutation is even."""
     return sum(one > other for place, one in enumerate(found) for other in found[place + 1 :]) % 2 == 0

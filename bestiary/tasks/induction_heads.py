@@ -18,8 +18,8 @@ class InductionHeads(Task):
         tokens    a  c => b  d  a  c ... a =>  b      following=2
         targets   .  .  .  .  .  .  .     .  b  d
 
-    The last token of the vocabulary is the trigger `=>`, the others are ordinary and each as likely. Somewhere in the
-    first `early` part of the text it stands before `following` tokens, and again at the end, where those tokens are
+    The last token of the vocabulary is the trigger `=>`, the others are ordinary and each equally likely. Somewhere in
+    the first `early` part of the text it stands before `following` tokens, and again at the end, where those tokens are
     the answers; the answer before is given as input. At least one token stands between.
 
     With `triggers` above 1, half of the sequences draw so many places for the trigger, each before the same tokens,
@@ -29,8 +29,8 @@ class InductionHeads(Task):
     asks for the answers only, as the papers test; `"all"` asks for the next token everywhere, and `solve` then knows
     only the answers.
 
-    Facets: `distance` from a question back to where its answer last came behind the same token, `place` (of the
-    answer, from 0) and `shown` (how often the trigger came before the end).
+    Facets: `distance` from a question back to where its answer last came after the same token, `place` (of the answer,
+    from 0) and `shown` (how often the trigger came before the end).
 
     Departs from the papers: the rule by which Gu & Dao place the trigger early is not published; it is uniform here.
     """

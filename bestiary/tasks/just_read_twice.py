@@ -19,8 +19,8 @@ class JustReadTwice(Task):
         targets   .  .  .  .  .  .  .   .  . k3 v3 k1 v1
 
     Keys are tokens 2 to vocab/2 - 1 and values vocab/2 to vocab - 1, new in each sequence. "|" is token 1; the keys
-    asked for are `queries` of the `pairs`, in random order. The answers are read off over token 0, from the second
-    "|" on: key, value, key, value, in the order of the list. Nothing of the answer is shown.
+    asked for are `queries` of the `pairs`, in random order. The answers are read at token 0, from the second "|" on:
+    key, value, key, value, in the order of the list. Nothing of the answer is shown.
 
     The text up to the second "|" is read `passes` times before the answers. A reader with a small memory does not know
     at first which pairs to keep; `passes=2` (the preset `twice`), the prompt that gave the paper its name, lets it read

@@ -23,8 +23,8 @@ class LinearRegression(Task):
     the first entry of a vector whose others are 0. Values are standard normal whatever w is, and the answers are
     `bins` intervals of equal probability, 0 the lowest.
 
-    `scored="certain"` asks about points behind the first `dim`, for which least squares gives the value without
-    error; "all" asks about every point, and `solve` knows no answer to the first `dim`.
+    `scored="certain"` asks about points after the first `dim`, for which least squares gives the value without error;
+    "all" asks about every point, and `solve` knows no answer to the first `dim`.
 
     Facet: `examples` (how many values were shown). `bins_off` is the distance from the right bin.
 

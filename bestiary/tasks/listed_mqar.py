@@ -21,8 +21,8 @@ class ListedMQAR(Task):
 
     Token 0 is "|", keys are tokens 1 to vocab/2 - 1 and values vocab/2 to vocab - 1, new in each sequence. The list
     holds `queries` different keys of the `pairs` in random order, all of them by default. There is no filler, and the
-    questions follow each other, so that, unlike in `mqar`, nothing behind the pairs need be ignored and only the tail
-    of the sequence is asked.
+    questions follow each other, so that, unlike in `mqar`, nothing after the pairs need be ignored and only the tail of
+    the sequence is asked.
 
     The presets `kimi256` to `kimi2048` are the lengths of the paper with every key asked.
 

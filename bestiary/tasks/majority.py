@@ -22,9 +22,9 @@ class Majority(Strings):
         targets  . . . . . . 2                  2 2 2 2 2 2 .             . . . . . . 3
 
     The string is of tokens 0 to symbols - 1, uniform; its length is uniform from `least` to `length`. Blanks, token
-    `symbols`, fill up the row; the answer is read at the first. With `cumulative` it is asked at every symbol, about
-    the string so far. Of symbols that occur equally often `ties` takes the "smallest", the "largest" or that which
-    came "first". With `count` the answer is how often it occurs, at most symbols - 1, as that token.
+    `symbols`, pad the row; the answer is read at the first. With `cumulative` it is asked at every symbol, about the
+    string so far. Of symbols that occur equally often `ties` takes the "smallest", the "largest" or that which came
+    "first". With `count` the answer is how often it occurs, at most symbols - 1, as that token.
 
     Facets: `length` of the string and, if cumulative, `place` of the symbol from 0. The circuits of Arora et al. give
     a tie to 0 at the end and to 1 if cumulative, which the presets keep; their many-symbol version, which overwrites

@@ -20,9 +20,9 @@ class Mano(Task):
         tokens   BOS <3> - * 5 2 + 7 4 <3>=
         targets   .   .  . . . . . . .  22      (5 * 2 - (7 + 4) modulo 23)
 
-    Tokens 0 to modulus - 1 are numbers, modulus is the filling behind a short expression, and then come pairs of
+    Tokens 0 to modulus - 1 are numbers, modulus is the filling after a short expression, and then come pairs of
     synonyms, of which each use draws one: BOS, +, -, *, the head <n> of n operations for n in 1 to `operations`, and
-    the sign <n>= behind them. The expression is drawn from the top: of n > 0 operations one is at the root, a number
+    the sign <n>= after them. The expression is drawn from the top: of n > 0 operations one is at the root, a number
     uniform in 0 to n - 1 of the others go to its left, and the rest to its right; signs and numbers are uniform.
 
     `sizes="mixed"` draws n in 1 to `operations`, as the paper trains; "largest" takes `operations`, as it tests.
@@ -69,7 +69,7 @@ class Mano(Task):
         return Batch(tokens, targets, {name: facet.int().expand_as(tokens) for name, facet in facets.items()})
 
     def draw_expressions(self, size: Int[Tensor, " count"], rng: torch.Generator) -> Int[Tensor, "count body"]:
-        """Expressions of so many operations, from the left; behind their ends stands the filling."""
+        """Expressions of so many operations, from the left; after their ends stands the filling."""
         count, body = len(size), 2 * self.operations + 1
         number = torch.randint(self.modulus, (count, body), generator=rng, device=rng.device)
         sign = self.signs + torch.randint(6, (count, body), generator=rng, device=rng.device)

@@ -17,7 +17,7 @@ class MissingDuplicate(Strings):
         targets  . . . . . . 1
 
     The word is of tokens 0 to symbols - 1, uniform, "_" is the hole, token `symbols`, anywhere in the two words, and
-    "?" is the blank, the token after: the answer is read there, and blanks fill up the row. The length of both words
+    "?" is the blank, the token after: the answer is read there, and blanks pad the row. The length of both words
     together is uniform from `least` to `length`, and cut by one if odd.
 
     Facets: `length` of both words and `hole`, its place from 0. Departs from the paper in that an odd length has no

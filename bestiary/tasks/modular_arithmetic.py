@@ -28,12 +28,13 @@ class ModularArithmetic(Strings):
         tokens   1 + 2 * 3 ?      brackets   ( 3 - ( 4 + - 1 ) ) ?
         targets  . . . . . 2                 . . . . . . . . . . 0
 
-    Tokens 0 to modulus - 1 are numbers, those after them + - * ( ) and the blank, in this order. The answer, a
-    number, is read at the first blank; blanks fill up the row. The length of the expression is uniform from `least`
-    to `length`. Operators are those in `operators`, each as likely; numbers are uniform; products come first.
+    Tokens 0 to modulus - 1 are numbers, those after them + - * ( ) and the blank, in this order. The answer, a number,
+    is read at the first blank; blanks pad the row. The length of the expression is uniform from `least` to `length`.
+    Operators are those in `operators`, each equally likely; numbers are uniform; products come first.
 
     Without brackets numbers and operators alternate, and an even length is cut by one. With `brackets` expressions of
-    length 1 to 4 are d, -d, (d) and (-d), and longer ones (left operator right), all lengths of the left as likely.
+    length 1 to 4 are d, -d, (d) and (-d), and longer ones (left operator right), all lengths of the left equally
+    likely.
 
     Facets: `length` of the expression and `depth` of its brackets. Departs from the paper in that both kinds have
     the same tokens, and in that lengths are mixed in a batch. The paper's operators with brackets are + and -.

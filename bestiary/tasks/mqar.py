@@ -23,10 +23,10 @@ class MQAR(Task):
         tokens   k1 v1 k2 v2  .  k2  .  .  .  k1  .
         targets   .  .  .  .  .  v2  .  .  .  v1  .
 
-    Keys are tokens 1 to vocab/2 - 1 and values vocab/2 to vocab - 1, each pair new in each sequence, the context
-    shown `passes` times over. Behind it lie slots of two positions, of which each question takes one, at its first
-    position; slot g is drawn with weight (g + 1)^(power - 1), so that near slots are likelier and power = 1 is
-    uniform. The value is not shown after its question.
+    Keys are tokens 1 to vocab/2 - 1 and values vocab/2 to vocab - 1, each pair new in each sequence, the context shown
+    `passes` times over. After it come slots of two positions, of which each question takes one, at its first position;
+    slot g is drawn with weight (g + 1)^(power - 1), so that near slots are likelier and power = 1 is uniform. The value
+    is not shown after its question.
 
     `mode="clean"` asks in random order and draws random filler that is never a key of its sequence.
     `mode="paper"` is the generator of the paper: the first pair draws its slot first, so that queries tend to

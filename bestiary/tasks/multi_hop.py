@@ -19,11 +19,12 @@ class MultiHop(Task):
         tokens    b c  a b  x y  c d  y z    a h2     x h1
         targets   . .  . .  . .  . .  . .    .  c     .  y
 
-    Symbols are tokens 0 to symbols - 1, each as likely; then come the tokens for the numbers of hops, from `least` to
-    `depth`, and a blank. The pairs stand in random order. With `graph="map"` there are `pairs` different keys and
+    Symbols are tokens 0 to symbols - 1, each equally likely; then come the tokens for the numbers of hops, from `least`
+    to `depth`, and a blank. The pairs stand in random order. With `graph="map"` there are `pairs` different keys and
     each value is any of them, as in a look-up table that is applied again and again. With `graph="chains"` the pairs
     make chains of `depth` hops each, with no symbol in two, as in HashHop, and every start is the first of a chain.
-    Each of `questions` is another start and a number of hops, each number as likely (`least=None`: always `depth`).
+    Each of `questions` is another start and a number of hops, each number equally likely (`least=None`: always
+    `depth`).
 
     The answer is asked at the number of hops. With `path` all symbols on the way are asked as well, each after the
     ones before it have been given, and the blank fills up what remains to `depth`.

@@ -22,11 +22,11 @@ class NBack(Task):
 
     The tokens of the input are 0 to symbols - 1; the answers are token `symbols` for no match and symbols + 1 for a
     match, and are never input. Every position that has a symbol `back` before it is asked. Of those positions
-    `matches`, a share that is rounded to a whole number, are matches, every choice as likely; elsewhere the symbol is
-    any but the one `back` before, so that there are no others.
+    `matches`, a share that is rounded to a whole number, are matches, every choice equally likely; elsewhere the symbol
+    is any but the one `back` before, so that there are no others.
 
-    `lures` is the share of the other positions that repeat the symbol back - 1 or back + 1 before (each as likely),
-    where there is one and it is no match; it takes the place of a uniform symbol.
+    `lures` is the share of the other positions that repeat the symbol back - 1 or back + 1 before (each equally
+    likely), where there is one and it is no match; it takes the place of a uniform symbol.
 
     Facets: `match` (1 or 0) and `lure`: 1 where a non-match repeats the symbol back - 1 before, 2 where it repeats the
     one back + 1 before only, 0 elsewhere, whether meant or by chance.

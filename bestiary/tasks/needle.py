@@ -26,7 +26,7 @@ class Needle(Task):
     `key` and a value a `value`: "word" (one name), "number" (seven decimal digits, the first not 0) or "uuid" (32
     hexadecimal digits). Each of `keys` different keys has `values` values; values and depths are uniform. `filler` is
     "repeated" (20 words in one order), "prose" (words drawn by Zipf's law) or "needles": as many keys as fit, and
-    "repeated" in the little that remains. Behind the haystack `queries` of the keys are asked, each for its values in
+    "repeated" in the little that remains. After the haystack `queries` of the keys are asked, each for its values in
     the order of the text. A token of an answer is asked after the ones before it have been given.
 
     Facets: `depth` (of the sentence asked, in tenths, 0 at the top of the haystack and 9 at its end), `place` (of the

@@ -16,8 +16,8 @@ class OddsFirst(Rearrangement):
         targets  . . . . . a c e b d
 
     Places count from 1. The string is of tokens 0 to symbols - 1, uniform; its length is uniform from `least` to
-    `length`. As many blanks follow, token `symbols`, at which the answer is read, and more blanks fill up the row.
-    Answers are not shown.
+    `length`. As many blanks follow, token `symbols`, at which the answer is read, and more blanks pad the row. Answers
+    are not shown.
 
     Facets: `length` of the string and `place` of the answer from 0. Departs from the released code, which says the
     second, fourth, ... symbol first where the paper's text says the first, third, ...: the text is followed. Lengths

@@ -22,9 +22,9 @@ class OverwritingMQAR(Task):
         targets   .  .  .  .  .  .  .  .  .  .  .  .   .  .  v2  .  .  .  v6  .  v4  .
 
     Keys are tokens 1 to vocab/2 - 1 and values vocab/2 to vocab - 1. `pairs` keys are assigned once each, and keys
-    drawn with replacement `updates` times more; all these assignments come in random order, so that place does not
-    tell which is final, and each has a value of its own. Questions stand in slots of two positions behind them, as
-    in `mqar`, by the law of `power`. Random filler is none of the keys of its sequence.
+    drawn with replacement `updates` times more; all these assignments come in random order, so that place does not tell
+    which is final, and each has a value of its own. Questions stand in slots of two positions after them, as in `mqar`,
+    by the law of `power`. Random filler is none of the keys of its sequence.
 
     `mode="paper"` is the generator of the authors: first all keys once, then `updates` of them, all different, once
     more; questions tend to come in the order of the first assignments, and random filler is any token. Its new values

@@ -17,14 +17,14 @@ from bestiary.tasks._task import SILENT, Batch, Task
 class PHop(Task):
     """Read letters; at each, jump `hops` times to what followed the letter when it last stood before; say that letter.
 
-        tokens   h2  a  b  c  a  c  b  c     from the last c to the b behind the c before it,
-        targets   .  -  -  -  -  b  -  c     from that b to the c behind the b before it
+        tokens   h2  a  b  c  a  c  b  c     from the last c to the b after the c before it,
+        targets   .  -  -  -  -  b  -  c     from that b to the c after the b before it
 
-    One hop from position i goes to the position behind the latest earlier occurrence of its letter; where there is
-    none the answer is the token "none", here as from there on. No letter stands twice in a row, otherwise each is as
-    likely. The first token says how many hops: `hops`, or any number from `least` to `hops`. Letters are tokens 0 to
-    letters - 1, then "none", then the tokens for each number of hops. `scored="all"` asks at every letter,
-    `"last"` at the last one.
+    One hop from position i goes to the position after the latest earlier occurrence of its letter; where there is none
+    the answer is the token "none", here as from there on. No letter stands twice in a row; else all are equally likely.
+    The first token says how many hops: `hops`, or any number from `least` to `hops`. Letters are tokens 0 to letters -
+    1, then "none", then the tokens for each number of hops. `scored="all"` asks at every letter, `"last"` at the last
+    one.
 
     Facets: `hops`, `distance` from the letter to where the hops end, and `none` (1 where that is the answer).
 

@@ -17,9 +17,9 @@ class Parity(Strings):
         tokens      0 1 1 0 1 ?        cumulative   0 1 1 0 1 ?
         targets     . . . . . 1                     0 1 0 0 1 .
 
-    Bits are tokens 0 and 1, "?" is the blank, token 2: the answer is read there, and blanks fill up the row. With
-    `cumulative` the parity of the bits so far is asked at every bit, and blanks are padding only. Bits are uniform;
-    the length of the string is uniform from `least` to `length`.
+    Bits are tokens 0 and 1, "?" is the blank, token 2: the answer is read there, and blanks pad the row. With
+    `cumulative` the parity of the bits so far is asked at every bit, and blanks are padding only. Bits are uniform; the
+    length of the string is uniform from `least` to `length`.
 
     Facets: `length` of the string and, if cumulative, `place` of the bit from 0. Departs from the paper, whose
     batches have strings of one length: here lengths are mixed in a batch, which is the same distribution.

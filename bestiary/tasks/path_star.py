@@ -21,10 +21,10 @@ class PathStar(Task):
         tokens   b c a b e f a e ? a f = e       (from the centre a go a b c and a e f)
         targets  . . . . . . . . . . . e f
 
-    `branches` paths of `steps` edges leave the centre; nodes are different tokens, drawn from `nodes`, and behind
-    those come "?" and "=". An edge is written from the centre outward, or, unless `directed`, either way at random.
-    Behind "?" stand the centre and the end of one branch, each as likely, and behind "=" the path between them,
-    without the centre. `backwards=True` asks for it from the end, without the end: then each step is one look-up.
+    `branches` paths of `steps` edges leave the centre; nodes are different tokens, drawn from `nodes`, and after those
+    come "?" and "=". An edge is written from the centre outward, or, unless `directed`, either way at random. After "?"
+    stand the centre and the end of one branch, each equally likely, and after "=" the path between them, without the
+    centre. `backwards=True` asks for it from the end, without the end: then each step is one look-up.
 
     With `shown` the path is given as it is asked for, token by token, and all steps but the first can be read off
     the edges one by one, which is how models come to fail at the first ("Clever Hans"). Without it "=" stands at all

@@ -23,7 +23,7 @@ class PhoneBook(Task):
         targets    . . . . . ..  .   . . . . . ..  . ...   . . . . . ..  .    . 6 0 4 ..
 
     Tokens 0 to 9 are digits, then ":" and the end of a line, then `names` names, of which each sequence has `lines`
-    different ones. The first digit is 6 to 9, all others 0 to 9, each as likely. Behind the book `examples` of its
+    different ones. The first digit is 6 to 9, all others 0 to 9, each equally likely. After the book `examples` of its
     lines are repeated, and then another name is asked. Each digit is asked after the ones before it have been given.
 
     Facets: `distance` back to where the digit stands in the book (from the question to the token before it there),

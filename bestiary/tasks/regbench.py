@@ -91,7 +91,7 @@ class RegBench(Task):
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         degree, letters, onward = self.automata(count, rng)
         legal = ((1 << letters) * (torch.arange(3, device=rng.device) < degree[:, :, None])).sum(2)
-        shape = count, self.strings, self.longest + 1  # a string and the separator behind it
+        shape = count, self.strings, self.longest + 1  # a string and the separator after it
         lottery = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
         state = torch.zeros(shape[:2], dtype=torch.long, device=rng.device)
         walked: list[Tensor] = []

@@ -20,22 +20,22 @@ class RepeatAfterMe(Task):
 
         copy     $ c a t s | c a t s * *    answers c a t s . from the last bar on
         prefix   $ a | c a t s | t s * *    answers t s . from the last bar on; gram=1
-        suffix   $ c a t s | a t s * * *    answers t s . from the letter behind the bar on
+        suffix   $ c a t s | a t s * * *    answers t s . from the letter after the bar on
 
-    Tokens 0 to letters - 1 are letters, drawn uniformly, and then come start `$`, bar `|`, stop `.` and padding `*`.
-    A string has `least` to `most` letters, each length as likely; shorter rows are padded on the right. The answer is
-    shown as it is given, and its end is asked; the stop itself is never input. With `answer` above 0 only so many
+    Tokens 0 to letters - 1 are letters, drawn uniformly, and then come start `$`, bar `|`, stop `.` and padding `*`. A
+    string has `least` to `most` letters, each length equally likely; shorter rows are padded on the right. The answer
+    is shown as it is given, and its end is asked; the stop itself is never input. With `answer` above 0 only so many
     letters are asked for.
 
-    A look-up gives `gram` letters and asks what stands behind their first occurrence. They are drawn among the places
-    that enough letters follow, from those whose letters occur once if there are any. `duplicate` is `copy` where
-    `gram` letters have been written over others that they do not overlap, to test those who continue what they saw.
+    A look-up gives `gram` letters and asks what stands after their first occurrence. They are drawn among the places
+    that enough letters follow, from those whose letters occur once if there are any. `duplicate` is `copy` where `gram`
+    letters have been written over others that they do not overlap, to test those who continue what they saw.
 
     Facets: `distance` from a question back to the answer in the string (0 at the end), `place` (in the answer), `size`
     (of the string) and `shown`, how often the letters of a look-up occur (0 in the others).
 
     Departs from the paper: its code draws the letters of a look-up from all places, unique or not, and keeps two
-    letters behind them; replaces every occurrence in `duplicate`; and packs several rows into a context of 220.
+    letters after them; replaces every occurrence in `duplicate`; and packs several rows into a context of 220.
     """
 
     family: ClassVar = "copying"

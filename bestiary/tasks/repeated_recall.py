@@ -21,10 +21,10 @@ class RepeatedRecall(Task):
         targets   .  .  .  . v1  . v3  . v2  .     back=1
         targets   .  .  .  .  .  . v1  .  .  .     back=2
 
-    Keys are the lower half of the vocabulary, values the upper. Each sequence has `keys` different keys, of which
-    every assignment takes one, each as likely, and gives it any value. A key that was assigned `back` times or more
-    is a question: the value of `back` assignments ago. The new value follows as input. `back=1` is MQRAR of
-    stick-breaking attention, `back` 2 to 4 its N-back form of PaTH attention.
+    Keys are the lower half of the vocabulary, values the upper. Each sequence has `keys` different keys, of which every
+    assignment takes one, each equally likely, and gives it any value. A key that was assigned `back` times or more is a
+    question: the value of `back` assignments ago. The new value follows as input. `back=1` is MQRAR of stick-breaking
+    attention, `back` 2 to 4 its N-back form of PaTH attention.
 
     Facets: `distance` from a question back to the key whose value it asks, and `times`, how often the key was
     assigned before.

@@ -21,9 +21,9 @@ class ReverseRecall(Task):
         targets      .  .  .  .  .   . k2   .
 
     Tokens are PAD, BEGIN, END, then `symbols`, of which the lower half are keys and the others values, each at most
-    once in a sequence. There are `least` to `pairs` pairs, each number as likely (`least=None`: always `pairs`), and
-    short rows are filled up with PAD on the right. Every pair is as likely to be asked: with `ask="key"` for its
-    value, with `"value"` for its key, with `"both"` for either, a coin deciding.
+    once in a sequence. There are `least` to `pairs` pairs, each number equally likely (`least=None`: always `pairs`),
+    and short rows are filled up with PAD on the right. Every pair is equally likely to be asked: with `ask="key"` for
+    its value, with `"value"` for its key, with `"both"` for either, a coin deciding.
 
     `scored="answer"` asks at the question only; `"all"` asks for the next token everywhere up to the answer, and
     `solve` then knows only the last.

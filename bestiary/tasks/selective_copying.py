@@ -22,10 +22,11 @@ class SelectiveCopying(Task):
     Token vocab - 2 is the blank, vocab - 1 the mark, and the others are drawn uniformly. The last `copied` positions
     ask for what was read, the first of them first; the answers are not shown. `length` counts everything.
 
-    `gaps="mad"` puts each blank before one of the tokens, each as likely, so that gaps are alike and the last token
-    is followed by the mark; `gaps="even"` draws the places of the tokens, every choice as likely. `mark="once"` marks
-    the end of the text, and blanks stand where answers are asked (MAD); `mark="each"` puts the mark there instead,
-    as the generator of S4 does, which Gu & Dao take up: the preset `mamba` is 4096 positions of text and 16 questions.
+    `gaps="mad"` puts each blank before one of the tokens, each equally likely, so that gaps are alike and the last
+    token is followed by the mark; `gaps="even"` draws the places of the tokens, every choice equally likely.
+    `mark="once"` marks the end of the text, and blanks stand where answers are asked (MAD); `mark="each"` puts the mark
+    there instead, as the generator of S4 does, which Gu & Dao take up: the preset `mamba` is 4096 positions of text and
+    16 questions.
 
     MAD's settings are the defaults and one value of one of the axes at a time, or other numbers of training rows.
 

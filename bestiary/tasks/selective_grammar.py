@@ -20,11 +20,11 @@ class SelectiveGrammar(Task):
         tokens   a _ b _ _ a _ _ # _ c _ _ ...      (_ is a blank; the a's stand for different states here)
         targets  . 1 . . 7 . . 3 . 0 . . 9 ...
 
-    Token 0 is "#", 1 to `symbols` are the other symbols, and symbols + 1 is the blank, which also fills the row.
-    Every symbol but "#" is ambiguous between `depth` states: 1 + (s - 1) * depth + i is the i-th of symbol s, and 0
-    the state of "#". The grammar is drawn once, from `seed`: from every state, for every symbol, an edge goes to one
-    of the states of the symbol with probability 0.4 (0.4 / depth for "#"); drawn again until "#" can be reached from
-    everywhere. The edges of a state are equally likely, and a symbol read in a state leads to one state only. Behind
+    Token 0 is "#", 1 to `symbols` are the other symbols, and symbols + 1 is the blank, which also pads the row. Every
+    symbol but "#" is ambiguous between `depth` states: 1 + (s - 1) * depth + i is the i-th of symbol s, and 0 the state
+    of "#". The grammar is drawn once, from `seed`: from every state, for every symbol, an edge goes to one of the
+    states of the symbol with probability 0.4 (0.4 / depth for "#"); drawn again until "#" can be reached from
+    everywhere. The edges of a state are equally likely, and a symbol read in a state leads to one state only. After
     "#", and at the beginning, one of up to four starts is drawn, with different symbols.
 
     A row has `elements` symbols, each followed by `least` to `gap` blanks. The last blank asks for the state. From

@@ -74,13 +74,13 @@ class SetDisjointness(Task):
         answers = torch.full_like(tokens, SILENT)
         for row, sequence in enumerate(tokens.tolist()):
             first: set[int] = set()
-            shared, behind = SILENT, False
+            shared, after = SILENT, False
             for time, token in enumerate(sequence):
                 if token == 3:
                     answers[row, time] = shared
                 elif token == 2:
-                    behind = True
-                elif not behind:
+                    after = True
+                elif not after:
                     first.add(token)
                 elif token in first:
                     shared = token

@@ -17,14 +17,14 @@ class SolveEquation(Strings):
         tokens   ( 3 - ( x + - 1 ) ) = 0 ?
         targets  . . . . . . . . . . . . 4
 
-    Tokens 0 to modulus - 1 are numbers, those after them + - * ( ) x = and the blank, in this order. The left side
-    is an expression as in `modular_arithmetic` with brackets and the operators + and -, with one of its numbers
-    replaced by x; the right side is its value. As x stands there once there is one solution; it is read at the first
-    blank, and blanks fill up the row. The length of the equation is uniform from `least` to `length`.
+    Tokens 0 to modulus - 1 are numbers, those after them + - * ( ) x = and the blank, in this order. The left side is
+    an expression as in `modular_arithmetic` with brackets and the operators + and -, with one of its numbers replaced
+    by x; the right side is its value. As x stands there once there is one solution; it is read at the first blank, and
+    blanks pad the row. The length of the equation is uniform from `least` to `length`.
 
     Facets: `length` of the equation, `depth` of its brackets and `hole`, the place of x from 0. Departs from the paper
-    in that each number is as likely to become x, where the paper takes the next one behind a random place and so
-    favours those behind brackets, and in that lengths are mixed in a batch. Token * is idle.
+    in that each number is equally likely to become x, where the paper takes the next one after a random place and so
+    favours those after brackets, and in that lengths are mixed in a batch. Token * is not used.
     """
 
     shortest: ClassVar = 3

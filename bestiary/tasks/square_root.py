@@ -16,9 +16,9 @@ class SquareRoot(Strings):
         tokens   1 0 0 1 0 1 ? ? ?      37
         targets  . . . . . . 1 1 0      6
 
-    Bits are tokens 0 and 1, and "?" is the blank, token 2. The number is uniform above 0 among those of its width,
-    so that it may begin with zeros; its width is uniform from `least` to `length`. The root is read at the blanks,
-    in half as many bits, rounded up; more blanks fill up the row.
+    Bits are tokens 0 and 1, and "?" is the blank, token 2. The number is uniform above 0 among those of its width, so
+    that it may begin with zeros; its width is uniform from `least` to `length`. The root is read at the blanks, in half
+    as many bits, rounded up; more blanks pad the row.
 
     Facets: `length` of the number and `place` of the answer from 0. Departs from the paper in that lengths are mixed
     in a batch, which is the same distribution.

@@ -20,7 +20,7 @@ class StackManipulation(Strings):
     A string begins with a stack of bits, from the bottom, tokens 0 and 1, one at least; actions follow, one at least:
     token 2 takes the top off (nothing if the stack is empty), tokens 3 and 4 put a 0 or a 1 on it. Where the actions
     begin is uniform, and so are bits and actions. The length of all this is uniform from `least` to `length`. Blanks
-    fill up the row, token 5; at them the stack is read from the top, and at the next its end, "$", which is token 2.
+    pad the row, token 5; at them the stack is read from the top, and at the next its end, "$", which is token 2.
 
     Facets: `length` of the string, `actions`, how many there are, and `place` of the answer from 0. Departs from the
     paper in that lengths are mixed in a batch, which is the same distribution.

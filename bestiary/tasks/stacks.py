@@ -22,8 +22,8 @@ class Stacks(Task):
         targets    .  .  .    .  .  .    .  .  .   . e5  .   . e7  .   . e4  .
 
     Token 0 is push and 1 pop, the next `stacks` name the stacks, and the last `elements` are what they hold. With
-    probability `pops` an operation takes the newest element off one of the stacks that are not empty, each as likely;
-    otherwise, or if all are empty, it puts an element on any of the stacks, both uniform. If nothing was popped
+    probability `pops` an operation takes the newest element off one of the stacks that are not empty, each equally
+    likely; otherwise, or if all are empty, it puts an element on any of the stacks, both uniform. If nothing was popped
     before, the last operation pops. The answer to a pop is shown after it.
 
     Facets: `distance` from a question back to where the stack was named in pushing the answer, `height` (elements on

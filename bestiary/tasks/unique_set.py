@@ -18,8 +18,8 @@ class UniqueSet(Strings):
         targets  . . . . . 7 3 9
 
     The string is of tokens 0 to symbols - 1, uniform; its length is uniform from `least` to `length`. Blanks follow,
-    token `symbols`, at which the answer is read, and more blanks fill up the row. Answers are not shown, and no mark
-    is asked for at their end.
+    token `symbols`, at which the answer is read, and more blanks pad the row. Answers are not shown, and no mark is
+    asked for at their end.
 
     Facets: `length` of the string and `place` of the answer from 0. `plateau` is one symbol of the string given to
     every question.

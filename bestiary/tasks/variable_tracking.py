@@ -23,11 +23,11 @@ class VariableTracking(Task):
         tokens   the x3 GETS 71 STOP grass x9 GETS x3 STOP is ... WHAT 71 GETS x3
         targets   .   .    .  .    .     .  .    .  .    .  .      .   .   x3  x9
 
-    The first three tokens are marks, then come 20 words of filler; of the rest the first half are variables, the
-    others numbers. Each of `chains` chains begins with one variable that gets a number and goes on with `hops` more
-    that get the variable before; all variables are different, and so are the numbers. The assignments lie in filler
-    (the 20 words in the same order, again and again), every depth as likely, a chain in its order and chains mixed.
-    One chain is asked, for all its variables in their order; each is asked after the ones before it have been given.
+    The first three tokens are marks, then come 20 words of filler; of the rest the first half are variables, the others
+    numbers. Each of `chains` chains begins with one variable that gets a number and goes on with `hops` more that get
+    the variable before; all variables are different, and so are the numbers. The assignments lie in filler (the 20
+    words in the same order, again and again), every depth equally likely, a chain in its order and chains mixed. One
+    chain is asked, for all its variables in their order; each is asked after the ones before it have been given.
 
     Facets: `hop` (the place of the variable in its chain, from 0), `distance` back to where it is assigned, and
     `load` (how many assignments there are).

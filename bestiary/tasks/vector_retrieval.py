@@ -21,8 +21,8 @@ class VectorRetrieval(Task):
         tokens   k1 v9 k2 v4 k3 v5 ~k2     each a vector of `width` numbers
         targets   .  .  .  .  .  .   4     the class of the value
 
-    All vectors have the norm sqrt(width) and any direction, each as likely. Keys are new in each sequence; values are
-    `pairs` different ones of `classes` fixed vectors, those of the stream ("vector_retrieval", "values"). Each of
+    All vectors have the norm sqrt(width) and any direction, each equally likely. Keys are new in each sequence; values
+    are `pairs` different ones of `classes` fixed vectors, those of the stream ("vector_retrieval", "values"). Each of
     `questions` queries is another of the keys, plus `noise` times a vector of independent normal numbers, brought back
     to the norm. The answer is the class of the value whose key has the largest inner product with the query.
 
