@@ -21,13 +21,13 @@ SEGMENT = 2**14  # tokens
 class Model(nn.Module):
     """Layer i mixes time with `pattern[i % len(pattern)]`, then channels as `channel` says; the head is tied.
 
-    `channel="mlp"` is a GELU network four times as wide, `"swiglu"` the gated one of Llama, `"none"` leaves it out,
-    and `"copy"` adds the normalised stream to itself after each mixer, which is what the original code's Identity
-    state mixer comes to.
-    `positions` learned position vectors are added to the embeddings (0: none); `dropout` acts on their sum.
-    Embeddings are drawn N(0, 0.02); layer norms precede each part and the head, as in GPT-2. With `features`, the
-    input is real vectors of that width and the embedding is the head alone; with `bottleneck`, that many positions
-    are all answered from the output at the last.
+    `channel="mlp"` is a GELU network four times as wide, `"swiglu"` the gated one of Llama, and `"none"` leaves it out.
+    `"copy"` adds the normalised stream to itself after each mixer, which is what the Identity state mixer of the
+    original code amounts to.
+    `positions` learned position vectors are added to the embeddings (0: none); `dropout` acts on their sum. Embeddings
+    are drawn N(0, 0.02). A layer norm precedes each part and the head, as in GPT-2. With `features`, the input is real
+    vectors of that width, and the embedding serves as the head alone. With `bottleneck`, that many positions are all
+    answered from the output at the last position.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Model(nn.Module):
     def forward(
         self, tokens: Tokens, state: "ModelState | None" = None
     ) -> tuple[Float[Tensor, "batch time vocab"], "ModelState"]:
-        """Logits everywhere, and the state after the last token. Obeys the law of the mixers."""
+        """Logits at every position, and the state after the last token. Obeys the law of the mixers."""
         time, past = (0, [None] * len(self.layers)) if state is None else state
         x, known = self.embed_tokens(tokens, time), self.mixer_tokens(tokens)
         states = []
@@ -65,11 +65,11 @@ class Model(nn.Module):
         return self.norm(x) @ self.embed.weight.T, ModelState(time + tokens.shape[1], states)
 
     def parallel(self, tokens: Tokens, where: Where | None = None) -> Float[Tensor, "batch _ vocab"]:
-        """Logits of whole sequences at the positions `where`, or at all."""
+        """Logits of whole sequences at the positions `where`, or at all positions."""
         return self.hidden(tokens, where) @ self.embed.weight.T
 
     def hidden(self, tokens: Tokens, where: Where | None = None) -> Chosen:
-        """What the head reads at the positions `where` of whole sequences, the last layer working there only."""
+        """What the head reads at the positions `where` of whole sequences; the last layer is computed only there."""
         x, known = self.embed_tokens(tokens, 0), self.mixer_tokens(tokens)
         asked = where if self.decoder is None else torch.full_like(tokens[:, :1], tokens.shape[1] - 1)
         for i, layer in enumerate(self.layers, start=1):
@@ -77,9 +77,9 @@ class Model(nn.Module):
         return self.norm(x) if self.decoder is None else take(self.decoder(self.norm(x)), where)
 
     def answer(self, batch: Batch) -> tuple[Float[Tensor, "answers vocab"], Int[Tensor, " answers"]]:
-        """Logits and targets at the positions where something is asked, row by row.
+        """Logits and targets of all questions, row by row.
 
-        Beyond SEGMENT tokens the sequence is read in segments, so that memory does not grow with its length.
+        Sequences longer than SEGMENT tokens are read in segments, so that memory does not grow with their length.
         """
         where = batch.question_positions()
         read = (
@@ -90,7 +90,7 @@ class Model(nn.Module):
         return logits[asked], targets[asked]
 
     def answer_in_segments(self, tokens: Tokens, where: Where) -> Float[Tensor, "batch asked vocab"]:
-        """What `parallel` gives, by passing the state from segment to segment."""
+        """The logits of `parallel`, computed by passing the state from segment to segment."""
         state, logits = None, self.embed.weight.new_zeros(*where.shape, len(self.embed.weight))
         for start in range(0, tokens.shape[1], SEGMENT):
             found, state = self(tokens[:, start : start + SEGMENT], state)
@@ -100,7 +100,7 @@ class Model(nn.Module):
         return logits
 
     def mixer_tokens(self, tokens: Tokens) -> Tokens | None:
-        """What a mixer may be told of the tokens: real vectors have no identity."""
+        """The tokens as mixers may read them: None where the input is real vectors."""
         return tokens if self.read is None else None
 
     def embed_tokens(self, tokens: Tokens, time: int) -> Features:
@@ -115,7 +115,7 @@ class Model(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Many outputs from one: a code of each position is added, and two layers read the sum (MAD, section 3.1)."""
+    """Many outputs from one: adds a code of each position, and two layers read the sum (MAD, section 3.1)."""
 
     def __init__(self, dim: int, positions: int) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class ModelState(NamedTuple):
 
 
 class Layer(nn.Module):
-    """Mix along time, then along channels, each behind a norm and beside the stream."""
+    """Mix along time, then along channels; each part reads the normalised stream and adds to it."""
 
     def __init__(self, dim: int, mixer: Spec, channel: Channel) -> None:
         super().__init__()

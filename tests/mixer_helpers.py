@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bestiary.laws import build_perturbed
+from bestiary.laws.mixers import build_perturbed
 from bestiary.spec import parse
 
 BATCH, TIME, DIM = 2, 23, 64

@@ -1,4 +1,4 @@
-"""A mixer of mixers, and what a mixer is told beside its input."""
+"""A mixer made of mixers, and how tokens are passed to those that read them."""
 
 from typing import Any, ClassVar, cast
 
@@ -22,7 +22,7 @@ class Composition(Mixer):
     def run_parts(
         self, x: Features, state: tuple[Any, ...] | None, tokens: Tokens | None
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        """What every part makes of the same input, and their states."""
+        """The outputs and the states of all parts, given the same input."""
         before = state or [None] * len(self.parts)
         both = (part(x, kept, **token_kwargs(part, tokens)) for part, kept in zip(self.parts, before, strict=True))
         outputs, after = zip(*both, strict=True)
@@ -30,5 +30,5 @@ class Composition(Mixer):
 
 
 def token_kwargs(mixer: nn.Module, tokens: Tokens | None) -> dict[str, Tokens]:
-    """The tokens that inputs stand for, by keyword, to a mixer that reads them and where there are any."""
+    """Keyword arguments of a mixer: the tokens, if there are any and it reads them."""
     return {"tokens": tokens} if tokens is not None and cast(Mixer, mixer).reads_tokens else {}

@@ -1,7 +1,7 @@
-"""What attention-like mixers share: a memory with an entry for every position, and softmax over chosen ones.
+"""What attention-like mixers share: a cache with an entry for every position, and softmax over chosen ones.
 
-In whatever is kept, time is the second axis from the right, so one rule joins all memories. Queries stand at explicit
-positions, `where`, alike for all sequences or not.
+In every tensor of a cache, time is the second axis from the right, so one rule extends them all. Queries are at
+explicit positions `where`, the same for all sequences or different ones.
 """
 
 from abc import abstractmethod
@@ -19,11 +19,11 @@ Cache = TypeVar("Cache", bound=tuple[Tensor, ...])
 
 
 class CachedAttention(Mixer):
-    """A mixer that keeps an entry for every position, and answers from all of them."""
+    """A mixer that keeps an entry for every position and attends to all of them."""
 
     @abstractmethod
     def update_cache(self, x: Features, state: State) -> Any:
-        """All that is kept once x is read: a tuple of tensors, the first of which has an entry for every position."""
+        """The cache after reading x: a tuple of tensors, the first of which has an entry for every position."""
 
     @abstractmethod
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
@@ -40,7 +40,7 @@ class CachedAttention(Mixer):
 
 
 class MultiHeadAttention(CachedAttention):
-    """A keeper of the keys and values of several heads, drawn N(0, 0.02)."""
+    """Keys and values of several heads are kept; weights are drawn N(0, 0.02)."""
 
     class Memory(NamedTuple):
         """Keys and values of all positions so far."""
@@ -72,7 +72,7 @@ def new_positions(x: Features, state: State) -> Int[Tensor, " time"]:
 
 
 def append_cache(old: Cache | None, new: Cache) -> Cache:
-    """What was kept and what is new."""
+    """The old entries, then the new."""
     return new if old is None else type(new)(*(torch.cat(pair, dim=-2) for pair in zip(old, new, strict=True)))
 
 
@@ -99,14 +99,14 @@ def causal_mask(where: Positions, count: int) -> Bool[Tensor, "*batch asked keys
 def gather_positions(
     x: Float[Tensor, "batch heads time width"], where: Positions
 ) -> Float[Tensor, "batch heads asked width"]:
-    """What was kept at the positions `where`."""
+    """The entries of x at the positions `where`."""
     if where.ndim == 1:
         return x[:, :, where]
     return x.gather(2, where[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))
 
 
 def top_mask(scores: Tensor, count: int) -> Bool[Tensor, "*rows options"]:
-    """Where the `count` >= 1 highest scores of each row are; of equal ones, the later."""
+    """Where the `count` >= 1 highest scores of each row are; of equal scores, the later win."""
     last = scores.topk(min(count, scores.shape[-1]), dim=-1).values[..., -1:]
     above, level = scores > last, scores == last
     later = level.flip(-1).cumsum(-1).flip(-1)  # how many equals from here on
@@ -114,12 +114,12 @@ def top_mask(scores: Tensor, count: int) -> Bool[Tensor, "*rows options"]:
 
 
 def expand_blocks(blocks: Bool[Tensor, "*rows blocks"], size: int, count: int) -> Bool[Tensor, "*rows time"]:
-    """The same choice, token by token, for `count` tokens in blocks of `size`."""
+    """A choice of blocks of `size` tokens as a choice of the first `count` tokens."""
     return blocks.unsqueeze(-1).expand(*blocks.shape, size).flatten(-2)[..., :count]
 
 
 def hash_numbers(seed: int, *keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """Random numbers below 2^32 that depend on the keys alone, so that they are the same wherever a sequence is cut."""
+    """Random numbers below 2^32 that depend on the keys alone, and so not on where a sequence is cut."""
     mask = 2**32 - 1
     x = torch.zeros_like(keys[0]) + (seed & mask)
     for key in keys:
@@ -131,13 +131,13 @@ def hash_numbers(seed: int, *keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
 
 
 def find_repeats(ids: Int[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:
-    """Which of a sequence of numbers occurred before: in a stable order, those equal to the one before them."""
+    """Which numbers occurred earlier in their row: in a stable order, those equal to the one before them."""
     ordered, place = ids.sort(dim=1, stable=True)
     again = torch.cat([torch.zeros_like(ordered[:, :1], dtype=torch.bool), ordered[:, 1:] == ordered[:, :-1]], dim=1)
     return torch.zeros_like(again).scatter(1, place, again)
 
 
 def fingerprints(x: Float[Tensor, "batch time dim"]) -> Int[Tensor, "batch time"]:
-    """A number for each vector, the same for the same bits; integers add up alike in any order."""
+    """A number for each vector, the same for the same bits on any machine, since integer sums do not round."""
     bits = (x.detach() + 0.0).contiguous().view(torch.int16).long()
     return (bits * (2 * hash_numbers(0, torch.arange(bits.shape[-1], device=x.device)) + 1)).sum(-1)

@@ -2,10 +2,10 @@
 
     y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j        over 0 <= i - j < window, and over j < sinks
 
-`attend` is the one definition: positions are explicit, so that queries may start after a past or stand at chosen
-positions only; `masked` is told instead what each query sees. `slide` is for whole sequences and a window, in a time
-linear in the length. Up to `FUSED` keys they multiply matrices, which is as fast there; beyond, PyTorch's fused kernel
-saves the memory of the scores, except under `torch.func.vmap`, which would call it for one model at a time. The
+`attend` is the one definition. It takes positions explicitly, so that queries may follow a past or be at chosen
+positions only. `masked_attention` takes a mask instead. `sliding_window` is for whole sequences and a window, in a time
+linear in the length. Up to `FUSED` keys all of them multiply matrices, which is as fast. Beyond that PyTorch's fused
+kernel saves the memory of the scores, except under `torch.func.vmap`, where it would run one model at a time. The
 numbers are the same.
 """
 
@@ -34,9 +34,9 @@ def attend(
     sinks: int = 0,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads asked value"]:
-    """Attend from queries at the positions `where` to keys at the positions `at`, from 0 on if not given.
+    """Attend from queries at the positions `where` to keys at the positions `at` (0, 1, ... if not given).
 
-    None is every position, with a query for each key: then nothing is masked that the kernel knows by itself.
+    `where=None` means a query for each key, for which the fused kernel needs no mask.
     """
     if where is None and window is None and k.shape[2] > FUSED and not under_transform():
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
@@ -89,7 +89,7 @@ def masked_attention(
     *,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads asked value"]:
-    """Softmax of q . k / sqrt(key) + bias over what is seen, which must be something for every query."""
+    """Softmax of q . k / sqrt(key) + bias over the keys that are `seen`, at least one for every query."""
     if k.shape[2] > FUSED and bias is None and not under_transform():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT

@@ -2,9 +2,9 @@
 
     y_t = sum_{i >= 0} filter_i x_{t-i}
 
-Both ways take the inputs that came before, at most `taps - 1` of them as `recent` keeps them, and are exact at
-every length: `short` slides the filter, `long` goes through a Fourier transform of at least past + time + taps
-points, so that nothing wraps round.
+Both forms take the inputs that came before (at most `taps - 1`, see `recent_inputs`) and are exact at every length.
+`short` slides the filter; `long` uses a Fourier transform of at least past + time + taps points, so that nothing wraps
+around.
 """
 
 from typing import Any
@@ -76,7 +76,7 @@ class _Convolve(torch.autograd.Function):
 
 
 def recent_inputs(x: Features, past: Past | None, taps: int) -> Kept:
-    """The last `taps - 1` inputs, fewer near the start of a sequence: what the convolution's future needs."""
+    """The last `taps - 1` inputs (fewer near the start of a sequence), which later outputs of the convolution need."""
     seen = x if past is None else torch.cat([past, x], dim=1)
     return seen[:, max(0, seen.shape[1] - taps + 1) :]
 
