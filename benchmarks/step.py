@@ -15,6 +15,7 @@ from _bench import alone, interleaved, machine, peak, ratio, told
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from bestiary.lm.speed import measure_matmul_flops
 from bestiary.tasks._task import SILENT
 from bestiary.training.recipe import clean
 from bestiary.training.train import batches, decay_groups, keep_memory, update
@@ -50,7 +51,7 @@ def main(rounds: int) -> None:
         asked()
     speed, rate = (
         counter.get_total_flops() / statistics.median(taken["logits where asked"]),
-        matrix_rate(torch.get_num_threads(), 2048),
+        measure_matmul_flops(torch.get_num_threads(), 2048),
     )
     print(f"  ratio: {ratio(taken, 'logits everywhere', 'logits where asked'):.1f}")
     print(

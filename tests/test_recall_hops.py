@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from task_helpers import at_questions, draw_rows, is_uniform, question_positions
 
 from bestiary.tasks._task import SILENT, Task, stream
 from bestiary.tasks.multi_hop import MultiHop
 from bestiary.tasks.p_hop import PHop
 from bestiary.tasks.variable_tracking import GETS, STOP, WHAT, VariableTracking
-from tests.task_rows import asked_positions, at_asked, draw_rows, is_uniform
 
 ROWS = 4000
 
@@ -53,13 +53,13 @@ def test_letters_and_numbers_of_hops_are_uniform() -> None:
 @pytest.mark.parametrize("task", [PHop(hops=8), PHop(letters=3, length=50, hops=3), PHop(hops=3, scored="last")])
 def test_none_is_as_frequent_as_computed(task: PHop) -> None:
     batch = task.sample(ROWS, stream("test"))
-    found = (at_asked(batch, batch.targets) == task.letters).view(ROWS, -1).double().mean(1)
-    assert abs(found.mean() - task.failing()) < 4.5 * max(found.std() / ROWS**0.5, 0.001)
+    found = (at_questions(batch, batch.targets) == task.letters).view(ROWS, -1).double().mean(1)
+    assert abs(found.mean() - task.none_probability()) < 4.5 * max(found.std() / ROWS**0.5, 0.001)
 
 
 def test_p_hop_asks_at_the_last_letter_only_if_told_so() -> None:
     for _, targets, _ in draw_rows(PHop(hops=2, scored="last")):
-        assert asked_positions(targets) == [99]
+        assert question_positions(targets) == [99]
 
 
 @pytest.mark.parametrize("options", [{}, {"graph": "chains", "pairs": 12, "depth": 4}, {"path": True}])
@@ -139,7 +139,7 @@ def test_variables_are_tracked_through_their_chain(chains: int) -> None:
 def test_chains_are_mixed_and_names_uniform() -> None:
     task = VariableTracking(vocab=63, length=60, chains=2, hops=1)
     batch = task.sample(ROWS, stream("test"))
-    assert is_uniform(at_asked(batch, batch.targets) - 23, 20)
+    assert is_uniform(at_questions(batch, batch.targets) - 23, 20)
     gets = (batch.tokens[:, :56] == GETS).nonzero()[:, 1].view(ROWS, 4)
     first = batch.tokens.gather(1, gets + 1) == batch.tokens[:, 57:58]  # where the asked number is assigned
     share = torch.bincount(first.long().argmax(1), minlength=4) / ROWS

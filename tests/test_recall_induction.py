@@ -4,17 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from task_helpers import at_questions, draw_rows, is_uniform, question_positions
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bestiary.spec import parse
-from bestiary.tasks._layout import earlier
+from bestiary.tasks._layout import earlier_occurrences
 from bestiary.tasks._task import SILENT, Task, stream
 from bestiary.tasks.induction_heads import InductionHeads
 from bestiary.tasks.joint_recall import JointRecall
 from bestiary.tasks.repeated_recall import RepeatedRecall
 from bestiary.tasks.reverse_recall import BEGIN, END, FIRST, PAD, ReverseRecall
-from tests.task_rows import asked_positions, at_asked, draw_rows, is_uniform
 
 ROWS = 4000
 
@@ -22,7 +22,7 @@ ROWS = 4000
 @pytest.mark.parametrize("back", [1, 2, 5, 30])
 def test_earlier_occurrences_are_found(back: int) -> None:
     symbols = torch.randint(4, (40, 25))
-    for row, *found in zip(symbols.tolist(), *(x.tolist() for x in earlier(symbols, back)), strict=True):
+    for row, *found in zip(symbols.tolist(), *(x.tolist() for x in earlier_occurrences(symbols, back)), strict=True):
         for time, (symbol, first, last, times) in enumerate(zip(row, *found, strict=True)):
             before = [i for i in range(time) if row[i] == symbol]
             assert first == [*before, time][0]
@@ -66,11 +66,11 @@ def test_joint_recall_reads_blocks_with_the_same_keys_and_other_values() -> None
         assert all(20 <= key < 40 for key in keys)
         assert len(value_of) == len(set(value_of.values())) == 12
         assert all(40 <= value < 60 for value in value_of.values())
-        assert asked_positions(targets) == [28, 30, 32, 34, 36]
-        questions = [(tokens[time - 1], tokens[time]) for time in asked_positions(targets)]
+        assert question_positions(targets) == [28, 30, 32, 34, 36]
+        questions = [(tokens[time - 1], tokens[time]) for time in question_positions(targets)]
         assert len(set(questions)) == 5
-        assert [value_of[question] for question in questions] == [targets[time] for time in asked_positions(targets)]
-        for time, (context, key) in zip(asked_positions(targets), questions, strict=True):
+        assert [value_of[question] for question in questions] == [targets[time] for time in question_positions(targets)]
+        for time, (context, key) in zip(question_positions(targets), questions, strict=True):
             block = contexts.index(context)
             assert facets["block"][time] == block
             assert facets["distance"][time] == time - 9 * block - blocks[block].index(key, 1)
@@ -81,8 +81,8 @@ def test_joint_recall_mixes_keys_and_questions() -> None:
     batch = task.sample(ROWS, stream("test"))
     first = batch.tokens[:, 1:2] == batch.tokens[:, 8:13:2]  # where the first block's first key is in the second
     assert is_uniform(first.long().argmax(1), 3)
-    assert is_uniform(at_asked(batch, batch.facets["block"]).view(ROWS, 6)[:, 0].long(), 2)
-    assert is_uniform(at_asked(batch, batch.targets) - 20, 10)
+    assert is_uniform(at_questions(batch, batch.facets["block"]).view(ROWS, 6)[:, 0].long(), 2)
+    assert is_uniform(at_questions(batch, batch.targets) - 20, 10)
 
 
 def test_induction_copies_what_followed_the_trigger() -> None:
@@ -149,7 +149,7 @@ def test_a_million_tokens_are_drawn_in_their_own_memory() -> None:
 def test_a_pair_is_asked_by_either_side(ask: str) -> None:
     task, sides = ReverseRecall(symbols=20, pairs=6, least=3, ask=ask), set[int]()
     for tokens, targets, facets in draw_rows(task):
-        (question,) = asked_positions(targets)
+        (question,) = question_positions(targets)
         load = tokens.index(END) // 2
         assert tokens[0] == BEGIN
         assert tokens[question - 1] == END
@@ -172,7 +172,7 @@ def test_every_pair_is_asked_and_every_number_of_pairs_comes_as_often() -> None:
     load = batch.facets["load"][:, 0].long()
     assert is_uniform(load - 3, 4)
     full = load == 6
-    place = 6 - (at_asked(batch, batch.facets["distance"])[full] // 2).long()
+    place = 6 - (at_questions(batch, batch.facets["distance"])[full] // 2).long()
     assert is_uniform(place, 6)
 
 

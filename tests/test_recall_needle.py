@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
+from task_helpers import at_questions, draw_rows, is_uniform
 
 from bestiary.spec import parse
-from bestiary.tasks._count import choices, guessed
-from bestiary.tasks._haystack import bury, prose, sentence_starts
+from bestiary.tasks._count import choice_bits, guess_accuracy
+from bestiary.tasks._haystack import draw_prose, insert_sentences, sentence_starts
 from bestiary.tasks._task import SILENT, Task, stream
 from bestiary.tasks.needle import IS, NEEDLE, STOP, WHAT, WORDS, Needle
 from bestiary.tasks.phone_book import COLON, NEWLINE, PhoneBook
 from bestiary.tasks.vector_retrieval import VectorRetrieval
-from bestiary.tasks.vector_retrieval import values as classes_of
-from tests.task_rows import at_asked, draw_rows, is_uniform
+from bestiary.tasks.vector_retrieval import value_vectors as classes_of
 
 ROWS = 4000
 
@@ -37,20 +37,20 @@ def test_one_sentence_has_every_depth() -> None:
 def test_a_haystack_keeps_its_order_around_what_is_buried() -> None:
     haystack = torch.arange(10).repeat(2, 1)
     sentences = torch.tensor([[[50, 51, 52], [60, 61, 62]]]).repeat(2, 1, 1)
-    bury(haystack, sentences, torch.tensor([[[0, 7]], [[5, 1]]]))
+    insert_sentences(haystack, sentences, torch.tensor([[[0, 7]], [[5, 1]]]))
     assert haystack.tolist() == [[50, 51, 52, 0, 1, 2, 3, 60, 61, 62], [0, 60, 61, 62, 1, 50, 51, 52, 2, 3]]
 
 
 def test_prose_follows_zipf() -> None:
-    words = prose(200, 500, 30, stream("test"))
+    words = draw_prose(200, 500, 30, stream("test"))
     weight = 1 / torch.arange(1, 31)
     share = torch.bincount(words.flatten(), minlength=30) / words.numel()
     torch.testing.assert_close(share, weight / weight.sum(), atol=0.004, rtol=0)
 
 
 def test_choices_are_counted_in_bits() -> None:
-    assert choices(7, 3) == pytest.approx(math.log2(7 * 6 * 5))
-    assert choices(5, 5) == pytest.approx(math.log2(120))
+    assert choice_bits(7, 3) == pytest.approx(math.log2(7 * 6 * 5))
+    assert choice_bits(5, 5) == pytest.approx(math.log2(120))
 
 
 @pytest.mark.parametrize(("candidates", "sizes"), [(1, [4, 4]), (5, [6]), (4, [3, 4, 2])])
@@ -61,7 +61,7 @@ def test_guessing_among_answers_is_as_good_as_computed(candidates: int, sizes: l
         guess = known[:, :, place].gather(1, torch.multinomial(agree, 1))
         right += (guess == known[:, :1, place]).double().mean().item()
         agree = agree * (known[:, :, place] == known[:, :1, place])
-    assert guessed(candidates, sizes) == pytest.approx(right / len(sizes), abs=0.01)
+    assert guess_accuracy(candidates, sizes) == pytest.approx(right / len(sizes), abs=0.01)
 
 
 CASES = [
@@ -118,18 +118,18 @@ def test_a_haystack_holds_what_is_asked(options: dict[str, str | int]) -> None:
 
 def test_numbers_and_uuids_are_uniform() -> None:
     numbers = Needle(length=64).sample(ROWS, stream("test"))
-    digits = at_asked(numbers, numbers.targets).view(ROWS, 7)
+    digits = at_questions(numbers, numbers.targets).view(ROWS, 7)
     assert is_uniform(digits[:, 0] - 1, 9)
     assert is_uniform(digits[:, 1:], 10)
     uuids = Needle(length=128, value="uuid").sample(ROWS, stream("test"))
-    assert is_uniform(at_asked(uuids, uuids.targets), 16)
+    assert is_uniform(at_questions(uuids, uuids.targets), 16)
     words = Needle(vocab=80, length=64, value="word").sample(ROWS, stream("test"))
-    assert is_uniform(at_asked(words, words.targets) - WORDS, 30)
+    assert is_uniform(at_questions(words, words.targets) - WORDS, 30)
 
 
 def test_needles_are_asked_at_every_depth() -> None:
     batch = Needle(vocab=80, length=117, value="word").sample(ROWS, stream("test"))
-    assert is_uniform(at_asked(batch, batch.facets["depth"]).long(), 10)
+    assert is_uniform(at_questions(batch, batch.facets["depth"]).long(), 10)
 
 
 PRESETS = {  # sentences, tokens of a value, questions, and what else RULER says
@@ -177,7 +177,7 @@ def test_a_phone_book_is_read_as_printed() -> None:
 def test_every_line_and_digit_is_asked_as_often() -> None:
     batch = PhoneBook(names=30, lines=5).sample(ROWS, stream("test"))
     assert is_uniform(batch.facets["line"][:, -1].long(), 5)
-    digits = at_asked(batch, batch.targets).view(ROWS, 10)
+    digits = at_questions(batch, batch.targets).view(ROWS, 10)
     assert is_uniform(digits[:, 0] - 6, 4)
     assert is_uniform(digits[:, 1:], 10)
 

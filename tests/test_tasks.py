@@ -10,7 +10,7 @@ from bestiary.laws import TASK_LAWS
 from bestiary.model import Model
 from bestiary.runs.table import further
 from bestiary.spec import parse, spec
-from bestiary.tasks._task import SILENT, Batch, Task, hashed, stream
+from bestiary.tasks._task import SILENT, Batch, Task, hash_rows, stream
 from bestiary.tasks.mqar import MQAR
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import score, train
@@ -35,7 +35,7 @@ class Bits(Task):
     def right(self, batch: Batch, answers: Tensor) -> Tensor:
         return torch.ones_like(answers, dtype=torch.bool) if self.several else super().right(batch, answers)
 
-    def further(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
+    def extra_scores(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         return {"doubt": batch.truth["first"].repeat_interleave(2) + 0 * logits[:, 0]}
 
 
@@ -73,10 +73,10 @@ class Constant(Bits):
 
 def test_hashes_differ_where_rows_do() -> None:
     every = torch.cartesian_prod(*[torch.arange(4)] * 6)
-    assert len(set(hashed(every).tolist())) == len(every)
-    share = torch.bincount(hashed(every) % 8) / len(every)
+    assert len(set(hash_rows(every).tolist())) == len(every)
+    share = torch.bincount(hash_rows(every) % 8) / len(every)
     assert (share - 1 / 8).abs().max() < 0.02
-    assert len(set(hashed(torch.randn(500, 3)).tolist())) == 500
+    assert len(set(hash_rows(torch.randn(500, 3)).tolist())) == 500
 
 
 def test_a_large_space_is_drawn_as_its_stream_says() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bestiary.laws import variants
 from bestiary.model import Model
-from bestiary.ops.capture import WARM, Captured
+from bestiary.ops.capture import WARM, CapturedFunction
 from bestiary.spec import Spec, names
 from bestiary.training.recipe import Recipe, clean
 from bestiary.training.together import Apart, Group, shared_batches, train_together
@@ -179,7 +179,7 @@ def stand_in(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
 def test_a_captured_step_is_the_step() -> None:
     recipes = members("attention")
     plain, captured = (Group(recipes, [recipe.build().double() for recipe in recipes]) for _ in range(2))
-    captured.step = Captured(captured.descent, record=stand_in)
+    captured.step = CapturedFunction(captured.descent, record=stand_in)
     for step, batch in enumerate(shared_batches(plain), start=1):
         torch.testing.assert_close(captured.update(batch, step), plain.update(batch, step), rtol=1e-12, atol=0)
     assert len(captured.step.recorded) == 1
@@ -190,7 +190,7 @@ def test_what_cannot_be_captured_is_called_as_it_is(caplog: pytest.LogCaptureFix
     def refuse(call: Callable[[], Tensor]) -> Any:  # noqa: ARG001
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    double = Captured(lambda x: 2 * x, record=refuse)
+    double = CapturedFunction(lambda x: 2 * x, record=refuse)
     for value in range(WARM + 3):
         assert double(torch.tensor([float(value)])).item() == 2 * value
     assert [record.message for record in caplog.records] == [

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 
 from bestiary.model import memory
-from bestiary.ops.backend import ENGINES, watched
+from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
 from bestiary.spec import Spec, load, locate, names, nearest, parse, schema
-from bestiary.tasks._task import ROOMY, SILENT, Task
+from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
 from bestiary.training.recipe import NAMED, SPECS
 
 LENGTHS = (1, 100, 1000, 10000)  # no powers of two, at which log-linear states are small
@@ -110,7 +110,7 @@ def mixer_table(*, dim: int = 128, time: int = 1024) -> pd.DataFrame:
         family, year, line = source_of("mixers", name)
         with torch.device("meta"):
             weights = sum(weight.numel() for weight in found.build(dim).parameters())
-        with watched() as engines:
+        with record_engines() as engines:
             state = memory(lambda found=found: found.build(dim), time=time, dim=dim).numbers
         faster = ", ".join(sorted({backend for engine in engines for backend in ENGINES[engine]}))
         rows.append((name, family, year, state, weights, faster, line))
@@ -146,7 +146,7 @@ def task_lines(found: Spec) -> Iterator[str]:
     built: Task = found.build()
     yield ""
     yield f"vocabulary {built.vocab:,}, length {built.length:,}, chance {built.chance:.2g}, plateau {built.plateau:.3g}"
-    if built.space < ROOMY:
+    if built.space < LARGE_SPACE:
         yield f"about {built.space:.3g} sequences, split by their hash: 3/4 to train, 1/8 to select, 1/8 to test on"
     if built.open:
         yield f"not every answer can be known: {built.open}"

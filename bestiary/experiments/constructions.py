@@ -29,14 +29,14 @@ def measure(scale: str) -> Iterator[dict[str, Any]]:
 
 def measure_construction(entry: Any, vocab: int, length: int) -> dict[str, Any]:
     """Size, right answers in float64 and float32, and seconds to build and to read."""
-    from bestiary.constructions._construction import measured, score
+    from bestiary.constructions._construction import measure_size, score
 
     batch, start = entry.draw(vocab, length), time.perf_counter()
     construction = entry.build(vocab, length)
     built = time.perf_counter()
     right, asked = score(construction, batch)
     seconds = {"built": built - start, "seconds": time.perf_counter() - built}
-    size = measured(construction, batch.tokens)._asdict()
+    size = measure_size(construction, batch.tokens)._asdict()
     right_in_float32, _ = score(construction.float(), batch)
     return {**size, "right": right, "asked": asked, "right32": right_in_float32, **seconds}
 

@@ -60,9 +60,9 @@ def stream_width(construction: Any) -> int:
     """The width of a construction's stream."""
     import torch
 
-    from bestiary.constructions._construction import measured
+    from bestiary.constructions._construction import measure_size
 
-    return measured(construction, torch.zeros(1, 2, dtype=torch.long)).width
+    return measure_size(construction, torch.zeros(1, 2, dtype=torch.long)).width
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

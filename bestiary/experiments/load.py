@@ -104,10 +104,10 @@ def add_limits(found: pd.DataFrame, *, vocab: int) -> pd.DataFrame:
 @cache
 def linear_map_accuracy(pairs: int, state: int, vocab: int) -> float:
     """The accuracy of the largest square memory within the state by least squares, the mean over three seeds."""
-    from bestiary.constructions.bounds import orthogonal_pairs, recalled
+    from bestiary.constructions.bounds import orthogonal_pairs, simulated_accuracy
 
     width = orthogonal_pairs(state)
-    return sum(recalled("least squares", pairs, width, vocab, seed=seed) for seed in range(3)) / 3
+    return sum(simulated_accuracy("least squares", pairs, width, vocab, seed=seed) for seed in range(3)) / 3
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

@@ -79,7 +79,7 @@ def flops(recipe: Recipe) -> float:
     done = tokens = 0
     for task in recipe.train:
         batch = task.build().draw(recipe.batch, "train", 0, 0)
-        asked = batch.asked().shape
+        asked = batch.question_positions().shape
         with FakeTensorMode(), torch.no_grad():
             model, given = recipe.build(), torch.zeros(batch.tokens.shape, dtype=batch.tokens.dtype)
             where = torch.zeros(asked, dtype=torch.long)

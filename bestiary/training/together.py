@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from bestiary.model import SEGMENT, Model
-from bestiary.ops.capture import Captured, graph
+from bestiary.ops.capture import CapturedFunction, capture_graph
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
-from bestiary.tasks._task import SILENT, Batch, joined, stream
+from bestiary.tasks._task import SILENT, Batch, concatenate, stream
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import (
     Answers,
@@ -105,8 +105,8 @@ class Shared(NamedTuple):
 
 def shared(drawn: Sequence[Batch], whose: Sequence[int]) -> Shared:
     """The drawn batches with a new first axis, where member i has batch `whose[i]`."""
-    plain = joined([batch._replace(facets={}, truth={}) for batch in drawn])
-    where = plain.asked()
+    plain = concatenate([batch._replace(facets={}, truth={}) for batch in drawn])
+    where = plain.question_positions()
     parts = (plain.tokens, where, plain.targets.gather(1, where))
     return Shared(*(x.unflatten(0, (len(drawn), -1))[list(whose)] for x in parts))
 
@@ -133,7 +133,9 @@ class Group:
         adam._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]  # as at first
         if state:
             adam.state[change] = state
-        return adam, Captured(self.descent, partial(graph, device=self.like.device)) if cuda else self.descent
+        return adam, CapturedFunction(
+            self.descent, partial(capture_graph, device=self.like.device)
+        ) if cuda else self.descent
 
     def update(self, batch: Shared, step: int) -> Tensor:
         """One step of gradient descent for every member; loss, right and asked of each, left on the device."""
@@ -200,7 +202,7 @@ class Group:
         """Logits and targets of each member."""
         if batch.targets.shape[1] > SEGMENT:
             return [self.model(place).answer(batch) for place in range(len(self.members))]
-        where, count = batch.asked(), len(self.members)
+        where, count = batch.question_positions(), len(self.members)
         hidden = self.hidden(batch.tokens.expand(count, *batch.tokens.shape), where.expand(count, *where.shape))
         targets = batch.targets.gather(1, where)
         asked = targets != SILENT

@@ -77,7 +77,7 @@ def update(
     """One step of gradient descent; loss, right and asked, summed, left on the device."""
     for group in optimizer.param_groups:
         group["lr"] = rate(recipe, step)
-    where = batch.asked()
+    where = batch.question_positions()
     targets = batch.targets.gather(1, where).flatten()
     count = int((targets != SILENT).sum())
     tokens, where, targets = batch.tokens.to(device), where.to(device), targets.to(device)
@@ -241,7 +241,7 @@ def columns(task: Task, batch: Batch, logits: Tensor, targets: Tensor) -> dict[s
     scores = {
         "loss": F.cross_entropy(logits, targets, reduction="none"),
         "right": task.right(batch, given)[asked],
-        **task.further(batch, logits),
+        **task.extra_scores(batch, logits),
     }
     columns = {name: x.double().cpu() for name, x in scores.items()}
     facets = {facet: x[asked].long().cpu() for facet, x in batch.facets.items()}

@@ -19,7 +19,7 @@ def draw_rows(task: Task, rows: int = 50) -> list[tuple[list[int], list[int], di
     ]
 
 
-def asked_positions(targets: list[int]) -> list[int]:
+def question_positions(targets: list[int]) -> list[int]:
     return [time for time, target in enumerate(targets) if target != SILENT]
 
 
@@ -29,11 +29,11 @@ def is_uniform(values: Tensor, among: int) -> bool:
     return len(share) == among and bool((share - 1 / among).abs().max() < 4.5 * (1 / among / values.numel()) ** 0.5)
 
 
-def at_asked(batch: Batch, x: Tensor) -> Tensor:
+def at_questions(batch: Batch, x: Tensor) -> Tensor:
     return x[batch.targets != SILENT]
 
 
-def sample_task(text: str, rows: int = 300) -> tuple[Any, Batch]:
+def sample_rows(text: str, rows: int = 300) -> tuple[Any, Batch]:
     """A task by its text, and rows of it."""
     task: Task = parse("tasks", text)[0].build()
     return task, task.sample(rows, stream("test", text))
