@@ -90,10 +90,9 @@ def export(
 
     with user_input():
         check_writable(to)
+        module = load_with_recipes(experiment) if experiment else None
         runs = existing_store(store)
-        keys = runs.begun()
-        if experiment:
-            keys = [recipe.key for recipe in recipes_of(load_with_recipes(experiment), scale, runs)]
+        keys = runs.begun() if module is None else [recipe.key for recipe in recipes_of(module, scale, runs)]
     table, damaged = measurement_table(runs, keys) if log else results(runs, keys)
     warn_damaged(damaged)
     if table.empty:

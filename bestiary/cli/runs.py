@@ -166,8 +166,9 @@ def status(
     from bestiary.runs.table import standing
 
     with user_input():
+        module = load_with_recipes(experiment) if experiment else None
         runs = existing_store(store)
-        recipes = recipes_of(load_with_recipes(experiment), scale, runs) if experiment else None
+        recipes = None if module is None else recipes_of(module, scale, runs)
     rows, damaged = standing(runs, recipes)
     counts = Counter(row["stands"].partition(":")[0] for row in rows)
     failed = [row for row in rows if row["stands"] == "failed"]

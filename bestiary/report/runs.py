@@ -67,7 +67,7 @@ def add_run(data: RunData, record: Record, store: Store) -> list[dict[str, Any]]
 def check_stored(recipe: Mapping[str, Any]) -> None:
     """Raise ValueError if the tasks and mixers of a stored recipe are not of the form that a report reads."""
     for field in SPECS:
-        for part in recipe[field]:
+        for part in recipe.get(field, ()) if field == "select" else recipe[field]:
             if not (
                 isinstance(part["text"], str) and isinstance(part["name"], str) and isinstance(part["options"], dict)
             ):
