@@ -26,6 +26,7 @@ def print_estimate(recipe: "Recipe", *, device: str, threads: int) -> None:
     """Say how long a run will take, before it begins. A model that fails here fails in its run, with a traceback."""
     import torch
 
+    from bestiary.report.words import count_noun
     from bestiary.training.train import step_seconds
 
     torch.set_num_threads(threads)
@@ -36,10 +37,8 @@ def print_estimate(recipe: "Recipe", *, device: str, threads: int) -> None:
     finally:
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-    typer.echo(
-        f"about {format_seconds(run_seconds(recipe, step))}: {recipe.steps:,} steps of {format_seconds(step)} "
-        "and the evaluations, less if it stops early"
-    )
+    total, steps = format_seconds(run_seconds(recipe, step)), count_noun(recipe.steps, "step")
+    typer.echo(f"about {total}: {steps} of {format_seconds(step)} and the evaluations, less if it stops early")
 
 
 def list_runs(recipes: "Sequence[Recipe]", *, device: str, threads: int) -> None:

@@ -96,7 +96,10 @@ def mixer_lines(found: Spec, *, dim: int) -> Iterator[str]:
     before = None
     for length in LENGTHS:
         size = memory(lambda: found.build(dim), time=length, dim=dim)
-        yield f"  {length:>6} tokens  {size.numbers:>12,} numbers  {size.bytes:>12,} bytes"
+        counts = {"token": (6, length), "number": (12, size.numbers), "byte": (12, size.bytes)}
+        yield "".join(
+            f"  {count:>{wide},} {what}{' ' if count == 1 else 's'}" for what, (wide, count) in counts.items()
+        )
         if size == before and length >= 1000:  # it has stopped growing; longer would take minutes for some mixers
             break
         before = size
@@ -172,7 +175,9 @@ def experiment_lines(name: str) -> Iterator[str]:
     yield ""
     for scale in SCALES:
         runs = None if hasattr(found, "measure") else len(list(found.recipes(scale)))
-        yield f"  {scale:6} " + ("measured, nothing is trained" if runs is None else f"{runs:>5} runs")
+        yield f"  {scale:6} " + (
+            "measured, nothing is trained" if runs is None else f"{runs:>5} run{'' if runs == 1 else 's'}"
+        )
 
 
 def recipe_lines(name: str) -> Iterator[str]:

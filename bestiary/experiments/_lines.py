@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import pandas as pd
 
 from bestiary.report.plot import Line
+from bestiary.report.words import count_noun
 from bestiary.runs.table import best, curve
 from bestiary.spec import parse
 
@@ -33,4 +34,4 @@ def name_mixers(table: pd.DataFrame, patterns: Mapping[str, str]) -> pd.DataFram
 def seeds_note(found: pd.DataFrame) -> str:
     """The note below a figure: how many seeds and answers its points have."""
     seeds, answers = found["seeds"].min(), found["answers"].min()
-    return f"Mean over seeds (at least {seeds}) and 95 % interval; at least {answers:,} answers a point."
+    return f"Mean over seeds (at least {seeds}) and 95 % interval; at least {count_noun(answers, 'answer')} a point."

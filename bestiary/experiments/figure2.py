@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bestiary.experiments._lines import seeds_note
 from bestiary.report.plot import Line, panels
 from bestiary.runs.table import best, curve
 from bestiary.training.recipe import Recipe, clean, iclr24
@@ -150,9 +151,7 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         shown, known = {line.name for line in lines}, PUBLISHED.get(length, {})
         published = [Line(mixer, WIDTHS, shares, published=True) for mixer, shares in known.items() if mixer in shown]
         contents[title], levels[title] = lines + published, {"1 / pairs": 1 / pairs}
-    seeds, answers = found["seeds"].min(), found["answers"].min()
-    note = f"Mean over seeds (at least {seeds}) and 95 % interval; at least {answers:,} answers a point."
-    yield "", panels(contents, x="Model width", levels=levels, note=note)
+    yield "", panels(contents, x="Model width", levels=levels, note=seeds_note(found))
 
 
 def mixer_name(pattern: str, length: int) -> str:

@@ -228,7 +228,7 @@ const NOTHING = "Nothing to show: no mixer of the chosen families and width. ";
 function frontier() {
   const series = lines(visible().filter((c) => c.state !== null), (c) => [{
     x: Math.max(1, c.state), y: c.accuracy, low: c.low, high: c.high, cell: c, pick: () => pick(c),
-    text: `${c.mixer}\nwidth ${c.dim}, state ${whole(c.state)} numbers\naccuracy ${share(c.accuracy)} (${interval(c.low, c.high)})\n`
+    text: `${c.mixer}\nwidth ${c.dim}, state ${c.state === 1 ? "1 number" : `${whole(c.state)} numbers`}\naccuracy ${share(c.accuracy)} (${interval(c.low, c.high)})\n`
       + `${count(c.seeds, "seed")}, ${count(c.answers, "answer")}\nrate ${plain(c.rate)} of ${c.rates.length} tried`,
   }]);
   const bounds = task().bounds.map((b) => ({ ...b, text: `${b.label}: ${b.sure === "law" ? b.state.toFixed(1) : whole(b.state)}` }));
@@ -236,7 +236,7 @@ function frontier() {
   if (plateau > chance) levels.push({ at: plateau, text: "plateau" });
   const hard = task().bounds[0];
   const guess = plateau > chance ? ` The plateau, ${share(plateau)}, is a guess among the answers that occur.` : "";
-  find("frontier-note").textContent = guess + (hard ? ` Dashed, for the hardest test segment (${hard.pairs} pairs of a vocabulary of ${hard.vocab}): the numbers of 32 bits `
+  find("frontier-note").textContent = guess + (hard ? ` Dashed, for the hardest test segment (${count(hard.pairs, "pair")} of a vocabulary of ${hard.vocab}): the numbers of 32 bits `
     + "that hold the answers, which no model goes below; the n log n of an argmax read-out, a law that leaves out a constant; and the least square "
     + "memory of random keys that recalls 0.99 by least squares, simulated." : "");
   figure("frontier", (host) => plot(host, { series, bounds, levels, y: "Accuracy", label: "Accuracy against state",
@@ -270,7 +270,7 @@ function maps(host, cells, loads, lengths, at) {
       const top = y + 22 + (loads.length - 1 - row) * h;
       drawing.append(svg("text", { class: "soft", x: x + left - 6, y: top + 18, "text-anchor": "end" }, String(load)));
       lengths.forEach((length, column) => {
-        const value = at(c, load, length), [cx, text] = [x + left + column * w, `${c.mixer}\n${load} pairs at length ${length}: ${share(value)}`];
+        const value = at(c, load, length), [cx, text] = [x + left + column * w, `${c.mixer}\n${count(load, "pair")} at length ${length}: ${share(value)}`];
         const shade = value > 0.75 ? "deep" : value > 0.5 ? "mid" : null;
         const node = point({ text }, svg("rect", { class: "heat", x: cx, y: top, width: w - 1, height: h - 1, "fill-opacity": value ?? 0 }),
           svg("rect", { class: "frame", x: cx, y: top, width: w - 1, height: h - 1 }),

@@ -103,7 +103,9 @@ def about_state(cells: Sequence[Cell]) -> Iterator[str]:
         if c["accuracy"] >= SOLVED and c["state"] is not None:
             reach.setdefault(c["mixer"], c)
     if reach:
-        each = [f"{name}, {c['state']:,} numbers (width {c['dim']})" for name, c in list(reach.items())[:FEW]]
+        each = [
+            f"{name}, {count_noun(c['state'], 'number')} (width {c['dim']})" for name, c in list(reach.items())[:FEW]
+        ]
         more = f"; and {len(reach) - FEW} more" if len(reach) > FEW else ""
         yield f"The smallest state that reached an accuracy of {SOLVED:g}: {'; '.join(each)}{more}."
     names = list(dict.fromkeys(c["mixer"] for c in cells))
@@ -145,12 +147,10 @@ def best_cells(cells: Sequence[Cell]) -> dict[str, Cell]:
 
 def accuracy_text(c: Cell) -> str:
     """An accuracy with its interval, seeds, answers, width and state."""
-    state = "" if c["state"] is None else f", {c['state']:,} numbers of state"
-    seeds = count_noun(c["seeds"], "seed")
-    return (
-        f"{c['accuracy']:.3f} (95 % interval {c['low']:.3f} to {c['high']:.3f}; {seeds}, {c['answers']:,} answers) "
-        f"at width {c['dim']}{state}"
-    )
+    state = "" if c["state"] is None else f", {count_noun(c['state'], 'number')} of state"
+    counts = f"{count_noun(c['seeds'], 'seed')}, {count_noun(c['answers'], 'answer')}"
+    span = f"95 % interval {c['low']:.3f} to {c['high']:.3f}"
+    return f"{c['accuracy']:.3f} ({span}; {counts}) at width {c['dim']}{state}"
 
 
 def window_text(cells: Sequence[Cell], width: float) -> str:
