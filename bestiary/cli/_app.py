@@ -56,6 +56,24 @@ Ray = Annotated[str, typer.Option(help="Carry the runs out on a Ray cluster: aut
 Gpus = Annotated[float | None, typer.Option(min=0, help="GPUs of each worker on Ray, as in 0.25.")]
 Slurm = Annotated[str, typer.Option(help="Carry the runs out by Slurm, as in 'partition=gpu,timeout_min=60,jobs=8'.")]
 Track = Annotated[str, typer.Option(help="Trackers to tell, between commas: tensorboard, wandb, trackio.")]
+
+
+def trust_files(files: list[str] | None) -> list[str] | None:
+    """Let files of the user's own be run, because they are named here."""
+    from bestiary.spec import trust
+
+    with user_input():
+        for file in files or ():
+            trust(file)
+    return files
+
+
+TrustFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trust-files", callback=trust_files, help="A file of your own that a model was made with; once for each."
+    ),
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Write the trained weights beside the log.")]
 Size = Annotated[Scale, typer.Option("--scale", help="smoke: seconds. small: minutes. paper: the published grid.")]
 Question = Annotated[str, typer.Argument(help="An experiment (see `bestiary list experiments`), or a file.")]
@@ -99,6 +117,15 @@ def complain(damaged: Sequence[str]) -> None:
         typer.echo(f"bestiary: {line}", err=True)
 
 
+@contextmanager
+def reading_store() -> Iterator[None]:
+    """In here text comes from a store: a file that it names is run only if the user has named the same."""
+    from bestiary.spec import reading_data
+
+    with reading_data():
+        yield
+
+
 def opened(folder: Path) -> "Store":
     from bestiary.runs.store import Store
 
@@ -129,7 +156,8 @@ def further(asked: ModuleType, table: "pd.DataFrame", scale: str, recipes: "Sequ
     if not hasattr(asked, "further") or table.empty:
         return []
     known = {made.key for made in recipes}
-    return [made for made in asked.further(table, scale) if made.key not in known]
+    with reading_store():
+        return [made for made in asked.further(table, scale) if made.key not in known]
 
 
 def recipes_of(asked: ModuleType, scale: str, store: "Store") -> "list[Recipe]":

@@ -13,7 +13,8 @@ import torch
 from bestiary.model import memory
 from bestiary.ops.backend import ENGINES, watched
 from bestiary.runs.store import Store
-from bestiary.spec import Spec, load, locate, names, nearest, parse, schema
+from bestiary.spec import Spec, load, locate, names, nearest, parse, schema, trust
+from bestiary.spec.grammar import read_pattern
 from bestiary.tasks._task import ROOMY, SILENT, Task
 from bestiary.training.recipe import NAMED, SPECS, Recipe
 
@@ -40,8 +41,9 @@ def anything(text: str, *, dim: int) -> Iterator[str]:
 
 def specs(text: str) -> tuple[Spec, ...]:
     """Mixers or tasks by name, with options or not, or by file. Raises LookupError."""
-    name = text.partition("(")[0].strip()
+    name = read_pattern(text)[0].name if ".py" in text else text.partition("(")[0].strip()
     if name.endswith(".py"):
+        trust(name)
         built = locate("mixers", name)
         return parse("tasks" if issubclass(built, Task) else "mixers", text)
     for kind in ("mixers", "tasks"):
@@ -182,7 +184,7 @@ def run(store: Store, key: str) -> Iterator[str]:
     """A run's recipe, origin and results."""
     record = store.read(key)
     origin = store.folder / key / "origin.json"
-    for field, value in Recipe(**record.recipe).json().items():
+    for field, value in Recipe.read(record.recipe).json().items():
         shown = ", ".join(part["text"] for part in value) if field in SPECS else repr(value)
         yield f"  {field:15} {shown}"
     yield ""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bestiary.cli._app import Folder, app, refuse, user_input
+from bestiary.cli._app import Folder, TrustFiles, app, refuse, user_input
 
 
 @app.command("list")
@@ -57,6 +57,7 @@ def show(
     ],
     dim: Annotated[int, typer.Option(help="The width at which a mixer is shown.")] = 64,
     store: Folder = Path("runs"),
+    _files: TrustFiles = None,
 ) -> None:
     """Describe one thing: what it is, its options, its size."""
     from bestiary.cli import describe

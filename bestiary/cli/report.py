@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestiary.cli._app import Scale, Size, app, complain, opened, question, recipes_of, refuse, trained, user_input
+from bestiary.cli._app import (
+    Scale,
+    Size,
+    TrustFiles,
+    app,
+    complain,
+    opened,
+    question,
+    recipes_of,
+    refuse,
+    trained,
+    user_input,
+)
 
 if TYPE_CHECKING:
     from bestiary.report import Report
@@ -23,6 +35,7 @@ def report(
     ),
     serve: Annotated[bool, typer.Option("--serve", help="Serve it to this machine, anew as runs end.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to serve it; 0 takes a free one.")] = 8000,
+    _files: TrustFiles = None,
 ) -> None:
     """Write one HTML page with the figures and tables of a store, and the command that redoes each run."""
     from bestiary.report import report as made

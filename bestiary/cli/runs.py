@@ -30,6 +30,7 @@ from bestiary.cli._app import (
     further,
     opened,
     question,
+    reading_store,
     recipes_of,
     refuse,
     trained,
@@ -77,7 +78,18 @@ def based_on(recipe: str, layers: str, settings: Iterable[str], task: str = "") 
 
     if recipe not in NAMED:
         raise LookupError(f"there is no recipe {recipe!r} {nearest(recipe, NAMED)}")
-    return NAMED[recipe](layers, **(dict(setting(text) for text in settings) | ({"train": task} if task else {})))
+    return NAMED[recipe](layers, **(given_once(settings) | ({"train": task} if task else {})))
+
+
+def given_once(settings: Iterable[str]) -> dict[str, Any]:
+    """Settings by name. Raises ValueError for one that is given twice."""
+    found: dict[str, Any] = {}
+    for text in settings:
+        name, value = setting(text)
+        if name in found:
+            raise ValueError(f"{name} is given twice: {name}={found[name]} and {text}")
+        found[name] = value
+    return found
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -87,7 +99,7 @@ def setting(text: str) -> tuple[str, Any]:
         raise ValueError(f"{text!r} is not a setting; write name=value, as in dim=128")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return name, value
 
 
@@ -305,6 +317,7 @@ def explain(store: "Store", failures: "Sequence[Recipe]") -> None:
         typer.echo(f"failed {'once' if len(keys) == 1 else f'{len(keys):,} times'}: {said}\n{trace}", err=True)
 
 
+@reading_store()
 def finish(failed: int, table: "pd.DataFrame", asked: ModuleType | None = None, stem: Path = Path()) -> None:
     """Print the table; write it and the figures, for an experiment; exit with 1 if anything failed."""
     from bestiary.cli.console import show as show_table

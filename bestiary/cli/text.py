@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bestiary.cli._app import Device, app, refuse, user_input
-from bestiary.cli.runs import setting
+from bestiary.cli._app import Device, TrustFiles, app, refuse, user_input
+from bestiary.cli.runs import given_once
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -86,7 +86,7 @@ def pretrain(
 
     with user_input():
         given = open_corpus(corpus)
-        recipes = asked(suite, size, only, given, dict(setting(text) for text in settings or ()))
+        recipes = asked(suite, size, only, given, given_once(settings or ()))
         for made in recipes.values():
             made.check()
     if dry_run:
@@ -156,6 +156,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Draw among so many tokens.")] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    _files: TrustFiles = None,
 ) -> None:
     """Let a trained model go on from a prompt, token by token with its state."""
     with user_input():
@@ -198,6 +199,7 @@ def slice_text(
     ] = None,
     device: Device = "cpu",
     trust: Trust = False,
+    _files: TrustFiles = None,
 ) -> None:
     """Split a language model's loss into AR hits and the rest, and the gap to another model likewise."""
     from bestiary.cli._slicing import report, sliced
@@ -218,6 +220,7 @@ def probe(
     out: Annotated[Path | None, typer.Option(help="File for the table, .csv.")] = None,
     device: Device = "cpu",
     trust: Trust = False,
+    _files: TrustFiles = None,
 ) -> None:
     """Ask a language model to recall: key and value, phone book and needle, in text."""
     from bestiary.cli._slicing import probed
@@ -237,6 +240,7 @@ def probe(
 def convert(
     run: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, for AutoModelForCausalLM.from_pretrained.")],
+    _files: TrustFiles = None,
 ) -> None:
     """Write a trained model as a folder of Hugging Face."""
     with user_input():
@@ -253,6 +257,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents of each task.")] = None,
     device: Device = "cpu",
     trust: Trust = False,
+    _files: TrustFiles = None,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a language model."""
     from bestiary.cli._slicing import evaluated

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from bestiary.experiments._lines import chosen, lines, note
 from bestiary.report.plot import panels
 from bestiary.report.references import decades, mark, references
+from bestiary.spec import reading_data
 from bestiary.training.recipe import Recipe, based, clean
 from bestiary.training.size import memory_of
 
@@ -106,6 +107,7 @@ def names() -> dict[str, str]:
     return {str(parse("mixers", text)[0]): name for part in (MAPS, SMALL) for name, text in part.items()}
 
 
+@reading_data()
 def state(pattern: str, dim: int, depth: int, task: str) -> int:
     """Numbers in the state of a model after a sequence of the task."""
     return memory_of(clean(pattern, dim=int(dim), depth=int(depth), train=task))[0]

@@ -65,9 +65,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def state(mixer: str, dim: int, pairs: int) -> int:
     from bestiary.model import memory
-    from bestiary.spec import parse
+    from bestiary.spec import parse, reading_data
 
-    (found,) = parse("mixers", PATTERNS.get(mixer, mixer))
+    with reading_data():
+        (found,) = parse("mixers", PATTERNS.get(mixer, mixer))
     return memory(lambda: found.build(dim), time=pairs, dim=dim).numbers
 
 

@@ -87,9 +87,10 @@ def written(vocab: int, length: int, pairs: int, pattern: str) -> float:
 
 def plain(pattern: str) -> str:
     """A pattern as a table has it."""
-    from bestiary.spec import parse
+    from bestiary.spec import parse, reading_data
 
-    return ", ".join(map(str, parse("mixers", pattern)))
+    with reading_data():
+        return ", ".join(map(str, parse("mixers", pattern)))
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

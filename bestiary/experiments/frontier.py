@@ -21,7 +21,7 @@ from bestiary.experiments._lines import note
 from bestiary.report.plot import Line, panels
 from bestiary.report.references import decades, mark, references
 from bestiary.runs.table import best, curve
-from bestiary.spec import parse
+from bestiary.spec import parse, reading_data
 from bestiary.training.recipe import Recipe, based, clean
 
 TRAIN, TEST = (
@@ -164,6 +164,7 @@ def over_slices(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @cache
+@reading_data()
 def state(pattern: str, dim: int, depth: int, channel: str, tests: str) -> int:
     """Numbers in the state after the longest slice."""
     from bestiary.training.size import memory_of
@@ -171,6 +172,7 @@ def state(pattern: str, dim: int, depth: int, channel: str, tests: str) -> int:
     return memory_of(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
 
 
+@reading_data()
 def called(pattern: str) -> str:
     """A pattern as the figure calls it: by its last mixer."""
     last = parse("mixers", pattern)[-1]

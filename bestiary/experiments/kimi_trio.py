@@ -58,9 +58,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def tokens(task: str) -> int:
-    from bestiary.spec import parse
+    from bestiary.spec import parse, reading_data
 
-    return parse("tasks", task)[0].build().length
+    with reading_data():
+        return parse("tasks", task)[0].build().length
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

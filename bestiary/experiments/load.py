@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import chosen, lines, note
 from bestiary.report.plot import Line, panels
+from bestiary.spec import reading_data
 from bestiary.training.recipe import Recipe, clean
 from bestiary.training.size import Match, matched, memory_of
 
@@ -70,6 +71,7 @@ def sizes(budget: int, length: int) -> dict[str, Match]:
     return matched(patterns, sized(LIKE, budget, length), match="state", dims=dims)
 
 
+@reading_data()
 def sized(pattern: str, dim: int, length: int) -> Recipe:
     """A recipe with the state of that pattern and width after so many tokens."""
     return clean(pattern, dim=dim, train=f"mqar(vocab={2 * length}, length={length}, pairs=2)")

@@ -27,7 +27,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bestiary.model import Model, ModelState
 from bestiary.runs.store import put
-from bestiary.spec import read_specs
+from bestiary.spec import LAYERS, read_specs, reading_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +64,10 @@ class BestiaryConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **given: Any) -> None:
-        self.pattern = [part.stored for part in read_specs("mixers", self.pattern)]
+        if not 0 < self.depth <= LAYERS:
+            raise ValueError(f"a model has 1 to {LAYERS:,} layers, not {self.depth}")
+        with reading_data():  # a configuration never brings code of its own
+            self.pattern = [part.stored for part in read_specs("mixers", self.pattern)]
         super().__post_init__(**given)
 
     @property
@@ -118,7 +121,8 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BestiaryConfig) -> None:
         super().__init__(config)
-        with torch.device("cpu" if torch.get_default_device().type == "meta" else torch.get_default_device()):
+        device = torch.get_default_device()
+        with reading_data(), torch.device("cpu" if device.type == "meta" else device):
             self.model = Model(
                 config.vocab_size,
                 dim=config.dim,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from bestiary.runs.store import get
-from bestiary.spec import Mixers, Natural, Positive
+from bestiary.spec import Depth, Mixers, Natural, Positive
 from bestiary.training.recipe import Amount, Checked, Share
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
@@ -41,7 +41,7 @@ class Pretraining(Checked):
     vocab: Positive
     pattern: Mixers
     dim: Positive = 128
-    depth: Positive = 4
+    depth: Depth = 4
     channel: Literal["mlp", "swiglu", "none", "copy"] = "swiglu"
     positions: Natural = 0  # learned position vectors; 0 is none
     dropout: Share = 0.0  # of the embeddings, while training
@@ -131,7 +131,7 @@ def open_run(folder: Path | str) -> "tuple[Pretraining, Model]":
         raise LookupError(f"{place} holds no weights: the run is {state}")
     from safetensors.torch import load_file
 
-    recipe = Pretraining(**stored)
+    recipe = Pretraining.read(stored)
     model = recipe.build()
     model.load_state_dict(load_file(weights))
     return recipe, model.eval()

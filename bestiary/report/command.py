@@ -4,18 +4,20 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from bestiary.spec import reading_data
 from bestiary.training.recipe import Recipe, clean
 
 SHOWN = ("dim", "rate", "seed")  # said even where they are the defaults
 
 
+@reading_data()
 def command(recipe: Recipe | Mapping[str, Any]) -> str:
     """`bestiary train ...`, which makes exactly this recipe: the same key, given the same files of the user's own.
 
     Takes a recipe, or what is stored of one. Raises ValueError, TypeError or LookupError if no command line says it:
     a file that is gone or has changed since, or one whose name cannot stand in a pattern.
     """
-    made = recipe if isinstance(recipe, Recipe) else Recipe(**recipe)
+    made = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     changes = settings(made)
     train, pattern = text(made.train), text(made.pattern)
     if clean(pattern, train=train, **changes).key != made.key:

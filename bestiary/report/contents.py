@@ -14,7 +14,7 @@ from bestiary.report.command import command
 from bestiary.report.runs import CHANGED, Gathered, family, label, mixers, sized
 from bestiary.runs.intervals import interval
 from bestiary.runs.table import WORKS, best, curve, judged
-from bestiary.spec import read_specs
+from bestiary.spec import read_specs, reading_data
 
 MOST = 5000  # runs in the table; of more, only those at the best rate of their cell
 POINTS = 80  # of a learning curve
@@ -152,6 +152,7 @@ def task(name: str, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+@reading_data()
 def levels(recipe: Mapping[str, Any]) -> dict[str, float]:
     """Mean over test segments of the accuracies of two guessers: see `chance` and `plateau` of a task."""
     try:

@@ -155,7 +155,7 @@ def sized(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
     from bestiary.training.size import memory_of, parameters
 
     try:
-        made = Recipe(**recipe)
+        made = Recipe.read(recipe)
         if made.shape not in SIZES:
             SIZES[made.shape] = memory_of(made)[0], parameters(made)
         return SIZES[made.shape]

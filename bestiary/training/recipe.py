@@ -4,12 +4,12 @@ import hashlib
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bestiary.spec import Mixers, Natural, Positive, Spec, Tasks, is_pattern, nearest, parse
+from bestiary.spec import Depth, Mixers, Natural, Positive, Spec, Tasks, is_pattern, nearest, parse, reading_data
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
@@ -30,6 +30,9 @@ def explained(error: Any) -> str:
     return f"{field}={error['input']!r}: {message}"
 
 
+Stored = TypeVar("Stored", bound="Checked")
+
+
 class Checked(BaseModel):
     """Fields that never change, each checked by name and by type; what is wrong is told in one line."""
 
@@ -47,6 +50,12 @@ class Checked(BaseModel):
         for name in given.keys() - cls.model_fields.keys():
             raise ValueError(f"a {cls.__name__.lower()} has no {name!r} {nearest(name, cls.model_fields)}")
         return given
+
+    @classmethod
+    def read(cls: "type[Stored]", stored: Mapping[str, Any]) -> "Stored":
+        """The recipe that was stored. A file that it names is run only if the user has named it: see `trust`."""
+        with reading_data():
+            return cls(**stored)
 
     @abstractmethod
     def build(self) -> "Model":
@@ -73,7 +82,7 @@ class Recipe(Checked):
     select: Tasks = ()  # what steers the training; the same as `test` unless given
     pattern: Mixers
     dim: Positive = 64
-    depth: Positive = 2
+    depth: Depth = 2
     channel: Literal["mlp", "swiglu", "none", "copy"] = "none"
     positions: Natural = 0  # learned position vectors; 0 is none
     dropout: Share = 0.0  # of the embeddings, while training
