@@ -81,7 +81,8 @@ def chosen(found: Spec) -> Iterator[str]:
 def readable(kind: Any) -> str:
     """A type as a person would write it."""
     text = kind.__name__ if isinstance(kind, type) else str(kind)
-    text = text.replace("typing.", "").replace("Annotated[int, Gt(gt=0)]", "positive int")
+    text = text.replace("typing.", "").replace(", Le(le=9007199254740992)", "")
+    text = text.replace("Annotated[int, Gt(gt=0)]", "positive int").replace("Annotated[int, Ge(ge=0)]", "int from 0")
     return text.replace("Literal[", "one of ").replace("]", "") if text.startswith("Literal") else text
 
 

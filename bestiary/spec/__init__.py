@@ -66,8 +66,8 @@ __all__ = [
 
 NESTED = 16  # how deep patterns may stand within patterns
 
-Positive = Annotated[int, Gt(0)]
-Natural = Annotated[int, Ge(0)]
+Positive = Annotated[int, Gt(0), Le(2**53)]  # above, a number is not exact in the JSON of others
+Natural = Annotated[int, Ge(0), Le(2**53)]
 Depth = Annotated[int, Gt(0), Le(LAYERS)]
 
 NESTING: ContextVar[int] = ContextVar("nesting", default=0)

@@ -11,7 +11,9 @@ LAYERS = 4096  # the most that a pattern may have, those within others included
 LONGEST = 2**16  # characters of a pattern
 
 PATH = re.compile(r"[\w./~+-]*[\w-]\.py")  # what needs no quotes in a pattern
-QUOTED_OR_PATH = re.compile(rf"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|{PATH.pattern}(?=\s*(?:[(,]|$))""", re.DOTALL)
+QUOTED_OR_PATH = re.compile(
+    rf"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<![\w./~+-]){PATH.pattern}(?=\s*(?:[(,]|$))""", re.DOTALL
+)
 
 
 class Call(NamedTuple):

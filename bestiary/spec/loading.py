@@ -169,13 +169,18 @@ def load(kind: str, name: str) -> ModuleType | type:
     close = get_close_matches(name[:100], names(kind), n=1)
     hints = [f"did you mean {close[0]!r}?"] if close else []
     hints += [f"`bestiary list {kind}` names them all"]
-    hints += [f"a file of your own is ./{name}.py"] if name.isidentifier() else []
+    hints += [f"a file of your own is ./{name}.py"] if len(name) < 100 and name.isidentifier() else []
     raise LookupError(f"no {kind.removesuffix('s')} {shortened(name)} ({'; '.join(hints)})")
 
 
 def is_built_in(kind: str, name: str) -> bool:
     """Whether the package itself has a file of this name."""
-    return name.isidentifier() and not name.startswith("_") and (PACKAGE / kind / f"{name}.py").is_file()
+    return (
+        len(name) < 100
+        and name.isidentifier()
+        and not name.startswith("_")
+        and (PACKAGE / kind / f"{name}.py").is_file()
+    )
 
 
 @cache
