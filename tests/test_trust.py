@@ -273,10 +273,10 @@ OPENING = (
     ("generate", "model", "Ada"),
     ("convert", "model", "out"),
     ("probe", "model", "--rows", "4", "--shots", "0", "--entries", "2", "--words", "0"),
-    ("slice", "model", "corpus", "--length", "8", "--limit", "4", "--threshold", "100000", "--out", "out"),
+    ("slice", "model", "corpus", "--length", "60", "--limit", "4", "--threshold", "9999", "--out", "out"),
     ("evaluate", "model"),
     ("probe", "converted", "--rows", "4", "--shots", "0", "--entries", "2", "--words", "0"),
-    ("slice", "converted", "corpus", "--length", "8", "--limit", "4", "--threshold", "100000", "--out", "out"),
+    ("slice", "converted", "corpus", "--length", "60", "--limit", "4", "--threshold", "9999", "--out", "out"),
 )
 
 
