@@ -48,9 +48,9 @@ def sliced(
 
 def opened(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> Judge:
     """A model by the folder of its run, its name or folder for Hugging Face, or a file of its log-probabilities."""
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
-    place, _ = Path(name), found_device(device)
+    place, _ = Path(name), find_device(device)
     if place.is_file():
         from bestiary.slices.losses import of_file
 
@@ -183,9 +183,9 @@ def is_run(place: Path) -> bool:
 
 def causal(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
     """A model and its tokenizer, for whoever takes either kind."""
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
-    found_device(device)
+    find_device(device)
     if is_run(Path(name)):
         from bestiary.corpus.tokenizers import open_tokenizer
         from bestiary.lm.pretraining import open_run

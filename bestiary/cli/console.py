@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bestiary.runs.store import Ended
+from bestiary.runs.store import Outcome
 from bestiary.sweep import Event
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import Measurement
@@ -65,7 +65,7 @@ class Watch:
                         self.leave(recipe, f"failed: {what}", style="red")
                     case "retried":
                         self.aside(recipe, f"{what}; tried again", style="yellow")
-                    case "apart":
+                    case "unstacked":
                         self.aside(recipe, f"not trained together with others of its shape: {what}", style="yellow")
                     case "waiting" if recipe.key not in self.lines:
                         waiting = f"{label(recipe)}  (another worker has it)"
@@ -84,7 +84,7 @@ class Watch:
         if self.detail and seen.split == "selection":
             self.progress.console.print(f"step {seen.step:>6}  {news}")
 
-    def ended(self, recipe: Recipe, end: Ended) -> None:
+    def ended(self, recipe: Recipe, end: Outcome) -> None:
         self.done += 1
         shares = self.tests.pop(recipe.key, [])
         score = f", test {sum(shares) / len(shares):.3f}" if shares else ""

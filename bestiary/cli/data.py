@@ -42,7 +42,8 @@ MEASURED = {
     "asked": "BIGINT",
 }
 LOG = """
-create view log as select {key} as key, * exclude (filename) from read_json({files}, filename = true,
+create view log as select {key} as key, * exclude (filename, further, extra), coalesce(extra, further) as extra
+from read_json({files}, filename = true,
 format = 'newline_delimited', ignore_errors = true, columns = {{{columns}}})
 where split is not null and not contains(key, '.')"""  # a line cut off is read as a row of NULLs
 NO_LOG = """
@@ -77,7 +78,7 @@ def export(
     with user_input():
         writable(to)
         opens = opened(store)
-        keys = opens.begun()
+        keys = opens.run_keys()
         if experiment:
             keys = [made.key for made in recipes_of(trained(question(experiment)), scale, opens)]
     table, damaged = measurements(opens, keys) if log else results(opens, keys)
@@ -107,7 +108,7 @@ def sql(
 
     log: a row for each measurement.
     key, step, split, segment, facet, value, loss, log.right, asked,
-    further (JSON).
+    extra (JSON).
 
     runs: a row for each run begun.
     key, the recipe's fields (tasks and mixers as text; "select" and
@@ -121,7 +122,7 @@ def sql(
             writable(to)
         duck = database()
     opens = opened(store)
-    if not opens.begun():
+    if not opens.run_keys():
         refuse(f"no runs in {store}")
     found = asked(duck, query, opens)
     if to is None:
@@ -140,7 +141,7 @@ def asked(duck: "duckdb.DuckDBPyConnection", query: str, store: "Store") -> "pd.
     if "results" in query.casefold():  # the one table that is made here, from every log
         from bestiary.runs.table import results
 
-        table, damaged = results(store, store.begun())
+        table, damaged = results(store, store.run_keys())
         complain(damaged)
         if table.empty:
             refuse(f"no run is done in {store.folder}, so there are no results; `log` and `runs` have what was begun")
@@ -155,11 +156,12 @@ def measured_and_begun(duck: "duckdb.DuckDBPyConnection", folder: Path) -> None:
     """Define the views `log` and `runs` over a store in which something was begun."""
     from bestiary.training.recipe import SPECS, Recipe
 
-    columns = MEASURED | {"further": "JSON"}
+    columns = MEASURED | {"extra": "JSON", "further": "JSON"}  # "further" in logs before 0.2
     if any(folder.glob("*/log.jsonl")):
         told = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
         duck.execute(LOG.format(key=KEY, files=pattern(folder, "log.jsonl"), columns=told))
     else:
+        columns.pop("further")
         duck.execute(NO_LOG.format(columns=", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items())))
     kinds = {int: "BIGINT", float: "DOUBLE"}
     fields = [
@@ -183,13 +185,13 @@ def measurements(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, li
     """One row for each measurement, and a line about each run that cannot be read."""
     import pandas as pd
 
-    from bestiary.runs.store import Damaged
+    from bestiary.runs.store import DamagedRun
 
-    rows, damaged, begun = [], [], set(store.begun())
+    rows, damaged, begun = [], [], set(store.run_keys())
     for key in keys:
         try:
             rows += [(key, *(line[name] for name in MEASURED)) for line in store.read(key).log] if key in begun else []
-        except Damaged as fault:
+        except DamagedRun as fault:
             damaged.append(str(fault))
     return pd.DataFrame(rows, columns=["key", *MEASURED]), damaged
 

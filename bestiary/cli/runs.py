@@ -148,14 +148,14 @@ def status(
 ) -> None:
     """Say how many runs are done or to come, and which are at work, interrupted or failed, and why."""
     from bestiary.cli._stands import SHOWN, failures, lines
-    from bestiary.runs.table import standing
+    from bestiary.runs.table import run_states
 
     with user_input():
         recipes = recipes_of(trained(question(experiment)), scale, opened(store)) if experiment else None
-    rows, damaged = standing(opened(store), recipes)
-    counts = Counter(row["stands"].partition(":")[0] for row in rows)
-    failed = [row for row in rows if row["stands"] == "failed"]
-    others = [row for row in rows if row["stands"] not in ("failed", "to come") and (every or not row["outcome"])]
+    rows, damaged = run_states(opened(store), recipes)
+    counts = Counter(row["state"].partition(":")[0] for row in rows)
+    failed = [row for row in rows if row["state"] == "failed"]
+    others = [row for row in rows if row["state"] not in ("failed", "to come") and (every or not row["outcome"])]
     told = [*lines(others), *failures(opened(store), failed, most=None if every else SHOWN)]
     told.append(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or f"no runs in {store}")
     typer.echo("\n".join(told))
@@ -232,18 +232,18 @@ def carry_out(
     """Check every recipe, run what is not done, and read the results: how many failed, and the table."""
     from bestiary.cli.console import Watch
     from bestiary.runs.table import results
-    from bestiary.sweep.trackers import followed, sinks
+    from bestiary.sweep.trackers import follow_events, make_sinks
 
     store = opened(folder)
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
     with user_input():
         checked(recipes, device, backend, elsewhere=bool(ray or slurm))
-        told = sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
+        told = make_sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
         events = begun(recipes, store, **how, together=together, ray=ray, gpus=gpus, slurm=slurm)
     done = sum(made in store for made in recipes)
     if done:
         typer.echo(f"{done} of {len(recipes)} runs are done already, in {folder}")
-    watch, events = Watch(name, total=len(recipes), done=done, detail=detail), followed(events, told)
+    watch, events = Watch(name, total=len(recipes), done=done, detail=detail), follow_events(events, told)
     try:
         failed = watch.follow(events)
     except KeyboardInterrupt:
@@ -264,12 +264,12 @@ def carry_out(
 def checked(recipes: "Sequence[Recipe]", device: str, backend: str, *, elsewhere: bool) -> None:
     """Raise ValueError if a recipe cannot be built, or if there is no such device or backend here."""
     from bestiary.ops.backend import use
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
     if not elsewhere:
-        found_device(device)
+        find_device(device)
         use(backend)
-    for made in {made.shape: made for made in recipes}.values():
+    for made in {made.shape_key: made for made in recipes}.values():
         made.check()
 
 
@@ -289,10 +289,10 @@ def begun(
         from bestiary.sweep.slurm import slurm_sweep
 
         return slurm_sweep(recipes, store, slurm, **how)
-    from bestiary.sweep.jobs import How
+    from bestiary.sweep.jobs import WorkerConfig
     from bestiary.sweep.ray_cluster import RayCluster
 
-    given = How(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
+    given = WorkerConfig(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
     executor = RayCluster(ray, given, device=how["device"], gpus=gpus, workers=how["workers"])
     return sweep(recipes, store, **how, executor=executor)
 

@@ -57,7 +57,7 @@ def search(
     backend: Backend = "auto",
 ) -> None:
     """Find the learning rates that work, and how wide their window is."""
-    from bestiary.sweep.search import halving, optuna_rates, rates, studied
+    from bestiary.sweep.search import halving, make_study, optuna_rates, rates
 
     with user_input():
         made = based_on(recipe, layers, settings or [], task)
@@ -65,7 +65,7 @@ def search(
             raise ValueError(f"the search chooses rate and seed ({chosen[0]}); give --low, --high and --seeds")
         grid = [at(made, rate, seed) for rate in rates(low, high, coarse) for seed in range(seeds)]
         if by == By.optuna:
-            studied(0)  # says now if it is missing
+            make_study(0)  # says now if it is missing
     failed = 0
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": False}
 
@@ -102,10 +102,10 @@ def refined_grid(
     """The results of a grid and of its refinements, until each edge is known to within the factor."""
     import pandas as pd
 
-    from bestiary.sweep.search import refined
+    from bestiary.sweep.search import refine
 
     table, asked = carry(grid), {made.key for made in grid}
-    while new := [made for made in refined(grid, table, within=within) if made.key not in asked]:
+    while new := [made for made in refine(grid, table, within=within) if made.key not in asked]:
         asked |= {made.key for made in new}
         table = pd.concat([table, carry(new)], ignore_index=True)
     return table
@@ -114,12 +114,12 @@ def refined_grid(
 def told(table: "pd.DataFrame") -> None:
     """Each rate with its accuracy over seeds, and a sentence about the window; of longest runs, if lengths differ."""
     from bestiary.cli.console import show as show_table
-    from bestiary.runs.table import curve, judged
+    from bestiary.runs.table import curve, diverged_as_zero
     from bestiary.sweep.search import window
 
     if table.empty:
         return
-    table = judged(table)
+    table = diverged_as_zero(table)
     group = [*(name for name in ("share", "task") if name in table and table[name].nunique() > 1), "rate"]
     selection = table.groupby(group, as_index=False)["selection"].mean()
     rows = selection.merge(curve(table, group=group), on=group).sort_values(group)
@@ -127,7 +127,7 @@ def told(table: "pd.DataFrame") -> None:
     if "share" in table:
         table = table[table["share"] == table["share"].max()]
     scores = {float(rate): float(score) for rate, score in table.groupby("rate")["selection"].mean().items()}
-    typer.echo(f"best rate {max(scores, key=lambda rate: scores[rate]):g}; {window(scores).told()}")
+    typer.echo(f"best rate {max(scores, key=lambda rate: scores[rate]):g}; {window(scores).describe()}")
 
 
 @app.command()
@@ -143,7 +143,7 @@ def match(
     import pandas as pd
 
     from bestiary.cli.console import show as show_table
-    from bestiary.training.size import Match, matched, size
+    from bestiary.training.size import Match, match_widths, size
 
     texts = [text for text in patterns if not re.match(r"\s*\w+=", text)]
     with user_input():
@@ -151,7 +151,7 @@ def match(
         if not texts:
             refuse("give patterns to match, as in bestiary match 'attention' --like 'base_conv, based'")
         wanted.check()
-        found = {like: Match(wanted, 1.0)} | matched(texts, wanted, match=by.value, tolerance=tolerance)
+        found = {like: Match(wanted, 1.0)} | match_widths(texts, wanted, match=by.value, tolerance=tolerance)
     rows: list[dict[str, Any]] = [
         {"pattern": text, "dim": one.recipe.dim, **size(one.recipe)._asdict(), "ratio": f"{one.ratio:.3f}"}
         for text, one in found.items()

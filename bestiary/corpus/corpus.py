@@ -35,7 +35,7 @@ import numpy as np
 from bestiary.corpus.counts import Column
 from bestiary.corpus.documents import KNOWN, documents, files
 from bestiary.corpus.tokenizers import Tokenizer, open_tokenizer, train_bpe
-from bestiary.runs.store import alive, born, get, machine, moved, origin, put
+from bestiary.runs.store import is_alive, machine, origin, process_start, read_json, try_rename, write_file
 
 if TYPE_CHECKING:
     from bestiary.corpus.counts import Counts
@@ -120,7 +120,7 @@ def open_corpus(folder: Path | str) -> Corpus:
     if not (folder / "manifest.json").is_file():
         raise LookupError(f"{folder} is no corpus: write one with `bestiary corpus SOURCE --out {folder}`")
     try:
-        manifest = get(folder / "manifest.json")
+        manifest = read_json(folder / "manifest.json")
         made = manifest["format"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{folder / 'manifest.json'} is damaged: remove the folder, prepare it again") from None
@@ -196,7 +196,7 @@ def prepare(
     beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
         write(beside, wanted, tell)
-        moved(beside, folder)  # or another process was faster
+        try_rename(beside, folder)  # or another process was faster
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return same(folder, wanted)
@@ -241,7 +241,7 @@ def clear(folder: Path) -> None:
     """Remove what processes that died have left of this corpus."""
     for left in folder.parent.glob(f".{folder.name}-{32 * '[0-9a-f]'}"):
         with suppress(FileNotFoundError):
-            if not alive(left, now=time.time()):
+            if not is_alive(left, now=time.time()):
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -292,7 +292,7 @@ def write(folder: Path, wanted: Wanted, tell: Tell | None) -> None:
     """Write all files of a corpus, the manifest last."""
     folder.mkdir()
     owner = folder / "owner.json"
-    put(owner, {"machine": machine(), "process": os.getpid(), "born": born(os.getpid())})
+    write_file(owner, {"machine": machine(), "process": os.getpid(), "born": process_start(os.getpid())})
     tokenizer = wanted.tokenizer if isinstance(wanted.tokenizer, Tokenizer) else trained(wanted, wanted.tokenizer)
     skipped, documents, tokens = Counter[str](), 0, 0
     with ExitStack() as stack:
@@ -307,9 +307,9 @@ def write(folder: Path, wanted: Wanted, tell: Tell | None) -> None:
     if not documents:
         raise ValueError(nothing(wanted, "there is no text of two tokens", skipped))
     tokenizer.save(folder / "tokenizer")
-    put(folder / "origin.json", origin())
+    write_file(folder / "origin.json", origin())
     owner.unlink()
-    put(folder / "manifest.json", manifest(wanted, tokenizer, parts, skipped))
+    write_file(folder / "manifest.json", manifest(wanted, tokenizer, parts, skipped))
 
 
 def manifest(wanted: Wanted, tokenizer: Tokenizer, parts: list[Part], skipped: Counter[str]) -> dict[str, Any]:

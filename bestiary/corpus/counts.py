@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bestiary.runs.store import get, put
+from bestiary.runs.store import read_json, write_file
 
 FORMAT = 1  # raised when the files change their meaning
 MEMORY = 2**30  # bytes
@@ -138,7 +138,7 @@ def count(
         with alone(folder):
             if not (folder / "counts.json").is_file():  # nor has another process just written it
                 if not (folder / "source.json").is_file():
-                    put(folder / "source.json", source)
+                    write_file(folder / "source.json", source)
                 same(folder, source)
                 return counted(tokens, folder, head, span=span, memory=memory, tell=tell)
     same(folder, source)
@@ -205,7 +205,7 @@ def open_counts(folder: Path | str, tokenizer: str | None = None, *, vocab: int 
 
 def opened(folder: Path) -> tuple[Counts, list[int]]:
     """The counts in a folder, and what their checksums must be."""
-    head = get(folder / "counts.json")
+    head = read_json(folder / "counts.json")
     if head["format"] != FORMAT:
         raise ValueError(f"its format is {head['format']}, not {FORMAT}")
     keys, counts = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in ("keys.npy", "counts.npy"))
@@ -222,7 +222,7 @@ def written(folder: Path, chunks: Iterable[Chunk], head: Head, total: int) -> Co
             keys.append(some)
             counts.append(numbers)
     sums = {"distinct": keys.length, "checksums": [keys.checksum, counts.checksum]}
-    put(folder / "counts.json", {"format": FORMAT, **head._asdict(), "total": total, **sums})
+    write_file(folder / "counts.json", {"format": FORMAT, **head._asdict(), "total": total, **sums})
     return opened(folder)[0]
 
 
@@ -284,7 +284,7 @@ def same(folder: Path, source: dict[str, Any]) -> None:
     """Raises ValueError if a folder has counts of something else, or of what nobody knows."""
     before = dict[str, Any]()
     with suppress(OSError, ValueError):
-        before = get(folder / "source.json")
+        before = read_json(folder / "source.json")
     if name := next((name for name in source if before.get(name) != source[name]), None):
         raise ValueError(
             f"{folder} has a count of other tokens ({name} {before.get(name, 'unknown')} there, {source[name]} given): "

@@ -18,7 +18,7 @@ from bestiary.experiments._lines import chosen, lines, note
 from bestiary.report.plot import panels
 from bestiary.report.references import decades, mark, references
 from bestiary.training.recipe import Recipe, based, clean
-from bestiary.training.size import memory_of
+from bestiary.training.size import state_size
 
 MAPS = {
     "Taylor, 16": "based(features=16)",
@@ -108,7 +108,7 @@ def names() -> dict[str, str]:
 
 def state(pattern: str, dim: int, depth: int, task: str) -> int:
     """Numbers in the state of a model after a sequence of the task."""
-    return memory_of(clean(pattern, dim=int(dim), depth=int(depth), train=task))[0]
+    return state_size(clean(pattern, dim=int(dim), depth=int(depth), train=task))[0]
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

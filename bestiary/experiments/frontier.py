@@ -166,9 +166,9 @@ def over_slices(table: pd.DataFrame) -> pd.DataFrame:
 @cache
 def state(pattern: str, dim: int, depth: int, channel: str, tests: str) -> int:
     """Numbers in the state after the longest slice."""
-    from bestiary.training.size import memory_of
+    from bestiary.training.size import state_size
 
-    return memory_of(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
+    return state_size(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
 
 
 def called(pattern: str) -> str:

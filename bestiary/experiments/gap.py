@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._pretrained import MODELS, corpus_of, losses_of, trained
-from bestiary.runs.store import get
+from bestiary.runs.store import read_json
 from bestiary.slices import tables as slices
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def closed(found: Any, name: str) -> dict[str, Any]:
 
 def done(recipe: "Pretraining") -> dict[str, Any]:
     """How its run ended."""
-    return get(MODELS / recipe.key / "done")
+    return read_json(MODELS / recipe.key / "done")
 
 
 def outcome(recipe: "Pretraining") -> str:

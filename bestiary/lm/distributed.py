@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bestiary.lm.pretraining import Parallel
 from bestiary.model import Model
-from bestiary.training.train import found_device
+from bestiary.training.train import find_device
 
 FULL = StateDictOptions(full_state_dict=True)
 
@@ -106,11 +106,11 @@ class Team:
 def gathered(parallel: Parallel, device: str) -> Iterator[Team]:
     """The team that torchrun has started this process for, or this process alone."""
     if parallel == "none":
-        yield Team(found_device(device))
+        yield Team(find_device(device))
         return
     if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]:
         raise ValueError(f"parallel={parallel!r} needs processes started by torchrun: {missing} are not set")
-    place = found_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)
+    place = find_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     ours = not distributed.is_initialized()

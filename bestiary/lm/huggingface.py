@@ -26,7 +26,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bestiary.model import Model, ModelState
-from bestiary.runs.store import put
+from bestiary.runs.store import write_file
 from bestiary.spec import read_specs
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def save_pretrained(
                             "AutoModelForCausalLM": "modeling_bestiary.BestiaryForCausalLM"}  # fmt: skip
     made.save_pretrained(place)
     theirs.save_pretrained(place)
-    put(place / "modeling_bestiary.py", CODE)
+    write_file(place / "modeling_bestiary.py", CODE)
 
 
 def export(run: Path | str, folder: Path | str) -> None:
@@ -252,7 +252,7 @@ def export(run: Path | str, folder: Path | str) -> None:
     recipe, model = open_run(Path(run))
     tokenizer = open_tokenizer(Path(run) / "tokenizer")
     save_pretrained(model, {name: getattr(recipe, name) for name in SETTINGS}, tokenizer, folder)
-    put(Path(folder) / "recipe.json", recipe.json())
+    write_file(Path(folder) / "recipe.json", recipe.json())
 
 
 def hub_tokenizer(tokenizer: "Tokenizer") -> PreTrainedTokenizerFast:

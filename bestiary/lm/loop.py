@@ -21,9 +21,9 @@ from bestiary.lm.pretraining import Parallel, Pretraining
 from bestiary.lm.speed import peak, work
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
-from bestiary.runs.store import Run, Store, get, origin, put
+from bestiary.runs.store import Run, Store, origin, read_json, write_file
 from bestiary.tasks._task import SILENT, stream
-from bestiary.training.train import TOKENS, Diverged, is_matrix, keep_memory
+from bestiary.training.train import TOKENS, Diverged, is_matrix, keep_freed_memory
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -95,8 +95,8 @@ class Held(Run):
 
     def open(self) -> None:
         (self.place / "failure.txt").unlink(missing_ok=True)
-        put(self.place / "recipe.json", self.recipe.json())
-        put(self.place / "origin.json", origin() | self.how)
+        write_file(self.place / "recipe.json", self.recipe.json())
+        write_file(self.place / "origin.json", origin() | self.details)
         for part in self.recipe.pattern:
             if part.source and part.name.endswith(".py"):
                 (self.place / "source").mkdir(exist_ok=True)
@@ -107,12 +107,12 @@ class Held(Run):
         """Go on behind the first bytes of the log, in a file of its own: a former owner may hold the old one."""
         self.log.close()
         place = self.place / "log.jsonl"
-        put(place, place.read_bytes()[:position].decode())
+        write_file(place, place.read_bytes()[:position].decode())
         self.log = place.open("a")
 
     def position(self) -> int:
         """How many bytes of log are safe on disk. Raises Lost if another worker holds the run now."""
-        self.held()
+        self.check_held()
         os.fsync(self.log.fileno())
         return self.log.tell()
 
@@ -128,7 +128,7 @@ def carry_out(recipe: Pretraining, corpus: "Corpus", folder: Path, how: How) -> 
             return
         first = run if isinstance(run, Held) else None
         if first is not None:
-            first.how = {"corpus": str(corpus.folder), "workers": team.size, **how._asdict()}
+            first.details = {"corpus": str(corpus.folder), "workers": team.size, **how._asdict()}
         with first or nullcontext():
             try:
                 for row in Loop(recipe, corpus, folder / recipe.key, run=first, team=team, how=how).rows():
@@ -160,7 +160,7 @@ class Loop:
     def __init__(
         self, recipe: Pretraining, corpus: "Corpus", place: Path, *, run: Held | None, team: Team, how: How
     ) -> None:
-        keep_memory()
+        keep_freed_memory()
         self.recipe, self.corpus, self.place, self.run, self.team, self.how = recipe, corpus, place, run, team, how
         if recipe.batch % (how.accumulate * team.size):
             parts = f"{how.accumulate} parts of {team.size} processes"
@@ -208,7 +208,7 @@ class Loop:
         shutil.copytree(self.corpus.folder / "tokenizer", self.place / "tokenizer", dirs_exist_ok=True)
         trained = self.recipe.build()
         trained.load_state_dict(weights)
-        run.keep(trained)
+        run.save_weights(trained)
         shutil.rmtree(self.place / "checkpoint", ignore_errors=True)
 
     def update(self) -> None:
@@ -287,7 +287,7 @@ class Loop:
         self.team.told(None)
         self.team.save(self.model, self.optimizer, new)
         if self.run is not None:
-            put(folder / "last.json", {"step": self.step, "log": position, "sum": total})
+            write_file(folder / "last.json", {"step": self.step, "log": position, "sum": total})
             for old in folder.glob("step-*"):
                 if old != new:
                     shutil.rmtree(old)
@@ -295,7 +295,7 @@ class Loop:
     def resume(self) -> None:
         """Go back to the last checkpoint, or to the start, and cut the log back to it."""
         place = self.place / "checkpoint" / "last.json"
-        last = self.team.told(get(place) if self.run is not None and place.is_file() else None)
+        last = self.team.told(read_json(place) if self.run is not None and place.is_file() else None)
         if last is not None:
             self.step = last["step"]
             self.team.load(self.model, self.optimizer, place.with_name(f"step-{self.step}"))

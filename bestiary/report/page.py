@@ -41,11 +41,11 @@ def report(
     With a `version`, the page is for a server: it asks for `version` now and then and loads itself anew when that is
     another. Raises LookupError if no run is done.
     """
-    keys = store.begun() if recipes is None else [recipe.key for recipe in recipes]
+    keys = store.run_keys() if recipes is None else [recipe.key for recipe in recipes]
     found = gather(store, keys)
     if found.rows.empty:
         raise LookupError(f"no run of it is done in {store.folder}; `bestiary status` says how they stand")
-    stands = Counter(line.partition(":")[0] for line in progress(store, recipes)[0]["stands"])
+    stands = Counter(line.partition(":")[0] for line in progress(store, recipes)[0]["state"])
     shown = contents(found, called)
     written = tables(shown)
     html = page(shown, summary(shown, stands), title=title, latex=written, version=version)

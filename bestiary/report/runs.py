@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bestiary.report.command import text
-from bestiary.runs.store import Damaged, Record, Store
-from bestiary.runs.table import segments, selection_curve
+from bestiary.runs.store import DamagedRun, Record, Store
+from bestiary.runs.table import segment_rows, selection_curve
 from bestiary.spec import locate
 from bestiary.training.recipe import Recipe
 
@@ -31,7 +31,7 @@ class Gathered(NamedTuple):
 
 def gather(store: Store, keys: Iterable[str]) -> Gathered:
     """The finished runs among the keys."""
-    begun = set(store.begun())
+    begun = set(store.run_keys())
     rows: list[dict[str, Any]] = []
     found = Gathered(pd.DataFrame(), {}, {}, {}, {}, [])
     for key in dict.fromkeys(keys):
@@ -39,7 +39,7 @@ def gather(store: Store, keys: Iterable[str]) -> Gathered:
             continue
         try:
             record = store.read(key)
-        except Damaged as fault:
+        except DamagedRun as fault:
             found.damaged.append(str(fault))
             continue
         if record.ended is not None:
@@ -58,7 +58,7 @@ def enter(found: Gathered, record: Record, store: Store) -> list[dict[str, Any]]
     origin = json.loads(place.read_text()) if place.is_file() else {}
     origin.get("host", {}).pop("name", None)
     found.origins[record.key] = origin
-    return [{**row, "cell": cell, "task": question(recipe)} for row in segments(record)]
+    return [{**row, "cell": cell, "task": question(recipe)} for row in segment_rows(record)]
 
 
 def distances(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
@@ -152,12 +152,12 @@ SIZES: dict[str, tuple[int, int]] = {}  # what was measured, by shape
 
 def sized(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Numbers in the state after the longest test sequence, and parameters; None if the model cannot be built now."""
-    from bestiary.training.size import memory_of, parameters
+    from bestiary.training.size import parameters, state_size
 
     try:
         made = Recipe(**recipe)
-        if made.shape not in SIZES:
-            SIZES[made.shape] = memory_of(made)[0], parameters(made)
-        return SIZES[made.shape]
+        if made.shape_key not in SIZES:
+            SIZES[made.shape_key] = state_size(made)[0], parameters(made)
+        return SIZES[made.shape_key]
     except CHANGED:
         return None, None

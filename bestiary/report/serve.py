@@ -53,7 +53,7 @@ def server(store: Store, make: Callable[[str], str], *, port: int) -> ThreadingH
 def version(store: Store) -> str:
     """Equal as long as no run was begun, failed or ended."""
     marks = []
-    for key in store.begun():
+    for key in store.run_keys():
         for name in ("done", "failure.txt"):
             place = store.folder / key / name
             marks.append(f"{key} {name} {place.stat().st_mtime_ns if place.exists() else 0}")
