@@ -42,13 +42,13 @@ def _no_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gather_data(store: Store) -> dict[str, Any]:
-    return report_data(gather_runs(store, store.begun()))
+    return report_data(gather_runs(store, store.run_keys()))
 
 
 def test_an_experiment_says_what_patterns_are_called(tmp_path: Path) -> None:
     store = several(tmp_path)
     shown = report_data(
-        gather_runs(store, store.begun()), lambda pattern: "Short" if "attention" not in pattern else pattern
+        gather_runs(store, store.run_keys()), lambda pattern: "Short" if "attention" not in pattern else pattern
     )
     assert {c["mixer"] for c in shown["cells"]} == {"Short", "base_conv, attention"}
 
@@ -285,7 +285,7 @@ def test_text_from_a_recipe_never_becomes_markup(tmp_path: Path) -> None:
 
 def test_the_name_of_the_machine_stays_out_of_the_page(tmp_path: Path) -> None:
     store = several(tmp_path)
-    (key, *_) = store.begun()
+    (key, *_) = store.run_keys()
     place = tmp_path / key / "origin.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"host": {"name": "secret-box", "cores": 2}}))
     html = report(store).html

@@ -51,9 +51,9 @@ def open_text(
 
 def open_source(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> LossSource:
     """Open a model by the folder of its run, its Hugging Face name or folder, or a file of its log-probabilities."""
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
-    place, _ = Path(name), found_device(device)
+    place, _ = Path(name), find_device(device)
     if place.is_file():
         from bestiary.slices.losses import read_losses
 
@@ -193,9 +193,9 @@ def is_run(place: Path) -> bool:
 
 def open_causal_model(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
     """Open a model and its tokenizer, from a run or from Hugging Face."""
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
-    found_device(device)
+    find_device(device)
     if is_run(Path(name)):
         from bestiary.corpus.tokenizers import open_tokenizer
         from bestiary.lm.pretraining import open_run

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bestiary.runs.store import Ended
+from bestiary.runs.store import Outcome
 from bestiary.sweep import Event
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import Measurement
@@ -68,7 +68,7 @@ class ProgressDisplay:
                         self.print_result(recipe, f"failed: {what}", style="red")
                     case "retried":
                         self.print_note(recipe, f"{what}; tried again", style="yellow")
-                    case "apart":
+                    case "unstacked":
                         self.print_note(
                             recipe, f"not trained together with others of its shape: {what}", style="yellow"
                         )
@@ -90,7 +90,7 @@ class ProgressDisplay:
         if self.detail and measurement.split == "selection":
             self.progress.console.print(f"step {measurement.step:>6}  {news}")
 
-    def show_end(self, recipe: Recipe, end: Ended) -> None:
+    def show_end(self, recipe: Recipe, end: Outcome) -> None:
         """Print how a run ended, with the mean of its test accuracies."""
         self.done += 1
         shares = self.tests.pop(recipe.key, [])

@@ -43,7 +43,8 @@ MEASURED = {
     "asked": "BIGINT",
 }
 LOG = """
-create view log as select {key} as key, * exclude (filename) from read_json({files}, filename = true,
+create view log as select {key} as key, * exclude (filename, further, extra), coalesce(extra, further) as extra
+from read_json({files}, filename = true,
 format = 'newline_delimited', ignore_errors = true, columns = {{{columns}}})
 where split is not null and not contains(key, '.')"""  # a line cut off is read as a row of NULLs
 NO_LOG = """
@@ -78,7 +79,7 @@ def export(
     with user_input():
         check_writable(to)
         runs = open_store(store)
-        keys = runs.begun()
+        keys = runs.run_keys()
         if experiment:
             keys = [recipe.key for recipe in recipes_of(load_with_recipes(experiment), scale, runs)]
     table, damaged = measurement_table(runs, keys) if log else results(runs, keys)
@@ -108,7 +109,7 @@ def sql(
 
     log: a row for each measurement.
     key, step, split, segment, facet, value, loss, log.right, asked,
-    further (JSON).
+    extra (JSON).
 
     runs: a row for each run begun.
     key, the recipe's fields (tasks and mixers as text; "select" and
@@ -122,7 +123,7 @@ def sql(
             check_writable(to)
         connection = connect_duckdb()
     runs = open_store(store)
-    if not runs.begun():
+    if not runs.run_keys():
         refuse(f"no runs in {store}")
     answer = run_query(connection, query, runs)
     if to is None:
@@ -141,7 +142,7 @@ def run_query(connection: "duckdb.DuckDBPyConnection", query: str, store: "Store
     if "results" in query.casefold():  # the one table that is made here, from every log
         from bestiary.runs.table import results
 
-        table, damaged = results(store, store.begun())
+        table, damaged = results(store, store.run_keys())
         warn_damaged(damaged)
         if table.empty:
             refuse(f"no run is done in {store.folder}, so there are no results; `log` and `runs` have what was begun")
@@ -156,11 +157,12 @@ def create_views(connection: "duckdb.DuckDBPyConnection", folder: Path) -> None:
     """Define the views `log` and `runs` over a store that has at least one run."""
     from bestiary.training.recipe import SPECS, Recipe
 
-    columns = MEASURED | {"further": "JSON"}
+    columns = MEASURED | {"extra": "JSON", "further": "JSON"}  # "further" in logs before 0.2
     if any(folder.glob("*/log.jsonl")):
         column_types = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
         connection.execute(LOG.format(key=KEY, files=glob_literal(folder, "log.jsonl"), columns=column_types))
     else:
+        columns.pop("further")
         connection.execute(
             NO_LOG.format(columns=", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items()))
         )
@@ -186,13 +188,13 @@ def measurement_table(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFram
     """One row for each measurement, and a line about each run that cannot be read."""
     import pandas as pd
 
-    from bestiary.runs.store import Damaged
+    from bestiary.runs.store import DamagedRun
 
-    rows, damaged, begun = [], [], set(store.begun())
+    rows, damaged, begun = [], [], set(store.run_keys())
     for key in keys:
         try:
             rows += [(key, *(line[name] for name in MEASURED)) for line in store.read(key).log] if key in begun else []
-        except Damaged as fault:
+        except DamagedRun as fault:
             damaged.append(str(fault))
     return pd.DataFrame(rows, columns=["key", *MEASURED]), damaged
 

@@ -60,13 +60,15 @@ def show(
 ) -> None:
     """Describe one thing: what it is, its options, its size."""
     from bestiary.cli import describe
-    from bestiary.runs.store import Damaged, Store
+    from bestiary.runs.store import DamagedRun, Store
 
     with user_input():
         runs = Store(store)
         try:
-            found = list(describe.run_lines(runs, name) if name in runs.begun() else describe.describe(name, dim=dim))
-        except Damaged as fault:
+            found = list(
+                describe.run_lines(runs, name) if name in runs.run_keys() else describe.describe(name, dim=dim)
+            )
+        except DamagedRun as fault:
             refuse(str(fault))
     for line in found:
         typer.echo(line)

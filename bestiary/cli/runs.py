@@ -148,14 +148,14 @@ def status(
 ) -> None:
     """Say how many runs are done or to come, and which are at work, interrupted or failed, and why."""
     from bestiary.cli._status import SHOWN, failure_lines, run_lines
-    from bestiary.runs.table import standing
+    from bestiary.runs.table import run_states
 
     with user_input():
         recipes = recipes_of(load_with_recipes(experiment), scale, open_store(store)) if experiment else None
-    rows, damaged = standing(open_store(store), recipes)
-    counts = Counter(row["stands"].partition(":")[0] for row in rows)
-    failed = [row for row in rows if row["stands"] == "failed"]
-    others = [row for row in rows if row["stands"] not in ("failed", "to come") and (every or not row["outcome"])]
+    rows, damaged = run_states(open_store(store), recipes)
+    counts = Counter(row["state"].partition(":")[0] for row in rows)
+    failed = [row for row in rows if row["state"] == "failed"]
+    others = [row for row in rows if row["state"] not in ("failed", "to come") and (every or not row["outcome"])]
     lines = [*run_lines(others), *failure_lines(open_store(store), failed, most=None if every else SHOWN)]
     lines.append(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or f"no runs in {store}")
     typer.echo("\n".join(lines))
@@ -234,18 +234,21 @@ def run_recipes(
     """Check every recipe, run what is not done, and read the results. Returns how many failed, and the table."""
     from bestiary.cli.console import ProgressDisplay
     from bestiary.runs.table import results
-    from bestiary.sweep.trackers import followed, sinks
+    from bestiary.sweep.trackers import follow_events, make_sinks
 
     store = open_store(folder)
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
     with user_input():
         check_recipes(recipes, device, backend, elsewhere=bool(ray or slurm))
-        trackers = sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
+        trackers = make_sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
         events = start_sweep(recipes, store, **how, together=together, ray=ray, gpus=gpus, slurm=slurm)
     done = sum(recipe in store for recipe in recipes)
     if done:
         typer.echo(f"{done} of {len(recipes)} runs are done already, in {folder}")
-    display, events = ProgressDisplay(name, total=len(recipes), done=done, detail=detail), followed(events, trackers)
+    display, events = (
+        ProgressDisplay(name, total=len(recipes), done=done, detail=detail),
+        follow_events(events, trackers),
+    )
     try:
         failed = display.follow(events)
     except KeyboardInterrupt:
@@ -266,12 +269,12 @@ def run_recipes(
 def check_recipes(recipes: "Sequence[Recipe]", device: str, backend: str, *, elsewhere: bool) -> None:
     """Raise ValueError if a recipe cannot be built, or if there is no such device or backend here."""
     from bestiary.ops.backend import use
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
     if not elsewhere:
-        found_device(device)
+        find_device(device)
         use(backend)
-    for recipe in {recipe.shape: recipe for recipe in recipes}.values():
+    for recipe in {recipe.shape_key: recipe for recipe in recipes}.values():
         recipe.check()
 
 
@@ -291,10 +294,10 @@ def start_sweep(
         from bestiary.sweep.slurm import slurm_sweep
 
         return slurm_sweep(recipes, store, slurm, **how)
-    from bestiary.sweep.jobs import How
+    from bestiary.sweep.jobs import WorkerConfig
     from bestiary.sweep.ray_cluster import RayCluster
 
-    config = How(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
+    config = WorkerConfig(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
     executor = RayCluster(ray, config, device=how["device"], gpus=gpus, workers=how["workers"])
     return sweep(recipes, store, **how, executor=executor)
 

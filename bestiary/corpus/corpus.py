@@ -35,7 +35,7 @@ import numpy as np
 from bestiary.corpus.counts import ArrayWriter
 from bestiary.corpus.documents import NAMED_SOURCES, documents, list_files
 from bestiary.corpus.tokenizers import Tokenizer, open_tokenizer, train_bpe
-from bestiary.runs.store import alive, born, get, machine, moved, origin, put
+from bestiary.runs.store import is_alive, machine, origin, process_start, read_json, try_rename, write_file
 
 if TYPE_CHECKING:
     from bestiary.corpus.counts import Counts
@@ -126,7 +126,7 @@ def open_corpus(folder: Path | str) -> Corpus:
     if not (folder / "manifest.json").is_file():
         raise LookupError(f"{folder} is no corpus: write one with `bestiary corpus SOURCE --out {folder}`")
     try:
-        manifest = get(folder / "manifest.json")
+        manifest = read_json(folder / "manifest.json")
         written_format = manifest["format"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{folder / 'manifest.json'} is damaged: remove the folder, prepare it again") from None
@@ -204,7 +204,7 @@ def prepare(
     beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
         write_corpus(beside, request, progress)
-        moved(beside, folder)  # or another process was faster
+        try_rename(beside, folder)  # or another process was faster
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return open_requested(folder, request)
@@ -250,7 +250,7 @@ def remove_abandoned(folder: Path) -> None:
     """Remove what processes that died left behind while writing this corpus."""
     for leftover in folder.parent.glob(f".{folder.name}-{32 * '[0-9a-f]'}"):
         with suppress(FileNotFoundError):
-            if not alive(leftover, now=time.time()):
+            if not is_alive(leftover, now=time.time()):
                 shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -302,7 +302,7 @@ def write_corpus(folder: Path, request: CorpusRequest, progress: Progress | None
     """Write all files of a corpus into a new folder, the manifest last."""
     folder.mkdir()
     owner = folder / "owner.json"
-    put(owner, {"machine": machine(), "process": os.getpid(), "born": born(os.getpid())})
+    write_file(owner, {"machine": machine(), "process": os.getpid(), "born": process_start(os.getpid())})
     tokenizer = request.tokenizer
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = train_tokenizer(request, tokenizer)
@@ -319,9 +319,9 @@ def write_corpus(folder: Path, request: CorpusRequest, progress: Progress | None
     if not documents:
         raise ValueError(no_text_message(request, "there is no text of two tokens", skipped))
     tokenizer.save(folder / "tokenizer")
-    put(folder / "origin.json", origin())
+    write_file(folder / "origin.json", origin())
     owner.unlink()
-    put(folder / "manifest.json", build_manifest(request, tokenizer, parts, skipped))
+    write_file(folder / "manifest.json", build_manifest(request, tokenizer, parts, skipped))
 
 
 def build_manifest(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bestiary.runs.store import put
+from bestiary.runs.store import write_file
 
 if TYPE_CHECKING:
     import tokenizers
@@ -125,7 +125,7 @@ class Tokenizer:
         (folder / "tokenizer.json").write_bytes(self.definition.encode())
         end = self.library.id_to_token(self.separator)
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        put(folder / CONFIG_FILE, {**kind, "eos_token": end, "bestiary": self.name})
+        write_file(folder / CONFIG_FILE, {**kind, "eos_token": end, "bestiary": self.name})
 
 
 @lru_cache(maxsize=8)

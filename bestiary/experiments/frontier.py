@@ -168,9 +168,9 @@ def mean_over_slices(table: pd.DataFrame) -> pd.DataFrame:
 @cache
 def state_numbers(pattern: str, dim: int, depth: int, channel: str, tests: str) -> int:
     """Numbers in the state after the longest slice."""
-    from bestiary.training.size import memory_of
+    from bestiary.training.size import state_size
 
-    return memory_of(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
+    return state_size(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
 
 
 def pattern_name(pattern: str) -> str:

@@ -26,7 +26,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bestiary.model import Model, ModelState
-from bestiary.runs.store import put
+from bestiary.runs.store import write_file
 from bestiary.spec import read_specs
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ def save_pretrained(
                                "AutoModelForCausalLM": "modeling_bestiary.BestiaryForCausalLM"}  # fmt: skip
     wrapped.save_pretrained(folder)
     fast.save_pretrained(folder)
-    put(folder / "modeling_bestiary.py", CODE)
+    write_file(folder / "modeling_bestiary.py", CODE)
 
 
 def export_run(run: Path | str, folder: Path | str) -> None:
@@ -268,7 +268,7 @@ def export_run(run: Path | str, folder: Path | str) -> None:
     recipe, model = open_run(Path(run))
     tokenizer = open_tokenizer(Path(run) / "tokenizer")
     save_pretrained(model, {name: getattr(recipe, name) for name in SETTINGS}, tokenizer, folder)
-    put(Path(folder) / "recipe.json", recipe.json())
+    write_file(Path(folder) / "recipe.json", recipe.json())
 
 
 def to_fast_tokenizer(tokenizer: "Tokenizer") -> PreTrainedTokenizerFast:

@@ -13,7 +13,7 @@ import pandas as pd
 from bestiary.report.command import command
 from bestiary.report.runs import UNBUILDABLE, RunData, family, mixer_names, model_size, segment_label
 from bestiary.runs.intervals import interval
-from bestiary.runs.table import WORKS, best, curve, judged
+from bestiary.runs.table import WORKS, best, curve, diverged_as_zero
 from bestiary.spec import read_specs
 
 MOST = 5000  # runs in the table; of more, only those at the best rate of their cell
@@ -55,7 +55,7 @@ def cell_data(
     first = at_best.iloc[0]
     keys = at_best["key"].tolist()
     points = curve(at_best, group=["cell"]).iloc[0]
-    rates = judged(all_rates).groupby("rate")["selection"]
+    rates = diverged_as_zero(all_rates).groupby("rate")["selection"]
     tried = [[rate, *values] for rate, values in rates.agg(["mean", "min", "max", "count"]).iterrows()]
     working = [rate for rate, mean, *_ in tried if mean >= WORKS]
     return {
@@ -67,7 +67,7 @@ def cell_data(
         "state": state,
         "parameters": parameters,
         **{column: points[column] for column in ("accuracy", "low", "high", "seeds", "answers", "solved", "seconds")},
-        "selection": judged(at_best)["selection"].mean(),
+        "selection": diverged_as_zero(at_best)["selection"].mean(),
         "rate": first["rate"],
         "rates": tried,
         "works": [min(working), max(working)] if working else [],

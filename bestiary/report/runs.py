@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bestiary.report.command import pattern_text
-from bestiary.runs.store import Damaged, Record, Store
-from bestiary.runs.table import segments, selection_curve
+from bestiary.runs.store import DamagedRun, Record, Store
+from bestiary.runs.table import segment_rows, selection_curve
 from bestiary.spec import locate
 from bestiary.training.recipe import Recipe
 
@@ -31,7 +31,7 @@ class RunData(NamedTuple):
 
 def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
     """The finished runs among the keys."""
-    known = set(store.begun())
+    known = set(store.run_keys())
     rows: list[dict[str, Any]] = []
     data = RunData(pd.DataFrame(), {}, {}, {}, {}, [])
     for key in dict.fromkeys(keys):
@@ -39,7 +39,7 @@ def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
             continue
         try:
             record = store.read(key)
-        except Damaged as fault:
+        except DamagedRun as fault:
             data.damaged.append(str(fault))
             continue
         if record.ended is not None:
@@ -58,7 +58,7 @@ def add_run(data: RunData, record: Record, store: Store) -> list[dict[str, Any]]
     origin = json.loads(place.read_text()) if place.is_file() else {}
     origin.get("host", {}).pop("name", None)
     data.origins[record.key] = origin
-    return [{**row, "cell": cell, "task": task_line(recipe)} for row in segments(record)]
+    return [{**row, "cell": cell, "task": task_line(recipe)} for row in segment_rows(record)]
 
 
 def distance_counts(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
@@ -154,12 +154,12 @@ SIZES: dict[str, tuple[int, int]] = {}  # what was measured, by shape
 
 def model_size(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Numbers in the state after the longest test sequence, and parameters; None if the model cannot be built now."""
-    from bestiary.training.size import memory_of, parameters
+    from bestiary.training.size import parameters, state_size
 
     try:
         built = Recipe(**recipe)
-        if built.shape not in SIZES:
-            SIZES[built.shape] = memory_of(built)[0], parameters(built)
-        return SIZES[built.shape]
+        if built.shape_key not in SIZES:
+            SIZES[built.shape_key] = state_size(built)[0], parameters(built)
+        return SIZES[built.shape_key]
     except UNBUILDABLE:
         return None, None
