@@ -108,7 +108,7 @@ BROKEN_TASKS = {
     "leaves the vocabulary": ("tokens[:, 1] = self.vocab", "tokens[:, 0]", "shapes"),
     "names a facet as a column of scores": ("facets = {'first': tokens}", "tokens[:, 0]", "shapes"),
     "names a facet as a further score": (
-        "facets = {'far': tokens}; self.further = lambda batch, logits: {'far': logits[:, 0]}",
+        "facets = {'far': tokens}; self.extra_scores = lambda batch, logits: {'far': logits[:, 0]}",
         "tokens[:, 0]",
         "shapes",
     ),

@@ -11,8 +11,8 @@ from stores import TESTS, diverged, finished, recipe, several
 from test_report import data_of, serving
 
 from bestiary.report import report
-from bestiary.report.plot import LOOKS
-from bestiary.report.serve import server
+from bestiary.report.plot import LINE_STYLES
+from bestiary.report.serve import make_server
 from bestiary.runs.store import Store
 
 pytestmark = pytest.mark.slow
@@ -57,7 +57,7 @@ def test_every_look_of_a_figure_has_a_mark_and_a_colour_of_its_own(reader: Reade
         reader.page.evaluate(f"() => theme('{theme}')")
         colour = "getComputedStyle(document.documentElement).getPropertyValue(`--c${i}`)"
         colours = reader.page.evaluate(f"data.looks.map((_, i) => {colour})")
-        assert len(set(colours)) == len(set(reader.page.evaluate(drawn))) == len(LOOKS)
+        assert len(set(colours)) == len(set(reader.page.evaluate(drawn))) == len(LINE_STYLES)
 
 
 def test_hovering_a_point_tells_its_details(reader: Reader) -> None:
@@ -218,7 +218,7 @@ def test_markup_in_a_name_is_shown_as_text(browser: Any, tmp_path: Path) -> None
 def test_a_served_page_loads_itself_anew_when_a_run_has_ended(browser: Any, tmp_path: Path) -> None:
     store = Store(tmp_path)
     finished(store, recipe(), 0.5)
-    with serving(server(store, lambda version: report(store, version=version).html, port=0)) as address:
+    with serving(make_server(store, lambda version: report(store, version=version).html, port=0)) as address:
         opened = Reader(browser, address)
         assert opened.count("#table tbody tr") == 1
         finished(store, recipe("base_conv"), 0.5)

@@ -14,7 +14,7 @@ from bestiary.ops.drive import Drive, Matrix
 from bestiary.ops.recurrence import run
 
 Features = Float[Tensor, "batch time dim"]
-Chosen = Float[Tensor, "batch _ dim"]  # at chosen positions, or at all
+Chosen = Float[Tensor, "batch _ dim"]  # at chosen positions, or at all of them
 Past = Float[Tensor, "batch _ channels"]  # what a convolution has read and still needs
 Where = Int[Tensor, "batch asked"]
 Family = Literal[
@@ -47,8 +47,8 @@ class Mixer(nn.Module):
     """
 
     family: ClassVar[Family | None] = None  # where a table of mixers lists it
-    variants: ClassVar[tuple[str, ...]] = ()  # further options under which the laws are checked: "window=8"
-    reads_tokens: bool = False  # whether it also takes `tokens=`, those that x stands for, which a model then passes
+    variants: ClassVar[tuple[str, ...]] = ()  # other options under which the laws are checked too: "window=8"
+    reads_tokens: bool = False  # whether a model is to pass it, as `tokens=`, the tokens that x stands for
 
     @abstractmethod
     def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
@@ -57,22 +57,24 @@ class Mixer(nn.Module):
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         """Outputs of a whole sequence at the positions `where`, or at all, without the state that follows.
 
-        What training needs. The same numbers as `forward`; overridden where they come with less work.
+        This is what training needs. Overridden where the same numbers as those of `forward` take less work.
         """
         return take(self(x)[0], where)
 
 
 def take(x: Float[Tensor, "batch time *rest"], where: Where | None) -> Float[Tensor, "batch _ *rest"]:
-    """The positions `where` of each sequence, or all."""
+    """x at the positions `where` of each sequence, or all of x."""
     if where is None:
         return x
     return x.gather(1, where.reshape(*where.shape, *(1 for _ in x.shape[2:])).expand(-1, -1, *x.shape[2:]))
 
 
 class FastWeight(Mixer):
-    """A mixer whose memory is one key-by-value matrix per head: a way to drive and read the recurrence."""
+    """A mixer whose memory is one key-by-value matrix per head: it says how the recurrence is driven and read."""
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         local: State  # of convolutions and shifts before the recurrence
         matrix: Matrix
 
@@ -108,7 +110,7 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Features, past: Past | None) -> tuple[Features, Past]:
         y = convolution.short(x, self.filter, past)
-        return (y if self.bias is None else y + self.bias), convolution.recent(x, past, len(self.filter))
+        return (y if self.bias is None else y + self.bias), convolution.recent_inputs(x, past, len(self.filter))
 
 
 def linear(width: int, out: int, *, bias: bool = False, std: float = 0.02) -> nn.Linear:
@@ -121,27 +123,28 @@ def linear(width: int, out: int, *, bias: bool = False, std: float = 0.02) -> nn
 
 
 def undecayed(weight: Tensor) -> nn.Parameter:
-    """A parameter that is no matrix in spirit, such as rates per channel: weight decay leaves it alone."""
+    """A parameter without weight decay: it has two axes or more but is no matrix, such as rates per channel."""
     made = nn.Parameter(weight)
     made.undecayed = True  # pyright: ignore[reportAttributeAccessIssue]
     return made
 
 
-def heads_of(dim: int, heads: int) -> int:
-    """The width of one head."""
+def head_width(dim: int, heads: int) -> int:
+    """The width of one head. Raises ValueError if heads do not divide the width."""
     if dim % heads:
         raise ValueError(f"{heads} heads do not divide a width of {dim}")
     return dim // heads
 
 
-def rank_of(dim: int, rank: int) -> int:
-    """The rank of a map through fewer channels than it comes from."""
+def check_rank(dim: int, rank: int) -> int:
+    """The rank, once it is known to be at most the width. Raises ValueError."""
     if rank > dim:
         raise ValueError(f"a rank of {rank} is above the width of {dim}")
     return rank
 
 
-def unit(x: Tensor) -> Tensor:
+def normalize(x: Tensor) -> Tensor:
+    """x divided by its length along the last axis."""
     return F.normalize(x, dim=-1)
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, ShortConv, Where, rank_of, step_sizes, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, ShortConv, Where, check_rank, step_sizes, take, undecayed
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -28,6 +28,8 @@ class Mamba(Mixer):
     variants: ClassVar = ("state=4, conv=1, expand=1, rank=2",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, and h."""
+
         conv: Float[Tensor, "batch past inner"]
         h: Float[Tensor, "batch inner state"]
 
@@ -41,7 +43,7 @@ class Mamba(Mixer):
         rank: Positive | None = None,
     ) -> None:
         super().__init__()
-        inner, rank = expand * dim, rank_of(dim, math.ceil(dim / 16) if rank is None else rank)
+        inner, rank = expand * dim, check_rank(dim, math.ceil(dim / 16) if rank is None else rank)
         self.widths = rank, state, state
         self.into, self.gate = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
         self.conv = ShortConv(inner, conv, bias=True)

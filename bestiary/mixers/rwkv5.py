@@ -30,5 +30,5 @@ class RWKV5(TimeMix):
         slow, fast = channel**rest, channel ** (0.5 * rest)
         self.mix = undecayed(torch.stack([fast, slow, slow + 0.3 * depth, fast]))
 
-    def mixed(self, x: Features, before: Features) -> tuple[Parts, Features]:
+    def mix_previous(self, x: Features, before: Features) -> tuple[Parts, Features]:
         return before + self.mix[:, None, None] * (x - before), self.decay.expand_as(x)

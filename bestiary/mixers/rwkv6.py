@@ -51,7 +51,7 @@ class RWKV6(TimeMix):
         nn.init.zeros_(self.decay_low.weight)
         nn.init.uniform_(self.decay_high.weight, -0.01, 0.01)
 
-    def mixed(self, x: Features, before: Features) -> tuple[Parts, Features]:
+    def mix_previous(self, x: Features, before: Features) -> tuple[Parts, Features]:
         gap = before - x
         low = torch.tanh(self.mix_low(x + gap * self.first)).unflatten(-1, (5, -1))
         parts = x + gap * (self.mix[:, None, None] + torch.einsum("btnr,nrd->nbtd", low, self.mix_high))
