@@ -229,7 +229,7 @@ def read_stored(kind: str, name: str, options: dict[str, Any], version: str, tex
             raise ValueError(f"{shortened(name)} is stored without the digest of the file")
         path = TRUSTED.get((Path(name).stem, version))
         if path is not None:
-            here = file_path(name, missing_ok=True)
+            here = file_path(name, missing_ok=True)  # it keeps the name that it was stored by, if that is the same file
             same = here is not None and here.resolve() == path
             return checked(kind, name if same else str(path), options, version)
     elif not version or version == source(kind, name):

@@ -96,8 +96,9 @@ def find_class(kind: str, name: str, version: str) -> type:
 def load_named(kind: str, name: str, version: str) -> ModuleType:
     """The file that the user has named and that has this stem and digest. Raises LookupError or ValueError."""
     stem = Path(name).stem
-    if (stem, version) in TRUSTED:
-        return load_file(kind, TRUSTED[stem, version], version)
+    path = TRUSTED.get((stem, version))
+    if path is not None:
+        return load_file(kind, file_path(str(path)), version)
     if any(other == stem for other, _ in TRUSTED):
         raise ValueError(f"{stem}.py has changed since this was made with it")
     raise unnamed(name)
