@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from bestiary.corpus.corpus import Corpus, prepare
+from bestiary.corpus.corpus import Corpus
+from bestiary.corpus.prepare import prepare
 from bestiary.corpus.tokenizers import open_tokenizer
 from bestiary.model import Model
 from bestiary.slices.losses import bits_per_byte, model_losses, read_losses, retokenize, source_text, split_text

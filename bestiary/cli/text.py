@@ -50,7 +50,7 @@ def corpus(
 
 def prepared(source: str, out: Path, **how: Any) -> "Corpus":
     """A corpus, written if it is not there, with news on the way."""
-    from bestiary.corpus.corpus import prepare
+    from bestiary.corpus.prepare import prepare
 
     return prepare(source, out, **how, progress=news("documents", "tokens"))
 

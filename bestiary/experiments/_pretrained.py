@@ -23,7 +23,7 @@ CORPUS, MODELS = Path("corpora/stdlib"), Path("models")  # where experiments kee
 
 def open_or_prepare(source: str = "stdlib", folder: Path = CORPUS, **how: Any) -> "Corpus":
     """Open a corpus with its counts, written first if it is not there."""
-    from bestiary.corpus.corpus import prepare
+    from bestiary.corpus.prepare import prepare
 
     corpus = prepare(source, folder, **how)
     corpus.counts()
