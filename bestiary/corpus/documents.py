@@ -304,7 +304,7 @@ def read_parquet(file: Path, column: str) -> Iterator[tuple[str, Any]]:
         raise LookupError(f"reading {file} needs pyarrow: pip install 'bestiary[text]'") from None
     number, missing = 0, False
     try:
-        with pyarrow.parquet.ParquetFile(file) as stream:
+        with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as stream:
             if missing := column not in stream.schema_arrow.names:
                 raise ValueError(missing_column(str(file), column, stream.schema_arrow.names))
             for batch in stream.iter_batches(batch_size=1000, columns=[column]):
