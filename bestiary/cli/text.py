@@ -34,12 +34,15 @@ def corpus(
     column: Annotated[str, typer.Option(help="Of JSON lines, Parquet and data sets.")] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="End with the document that fills so many tokens.")] = None,
     memory: Annotated[int, typer.Option(min=1, help="MiB for counting bigrams.")] = 1024,
+    selection: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents for selection.")] = 0.05,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents for the test.")] = 0.05,
 ) -> None:
     """Tokenise a text, split it by document, and count its bigrams."""
     from bestiary.cli.console import print_table as show_table
 
     with user_input():
-        made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit)
+        shares = (selection, test)
+        made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit, shares=shares)
         counts = made.counts(memory=memory * 2**20)
     rows = [{"split": split, **part} for split, part in made.manifest["splits"].items()]
     import pandas as pd
@@ -47,11 +50,16 @@ def corpus(
     show_table(pd.DataFrame(rows))
     typer.echo(f"{made.folder}: {made.vocab:,} tokens of {made.manifest['tokenizer']['name']}, hash {made.hash}")
     typer.echo(f"{counts.total:,} bigrams in training, {counts.distinct:,} of them different")
+    if made.manifest["skipped"]:
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in made.manifest["skipped"].items())
+        typer.echo(f"skipped: {skipped}")
+    if made.unit == "piece":
+        typer.echo("long documents were cut into pieces, and each piece was put into a split by itself")
 
 
 def prepared(source: str, out: Path, **how: Any) -> "Corpus":
     """A corpus, written if it is not there, with news on the way."""
-    from bestiary.corpus.corpus import prepare
+    from bestiary.corpus.prepare import prepare
 
     return prepare(source, out, **how, progress=news("documents", "tokens"))
 
