@@ -18,13 +18,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from bestiary.lm.speed import measure_matmul_flops
 from bestiary.tasks._task import SILENT
 from bestiary.training.recipe import clean
-from bestiary.training.train import batches, decay_groups, keep_memory, update
+from bestiary.training.train import batches, decay_groups, keep_freed_memory, update
 
 RECIPE = clean("attention", batch=512, steps=10_000)
 
 
 def main(rounds: int) -> None:
-    keep_memory()
+    keep_freed_memory()
     model, batch = RECIPE.build(), next(batches(RECIPE))
     optimizer = torch.optim.AdamW(decay_groups(RECIPE, model), lr=RECIPE.rate, fused=True)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bestiary.corpus.counts import CHUNK, MEMORY, Counts, bigram_keys, count
 from bestiary.slices.hits import facets
-from bestiary.slices.slices import Bootstrap, Sums, share_or_reason
+from bestiary.slices.slices import Estimates, Sums, share_or_reason
 
 TOKENS = 2**26
 LOOKUPS = 2**20
@@ -118,7 +118,7 @@ def benchmark_hits(counts: Counts, tokens: NDArray[np.integer]) -> None:
     documents = np.arange(found.size).reshape(found.shape) // 5000
 
     def slicing() -> None:
-        text = Bootstrap(Sums.from_losses(losses, found, documents))
+        text = Estimates(Sums.from_losses(losses, found, documents))
         share_or_reason(text, "model", "reference")
 
     seconds = median(interleaved({"slicing": slicing}, rounds=ROUNDS)["slicing"])

@@ -32,13 +32,15 @@ class Reader:
         self.requests: list[str] = []
         context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
         self.page = context.new_page()
-        self.page.on(
-            "console",
-            lambda note: self.errors.append(note.text) if note.type in ("error", "warning") else None,
-        )
+        self.page.on("console", self.note)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(address)
+
+    def note(self, message: Any) -> None:
+        """Keep an error or a warning of the console."""
+        if message.type in ("error", "warning"):
+            self.errors.append(message.text)
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
         """Wait a few seconds for what follows from an event; the page itself evaluates no text."""

@@ -7,6 +7,8 @@ import pytest
 import torch
 from browsing import launch_browser
 
+from bestiary.spec.loading import TRUSTED
+
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
@@ -15,6 +17,11 @@ def pytest_configure() -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_trusted() -> None:
+    TRUSTED.clear()  # each test names the files that it runs
 
 
 @pytest.fixture(scope="module")

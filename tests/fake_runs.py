@@ -28,8 +28,8 @@ def add_finished_run(store: Store, recipe: Recipe, *, right: int = 1, outcome: s
             look = {"step": step, "split": "selection", "loss": 0.1 + step, "asked": 3}
             run.append(LINE | look | {"right": 1 + 2 * (recipe.seed % 2)})
         for segment in range(len(recipe.test) if outcome != "diverged" else 0):
-            further = {"rows": 7, "whole": 2, "score": 1 / 3}
-            run.append(LINE | {"step": 2, "segment": segment, "right": right, "further": further})
+            extra = {"rows": 7, "whole": 2, "score": 1 / 3}
+            run.append(LINE | {"step": 2, "segment": segment, "right": right, "extra": extra})
         run.end(outcome)
 
 

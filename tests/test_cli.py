@@ -326,8 +326,8 @@ def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path: Path) -> None
     run_cli("run", "./question.py", "--workers", "1", folder=tmp_path)
     program = (
         "import errno, sys; from bestiary import cli; from bestiary.sweep import local, jobs\n"
-        "full = lambda job: jobs.Told(job, 'full', None, (errno.ENOSPC, 'runs/x'))\n"
-        "local.Local.hear = lambda self, timeout: [full(job) for job in self.jobs.values()]\n"
+        "full = lambda job: jobs.JobEvent(job, 'disk full', None, (errno.ENOSPC, 'runs/x'))\n"
+        "local.Local.poll = lambda self, timeout: [full(job) for job in self.jobs.values()]\n"
         "if __name__ == '__main__':\n    sys.argv = ['bestiary', 'train', *sys.argv[1:]]; cli.main()\n"
     )
     (tmp_path / "program.py").write_text(program)

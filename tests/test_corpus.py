@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bestiary.corpus import corpus as module
 from bestiary.corpus import documents as reading
-from bestiary.corpus.corpus import SPLITS, Corpus, open_corpus, prepare
+from bestiary.corpus import prepare as module
+from bestiary.corpus.corpus import SPLITS, Corpus, open_corpus
 from bestiary.corpus.documents import documents
+from bestiary.corpus.prepare import prepare
 from bestiary.corpus.tokenizers import CONFIG_FILE, Tokenizer, open_tokenizer, train_bpe
 
 WORDS = [
@@ -496,7 +497,7 @@ def test_a_folder_with_other_things_is_left_alone(source: Path, tmp_path: Path) 
 
 KILLED = """
 import os, signal, sys
-from bestiary.corpus import corpus
+from bestiary.corpus import prepare as corpus
 corpus.BATCH_CHARACTERS = 500
 source, folder = sys.argv[1:]
 corpus.prepare(source, folder, vocab=300, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -546,7 +547,7 @@ def test_the_size_of_batches_changes_nothing_and_progress_is_told(
 
 
 def test_a_limit_ends_with_the_document_that_fills_it(source: Path, tmp_path: Path) -> None:
-    made = prepare(str(source), tmp_path / "corpus", tokenizer="bytes", limit=2000)
+    made = prepare(str(source), tmp_path / "corpus", tokenizer="bytes", shares=(0.2, 0.2), limit=2000)
     sizes = np.cumsum([len(text.encode()) + 1 for text in documents(str(source))])
     assert sum(part["tokens"] for part in made.manifest["splits"].values()) == sizes[np.searchsorted(sizes, 2000)]
 

@@ -21,7 +21,7 @@ TASK = "mqar(vocab=20, length=12, pairs=2), mqar(vocab=20, length=16, pairs=3)"
 
 
 def line(step: int, split: str, *, segment: int = 0, right: int = 0, loss: float = 10.0) -> dict[str, Any]:
-    sums = {"loss": loss, "right": right, "asked": 100, "further": {"rows": 50, "whole": 5} if segment >= 0 else {}}
+    sums = {"loss": loss, "right": right, "asked": 100, "extra": {"rows": 50, "whole": 5} if segment >= 0 else {}}
     return {"step": step, "split": split, "segment": segment, "facet": "", "value": 0, **sums}
 
 
@@ -71,7 +71,7 @@ def test_an_export_is_the_table_of_results(store: Store, suffix: str) -> None:
     file = store.folder.parent / "new" / f"results.{suffix}"
     run_cli("export", "--store", str(store.folder), "--to", str(file))
     read = pd.read_csv(file) if suffix == "csv" else parquet(file)
-    table, _ = results(store, store.begun())
+    table, _ = results(store, store.run_keys())
     assert len(read) == len(table) == 6
     assert list(read.columns) == list(table.columns)
     for name in ("accuracy", "loss", "whole", "selection", "right", "seed", "pairs", "seconds"):
@@ -90,7 +90,7 @@ def test_an_exported_log_has_every_measurement(store: Store, suffix: str) -> Non
     file = store.folder.parent / f"log.{suffix}"
     run_cli("export", "--log", "--store", str(store.folder), "--to", str(file))
     read = pd.read_csv(file, keep_default_na=False) if suffix == "csv" else parquet(file)
-    lines = [{"key": key, **line} for key in store.begun() for line in store.read(key).log]
+    lines = [{"key": key, **line} for key in store.run_keys() for line in store.read(key).log]
     assert list(read.columns) == ["key", "step", "split", "segment", "facet", "value", "loss", "right", "asked"]
     assert read.to_dict("records") == [{name: line[name] for name in read.columns} for line in lines]
 
@@ -136,9 +136,9 @@ def test_sql_finds_the_results(store: Store) -> None:
 
 def test_sql_reads_the_log_without_a_line_that_was_cut_off(store: Store) -> None:
     pytest.importorskip("duckdb")
-    count = 'select count(*) as n, sum("right") as r, sum(further.rows::int) as rows from log'
+    count = 'select count(*) as n, sum("right") as r, sum(extra.rows::int) as rows from log'
     before = query(store, count)
-    log = store.folder / store.begun()[0] / "log.jsonl"
+    log = store.folder / store.run_keys()[0] / "log.jsonl"
     log.write_text(log.read_text() + '{"step": 50, "split": "tra')
     pd.testing.assert_frame_equal(query(store, count), before)
     assert before["n"].tolist() == [3 * 5 + 3]
@@ -177,7 +177,7 @@ def test_every_field_of_a_recipe_is_a_column_of_runs(store: Store) -> None:
 
 def test_runs_set_aside_or_damaged_do_not_stop_a_query(store: Store) -> None:
     pytest.importorskip("duckdb")
-    one, other, *_ = store.begun()
+    one, other, *_ = store.run_keys()
     (store.folder / one).rename(store.folder / f"{one}.damaged")
     (store.folder / other / "recipe.json").write_text('{"train": [')
     found = query(store, "select key, dim from runs")

@@ -11,8 +11,8 @@ from bestiary.experiments import based_figure3, distance, extrapolation, figure2
 from bestiary.experiments import load as loads
 from bestiary.model import memory
 from bestiary.report.references import least_width, recalls, references
-from bestiary.runs.store import Ended, Record
-from bestiary.runs.table import segments
+from bestiary.runs.store import Outcome, Record
+from bestiary.runs.table import segment_rows
 from bestiary.spec import load, names, parse
 from bestiary.training.recipe import Recipe, clean, iclr24
 
@@ -38,7 +38,7 @@ def rows(recipe: Recipe, right: int, *, solved: bool = False) -> list[dict[str, 
     log += [
         {**line, "step": recipe.every, "split": "test", "segment": i, "right": right} for i in range(len(recipe.test))
     ]
-    return list(segments(Record(recipe.key, recipe.json(), Ended("finished", 2.0), log)))
+    return list(segment_rows(Record(recipe.key, recipe.json(), Outcome("finished", 2.0), log)))
 
 
 def with_facet(name: str, found: pd.DataFrame) -> pd.DataFrame:

@@ -174,14 +174,14 @@ def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_
     from bestiary.corpus.tokenizers import open_tokenizer, train_bpe
     from bestiary.lm.huggingface import export_run, open_causal
     from bestiary.lm.pretraining import Pretraining
-    from bestiary.runs.store import put
+    from bestiary.runs.store import write_file
 
     for i, tokenizer in enumerate((open_tokenizer("bytes"), train_bpe([TEXT, "a swan"], 270))):
         run, folder = tmp_path / f"run{i}", tmp_path / f"folder{i}"
         recipe = Pretraining(corpus="0" * 12, vocab=tokenizer.vocab, pattern="gated_delta", dim=16, depth=1)
         model = recipe.build().eval()
         tokenizer.save(run / "tokenizer")
-        put(run / "recipe.json", recipe.json())
+        write_file(run / "recipe.json", recipe.json())
         save_file(model.state_dict(), run / "weights.safetensors")
         export_run(run, folder)
         opened, theirs = open_causal(folder)

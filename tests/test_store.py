@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import pytest
 
 from bestiary.cli import _app
-from bestiary.runs.store import STALE, Damaged, Lost, Run, Store, born, machine, put
+from bestiary.runs.store import STALE_AFTER, ClaimLost, DamagedRun, Run, Store, machine, process_start, write_file
 from bestiary.training.recipe import Recipe, clean
 from tests.fake_runs import run_on_other_disk
 
@@ -87,33 +87,33 @@ def pretend(store: Store, recipe: Recipe, owner: dict[str, object], *, age: floa
     """A claim as another worker would have left it."""
     place = store.folder / recipe.key / "claim-0"
     place.mkdir(parents=True)
-    put(place / "owner.json", owner)
+    write_file(place / "owner.json", owner)
     os.utime(place / "owner.json", (time.time() - age,) * 2)
 
 
 def test_a_claim_of_another_machine_lives_by_its_heartbeat(store: Store, recipe: Recipe) -> None:
-    pretend(store, recipe, {"machine": "elsewhere", "process": 1, "born": "1"}, age=STALE - 60)
+    pretend(store, recipe, {"machine": "elsewhere", "process": 1, "born": "1"}, age=STALE_AFTER - 60)
     assert store.claim(recipe) is None
-    os.utime(store.folder / recipe.key / "claim-0" / "owner.json", (time.time() - STALE - 60,) * 2)
+    os.utime(store.folder / recipe.key / "claim-0" / "owner.json", (time.time() - STALE_AFTER - 60,) * 2)
     assert store.claim(recipe) is not None
 
 
 def test_a_later_process_of_the_same_number_is_not_the_owner(store: Store, recipe: Recipe) -> None:
     pretend(store, recipe, {"machine": machine(), "process": os.getpid(), "born": "long ago"})
     assert store.claim(recipe) is not None
-    assert born(os.getpid())
-    assert born(2**22 + 1) == ""
+    assert process_start(os.getpid())
+    assert process_start(2**22 + 1) == ""
 
 
 def test_an_owner_that_was_overtaken_writes_no_more(store: Store, recipe: Recipe) -> None:
-    with pytest.raises(Lost, match="taken over"), claimed(store, recipe) as slow:
+    with pytest.raises(ClaimLost, match="taken over"), claimed(store, recipe) as slow:
         pretend(Store(store.folder), recipe.model_copy(update={"seed": 9}), {})
         (store.folder / recipe.key / "claim-0" / "released").touch()  # as if its machine had gone silent
         with claimed(store, recipe) as quick:
             quick.append(LINE)
-            with pytest.raises(Lost):
+            with pytest.raises(ClaimLost):
                 slow.append(LINE | {"step": 2})
-            with pytest.raises(Lost):
+            with pytest.raises(ClaimLost):
                 slow.end("finished")
             assert recipe not in store
             quick.end("finished")
@@ -165,11 +165,11 @@ def test_a_damaged_run_is_named_with_what_to_do(store: Store, recipe: Recipe, fi
         run.end("finished")
     place = store.folder / recipe.key
     (place / file).unlink() if content is None else (place / file).write_text(content)
-    with pytest.raises(Damaged, match=f"set it aside with: mv {place} {place}.damaged") as caught:
+    with pytest.raises(DamagedRun, match=f"set it aside with: mv {place} {place}.damaged") as caught:
         store.read(recipe.key)
     assert "\n" not in str(caught.value)
     place.rename(f"{place}.damaged")
-    assert store.begun() == []
+    assert store.run_keys() == []
     assert store.claim(recipe) is not None
 
 
@@ -190,7 +190,7 @@ def test_weights_are_kept_and_read_back(store: Store, recipe: Recipe) -> None:
 
     model = recipe.build()
     with claimed(store, recipe) as run:
-        run.keep(model)
+        run.save_weights(model)
         run.end("finished")
     kept = load_file(store.folder / recipe.key / "weights.safetensors")
     other = recipe.model_copy(update={"seed": 1}).build()
@@ -207,7 +207,7 @@ def test_sources_of_a_users_mixer_are_copied(store: Store) -> None:
 
 
 def test_an_empty_or_missing_folder_holds_nothing(tmp_path: Path) -> None:
-    assert Store(tmp_path / "nowhere").begun() == []
+    assert Store(tmp_path / "nowhere").run_keys() == []
 
 
 def refusing(what: int) -> Any:
@@ -228,7 +228,7 @@ def test_a_claim_that_the_disk_refuses_says_so_and_leaves_nothing(
         patch.setattr(owner, call, refusing(what))
         store.claim(recipe)
     assert caught.value.errno == what
-    assert store.begun() == []
+    assert store.run_keys() == []
     assert not [place for place in store.folder.rglob("*") if place.name != recipe.key]
     with claimed(store, recipe) as run:
         run.end("finished")
@@ -249,17 +249,17 @@ def test_a_run_that_cannot_be_entered_is_released(
 def test_a_file_that_cannot_be_put_leaves_the_former_one_and_no_half(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(tmp_path / "file", "former")
+    write_file(tmp_path / "file", "former")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(os if call == "fsync" else Path, call, refusing(errno.ENOSPC))
-        put(tmp_path / "file", "latter")
+        write_file(tmp_path / "file", "latter")
     assert [(place.name, place.read_text()) for place in tmp_path.iterdir()] == [("file", "former")]
 
 
 def test_a_heartbeat_outlives_a_disk_that_refuses_it(
     store: Store, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bestiary.runs.store.BEAT", 0.01)
+    monkeypatch.setattr("bestiary.runs.store.HEARTBEAT", 0.01)
     with claimed(store, recipe) as run:
         heart, beaten = run.claim / "owner.json", time.time() + 60
         shutil.move(run.claim, run.claim.with_name("away"))

@@ -94,7 +94,7 @@ def test_any_text_is_sliced_by_the_counts_of_a_corpus(place: Path) -> None:
     of, out = runs(place), place / "mine"
     given = ["--corpus", place / "corpus", "--length", 16, "--threshold", 0, "--out", out]
     told = bestiary("slice", of["attention"], place / "mine.txt", *given)
-    assert "of 1 documents" in told
+    assert "of 1 document in contexts" in told
     assert "A single document has no intervals." in told
     assert "[" not in told.split("mine.txt: ")[1].splitlines()[0]
     assert np.load(out / "tokens.npz")["hits"].any()

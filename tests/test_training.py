@@ -15,8 +15,8 @@ from bestiary.training.train import (
     accuracy,
     batches,
     decay_groups,
-    found_device,
-    rate,
+    find_device,
+    learning_rate,
     score,
     step_seconds,
     train,
@@ -85,7 +85,7 @@ def test_a_step_is_that_of_a_plain_loop() -> None:
         F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=SILENT).backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         for group in plain.param_groups:
-            group["lr"] = rate(made, step)
+            group["lr"] = learning_rate(made, step)
         plain.step()
     for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
@@ -182,10 +182,10 @@ def test_the_mean_over_segments_weighs_them_equally() -> None:
 
 
 def test_a_device_that_does_not_exist_is_named() -> None:
-    assert found_device("cpu").type == "cpu"
+    assert find_device("cpu").type == "cpu"
     for name in ("cuda:99", "gpu"):
         with pytest.raises(ValueError, match=f"there is no device {name!r} here; there are"):
-            found_device(name)
+            find_device(name)
 
 
 def test_a_step_can_be_timed() -> None:

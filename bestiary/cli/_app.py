@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bestiary.cli._errors import ErrorGroup, explain, print_any_text, refuse, user_input, warn_damaged
+from bestiary.cli._trust import reading_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +157,8 @@ def next_recipes(
     if ask is None or table.empty:
         return []
     known = {recipe.key for recipe in recipes}
-    return [recipe for recipe in ask(table, scale) if recipe.key not in known]
+    with reading_store():  # a table holds text from the store
+        return [recipe for recipe in ask(table, scale) if recipe.key not in known]
 
 
 def recipes_of(experiment: ModuleType, scale: str, store: "Store") -> "list[Recipe]":

@@ -1,7 +1,9 @@
 """What `slice`, `probe` and `evaluate` do with trained runs, Hugging Face models and files of log-probabilities."""
 
+import math
+import sys
+import time
 from collections.abc import Callable, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -14,10 +16,11 @@ if TYPE_CHECKING:
 
     from bestiary.corpus.tokenizers import Tokenizer
     from bestiary.slices.losses import Text
-    from bestiary.slices.slices import Bootstrap
+    from bestiary.slices.slices import Estimates
 
 
 DEFAULT, FIGURES = Path("corpora/stdlib"), Path("figures")
+MARK = "slice.json"  # marks a folder that `slice` may write to
 
 
 class LossSource(NamedTuple):
@@ -26,6 +29,7 @@ class LossSource(NamedTuple):
     name: str
     tokenizer: "Tokenizer | None"  # None for a file, whose tokens are those of the text
     losses: "Callable[[NDArray], NDArray]"
+    identity: tuple[str, ...] = ()  # tells a model from others and from itself after a change; () for a file
 
 
 def open_text(
@@ -51,11 +55,11 @@ def open_text(
 
 def open_source(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> LossSource:
     """Open a model by the folder of its run, its Hugging Face name or folder, or a file of its log-probabilities."""
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
-    place, _ = Path(name), found_device(device)
+    place, _ = Path(name), find_device(device)
     if place.is_file():
-        from bestiary.slices.losses import read_losses
+        from bestiary.slices.logprobs import read_losses
 
         found = read_losses(place, shape)
         return LossSource(place.stem, None, lambda _: found)
@@ -68,19 +72,69 @@ def open_source(name: str, *, device: str, trust: bool, shape: tuple[int, int]) 
         recipe, model = open_run(place)
         tokenizer = open_tokenizer(str(place / "tokenizer"))
         title = ", ".join(dict.fromkeys(map(str, recipe.pattern)))
-        return LossSource(
-            title, tokenizer, lambda contexts: model_losses(model, contexts, device=device, progress=show_progress)
-        )
+        identity = (recipe.key, file_states(place), device)
+        return LossSource(title, tokenizer, lambda contexts: model_losses(model, contexts, device=device), identity)
     from bestiary.lm.huggingface import open_causal, token_losses
 
     model, _ = open_causal(name, trust=trust, device=device)
     tokenizer = open_tokenizer(name)
-    return LossSource(place.name, tokenizer, lambda contexts: token_losses(model, contexts))
+    identity = (name, file_states(place), str(getattr(model.config, "_commit_hash", None)), device)
+    return LossSource(place.name, tokenizer, lambda contexts: token_losses(model, contexts), identity)
 
 
-def show_progress(done: int, total: int) -> None:
-    """Show how many contexts are done on one line of stderr."""
-    typer.echo(f"\r{done:,} of {total:,} contexts", nl=False, err=True)
+def file_states(folder: Path) -> str:
+    """Names, sizes and times of the files of a folder; nothing if there is no such folder."""
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
+
+
+class ProgressLine:
+    """Shows what is done, of how much, and the time left: on one line of a terminal, or on a line now and then."""
+
+    EVERY = 30.0  # seconds between lines where stderr is no terminal
+
+    def __init__(self, noun: str) -> None:
+        self.noun, self.began, self.first, self.shown = noun, time.monotonic(), None, -math.inf
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show so many of all as done."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = done  # what was there already says nothing of the speed
+            if not done:
+                return
+        live = sys.stderr.isatty()
+        if done < total and now - self.shown < (0.1 if live else self.EVERY):
+            return
+        self.shown = now
+        line = f"{done:,} of {total:,} {self.noun}"
+        if self.first < done < total:
+            line += f", {duration((now - self.began) * (total - done) / (done - self.first))} left"
+        typer.echo(f"\r{line:60}" if live else line, nl=not live or done == total, err=True)
+
+
+def duration(seconds: float) -> str:
+    """A time to wait, in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def claim_folder(out: Path) -> None:
+    """Make sure, before any work, that results can be written to a folder and that no one else's are in it.
+
+    Raises ValueError.
+    """
+    from bestiary.runs.store import write_file
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        ours = any((out / name).is_file() for name in (MARK, "tokens.npz"))
+        if not ours and any(out.iterdir()):
+            raise ValueError(f"{out} is not empty and not from `bestiary slice`: give another folder with --out")
+        write_file(out / MARK, {"written by": "bestiary slice"})
+    except OSError as fault:
+        raise ValueError(f"{out} cannot be written ({fault.strerror}): give another folder with --out") from None
 
 
 def slice_models(
@@ -89,6 +143,8 @@ def slice_models(
     """Print the result, and write tables, figures, losses and the page."""
     from bestiary.slices import tables
 
+    out = out or FIGURES / "-".join(["slice", *(Path(name).stem for name in models)])
+    claim_folder(out)
     if not text.facets.hits(threshold).any():
         raise ValueError(f"no token of {text.name} is a hit at threshold {threshold}; raise --threshold")
     sources = [open_source(name, device=device, trust=trust, shape=text.shape) for name in models]
@@ -102,24 +158,29 @@ def slice_models(
     for source in sources:
         name = source.name if source.name not in losses else f"{source.name} (reference)"
         if source.tokenizer is None or source.tokenizer.is_equivalent(own):
-            losses[name] = source.losses(text.contexts)
+            losses[name] = measured(source, text.contexts, out)
         else:
             others[name] = source
-    found = tables.bootstrap_text(text, losses, threshold)
+    found = tables.estimate_text(text, losses, threshold)
     sentences = tables.summary_sentences(text, found, list(losses), threshold)
-    sentences += bits_per_byte_lines(text, losses, others)
+    sentences += bits_per_byte_lines(text, losses, others, out)
     typer.echo("\n".join(sentences))
-    write_results(
-        text,
-        found,
-        losses,
-        threshold,
-        sentences,
-        out or FIGURES / "-".join(["slice", *(Path(name).stem for name in models)]),
-    )
+    write_results(text, found, losses, threshold, sentences, out)
 
 
-def bits_per_byte_lines(text: "Text", losses: "dict[str, np.ndarray]", others: dict[str, LossSource]) -> list[str]:
+def measured(source: LossSource, contexts: "NDArray", out: Path) -> "NDArray":
+    """The losses of a source, kept in the folder of the results while and after they are measured."""
+    from bestiary.slices.measuring import measure
+
+    if not source.identity:
+        return source.losses(contexts)
+    progress = ProgressLine(f"contexts of {source.name}")
+    return measure(source.losses, contexts, out / "measured", identity=source.identity, progress=progress)
+
+
+def bits_per_byte_lines(
+    text: "Text", losses: "dict[str, np.ndarray]", others: dict[str, LossSource], out: Path
+) -> list[str]:
     """Bits per byte where tokenizers differ, since losses of different tokens cannot be compared."""
     from bestiary.slices.losses import bits_per_byte, retokenize
 
@@ -129,7 +190,7 @@ def bits_per_byte_lines(text: "Text", losses: "dict[str, np.ndarray]", others: d
     for name, source in others.items():
         assert source.tokenizer is not None
         contexts, count = retokenize(text, source.tokenizer)
-        bits = bits_per_byte(source.losses(contexts), count)
+        bits = bits_per_byte(measured(source, contexts, out), count)
         lines.append(
             f"{name}: {bits:.4f} bits per byte; its tokenizer is another, so losses of tokens are not compared."
         )
@@ -138,7 +199,7 @@ def bits_per_byte_lines(text: "Text", losses: "dict[str, np.ndarray]", others: d
 
 def write_results(
     text: "Text",
-    found: "Bootstrap",
+    found: "Estimates",
     losses: "dict[str, np.ndarray]",
     threshold: int,
     sentences: Sequence[str],
@@ -152,7 +213,6 @@ def write_results(
     from bestiary.slices import tables
     from bestiary.slices.page import write_page
 
-    out.mkdir(parents=True, exist_ok=True)
     names, hits = list(losses), text.facets.hits(threshold)
     arrays = {"contexts": text.contexts, "documents": text.documents, "hits": hits, "names": np.array(names)}
     arrays |= text.facets._asdict() | {f"losses_{i}": losses[name] for i, name in enumerate(names)}
@@ -161,7 +221,7 @@ def write_results(
     shared |= {"tokens": hits.size, "hits_share": found.share_of_hits().value}
     rows = [shared | tables.perplexity_row(name, found) for name in names]
     rows[0] |= tables.share_columns(found, *names) if len(names) == 2 else {}
-    csv_tables = {
+    content = {
         "slices": rows,
         "kinds": list(tables.losses_by_kind(text, losses, threshold)),
         "distance": list(tables.losses_by_distance(text, losses, threshold)),
@@ -169,20 +229,20 @@ def write_results(
         "count-new": list(tables.losses_by_count(text, losses, repeated=False)),
         "threshold": list(tables.shares_by_threshold(text, losses, names[-1])),
     }
-    for name, part in csv_tables.items():
-        pd.DataFrame(part).to_csv(out / f"{name}.csv", index=False)
-    figure, svg = (
-        tables.curve_figure({name: pd.DataFrame(csv_tables[name]) for name in ("distance", "count", "count-new")}),
-        StringIO(),
-    )
-    paths = save_figure(figure, out / "curves")
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    pages, title = tables.select_passages(text, list(losses.values()), threshold), " against ".join(names)
-    sentences = [*sentences, tables.SELECTION_NOTE]
+    frames = {name: pd.DataFrame(part) for name, part in content.items()}
+    for name, frame in frames.items():
+        frame.to_csv(out / f"{name}.csv", index=False)
+    curves = {name: frames[name] for name in tables.FACETS}
+    paths = save_figure(tables.curve_figure(curves), out / "curves")
     write_page(
-        out / "page.html", title=title, sentences=sentences, passages=pages, names=names, figures=[svg.getvalue()]
+        out / "page.html",
+        title=" against ".join(names),
+        sentences=[*sentences, tables.selection_note(len(names), text.unit)],
+        passages=tables.select_passages(text, list(losses.values()), threshold),
+        names=names,
+        figures=list(tables.page_figures(curves)),
     )
-    for path in [*(out / f"{name}.csv" for name in csv_tables), *paths, out / "tokens.npz", out / "page.html"]:
+    for path in [*(out / f"{name}.csv" for name in frames), *paths, out / "tokens.npz", out / "page.html"]:
         typer.echo(str(path))
 
 
@@ -193,9 +253,9 @@ def is_run(place: Path) -> bool:
 
 def open_causal_model(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
     """Open a model and its tokenizer, from a run or from Hugging Face."""
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
-    found_device(device)
+    find_device(device)
     if is_run(Path(name)):
         from bestiary.corpus.tokenizers import open_tokenizer
         from bestiary.lm.pretraining import open_run

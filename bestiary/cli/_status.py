@@ -14,7 +14,7 @@ def run_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """One line for each run, in columns."""
     cells = [
         [
-            *(row["stands"], row["pattern"], f"dim={row['dim']}", f"rate={row['rate']:g}", f"seed={row['seed']}"),
+            *(row["state"], row["pattern"], f"dim={row['dim']}", f"rate={row['rate']:g}", f"seed={row['seed']}"),
             f"step {row['step']}",
             f"selection {row['selection']:.3f}" if row["selection"] == row["selection"] else "",
             row["key"],

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from bestiary.cli._progress import format_seconds
-from bestiary.runs.store import Ended
+from bestiary.runs.store import Outcome
 from bestiary.sweep import Event
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import Measurement
@@ -72,7 +72,7 @@ class ProgressDisplay:
                         self.print_result(recipe, f"failed: {what}", style="red")
                     case "retried":
                         self.print_note(recipe, f"{what}; tried again", style="yellow")
-                    case "apart":
+                    case "unstacked":
                         self.print_note(
                             recipe, f"not trained together with others of its shape: {what}", style="yellow"
                         )
@@ -102,7 +102,7 @@ class ProgressDisplay:
         seconds = (time.monotonic() - self.started[recipe.key]) * (recipe.steps - step) / max(1, step)
         return f"  {format_seconds(seconds)} left"
 
-    def show_end(self, recipe: Recipe, end: Ended) -> None:
+    def show_end(self, recipe: Recipe, end: Outcome) -> None:
         """Print how a run ended, with the mean of its test accuracies."""
         self.done += 1
         shares = self.tests.pop(recipe.key, [])

@@ -92,7 +92,7 @@ def export(
         check_writable(to)
         module = load_with_recipes(experiment) if experiment else None
         runs = existing_store(store)
-        keys = runs.begun() if module is None else [recipe.key for recipe in recipes_of(module, scale, runs)]
+        keys = runs.run_keys() if module is None else [recipe.key for recipe in recipes_of(module, scale, runs)]
     table, damaged = measurement_table(runs, keys) if log else results(runs, keys)
     warn_damaged(damaged)
     if table.empty:
@@ -127,7 +127,7 @@ def sql(
 
     log: a row for each measurement.
     key, step, split, segment, facet, value, loss, log.right, asked,
-    further (JSON).
+    extra (JSON).
 
     runs: a row for each run begun.
     key, the recipe's fields (tasks and mixers as text; "select" and
@@ -142,7 +142,7 @@ def sql(
             check_writable(to)
         connection = connect_duckdb()
         runs = existing_store(store)
-    if not runs.begun():
+    if not runs.run_keys():
         refuse(f"no runs in {store}")
     answer = run_query(connection, query, runs, allow_files=allow_files)
     if to is None:
@@ -160,18 +160,18 @@ def run_query(
     """The answer to a query over a store. What the query names is loaded first; then files are out of its reach."""
     import duckdb
 
-    from bestiary.runs.table import results, standing
+    from bestiary.runs.table import results, run_states
 
     named = set(re.findall(r"\w+", query.casefold()))
     create_tables(connection, store.folder, loaded=set() if allow_files else named)
     if "results" in named:  # the one table that is made here, from every log
-        table, damaged = results(store, store.begun())
+        table, damaged = results(store, store.run_keys())
         if table.empty:
             warn_damaged(damaged)
             refuse(f"no run is done in {store.folder}, so there are no results; `log` and `runs` have what was begun")
         connection.register("results", to_plain_columns(table))
     else:
-        _, damaged = standing(store)
+        _, damaged = run_states(store)
     warn_damaged(damaged)
     try:
         if not allow_files:
@@ -190,12 +190,13 @@ def create_tables(connection: "duckdb.DuckDBPyConnection", folder: Path, *, load
     from bestiary.training.recipe import SPECS, Recipe
 
     relation = {name: "table" if name in loaded else "view" for name in ("log", "runs")}
-    columns = MEASURED | {"further": "JSON"}
+    columns = MEASURED | {"extra": "JSON", "further": "JSON"}  # "further" in logs before 0.2
     if any(folder.glob("*/log.jsonl")):
         column_types = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
         files = glob_literal(folder, "log.jsonl")
         connection.execute(LOG.format(kind=relation["log"], key=KEY, files=files, columns=column_types))
     else:
+        columns.pop("further")
         empty = ", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items())
         connection.execute(NO_LOG.format(kind=relation["log"], columns=empty))
     kinds = {int: "BIGINT", float: "DOUBLE"}
@@ -222,16 +223,16 @@ def measurement_table(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFram
     """One row for each measurement, and a line about each run that cannot be read."""
     import pandas as pd
 
-    from bestiary.runs.store import Damaged, unreadable
+    from bestiary.runs.store import DamagedRun, damaged_run
 
-    rows, damaged, begun = [], [], set(store.begun())
+    rows, damaged, begun = [], [], set(store.run_keys())
     for key in [key for key in keys if key in begun]:
         try:
             rows += [(key, *(line[name] for name in MEASURED)) for line in store.read(key).log]
-        except Damaged as fault:
+        except DamagedRun as fault:
             damaged.append(str(fault))
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as fault:
-            damaged.append(str(unreadable(store.folder / key, fault)))
+            damaged.append(str(damaged_run(store.folder / key, fault)))
     return pd.DataFrame(rows, columns=["key", *MEASURED]), damaged
 
 

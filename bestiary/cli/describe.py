@@ -13,7 +13,8 @@ import torch
 from bestiary.model import memory
 from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
-from bestiary.spec import Spec, load, locate, names, nearest, parse, schema
+from bestiary.spec import Spec, load, locate, names, nearest, parse, schema, trust
+from bestiary.spec.grammar import read_pattern
 from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
 from bestiary.training.recipe import NAMED, SPECS
 
@@ -42,8 +43,9 @@ def describe(text: str, *, dim: int) -> Iterator[str]:
 
 def find_specs(text: str) -> tuple[Spec, ...]:
     """Mixers or tasks by name, with options or not, or by file. Raises LookupError."""
-    name = text.partition("(")[0].strip()
+    name = read_pattern(text)[0].name if ".py" in text else text.partition("(")[0].strip()
     if name.endswith(".py"):
+        trust(name)
         found = locate("mixers", name)
         return parse("tasks" if issubclass(found, Task) else "mixers", text)
     for kind in ("mixers", "tasks"):
@@ -82,7 +84,8 @@ def option_lines(found: Spec) -> Iterator[str]:
 def type_text(kind: Any) -> str:
     """A type annotation as a person would write it."""
     text = kind.__name__ if isinstance(kind, type) else str(kind)
-    text = text.replace("typing.", "").replace("Annotated[int, Gt(gt=0)]", "positive int")
+    text = text.replace("typing.", "").replace(", Le(le=9007199254740992)", "")
+    text = text.replace("Annotated[int, Gt(gt=0)]", "positive int").replace("Annotated[int, Ge(ge=0)]", "int from 0")
     return text.replace("Literal[", "one of ").replace("]", "") if text.startswith("Literal") else text
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bestiary.cli._app import StoreFolder, app, refuse, user_input
+from bestiary.cli._trust import TrustFiles
 
 if TYPE_CHECKING:
     from bestiary.runs.store import Store
@@ -60,6 +61,7 @@ def show(
     ],
     dim: Annotated[int, typer.Option(help="The width at which a mixer is shown.")] = 64,
     store: StoreFolder = Path("runs"),
+    _files: TrustFiles = None,
 ) -> None:
     """Describe one thing: what it is, its options, its size."""
     from bestiary.cli import describe
@@ -67,7 +69,7 @@ def show(
 
     with user_input():
         runs = Store(store)
-        if name in runs.begun():
+        if name in runs.run_keys():
             lines = run_lines(runs, name)
         elif store != Path("runs") and not store.is_dir():
             raise LookupError(f"the store {store} does not exist; name the folder of the runs with --store")
@@ -80,14 +82,14 @@ def show(
 def run_lines(store: "Store", key: str) -> list[str]:
     """What is known of a run; exits with one line if it is damaged."""
     from bestiary.cli import describe
-    from bestiary.runs.store import Damaged, unreadable
+    from bestiary.runs.store import DamagedRun, damaged_run
 
     try:
         return list(describe.run_lines(store, key))
-    except Damaged as fault:
+    except DamagedRun as fault:
         refuse(str(fault))
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as fault:
-        refuse(str(unreadable(store.folder / key, fault)))
+        refuse(str(damaged_run(store.folder / key, fault)))
 
 
 @app.command()

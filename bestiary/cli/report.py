@@ -21,6 +21,7 @@ from bestiary.cli._app import (
     user_input,
     warn_damaged,
 )
+from bestiary.cli._trust import TrustFiles
 
 if TYPE_CHECKING:
     from bestiary.report import Report
@@ -37,6 +38,7 @@ def report(
     serve: Annotated[bool, typer.Option("--serve", help="Serve it to this machine, anew as runs end.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to serve it; 0 takes a free one.")] = 8000,
     overwrite: Overwrite = False,
+    _files: TrustFiles = None,
 ) -> None:
     """Write one HTML page with the figures and tables of a store, and the command that redoes each run.
 

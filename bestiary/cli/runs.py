@@ -36,6 +36,7 @@ from bestiary.cli._app import (
     user_input,
     warn_damaged,
 )
+from bestiary.cli._trust import reading_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +88,18 @@ def build_recipe(recipe: str, layers: str, settings: Iterable[str], task: str = 
 
     if recipe not in NAMED:
         raise LookupError(f"there is no recipe {recipe!r} {nearest(recipe, NAMED)}")
-    return NAMED[recipe](layers, **(dict(parse_setting(text) for text in settings) | ({"train": task} if task else {})))
+    return NAMED[recipe](layers, **(parse_settings(settings) | ({"train": task} if task else {})))
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """Settings by name. Raises ValueError for one that is given twice."""
+    found: dict[str, Any] = {}
+    for text in settings:
+        name, value = parse_setting(text)
+        if name in found:
+            raise ValueError(f"{name} is given twice: {name}={found[name]} and {text}")
+        found[name] = value
+    return found
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -97,7 +109,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         raise ValueError(f"{text!r} is not a setting; write name=value, as in dim=128")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return name, value
 
 
@@ -163,16 +175,16 @@ def status(
 ) -> None:
     """Say how many runs are done or to come, and which are at work, interrupted or failed, and why."""
     from bestiary.cli._status import SHOWN, failure_lines, run_lines
-    from bestiary.runs.table import standing
+    from bestiary.runs.table import run_states
 
     with user_input():
         module = load_with_recipes(experiment) if experiment else None
         runs = existing_store(store)
         recipes = None if module is None else recipes_of(module, scale, runs)
-    rows, damaged = standing(runs, recipes)
-    counts = Counter(row["stands"].partition(":")[0] for row in rows)
-    failed = [row for row in rows if row["stands"] == "failed"]
-    others = [row for row in rows if row["stands"] not in ("failed", "to come") and (every or not row["outcome"])]
+    rows, damaged = run_states(runs, recipes)
+    counts = Counter(row["state"].partition(":")[0] for row in rows)
+    failed = [row for row in rows if row["state"] == "failed"]
+    others = [row for row in rows if row["state"] not in ("failed", "to come") and (every or not row["outcome"])]
     lines = [*run_lines(others), *failure_lines(runs, failed, most=None if every else SHOWN)]
     lines.append(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or f"no runs in {store}")
     typer.echo("\n".join(lines))
@@ -264,18 +276,21 @@ def run_recipes(
     from bestiary.cli.console import ProgressDisplay
     from bestiary.report.words import count_noun
     from bestiary.runs.table import results
-    from bestiary.sweep.trackers import followed, sinks
+    from bestiary.sweep.trackers import follow_events, make_sinks
 
     store = open_store(folder)
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
     with user_input():
         check_recipes(recipes, device, backend, elsewhere=bool(ray or slurm))
-        trackers = sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
+        trackers = make_sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
         events = start_sweep(recipes, store, **how, together=together, ray=ray, gpus=gpus, slurm=slurm)
     done = sum(recipe in store for recipe in recipes)
     if done:
         typer.echo(f"{done} of {count_noun(len(recipes), 'run')} done already, in {folder}")
-    display, events = ProgressDisplay(name, total=len(recipes), done=done, detail=detail), followed(events, trackers)
+    display, events = (
+        ProgressDisplay(name, total=len(recipes), done=done, detail=detail),
+        follow_events(events, trackers),
+    )
     try:
         failed = display.follow(events)
     except KeyboardInterrupt:
@@ -296,12 +311,12 @@ def run_recipes(
 def check_recipes(recipes: "Sequence[Recipe]", device: str, backend: str, *, elsewhere: bool) -> None:
     """Raise ValueError if a recipe cannot be built, or if there is no such device or backend here."""
     from bestiary.ops.backend import use
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
     if not elsewhere:
-        found_device(device)
+        find_device(device)
         use(backend)
-    for recipe in {recipe.shape: recipe for recipe in recipes}.values():
+    for recipe in {recipe.shape_key: recipe for recipe in recipes}.values():
         recipe.check()
 
 
@@ -321,10 +336,10 @@ def start_sweep(
         from bestiary.sweep.slurm import slurm_sweep
 
         return slurm_sweep(recipes, store, slurm, **how)
-    from bestiary.sweep.jobs import How
+    from bestiary.sweep.jobs import WorkerConfig
     from bestiary.sweep.ray_cluster import RayCluster
 
-    config = How(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
+    config = WorkerConfig(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
     executor = RayCluster(ray, config, device=how["device"], gpus=gpus, workers=how["workers"])
     return sweep(recipes, store, **how, executor=executor)
 
@@ -337,6 +352,7 @@ def print_failures(store: "Store", failures: "Sequence[Recipe]") -> None:
         typer.echo(f"failed {'once' if len(keys) == 1 else f'{len(keys):,} times'}: {last_line}\n{trace}", err=True)
 
 
+@reading_store()
 def show_results(
     failed: int,
     table: "pd.DataFrame",

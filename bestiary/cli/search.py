@@ -59,7 +59,7 @@ def search(
     backend: Backend = "auto",
 ) -> None:
     """Find the learning rates that work, and how wide their window is."""
-    from bestiary.sweep.search import halving, optuna_rates, rates, studied
+    from bestiary.sweep.search import halving, make_study, optuna_rates, rates
 
     with user_input():
         base = build_recipe(recipe, layers, settings or [], task)
@@ -67,7 +67,7 @@ def search(
             raise ValueError(f"the search chooses rate and seed ({chosen[0]}); give --low, --high and --seeds")
         grid = [at_rate_and_seed(base, rate, seed) for rate in rates(low, high, coarse) for seed in range(seeds)]
         if by == SearchMethod.optuna:
-            studied(0)  # says now if it is missing
+            make_study(0)  # says now if it is missing
     failed = 0
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": False}
 
@@ -105,10 +105,10 @@ def run_refined_grid(
     """The results of a grid and of its refinements, until each edge is known to within the factor."""
     import pandas as pd
 
-    from bestiary.sweep.search import refined
+    from bestiary.sweep.search import refine
 
     table, known = run_all(grid), {recipe.key for recipe in grid}
-    while new := [recipe for recipe in refined(grid, table, within=within) if recipe.key not in known]:
+    while new := [recipe for recipe in refine(grid, table, within=within) if recipe.key not in known]:
         known |= {recipe.key for recipe in new}
         table = pd.concat([table, run_all(new)], ignore_index=True)
     return table
@@ -120,12 +120,12 @@ def print_rates(table: "pd.DataFrame") -> None:
     Where runs differ in length (`share`), the longest count.
     """
     from bestiary.cli.console import print_table
-    from bestiary.runs.table import curve, judged
+    from bestiary.runs.table import curve, diverged_as_zero
     from bestiary.sweep.search import window
 
     if table.empty:
         return
-    table = judged(table)
+    table = diverged_as_zero(table)
     group = [*(name for name in ("share", "task") if name in table and table[name].nunique() > 1), "rate"]
     selection = table.groupby(group, as_index=False)["selection"].mean()
     rows = selection.merge(curve(table, group=group), on=group).sort_values(group)
@@ -133,7 +133,7 @@ def print_rates(table: "pd.DataFrame") -> None:
     if "share" in table:
         table = table[table["share"] == table["share"].max()]
     scores = {float(rate): float(score) for rate, score in table.groupby("rate")["selection"].mean().items()}
-    typer.echo(f"best rate {max(scores, key=lambda rate: scores[rate]):g}; {window(scores).told()}")
+    typer.echo(f"best rate {max(scores, key=lambda rate: scores[rate]):g}; {window(scores).describe()}")
 
 
 @app.command()
@@ -149,7 +149,7 @@ def match(
     import pandas as pd
 
     from bestiary.cli.console import print_table
-    from bestiary.training.size import Match, matched, size
+    from bestiary.training.size import Match, match_widths, size
 
     layer_patterns = [text for text in patterns if not re.match(r"\s*\w+=", text)]
     with user_input():
@@ -157,7 +157,7 @@ def match(
         if not layer_patterns:
             refuse("give patterns to match, as in bestiary match 'attention' --like 'base_conv, based'")
         reference.check()
-        matches = {like: Match(reference, 1.0)} | matched(
+        matches = {like: Match(reference, 1.0)} | match_widths(
             layer_patterns, reference, match=by.value, tolerance=tolerance
         )
     rows: list[dict[str, Any]] = [

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bestiary.runs.store import get, put
+from bestiary.runs.store import read_json, write_file
 
 FORMAT = 1  # incremented when the files change their meaning
 MEMORY = 2**30  # bytes, the default for counting
@@ -145,7 +145,7 @@ def count(
         with lock_folder(folder):
             if not (folder / "counts.json").is_file():  # unless another process has just written it
                 if not (folder / "source.json").is_file():
-                    put(folder / "source.json", source)
+                    write_file(folder / "source.json", source)
                 check_source(folder, source)
                 return count_into(tokens, folder, header, span=span, memory=memory, progress=progress)
     check_source(folder, source)
@@ -212,7 +212,7 @@ def open_counts(folder: Path | str, tokenizer: str | None = None, *, vocab: int 
 
 def read_counts(folder: Path) -> tuple[Counts, list[int]]:
     """The counts in a folder, and the checksums that were stored with them."""
-    header = get(folder / "counts.json")
+    header = read_json(folder / "counts.json")
     if header["format"] != FORMAT:
         raise ValueError(f"its format is {header['format']}, not {FORMAT}")
     keys, counts = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in ("keys.npy", "counts.npy"))
@@ -229,7 +229,7 @@ def write_counts(folder: Path, chunks: Iterable[Chunk], header: Header, total: i
             keys.append(chunk_keys)
             counts.append(chunk_counts)
     checks = {"distinct": keys.length, "checksums": [keys.checksum, counts.checksum]}
-    put(folder / "counts.json", {"format": FORMAT, **header._asdict(), "total": total, **checks})
+    write_file(folder / "counts.json", {"format": FORMAT, **header._asdict(), "total": total, **checks})
     return read_counts(folder)[0]
 
 
@@ -292,7 +292,7 @@ def check_source(folder: Path, source: dict[str, Any]) -> None:
     """Raises ValueError if a folder has counts of something else, or of something unknown."""
     stored = dict[str, Any]()
     with suppress(OSError, ValueError):
-        stored = get(folder / "source.json")
+        stored = read_json(folder / "source.json")
     if name := next((name for name in source if stored.get(name) != source[name]), None):
         raise ValueError(
             f"{folder} has a count of other tokens ({name} {stored.get(name, 'unknown')} there, {source[name]} given): "

@@ -1,15 +1,19 @@
 """Reads the documents of the standard library, of files and folders, and of data sets of the Hugging Face hub."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import os
 import sysconfig
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from bestiary.spec import nearest
 
@@ -19,8 +23,12 @@ NAMED_SOURCES = {  # short names for well-known data sets
     "wikitext": "hf:Salesforce/wikitext/wikitext-103-raw-v1:train",
 }
 ROW_SUFFIXES = (".jsonl", ".ndjson", ".json")  # one object a line
+COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}  # what is decompressed, by suffix
+LEFT_OUT = ("__pycache__", "site-packages", "dist-packages")  # folders that are never read
 FOLDER_DOCUMENT_BYTES = 2**20  # the longest document from a text file in a folder; longer files are cut at line ends
 FILE_DOCUMENT_BYTES = 2**14  # the same for a file named by itself, so that one file can fill every split of a corpus
+LINE_BYTES = 2**28  # the longest line of JSON
+BOM = "\ufeff"  # the byte order mark that some editors put before a text
 
 
 class Unreadable(ValueError):
@@ -31,7 +39,18 @@ class Unreadable(ValueError):
         self.kind = kind
 
 
-def documents(source: str, *, column: str = "text", skipped: Counter[str] | None = None) -> Iterator[str]:
+@dataclass
+class ReadingLog:
+    """What was read of a source, and what was left out."""
+
+    skipped: Counter[str] = field(default_factory=Counter)  # files, folders and documents left out, by reason
+    files: int = 0  # files read so far, in the order of `source_files`
+    cut: bool = False  # whether some documents are pieces of a longer text
+
+
+def documents(
+    source: str, *, column: str = "text", skipped: Counter[str] | None = None, log: ReadingLog | None = None
+) -> Iterator[str]:
     """The documents of a source, always in the same order; `skipped` counts what was left out, by reason.
 
     "stdlib"                     the source files of the Python standard library, each a document
@@ -39,30 +58,29 @@ def documents(source: str, *, column: str = "text", skipped: Counter[str] | None
     "hf:NAME[/CONFIG][:SPLIT]"   a data set of the Hugging Face hub, or a folder that `datasets` can read, streamed
     "pile", "fineweb", ...       short names, see `NAMED_SOURCES`
 
-    A folder is read in order of file names, without hidden files. A file in it that is not text is skipped and
-    counted; the same file named by itself is refused. A faulty row is always refused. Raises ValueError, and
-    LookupError for an unknown source.
+    Files may be compressed (.gz, .bz2, .xz, .zst). A folder is read in order of file names, without hidden files; links
+    to folders outside it are followed once. A file in it that is not text is skipped and counted; the same file named
+    by itself is refused. A faulty row is always refused. Long text files are cut into pieces. A byte order mark before
+    a text is removed, except in "stdlib". `log` keeps what was read. Raises ValueError, and LookupError for an unknown
+    source.
     """
-    skipped = Counter() if skipped is None else skipped
+    log = ReadingLog(Counter() if skipped is None else skipped) if log is None else log
     source = NAMED_SOURCES.get(source, source)
     if source == "stdlib":
-        found = read_folder(Path(sysconfig.get_path("stdlib")), column, skipped, only=".py")
-    elif source.startswith("hf:"):
-        found = read_column(read_hub(source.removeprefix("hf:")), column, skipped)
+        return drop_unusable(read_folder(Path(sysconfig.get_path("stdlib")), column, log, only=".py"), log.skipped)
+    if source.startswith("hf:"):
+        found = read_column(read_hub(source.removeprefix("hf:")), column, log.skipped)
     elif (path := Path(source).expanduser()).is_dir():
-        found = read_folder(path, column, skipped)
+        found = read_folder(path, column, log)
     elif path.is_file():
-        found = (
-            read_column(read(path, column), column, skipped)
-            if (read := row_reader(path))
-            else read_text(path, FILE_DOCUMENT_BYTES)
-        )
+        log.files = 1
+        found = read_file(path, column, FILE_DOCUMENT_BYTES, log)
     else:
         names = ("stdlib", *NAMED_SOURCES)
         raise LookupError(
             f"no source {source!r} {nearest(source, names)}: a file, a folder or hf:NAME[/CONFIG][:SPLIT] will do too"
         )
-    return drop_unusable(found, skipped)
+    return drop_unusable((text.removeprefix(BOM) for text in found), log.skipped)
 
 
 def drop_unusable(found: Iterator[str], skipped: Counter[str]) -> Iterator[str]:
@@ -82,30 +100,90 @@ def is_valid_utf8(text: str) -> bool:
     return False
 
 
-def list_files(folder: Path, *, only: str = "") -> Iterator[Path]:
-    """The files of a folder in order, without hidden ones, Python's caches and installed packages."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(
-            name for name in folders if name[0] != "." and name not in ("__pycache__", "site-packages", "dist-packages")
-        )
+def cut_text(text: str, longest: int) -> Iterator[str]:
+    """A text in pieces of at most `longest` bytes, cut at line ends where lines are short enough."""
+    content = text.encode()
+    while len(content) > longest:
+        at = cut_position(content[:longest])
+        yield content[:at].decode()
+        content = content[at:]
+    yield content.decode()
+
+
+def source_files(source: str) -> list[Path] | None:
+    """All files of a source on disk, in the order in which they are read; None for one that is elsewhere."""
+    if source == "stdlib":
+        return list(list_files(Path(sysconfig.get_path("stdlib")), only=".py"))
+    path = Path(source.removeprefix("hf:").partition(":")[0] if source.startswith("hf:") else source).expanduser()
+    if not path.exists():
+        return None
+    return list(list_files(path)) if path.is_dir() else [path]
+
+
+def list_files(folder: Path, *, only: str = "", skipped: Counter[str] | None = None) -> Iterator[Path]:
+    """The files of a folder in order, without hidden ones, Python's caches and installed packages.
+
+    Links to files are read as files. Links to folders outside the folder are followed, each folder once; with `only`,
+    the ending of the names that are wanted, they are not followed. `skipped` counts what was left out, by reason.
+    """
+    skipped = Counter() if skipped is None else skipped
+    root = Path(os.path.realpath(folder))
+    visited = {root}
+    for place, folders, names in os.walk(folder, followlinks=not only):
+        kept = []
+        for name in sorted(folders):
+            path = Path(place, name)
+            target = Path(os.path.realpath(path))
+            if name[0] == ".":
+                skipped["hidden"] += 1
+            elif name in LEFT_OUT:
+                skipped["caches and installed packages"] += 1
+            elif target in visited or (path.is_symlink() and read_by_its_own_name(target, root)):
+                skipped["links to what is read already"] += 1
+            else:
+                kept.append(name)
+                visited.add(target)
+        folders[:] = kept
         for name in sorted(names):
-            if name[0] != "." and name.endswith(only) and (file := Path(place, name)).is_file():
+            file = Path(place, name)
+            if name[0] == ".":
+                skipped["hidden"] += 1
+            elif not file.is_file():
+                skipped["broken links" if file.is_symlink() else "not files"] += 1
+            elif name.endswith(only):
                 yield file
 
 
-def read_folder(folder: Path, column: str, skipped: Counter[str], *, only: str = "") -> Iterator[str]:
+def read_by_its_own_name(target: Path, root: Path) -> bool:
+    """Whether a folder that a link leads to is part of the root, or the root part of it, so that it needs no link."""
+    if root.is_relative_to(target):
+        return True
+    inside = target.relative_to(root).parts if target.is_relative_to(root) else (".",)
+    return not any(part[0] == "." or part in LEFT_OUT for part in inside)
+
+
+def read_folder(folder: Path, column: str, log: ReadingLog, *, only: str = "") -> Iterator[str]:
     """The documents of all files of a folder, or of those whose names end with `only`."""
-    for file in list_files(folder, only=only):
-        if read := row_reader(file):
-            yield from read_column(read(file, column), column, skipped)
-            continue
-        try:
-            for _ in read_text(file, FOLDER_DOCUMENT_BYTES):  # the whole file must be text before any of it is used
-                pass
-        except Unreadable as fault:
-            skipped[fault.kind] += 1
-            continue
-        yield from read_text(file, FOLDER_DOCUMENT_BYTES)
+    for file in list_files(folder, only=only, skipped=None if only else log.skipped):
+        log.files += 1
+        if row_reader(file) is None:
+            try:
+                for _ in read_text(file, FOLDER_DOCUMENT_BYTES):  # the whole file must be text before any of it is used
+                    pass
+            except Unreadable as fault:
+                log.skipped[fault.kind] += 1
+                continue
+        yield from read_file(file, column, FOLDER_DOCUMENT_BYTES, log)
+
+
+def read_file(file: Path, column: str, longest: int, log: ReadingLog) -> Iterator[str]:
+    """The documents of a file: its rows, or its text in pieces of at most `longest` bytes."""
+    if read := row_reader(file):
+        yield from read_column(read(file, column), column, log.skipped)
+        return
+    for number, text in enumerate(read_text(file, longest)):
+        log.cut |= number > 0
+        yield text
 
 
 def read_text(file: Path, longest: int) -> Iterator[str]:
@@ -142,20 +220,40 @@ def decode_bytes(content: bytes, file: Path, offset: int) -> str:
 
 
 @contextmanager
-def open_file(file: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """Open a file for reading, decompressed if its name ends in .gz. Raises Unreadable if it is damaged."""
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+def open_file(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading, decompressed by the suffix of its name. Raises Unreadable if it is damaged."""
+    suffix = file.suffix.lower()
+    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": open_zstd}
+    if suffix not in openers:
+        with file.open("rb") as stream:
             yield stream
-    except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
-        raise Unreadable("damaged", f"{file} is no whole gzip file: {fault}") from None
+        return
+    try:
+        with openers[suffix](file) as stream:
+            yield cast(IO[bytes], stream)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as fault:
+        if isinstance(fault, OSError) and fault.errno is not None and fault.filename is not None:
+            raise  # the file cannot be opened at all
+        raise Unreadable("damaged", f"{file} is no whole {COMPRESSED[suffix]} file: {fault}") from None
+
+
+def open_zstd(file: Path) -> io.BufferedReader:
+    """Open a file that is compressed by zstd. Raises LookupError without pyarrow."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise LookupError(f"reading {file} needs pyarrow: pip install 'bestiary[text]'") from None
+    return io.BufferedReader(cast(Any, pyarrow.input_stream(str(file), compression="zstd")))
 
 
 def row_reader(file: Path) -> Callable[[Path, str], Iterator[tuple[str, Any]]] | None:
     """The function that reads the rows of a file, by its name; None for plain text."""
-    if file.suffix == ".parquet":
+    name = file.name.lower()
+    if name.endswith(".parquet"):
         return read_parquet
-    return read_json_lines if file.name.removesuffix(".gz").endswith(ROW_SUFFIXES) else None
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return read_json_lines if name.endswith(ROW_SUFFIXES) else None
 
 
 def read_column(found: Iterator[tuple[str, Any]], column: str, skipped: Counter[str]) -> Iterator[str]:
@@ -182,12 +280,18 @@ def read_json_lines(file: Path, _column: str) -> Iterator[tuple[str, Any]]:
     """The values of a file of JSON lines, each with its position."""
     offset = 0
     with open_file(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            if content := decode_bytes(line, file, offset).removeprefix("\ufeff").strip():
+        for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES), b""), start=1):
+            position = f"{file}, line {number}"
+            if len(line) == LINE_BYTES:
+                raise ValueError(f"{position} is longer than {LINE_BYTES >> 20} MiB: one object a line")
+            if content := decode_bytes(line, file, offset).removeprefix(BOM).strip():
                 try:
-                    yield f"{file}, line {number}", json.loads(content)
+                    value = json.loads(content)
                 except json.JSONDecodeError as fault:
-                    raise ValueError(f"{file}, line {number} is no JSON ({fault.msg}): one object a line") from None
+                    raise ValueError(f"{position} is no JSON ({fault.msg}): one object a line") from None
+                except (RecursionError, ValueError):  # a ValueError is a number of thousands of digits
+                    raise ValueError(f"{position} is no JSON of text (too deep, or its numbers too long)") from None
+                yield position, value
             offset += len(line)
 
 
@@ -198,17 +302,20 @@ def read_parquet(file: Path, column: str) -> Iterator[tuple[str, Any]]:
         import pyarrow.parquet
     except ImportError:
         raise LookupError(f"reading {file} needs pyarrow: pip install 'bestiary[text]'") from None
+    number, missing = 0, False
     try:
-        with pyarrow.parquet.ParquetFile(file) as stream:
-            if column not in stream.schema_arrow.names:
+        with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as stream:
+            if missing := column not in stream.schema_arrow.names:
                 raise ValueError(missing_column(str(file), column, stream.schema_arrow.names))
-            number = 0
             for batch in stream.iter_batches(batch_size=1000, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     number += 1
                     yield f"{file}, row {number}", {column: value}
-    except pyarrow.ArrowInvalid as fault:
-        raise ValueError(f"{file} is no whole Parquet file: {str(fault).splitlines()[0]}") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as fault:  # damage to a page is any of these
+        if missing or isinstance(fault, FileNotFoundError | PermissionError):
+            raise
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise ValueError(f"{file} is no whole Parquet file: {reason}, after row {number}") from None
 
 
 def read_hub(name: str) -> Iterator[tuple[str, Any]]:

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from bestiary.runs.store import put
+from bestiary.runs.store import write_file
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,6 +32,7 @@ COMMON_ENDS = (
     "[SEP]",
 )  # tried in this order if no configuration names one
 CONFIG_FILE = "tokenizer_config.json"
+DEFINITION_FILE = "tokenizer.json"
 CHOICES = "'bytes', 'bpe', a folder with a tokenizer.json, or the hub name of a repository with one"
 MIN_VOCAB = 257  # of a byte-level tokenizer: 256 bytes and the separator
 
@@ -46,6 +47,7 @@ class Tokenizer:
     definition: str  # the content of tokenizer.json
     name: str
     separator: int
+    files: ClassVar = (DEFINITION_FILE, CONFIG_FILE)  # that `save` writes
 
     @cached_property
     def hash(self) -> str:
@@ -109,23 +111,68 @@ class Tokenizer:
 
     @cached_property
     def token_sizes(self) -> np.ndarray:
-        """The bytes of text that each token stands for, none for a special one.
+        """The bytes of text that each token stands for, of shape (vocab,); 0 for special tokens.
 
-        Over the tokens of a text they add up to its length in UTF-8 where the tokenizer is byte-level and changes
-        nothing before it splits; for others, which add or fold white space, they come close.
+        Only if the tokenizer `is_byte_exact` are these the bytes of the text itself; else see `encode_with_ends`.
         """
         sizes = np.array([len(content) for content in self.token_bytes], np.int64)
         special = [token for token, added in self.library.get_added_tokens_decoder().items() if added.special]
         sizes[[*special, self.separator]] = 0
         return sizes
 
+    @cached_property
+    def is_byte_exact(self) -> bool:
+        """Whether the bytes of the tokens of a text are, one after the other, the bytes of the text."""
+        given = json.loads(self.definition)
+        model, first, added = given["model"], given.get("pre_tokenizer") or {}, given.get("added_tokens") or []
+        steps = first.get("pretokenizers", [first])
+        splits = all(
+            not step.get("add_prefix_space")
+            if step.get("type") == "ByteLevel"
+            else step.get("type") in ("Split", "Digits") and step.get("behavior") != "Removed"
+            for step in steps
+        )
+        return (
+            given.get("normalizer") is None
+            and splits
+            and any(step.get("type") == "ByteLevel" for step in steps)
+            and "ByteLevel" in decoder_types(self.definition)
+            and model.get("type") == "BPE"
+            and byte_alphabet().keys() <= model["vocab"].keys()
+            and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
+            and not any(token.get("lstrip") or token.get("rstrip") for token in added)
+        )
+
+    def encode_with_ends(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The tokens of each text, and where in its UTF-8 bytes each token ends; both of shape (tokens,).
+
+        What the tokenizer leaves out, such as a space between words, belongs to the token after it, and what follows
+        the last token to the last: all tokens together stand for the whole text.
+        """
+        if self.is_byte_exact:
+            return [(tokens, self.token_sizes[tokens].cumsum()) for tokens in self.encode(texts)]
+        encoded = self.library.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            (np.array(each.ids, self.dtype), byte_ends(text, [end for _, end in each.offsets]))
+            for text, each in zip(texts, encoded, strict=True)
+        ]
+
     def save(self, folder: Path) -> None:
         """Write a folder that `open_tokenizer`, and AutoTokenizer of transformers, can open."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "tokenizer.json").write_bytes(self.definition.encode())
+        (folder / DEFINITION_FILE).write_bytes(self.definition.encode())
         end = self.library.id_to_token(self.separator)
         kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        put(folder / CONFIG_FILE, {**kind, "eos_token": end, "bestiary": self.name})
+        write_file(folder / CONFIG_FILE, {**kind, "eos_token": end, "bestiary": self.name})
+
+
+def byte_ends(text: str, ends: Sequence[int]) -> np.ndarray:
+    """Positions in the characters of a text as positions in its bytes, in order, the last of them its end."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    places = np.maximum.accumulate(np.array(ends, np.int64))
+    places[-1:] = len(points)
+    return np.concatenate([[0], sizes.cumsum()])[places]
 
 
 @lru_cache(maxsize=8)
@@ -202,12 +249,12 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
         raise ValueError("'bpe' is trained on a text: prepare a corpus with it, and open the corpus's tokenizer/")
     path = Path(name).expanduser()
     if path.is_dir():
-        return read_tokenizer(path / "tokenizer.json", path / CONFIG_FILE, str(name))
+        return read_tokenizer(path / DEFINITION_FILE, path / CONFIG_FILE, str(name))
     if path.is_file():
         return read_tokenizer(path, path.with_name(CONFIG_FILE), str(name))
     if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise LookupError(f"no tokenizer at {name}: give {CHOICES}")
-    definition = download(str(name), "tokenizer.json")
+    definition = download(str(name), DEFINITION_FILE)
     return read_tokenizer(definition, definition and download(str(name), CONFIG_FILE), str(name))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bestiary.runs.digests import digest
 from bestiary.sweep import cores
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ CORPUS, MODELS = Path("corpora/stdlib"), Path("models")  # where experiments kee
 
 def open_or_prepare(source: str = "stdlib", folder: Path = CORPUS, **how: Any) -> "Corpus":
     """Open a corpus with its counts, written first if it is not there."""
-    from bestiary.corpus.corpus import prepare
+    from bestiary.corpus.prepare import prepare
 
     corpus = prepare(source, folder, **how)
     corpus.counts()
@@ -95,17 +96,12 @@ def progress_line(name: str, row: Mapping[str, Any], recipe: "Pretraining") -> s
 
 
 def cached_losses(recipe: "Pretraining", text: "Text", *, folder: Path = MODELS) -> "NDArray[np.float32]":
-    """The losses of a trained model on a text (contexts, length), cached in the folder of its run."""
+    """The losses of a trained model on a text (contexts, length), kept in the folder of its run."""
     from bestiary.lm.pretraining import open_run
     from bestiary.slices.losses import model_losses
+    from bestiary.slices.measuring import measure
 
-    split = text.name.partition(" ")[0]
-    path = folder / recipe.key / f"losses-{text.corpus.hash}-{split}-{text.shape[0]}x{text.shape[1]}.npy"
-    if path.is_file():
-        return np.load(path)
-    _, model = open_run(folder / recipe.key)
-    losses = model_losses(model, text.contexts)
-    partial = path.with_name(f".{path.name}")
-    np.save(partial, losses)
-    partial.replace(path)
-    return losses
+    run = folder / recipe.key
+    _, model = open_run(run)
+    identity = (recipe.key, digest(run / "weights.safetensors"))
+    return measure(lambda contexts: model_losses(model, contexts), text.contexts, run / "losses", identity=identity)

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from bestiary.experiments._lines import at_best_rate, lines_by, seeds_note
 from bestiary.report.plot import panels
 from bestiary.report.references import draw_references, references, use_decade_ticks
+from bestiary.spec import reading_data
 from bestiary.training.recipe import Recipe, based, clean
-from bestiary.training.size import memory_of
+from bestiary.training.size import state_size
 
 MAPS = {
     "Taylor, 16": "based(features=16)",
@@ -110,9 +111,10 @@ def short_names() -> dict[str, str]:
     return {str(parse("mixers", text)[0]): name for part in (MAPS, SMALL) for name, text in part.items()}
 
 
+@reading_data()
 def state_numbers(pattern: str, dim: int, depth: int, task: str) -> int:
     """Numbers in the state of a model after a sequence of the task."""
-    return memory_of(clean(pattern, dim=int(dim), depth=int(depth), train=task))[0]
+    return state_size(clean(pattern, dim=int(dim), depth=int(depth), train=task))[0]
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

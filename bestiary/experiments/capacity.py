@@ -75,9 +75,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def state_numbers(mixer: str, dim: int, pairs: int) -> int:
     """Numbers in the state of one layer after the last pair."""
     from bestiary.model import memory
-    from bestiary.spec import parse
+    from bestiary.spec import parse, reading_data
 
-    (found,) = parse("mixers", PATTERNS.get(mixer, mixer))
+    with reading_data():
+        (found,) = parse("mixers", PATTERNS.get(mixer, mixer))
     return memory(lambda: found.build(dim), time=pairs, dim=dim).numbers
 
 

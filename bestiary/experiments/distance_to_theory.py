@@ -89,9 +89,10 @@ def construction_accuracy(vocab: int, length: int, pairs: int, pattern: str) -> 
 
 def canonical_pattern(pattern: str) -> str:
     """A pattern as a table has it."""
-    from bestiary.spec import parse
+    from bestiary.spec import parse, reading_data
 
-    return ", ".join(map(str, parse("mixers", pattern)))
+    with reading_data():
+        return ", ".join(map(str, parse("mixers", pattern)))
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

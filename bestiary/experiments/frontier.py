@@ -21,7 +21,7 @@ from bestiary.experiments._lines import seeds_note
 from bestiary.report.plot import Line, panels
 from bestiary.report.references import draw_references, references, use_decade_ticks
 from bestiary.runs.table import best, curve
-from bestiary.spec import parse
+from bestiary.spec import parse, reading_data
 from bestiary.training.recipe import Recipe, based, clean
 
 TRAIN, TEST = (
@@ -166,13 +166,15 @@ def mean_over_slices(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @cache
+@reading_data()
 def state_numbers(pattern: str, dim: int, depth: int, channel: str, tests: str) -> int:
     """Numbers in the state after the longest slice."""
-    from bestiary.training.size import memory_of
+    from bestiary.training.size import state_size
 
-    return memory_of(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
+    return state_size(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
 
 
+@reading_data()
 def pattern_name(pattern: str) -> str:
     """The name of a pattern in the figure, by its last mixer."""
     last = parse("mixers", pattern)[-1]

@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._pretrained import MODELS, cached_losses, open_or_prepare, train_models
-from bestiary.runs.store import get
+from bestiary.runs.store import read_json
 from bestiary.slices import tables
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def slice_rows(
     from bestiary.lm.suites import count_parameters
 
     threshold = find_setting(scale).threshold
-    found = tables.bootstrap_text(text, losses, threshold)
+    found = tables.estimate_text(text, losses, threshold)
     shared = {"rows": "slices", "scale": scale, "threshold": threshold, "hits_share": found.share_of_hits().value}
     shared |= {"answers": text.documents.size, "documents": found.documents}
     for name in losses:
@@ -194,7 +194,7 @@ def closed_columns(found: Any, name: str) -> dict[str, Any]:
 
 def run_result(recipe: "Pretraining") -> dict[str, Any]:
     """How the run of a recipe ended, as stored."""
-    return get(MODELS / recipe.key / "done")
+    return read_json(MODELS / recipe.key / "done")
 
 
 def outcome(recipe: "Pretraining") -> str:
@@ -235,12 +235,12 @@ def pages(table: pd.DataFrame, stem: Path) -> Iterator[Path]:
     corpus = open_or_prepare(setting.source, Path(setting.folder))
     recipes = models(scale, corpus)
     text, losses = read_losses(scale, corpus, {name: recipes[name] for name in PAGE})
-    found = tables.bootstrap_text(text, losses, setting.threshold)
+    found = tables.estimate_text(text, losses, setting.threshold)
     place = stem.with_suffix(".html")
     write_page(
         place,
         title="base_conv against attention",
-        sentences=[*tables.summary_sentences(text, found, PAGE, setting.threshold), tables.SELECTION_NOTE],
+        sentences=[*tables.summary_sentences(text, found, PAGE, setting.threshold), tables.selection_note(len(PAGE))],
         passages=tables.select_passages(text, list(losses.values()), setting.threshold),
         names=PAGE,
     )

@@ -61,9 +61,10 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def task_length(task: str) -> int:
     """Tokens in a sequence of a task."""
-    from bestiary.spec import parse
+    from bestiary.spec import parse, reading_data
 
-    return parse("tasks", task)[0].build().length
+    with reading_data():
+        return parse("tasks", task)[0].build().length
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

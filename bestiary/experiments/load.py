@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import at_best_rate, lines_by, seeds_note
 from bestiary.report.plot import Line, panels
+from bestiary.spec import reading_data
 from bestiary.training.recipe import Recipe, clean
-from bestiary.training.size import Match, matched, memory_of
+from bestiary.training.size import Match, match_widths, state_size
 
 NAMES = {
     "linear_attention": "Linear attention",
@@ -67,9 +68,10 @@ def matched_widths(budget: int, length: int) -> dict[str, Match]:
         f"base_conv, mamba2(state={state}, conv=1)",
     )
     dims = range(budget // 2, 2 * budget + 1, max(2, budget // 16))
-    return matched(patterns, recipe_of_length(LIKE, budget, length), match="state", dims=dims)
+    return match_widths(patterns, recipe_of_length(LIKE, budget, length), match="state", dims=dims)
 
 
+@reading_data()
 def recipe_of_length(pattern: str, dim: int, length: int) -> Recipe:
     """A recipe with the state of that pattern and width after so many tokens."""
     return clean(pattern, dim=dim, train=f"mqar(vocab={2 * length}, length={length}, pairs=2)")
@@ -78,9 +80,9 @@ def recipe_of_length(pattern: str, dim: int, length: int) -> Recipe:
 def add_states(table: pd.DataFrame) -> pd.DataFrame:
     """The table with each `mixer`, its `state` in numbers, and the `budget`, the state that it was matched to."""
     length = int(table["length"].max())
-    budgets = [memory_of(recipe_of_length(LIKE, width, length))[0] for widths in BUDGETS.values() for width in widths]
+    budgets = [state_size(recipe_of_length(LIKE, width, length))[0] for widths in BUDGETS.values() for width in widths]
     models = zip(table["pattern"], table["dim"], strict=True)
-    states = [memory_of(recipe_of_length(pattern, int(dim), length))[0] for pattern, dim in models]
+    states = [state_size(recipe_of_length(pattern, int(dim), length))[0] for pattern, dim in models]
     nearest = [min(budgets, key=lambda budget: abs(state / budget - 1)) for state in states]
     mixers = [NAMES[pattern.split(", ")[1].partition("(")[0]] for pattern in table["pattern"]]
     return table.assign(mixer=mixers, state=states, budget=nearest)

@@ -19,7 +19,7 @@ from bestiary.experiments._lines import lines_by, name_mixers, seeds_note
 from bestiary.report.plot import panels
 from bestiary.report.references import use_decade_ticks
 from bestiary.runs.table import curve
-from bestiary.sweep.search import rates, refined, windows
+from bestiary.sweep.search import rates, refine, windows
 from bestiary.training.recipe import Recipe, clean, iclr24
 
 PATTERNS = {
@@ -68,7 +68,7 @@ def base_recipes(scale: str, pattern: str, depth: int) -> Iterator[Recipe]:
 
 def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
     """Rates that halve, once, the distance between the last rate that works and the first that does not."""
-    return refined(recipes(scale), table, within=(HIGH / LOW) ** (0.5 / (COUNT[scale] - 1)))
+    return refine(recipes(scale), table, within=(HIGH / LOW) ** (0.5 / (COUNT[scale] - 1)))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -26,8 +26,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bestiary.model import Model, ModelState
-from bestiary.runs.store import put
-from bestiary.spec import read_specs
+from bestiary.runs.store import write_file
+from bestiary.spec import LAYERS, read_specs, reading_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,7 +72,10 @@ class BestiaryConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **given: Any) -> None:
-        self.pattern = [part.stored for part in read_specs("mixers", self.pattern)]
+        if not 0 < self.depth <= LAYERS:
+            raise ValueError(f"a model has 1 to {LAYERS:,} layers, not {self.depth}")
+        with reading_data():  # a configuration never brings code of its own
+            self.pattern = [part.stored for part in read_specs("mixers", self.pattern)]
         super().__post_init__(**given)
 
     @property
@@ -132,7 +135,8 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BestiaryConfig) -> None:
         super().__init__(config)
-        with torch.device("cpu" if torch.get_default_device().type == "meta" else torch.get_default_device()):
+        device = torch.get_default_device()
+        with reading_data(), torch.device("cpu" if device.type == "meta" else device):
             self.model = Model(
                 config.vocab_size,
                 dim=config.dim,
@@ -257,7 +261,7 @@ def save_pretrained(
                                "AutoModelForCausalLM": "modeling_bestiary.BestiaryForCausalLM"}  # fmt: skip
     wrapped.save_pretrained(folder)
     fast.save_pretrained(folder)
-    put(folder / "modeling_bestiary.py", CODE)
+    write_file(folder / "modeling_bestiary.py", CODE)
 
 
 def export_run(run: Path | str, folder: Path | str) -> None:
@@ -268,7 +272,7 @@ def export_run(run: Path | str, folder: Path | str) -> None:
     recipe, model = open_run(Path(run))
     tokenizer = open_tokenizer(Path(run) / "tokenizer")
     save_pretrained(model, {name: getattr(recipe, name) for name in SETTINGS}, tokenizer, folder)
-    put(Path(folder) / "recipe.json", recipe.json())
+    write_file(Path(folder) / "recipe.json", recipe.json())
 
 
 def to_fast_tokenizer(tokenizer: "Tokenizer") -> PreTrainedTokenizerFast:

@@ -21,9 +21,9 @@ from bestiary.lm.pretraining import Parallel, Pretraining
 from bestiary.lm.speed import flops_per_token, peak_flops
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
-from bestiary.runs.store import Run, Store, get, origin, put
+from bestiary.runs.store import Run, Store, origin, read_json, write_file
 from bestiary.tasks._task import SILENT, stream
-from bestiary.training.train import TOKENS, Diverged, is_matrix, keep_memory
+from bestiary.training.train import TOKENS, Diverged, is_matrix, keep_freed_memory
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -98,8 +98,8 @@ class ResumableRun(Run):
 
     def open(self) -> None:
         (self.place / "failure.txt").unlink(missing_ok=True)
-        put(self.place / "recipe.json", self.recipe.json())
-        put(self.place / "origin.json", origin() | self.how)
+        write_file(self.place / "recipe.json", self.recipe.json())
+        write_file(self.place / "origin.json", origin() | self.details)
         for part in self.recipe.pattern:
             if part.source and part.name.endswith(".py"):
                 (self.place / "source").mkdir(exist_ok=True)
@@ -110,12 +110,12 @@ class ResumableRun(Run):
         """Keep the first `size` bytes of the log, in a new file: a former owner may still hold the old one open."""
         self.log.close()
         place = self.place / "log.jsonl"
-        put(place, place.read_bytes()[:size].decode())
+        write_file(place, place.read_bytes()[:size].decode())
         self.log = place.open("a")
 
     def flush_log(self) -> int:
         """Write the log to disk; its size in bytes. Raises Lost if another worker holds the run now."""
-        self.held()
+        self.check_held()
         os.fsync(self.log.fileno())
         return self.log.tell()
 
@@ -133,7 +133,7 @@ def run_pretraining(
             return
         run = claim if isinstance(claim, ResumableRun) else None
         if run is not None:
-            run.how = {"corpus": str(corpus.folder), "workers": group.size, **config._asdict()}
+            run.details = {"corpus": str(corpus.folder), "workers": group.size, **config._asdict()}
         with run or nullcontext():
             loop = TrainingLoop(recipe, corpus, folder / recipe.key, run=run, group=group, config=config)
             try:
@@ -173,7 +173,7 @@ class TrainingLoop:
         group: TrainingGroup,
         config: ExecutionConfig,
     ) -> None:
-        keep_memory()
+        keep_freed_memory()
         self.recipe, self.corpus, self.folder = recipe, corpus, folder
         self.run, self.group, self.config = run, group, config
         if recipe.batch % (config.accumulate * group.size):
@@ -223,7 +223,7 @@ class TrainingLoop:
         shutil.copytree(self.corpus.folder / "tokenizer", self.folder / "tokenizer", dirs_exist_ok=True)
         trained = self.recipe.build()
         trained.load_state_dict(weights)
-        run.keep(trained)
+        run.save_weights(trained)
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def train_step(self) -> None:
@@ -301,7 +301,7 @@ class TrainingLoop:
         self.group.broadcast(None)
         self.group.save(self.model, self.optimizer, new)
         if self.run is not None:
-            put(folder / "last.json", {"step": self.step, "log": log_size, "sum": total})
+            write_file(folder / "last.json", {"step": self.step, "log": log_size, "sum": total})
             for old in folder.glob("step-*"):
                 if old != new:
                     shutil.rmtree(old)
@@ -309,7 +309,7 @@ class TrainingLoop:
     def resume(self) -> None:
         """Return to the last checkpoint, or to the start, and cut the log back to it."""
         path = self.folder / "checkpoint" / "last.json"
-        last = self.group.broadcast(get(path) if self.run is not None and path.is_file() else None)
+        last = self.group.broadcast(read_json(path) if self.run is not None and path.is_file() else None)
         if last is not None:
             self.step = last["step"]
             self.group.load(self.model, self.optimizer, path.with_name(f"step-{self.step}"))

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bestiary.runs.store import get
-from bestiary.spec import Mixers, Natural, Positive
-from bestiary.training.recipe import Amount, Checked, Share
+from bestiary.runs.store import read_json
+from bestiary.spec import Depth, Mixers, Natural, Positive
+from bestiary.training.recipe import Amount, Share, StrictModel
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
@@ -29,7 +29,7 @@ FORMAT = 1  # raised when pretraining changes its meaning, so that old runs are 
 Parallel = Literal["none", "ddp", "fsdp"]
 
 
-class Pretraining(Checked):
+class Pretraining(StrictModel):
     """A language model, and how it is trained to predict the next token of a corpus.
 
     The defaults are those of Based (Arora et al., 2024): AdamW with betas 0.9 and 0.95, weight decay 0.1 on matrices,
@@ -41,7 +41,7 @@ class Pretraining(Checked):
     vocab: Positive
     pattern: Mixers
     dim: Positive = 128
-    depth: Positive = 4
+    depth: Depth = 4
     channel: Literal["mlp", "swiglu", "none", "copy"] = "swiglu"
     positions: Natural = 0  # learned position vectors; 0 is none
     dropout: Share = 0.0  # of the embeddings, while training
@@ -124,15 +124,15 @@ def open_run(folder: Path | str) -> "tuple[Pretraining, Model]":
     weights = run / "weights.safetensors"
     if not (run / "recipe.json").is_file():
         raise LookupError(f"{run} is no run: it holds no recipe.json")
-    stored = get(run / "recipe.json")
+    stored = read_json(run / "recipe.json")
     if stored.get("kind") != "pretraining":
         raise LookupError(f"{run} is a run on a task, not on text; train one with: bestiary pretrain")
     if not weights.is_file():
-        state = get(run / "done")["outcome"] if (run / "done").is_file() else "not done; go on with it first"
+        state = read_json(run / "done")["outcome"] if (run / "done").is_file() else "not done; go on with it first"
         raise LookupError(f"{run} holds no weights: the run is {state}")
     from safetensors.torch import load_file
 
-    recipe = Pretraining(**stored)
+    recipe = Pretraining.read(stored)
     model = recipe.build()
     model.load_state_dict(load_file(weights))
     return recipe, model.eval()

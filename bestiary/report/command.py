@@ -4,18 +4,20 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from bestiary.spec import reading_data
 from bestiary.training.recipe import Recipe, clean
 
 SHOWN = ("dim", "rate", "seed")  # said even where they are the defaults
 
 
+@reading_data()
 def command(recipe: Recipe | Mapping[str, Any]) -> str:
     """The `bestiary train ...` that makes exactly this recipe: the same key, given the same files of the user.
 
     Takes a recipe, or a recipe as stored. Raises ValueError, TypeError or LookupError if no command line says it,
     because a file is gone, has changed, or has a name that cannot stand in a pattern.
     """
-    built = recipe if isinstance(recipe, Recipe) else Recipe(**recipe)
+    built = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     changes = settings(built)
     train, pattern = pattern_text(built.train), pattern_text(built.pattern)
     if clean(pattern, train=train, **changes).key != built.key:

@@ -14,8 +14,8 @@ from bestiary.report.command import command
 from bestiary.report.levels import task_levels
 from bestiary.report.runs import UNBUILDABLE, RunData, family, mixer_names, model_size, segment_label
 from bestiary.runs.intervals import interval
-from bestiary.runs.table import WORKS, best, curve, judged
-from bestiary.spec import read_specs
+from bestiary.runs.table import WORKS, best, curve, diverged_as_zero
+from bestiary.spec import read_specs, reading_data
 
 MOST = 5000  # runs in the table; of more, only those at the best rate of their cell
 POINTS = 80  # of a learning curve
@@ -56,7 +56,7 @@ def cell_data(
     first = at_best.iloc[0]
     keys = at_best["key"].tolist()
     points = curve(at_best, group=["cell"]).iloc[0]
-    rates = judged(all_rates).groupby("rate")["selection"]
+    rates = diverged_as_zero(all_rates).groupby("rate")["selection"]
     tried = [[rate, *values] for rate, values in rates.agg(["mean", "min", "max", "count"]).iterrows()]
     working = [rate for rate, mean, *_ in tried if mean >= WORKS]
     return {
@@ -68,7 +68,7 @@ def cell_data(
         "state": state,
         "parameters": parameters,
         **{column: points[column] for column in ("accuracy", "low", "high", "seeds", "answers", "solved", "seconds")},
-        "selection": judged(at_best)["selection"].mean(),
+        "selection": diverged_as_zero(at_best)["selection"].mean(),
         "rate": first["rate"],
         "rates": tried,
         "works": [min(working), max(working)] if working else [],
@@ -156,6 +156,7 @@ def task_data(name: str, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+@reading_data()
 def build_tasks(recipe: Mapping[str, Any]) -> list[Any]:
     """The test tasks, none if one of them cannot be built now."""
     try:

@@ -44,11 +44,11 @@ def report(
     version every few seconds and reloads itself when the answer differs. A `smoke` report is marked as no result, since
     its models are hardly trained. Raises LookupError if no run is done.
     """
-    keys = store.begun() if recipes is None else [recipe.key for recipe in recipes]
+    keys = store.run_keys() if recipes is None else [recipe.key for recipe in recipes]
     data = gather_runs(store, keys)
     if data.rows.empty:
         raise LookupError(f"no run of it is done in {store.folder}; `bestiary status` says how they stand")
-    states = Counter(line.partition(":")[0] for line in progress(store, recipes)[0]["stands"])
+    states = Counter(line.partition(":")[0] for line in progress(store, recipes)[0]["state"])
     content = report_data(data, pattern_name) | {"smoke": smoke}
     latex = latex_tables(content)
     html = page(content, summary(content, states), title=title, latex=latex, version=version)

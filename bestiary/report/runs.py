@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bestiary.report.command import pattern_text
-from bestiary.runs.store import Damaged, Record, Store, unreadable
-from bestiary.runs.table import segments, selection_curve
+from bestiary.runs.store import DamagedRun, Record, Store, damaged_run
+from bestiary.runs.table import selection_curve
 from bestiary.spec import locate
 from bestiary.training.recipe import SPECS, Recipe
 
@@ -34,7 +34,7 @@ class RunData(NamedTuple):
 
 def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
     """The finished runs among the keys."""
-    known = set(store.begun())
+    known = set(store.run_keys())
     rows: list[dict[str, Any]] = []
     data = RunData(pd.DataFrame(), {}, {}, {}, {}, [])
     for key in dict.fromkeys(keys):
@@ -44,10 +44,10 @@ def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
             record = store.read(key)
             if record.ended is not None:
                 rows += add_run(data, record, store)
-        except Damaged as fault:
+        except DamagedRun as fault:
             data.damaged.append(str(fault))
         except BROKEN as fault:
-            data.damaged.append(str(unreadable(store.folder / key, fault)))
+            data.damaged.append(str(damaged_run(store.folder / key, fault)))
     return data._replace(rows=pd.DataFrame(rows))
 
 
@@ -56,7 +56,7 @@ def add_run(data: RunData, record: Record, store: Store) -> list[dict[str, Any]]
     recipe = {name: value for name, value in record.recipe.items() if name not in ("rate", "seed")}
     check_stored(recipe)
     cell = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    rows = [{**row, "cell": cell, "task": task_line(recipe)} for row in segments(record)]
+    rows = [{**row, "cell": cell, "task": task_line(recipe)} for row in segment_rows(record)]
     curve, distances = selection_curve(record.log), distance_counts(record.log)
     origin = read_origin(store.folder / record.key / "origin.json")
     data.recipes[cell] = recipe
@@ -181,12 +181,12 @@ SIZES: dict[str, tuple[int, int]] = {}  # what was measured, by shape
 
 def model_size(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Numbers in the state after the longest test sequence, and parameters; None if the model cannot be built now."""
-    from bestiary.training.size import memory_of, parameters
+    from bestiary.training.size import parameters, state_size
 
     try:
-        built = Recipe(**recipe)
-        if built.shape not in SIZES:
-            SIZES[built.shape] = memory_of(built)[0], parameters(built)
-        return SIZES[built.shape]
+        built = Recipe.read(recipe)
+        if built.shape_key not in SIZES:
+            SIZES[built.shape_key] = state_size(built)[0], parameters(built)
+        return SIZES[built.shape_key]
     except UNBUILDABLE:
         return None, None

@@ -65,7 +65,7 @@ def make_server(store: Store, make: Callable[[str], str], *, port: int) -> Threa
 def store_version(store: Store) -> str:
     """A digest that changes whenever a run begins, fails or ends."""
     marks = []
-    for key in store.begun():
+    for key in store.run_keys():
         for name in ("done", "failure.txt"):
             place = store.folder / key / name
             marks.append(f"{key} {name} {place.stat().st_mtime_ns if place.exists() else 0}")

@@ -1,18 +1,18 @@
-"""Runs on disk, append only. Knows nothing of torch.
+"""Runs on disk, append only. Does not import torch.
 
-    runs/<key>/recipe.json          what was run, every option resolved
-               source/              copies of a user's own files that it was made from
-               origin.json          versions, host and time of the attempt that holds the run
-               claim-0/             one folder for each attempt; the last is the owner
+    runs/<key>/recipe.json          the recipe, with every option filled in
+               source/              copies of the user's own files that the recipe names
+               origin.json          versions, host and start time of the current attempt
+               claim-0/             one folder for each attempt; the last one owns the run
                log.jsonl            one measurement a line
-               weights.safetensors  if they were kept
+               weights.safetensors  the trained weights, if they were kept
                failure.txt          the traceback of the last attempt, if it failed
-               done                 how the run ended, written last
+               done                 how the run ended; written last
 
-A run is taken by renaming a prepared folder to the next free claim, which only one worker can do, on any file
-system. A claim is alive while its process is seen alive on this machine or its heartbeat is fresh elsewhere; a dead
-one is followed by the next, and the run starts over. Files other than the log are written beside their place and
-renamed, so that nobody reads half of one; a log that ends in half a line is read without it.
+A worker claims a run by renaming a prepared folder to the next free claim. On any file system only one worker
+succeeds. A claim is alive while its process is alive on this machine, or while its heartbeat is fresh on another. When
+a claim is dead, the next worker makes a new one and the run starts over. Every file but the log is written under
+another name and then renamed, so that no reader sees half of it. If the log ends in half a line, that line is ignored.
 """
 
 import json
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
 
     from bestiary.training.recipe import Recipe
 
-STALE = 600.0  # seconds without a heartbeat after which a claim of another machine is dead
-BEAT = 15.0  # seconds between heartbeats
+STALE_AFTER = 600.0  # seconds without a heartbeat after which a claim from another machine is dead
+HEARTBEAT = 15.0  # seconds between heartbeats
 
 
-class Damaged(Exception):
-    """A run's folder cannot be read."""
+class DamagedRun(Exception):
+    """A run's folder cannot be read, or does not hold what it says."""
 
 
-class Lost(Exception):
+class ClaimLost(Exception):
     """Another worker has taken over this run."""
 
 
-class Ended(NamedTuple):
+class Outcome(NamedTuple):
     """How a run ended."""
 
     outcome: str  # "solved" (stopped early), "finished" or "diverged"
@@ -62,11 +62,11 @@ class Ended(NamedTuple):
 
 
 class Record(NamedTuple):
-    """A run as it stands on disk."""
+    """A run as it is on disk: its recipe, how it ended (None if it has not) and its measurements."""
 
     key: str
     recipe: dict[str, Any]
-    ended: Ended | None
+    ended: Outcome | None
     log: list[dict[str, Any]]
 
 
@@ -81,42 +81,42 @@ class Store:
         return (self.folder / recipe.key / "done").is_file()
 
     def claim(self, recipe: "Recipe") -> "Run | None":
-        """The run, to be carried out; None if it is done or another worker has it."""
+        """The run, ready to be carried out; None if it is done or another worker has it."""
         if recipe in self:
             return None
         place = self.folder / recipe.key
         place.mkdir(parents=True, exist_ok=True)
-        claims = numbered(place)
-        prepared, taken = place / f".claim-{uuid.uuid4().hex}", place / f"claim-{len(claims)}"
+        claims = list_claims(place)
+        prepared, claim = place / f".claim-{uuid.uuid4().hex}", place / f"claim-{len(claims)}"
         try:
             prepared.mkdir()
-            put(prepared / "owner.json", {"machine": machine(), "process": os.getpid(), "born": born(os.getpid())})
-            if not (claims and alive(claims[-1], now=prepared.stat().st_mtime)) and moved(prepared, taken):
+            write_file(prepared / "owner.json", owner_of_this_process())
+            if not (claims and is_alive(claims[-1], now=prepared.stat().st_mtime)) and try_rename(prepared, claim):
                 if recipe not in self:
-                    return Run(place, taken, recipe)
-                (taken / "released").touch()
+                    return Run(place, claim, recipe)
+                (claim / "released").touch()
         finally:
             shutil.rmtree(prepared, ignore_errors=True)
         return None
 
     def owner(self, key: str) -> str | None:
-        """Who is carrying out a run now."""
-        claims = numbered(self.folder / key)
-        if not claims or not alive(claims[-1], now=time.time()):
+        """The host and process that is carrying out a run now; None if nobody is."""
+        claims = list_claims(self.folder / key)
+        if not claims or not is_alive(claims[-1], now=time.time()):
             return None
-        owner = get(claims[-1] / "owner.json")
+        owner = read_json(claims[-1] / "owner.json")
         return f"{owner['machine'].split(' ')[0]}, process {owner['process']}"
 
-    def mourn(self, key: str, how: str, *, last: bool) -> None:
-        """Record that the worker of a run died; as the failure of the run if it is not tried again."""
+    def record_death(self, key: str, reason: str, *, last: bool) -> None:
+        """Record that the worker of a run died; if this was the last try, also as the failure of the run."""
         place = self.folder / key
-        if claims := numbered(place):
-            put(claims[-1] / "died", how + "\n")
+        if claims := list_claims(place):
+            write_file(claims[-1] / "died", reason + "\n")
         if last and place.is_dir():
-            put(place / "failure.txt", how + "\n")
+            write_file(place / "failure.txt", reason + "\n")
 
     def failure(self, key: str, *, since: float = 0.0) -> str | None:
-        """The traceback of the last attempt, if it failed, and not before a time by the file system's clock."""
+        """The traceback of the last attempt, if it failed after `since` (seconds by the file system's clock)."""
         place = self.folder / key / "failure.txt"
         try:
             return place.read_text() if place.stat().st_mtime >= since else None
@@ -124,17 +124,17 @@ class Store:
             return None
 
     def read(self, key: str) -> Record:
-        """A run's recipe, end and measurements. Raises Damaged."""
+        """A run's recipe, outcome and measurements. Raises DamagedRun if they cannot be read."""
         place = self.folder / key
         try:
-            done = get(place / "done") if (place / "done").is_file() else None
-            ended = None if done is None else Ended(**done)
-            return Record(key, get(place / "recipe.json"), ended, lines(place / "log.jsonl"))
+            done = read_json(place / "done") if (place / "done").is_file() else None
+            ended = None if done is None else Outcome(**done)
+            return Record(key, read_json(place / "recipe.json"), ended, read_log(place / "log.jsonl"))
         except (OSError, ValueError, TypeError) as fault:
-            raise unreadable(place, fault) from None
+            raise damaged_run(place, fault) from None
 
-    def begun(self) -> list[str]:
-        """Every run begun, by name; folders with a dot in their name are set aside."""
+    def run_keys(self) -> list[str]:
+        """The keys of all runs that were started, in order. Folders with a dot in their name are set aside."""
         if not self.folder.is_dir():
             return []
         with os.scandir(self.folder) as entries:
@@ -144,21 +144,22 @@ class Store:
         )
 
 
-def unreadable(place: Path, fault: Exception) -> Damaged:
-    """What is wrong with a run's folder, and how to set it aside."""
-    what = (str(fault).splitlines() or [type(fault).__name__])[0]
-    return Damaged(f"{place} cannot be read ({what}); set it aside with: mv {place} {place}.damaged")
+def damaged_run(place: Path, fault: Exception) -> DamagedRun:
+    """The error that says what is wrong with a run's folder, and how to set it aside."""
+    reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+    return DamagedRun(f"{place} cannot be read ({reason}); set it aside with: mv {place} {place}.damaged")
 
 
 class Run:
-    """A run that this process holds, as a context: leaving it by an exception records the failure."""
+    """A run that this process has claimed, as a context manager that records an exception as the run's failure."""
 
     def __init__(self, place: Path, claim: Path, recipe: "Recipe") -> None:
         self.place, self.claim, self.recipe = place, claim, recipe
-        self.how: dict[str, Any] = {}  # what else its origin should tell, such as the device
-        self.records, self.step = True, 0  # whether a fault is this run's own; the last step measured
+        self.details: dict[str, Any] = {}  # more for origin.json, such as the device
+        self.records_failure = True  # whether an exception is this run's own
+        self.step = 0  # of the last measurement
         self.next = place / f"claim-{int(claim.name.partition('-')[2]) + 1}"
-        self.begun, self.over = time.monotonic(), threading.Event()
+        self.start_time, self.stopped = time.monotonic(), threading.Event()
 
     def __enter__(self) -> "Run":
         try:
@@ -167,14 +168,15 @@ class Run:
             with suppress(OSError):
                 (self.claim / "released").touch()
             raise
-        threading.Thread(target=self.beat, daemon=True).start()
+        threading.Thread(target=self.send_heartbeats, daemon=True).start()
         return self
 
     def open(self) -> None:
+        """Write recipe and origin, and start an empty log."""
         (self.place / "failure.txt").unlink(missing_ok=True)
-        (self.place / "log.jsonl").unlink(missing_ok=True)  # a former owner writes on where nobody reads
-        put(self.place / "recipe.json", self.recipe.json())
-        put(self.place / "origin.json", origin() | self.how)
+        (self.place / "log.jsonl").unlink(missing_ok=True)  # a former owner may go on writing, but nobody reads it
+        write_file(self.place / "recipe.json", self.recipe.json())
+        write_file(self.place / "origin.json", origin() | self.details)
         for part in self.recipe.train + self.recipe.test + self.recipe.select + self.recipe.pattern:
             if part.source and part.name.endswith(".py"):
                 (self.place / "source").mkdir(exist_ok=True)
@@ -184,32 +186,32 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.over.set()
-        for act in (self.log.close, lambda: self.record(fault), (self.claim / "released").touch):
+        self.stopped.set()
+        for act in (self.log.close, lambda: self.record_failure(fault), (self.claim / "released").touch):
             try:
                 act()
-            except OSError:  # a full disk fails again here, and the first fault is the one to report
+            except OSError:  # a full disk fails here again; the first exception is the one to report
                 if fault is None:
                     raise
 
-    def record(self, fault: BaseException | None) -> None:
-        """Keep the traceback of a failure; being stopped or overtaken is none."""
-        if self.records and isinstance(fault, Exception) and not isinstance(fault, Lost):
-            put(self.place / "failure.txt", "".join(traceback.format_exception(fault)))
+    def record_failure(self, fault: BaseException | None) -> None:
+        """Keep the traceback of a failure; being stopped or losing the claim is not one."""
+        if self.records_failure and isinstance(fault, Exception) and not isinstance(fault, ClaimLost):
+            write_file(self.place / "failure.txt", "".join(traceback.format_exception(fault)))
 
     def append(self, measurement: Mapping[str, Any]) -> None:
-        """Add a measurement to the log. Raises Lost if another worker holds the run now."""
-        self.held()
+        """Add a measurement to the log. Raises ClaimLost if another worker holds the run now."""
+        self.check_held()
         self.log.write(json.dumps(measurement) + "\n")
         self.log.flush()
         self.step = measurement["step"]
 
-    def held(self) -> None:
-        """Raises Lost if another worker holds the run now."""
+    def check_held(self) -> None:
+        """Raises ClaimLost if another worker holds the run now."""
         if self.next.exists():
-            raise Lost(f"{self.place} was taken over by another worker")
+            raise ClaimLost(f"{self.place} was taken over by another worker")
 
-    def keep(self, model: "nn.Module") -> None:
+    def save_weights(self, model: "nn.Module") -> None:
         """Write the model's weights."""
         from safetensors.torch import save_file
 
@@ -218,49 +220,50 @@ class Run:
         beside.replace(self.place / "weights.safetensors")
 
     def release(self) -> None:
-        """Give the run up without having begun it."""
+        """Give up the claim, so that another worker may take the run."""
         (self.claim / "released").touch()
 
-    def finish(self, model: "nn.Module | None" = None) -> Ended:
-        """Mark the run as done with what was measured, its weights kept if given."""
+    def finish(self, model: "nn.Module | None" = None) -> Outcome:
+        """Mark the run as done, as solved if it stopped early. Writes the weights of the model, if one is given."""
         if model is not None:
-            self.keep(model)
+            self.save_weights(model)
         return self.end("solved" if self.step < self.recipe.steps else "finished")
 
-    def end(self, outcome: str, note: str = "") -> Ended:
-        """Mark the run as done. Raises Lost if another worker holds it now."""
-        self.held()
+    def end(self, outcome: str, note: str = "") -> Outcome:
+        """Mark the run as done. Raises ClaimLost if another worker holds it now."""
+        self.check_held()
         os.fsync(self.log.fileno())
-        ended = Ended(outcome, round(time.monotonic() - self.begun, 2), note)
-        put(self.place / "done", ended._asdict())
+        ended = Outcome(outcome, round(time.monotonic() - self.start_time, 2), note)
+        write_file(self.place / "done", ended._asdict())
         return ended
 
-    def beat(self) -> None:
-        while not self.over.wait(BEAT):
-            with suppress(OSError):  # of a disk that may come back; the run itself finds out when it writes
+    def send_heartbeats(self) -> None:
+        """Touch the claim every few seconds until the run is over."""
+        while not self.stopped.wait(HEARTBEAT):
+            with suppress(OSError):  # the disk may come back; if not, the run fails when it writes
                 (self.claim / "owner.json").touch()
 
 
-def alive(claim: Path, *, now: float) -> bool:
-    """Whether the worker that made a claim is still at work; `now` is by the file system's clock."""
+def is_alive(claim: Path, *, now: float) -> bool:
+    """Whether the worker that made a claim is still at work; `now` is in seconds by the file system's clock."""
     if (claim / "released").exists():
         return False
-    owner = get(claim / "owner.json")
+    owner = read_json(claim / "owner.json")
     if owner["machine"] == machine():
-        return born(owner["process"]) == owner["born"]
-    return now - (claim / "owner.json").stat().st_mtime < STALE
+        return process_start(owner["process"]) == owner["born"]
+    return now - (claim / "owner.json").stat().st_mtime < STALE_AFTER
 
 
-def numbered(place: Path) -> list[Path]:
+def list_claims(place: Path) -> list[Path]:
     """The claims on a run, oldest first."""
-    found = []
-    while (claim := place / f"claim-{len(found)}").is_dir():
-        found.append(claim)
-    return found
+    claims = []
+    while (claim := place / f"claim-{len(claims)}").is_dir():
+        claims.append(claim)
+    return claims
 
 
-def moved(prepared: Path, place: Path) -> bool:
-    """Rename a folder unless the place is taken."""
+def try_rename(prepared: Path, place: Path) -> bool:
+    """Rename a folder, unless the new name is taken; whether it was renamed."""
     try:
         prepared.rename(place)
     except OSError:
@@ -270,21 +273,26 @@ def moved(prepared: Path, place: Path) -> bool:
     return True
 
 
+def owner_of_this_process() -> dict[str, Any]:
+    """What owner.json says of this process."""
+    return {"machine": machine(), "process": os.getpid(), "born": process_start(os.getpid())}
+
+
 @cache
 def machine() -> str:
-    """This machine as other workers see it: equal exactly where process numbers mean the same."""
-    marks = [Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")]
-    boot = marks[0].read_text().strip() if marks[0].exists() else str(uuid.getnode())
-    space = os.readlink(marks[1]) if marks[1].is_symlink() else ""
+    """A name for this machine: equal for two processes exactly if process numbers mean the same to both."""
+    boot_id, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    boot = boot_id.read_text().strip() if boot_id.exists() else str(uuid.getnode())
+    space = os.readlink(namespace) if namespace.is_symlink() else ""
     return f"{socket.gethostname()} {boot} {space}"
 
 
-def born(process: int) -> str:
-    """When a process started, or "" if there is none; tells it from a later one of the same number."""
+def process_start(process: int) -> str:
+    """When a process started, "" if it does not run; tells it from a later process with the same number."""
     status = Path(f"/proc/{process}/stat")
     try:
-        state, *further = status.read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else further[18]  # one that has ended is none, even if nobody has asked about it
+        state, *fields = status.read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]  # a zombie has ended
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return ""
@@ -298,12 +306,13 @@ def born(process: int) -> str:
 
 
 def origin() -> dict[str, Any]:
-    """What made a run, apart from its recipe."""
-    return {"begun": datetime.now(UTC).isoformat(timespec="seconds"), **surroundings()}
+    """What produced a run, apart from its recipe: start time, commit, versions and host."""
+    return {"begun": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
 
 
 @cache
-def surroundings() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Commit, versions and host, looked up once."""
     return {
         "commit": commit(),
         "versions": {"bestiary": __version__, "torch": version("torch"), "python": platform.python_version()},
@@ -312,21 +321,21 @@ def surroundings() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the source this package runs from, marked if it was changed since."""
+    """The commit of this package's source, with "-dirty" if it was changed since; None outside a git checkout."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
-    described = subprocess.run(
+    result = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return described.stdout.strip() or None
+    return result.stdout.strip() or None
 
 
-def put(place: Path, content: Any) -> None:
-    """Write text, or anything else as JSON, so that it is there whole or not at all."""
+def write_file(place: Path, content: Any) -> None:
+    """Write text, or anything else as JSON. After a crash the file is there whole or not at all."""
     beside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
     try:
         with beside.open("w") as file:
@@ -340,16 +349,17 @@ def put(place: Path, content: Any) -> None:
         raise
 
 
-def get(place: Path) -> Any:
+def read_json(place: Path) -> Any:
+    """What a JSON file holds."""
     return json.loads(place.read_text())
 
 
-def lines(place: Path) -> list[dict[str, Any]]:
-    """The measurements of a log, without a last line that was cut off."""
+def read_log(place: Path) -> list[dict[str, Any]]:
+    """The measurements of a log; a last line that was cut off is left out."""
     if not place.exists():
         return []
-    *whole, _ = place.read_text().split("\n")
-    found = json.loads(f"[{','.join(whole)}]")  # at once, which takes half the time of one by one
-    if len(found) != len(whole):
-        raise ValueError(f"{len(whole)} lines hold {len(found)} measurements")
-    return found
+    *lines, _ = place.read_text().split("\n")
+    measurements = json.loads(f"[{','.join(lines)}]")  # all at once takes half the time of one by one
+    if len(measurements) != len(lines):
+        raise ValueError(f"{len(lines)} lines hold {len(measurements)} measurements")
+    return measurements

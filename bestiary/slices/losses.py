@@ -1,17 +1,15 @@
-"""A text cut into contexts, and the loss of a language model on each of its tokens, from a model or from a file."""
+"""A text cut into contexts, and the loss of a language model on each of its tokens."""
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bestiary.corpus.corpus import windows
-from bestiary.corpus.documents import documents
+from bestiary.corpus.documents import NAMED_SOURCES, ReadingLog, documents
+from bestiary.corpus.spans import TokenBytes
 from bestiary.slices.hits import Facets, facets
 
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from bestiary.model import Model
 
 LOGITS_AT_ONCE = 2**25  # logits computed at a time
+STREAMED = 16  # times as many contexts as the limit are read of a data set that is streamed, to choose from
 
 
 @dataclass(frozen=True)
@@ -32,8 +31,11 @@ class Text:
     name: str
     corpus: "Corpus"
     contexts: "NDArray[np.int64]"  # (n, length + 1)
+    starts: "NDArray[np.int64]"  # (n,): the position of each context's first token among the tokens of the text
     documents: "NDArray[np.int64]"  # (n, length): the number of the document that each predicted token belongs to
+    open_bytes: "Callable[[], TokenBytes]"  # the bytes of all tokens of the text
     order: int = 2  # of the n-grams that make a hit
+    unit: str = "document"  # or "piece", if these are pieces of longer texts
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -51,15 +53,37 @@ class Text:
         return facets(self.contexts, self.counts, order=self.order)
 
     @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes that the tokens stand for. Raises ValueError for a corpus that does not know them."""
+        return self.open_bytes()
+
+    @cached_property
     def bytes(self) -> int:
         """UTF-8 bytes of all predicted tokens."""
-        return int(self.corpus.tokenizer.token_sizes[self.contexts[:, 1:]].sum())
+        positions = self.starts[:, None] + np.arange(1, self.shape[1] + 1)
+        return int(self.token_bytes.sizes(positions).sum())
+
+    def passages(self) -> Iterator[str]:
+        """The predicted text: a passage for each document in each run of adjoining contexts."""
+        length = self.shape[1]
+        breaks = np.flatnonzero(np.diff(self.starts) != length) + 1
+        for run in np.split(np.arange(len(self.starts)), breaks):
+            owner = self.documents[run].ravel()
+            edges = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
+            first = int(self.starts[run[0]]) + 1
+            for start, stop in zip(edges[:-1], edges[1:], strict=True):
+                if passage := self.token_bytes.text(first + start, first + stop):
+                    yield passage
 
 
 def split_text(corpus: "Corpus", split: str, length: int, limit: int | None = None, *, order: int = 2) -> Text:
-    """The contexts of a split of a corpus, at most `limit`."""
-    contexts, name = corpus.contexts(split, length, limit), f"{split} of {corpus.folder.name}"
-    return Text(name, corpus, contexts, document_numbers(contexts.shape, corpus.ends(split)), order)
+    """The contexts of a split of a corpus; with a limit, so many of them, spread evenly over the split."""
+    tokens, rows = corpus.tokens(split), len(corpus.contexts(split, length))
+    starts = spread(rows, limit) * length
+    contexts = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    numbers = document_numbers(starts, length, corpus.ends(split))
+    name = f"{split} of {corpus.folder.name}"
+    return Text(name, corpus, contexts, starts, numbers, lambda: corpus.token_bytes(split), order, corpus.unit)
 
 
 def source_text(
@@ -67,31 +91,43 @@ def source_text(
 ) -> Text:
     """The contexts of any text, by the tokenizer and counts of a corpus; an incomplete last context is left out.
 
-    A text shorter than a context is one context. Raises ValueError for a text of fewer than two tokens.
+    With a limit, so many contexts, spread evenly over the text; of a data set that is streamed, over its beginning. A
+    text shorter than a context is one context. Raises ValueError for a text of fewer than two tokens.
     """
-    parts, ends = [], [0]
-    for piece in encode_texts(documents(source, column=column), corpus):
-        parts += [piece, np.array([corpus.tokenizer.separator], dtype=piece.dtype)]
-        ends.append(ends[-1] + len(piece) + 1)
-        if limit is not None and ends[-1] > limit * length:
+    tokenizer, log = corpus.tokenizer, ReadingLog()
+    parts, ends, byte_ends, content = [], [0], [], bytearray()
+    streamed = NAMED_SOURCES.get(source, source).startswith("hf:")
+    for text in documents(source, column=column, log=log):
+        ((tokens, each),) = tokenizer.encode_with_ends([text])
+        parts += [tokens, np.array([tokenizer.separator], dtype=tokenizer.dtype)]
+        ends.append(ends[-1] + len(tokens) + 1)
+        if not tokenizer.is_byte_exact:
+            byte_ends.append(len(content) + np.append(each, len(text.encode())))
+            content += text.encode()
+        if streamed and limit is not None and ends[-1] > STREAMED * limit * length:
             break
-    tokens = np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
     if ends[-1] - len(ends) + 1 < 2:
         raise ValueError(f"{source} has fewer than two tokens")
-    contexts = windows(tokens, length)[:limit]
-    return Text(source, corpus, contexts, document_numbers(contexts.shape, np.array(ends[1:])), order)
+    tokens = np.concatenate(parts)
+    length = min(length, len(tokens) - 1)
+    starts = spread((len(tokens) - 1) // length, limit) * length
+    contexts = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    numbers = document_numbers(starts, length, np.array(ends[1:]))
+    texts = None if tokenizer.is_byte_exact else (np.concatenate(byte_ends), np.frombuffer(content, np.uint8))
+    spans = TokenBytes(tokens, tokenizer, *(texts or ()))
+    return Text(source, corpus, contexts, starts, numbers, lambda: spans, order, "piece" if log.cut else "document")
 
 
-def encode_texts(texts: Iterable[str], corpus: "Corpus") -> Iterable["NDArray"]:
-    """The tokens of each text."""
-    for text in texts:
-        yield from corpus.tokenizer.encode([text])
+def spread(rows: int, limit: int | None) -> "NDArray[np.int64]":
+    """Which of so many contexts are taken under a limit: evenly spaced ones, whatever they hold."""
+    if limit is None or limit >= rows:
+        return np.arange(rows)
+    return (2 * np.arange(limit) + 1) * rows // (2 * limit)
 
 
-def document_numbers(shape: tuple[int, ...], ends: "NDArray[np.integer]") -> "NDArray[np.int64]":
-    """The number of the document that each predicted token belongs to; consecutive contexts share one token."""
-    count, length = shape[0], shape[1] - 1
-    return np.searchsorted(ends, np.arange(1, count * length + 1), side="right").reshape(count, length)
+def document_numbers(starts: "NDArray[np.int64]", length: int, ends: "NDArray[np.integer]") -> "NDArray[np.int64]":
+    """The number of the document that each predicted token of contexts belongs to, of shape (contexts, length)."""
+    return np.searchsorted(ends, starts[:, None] + np.arange(1, length + 1), side="right")
 
 
 def model_losses(
@@ -124,67 +160,19 @@ def model_losses(
     return np.concatenate(found)
 
 
-def read_losses(place: Path, shape: tuple[int, int]) -> "NDArray[np.float32]":
-    """Losses from a file of natural-log probabilities: .npy, .npz, .json, .jsonl, or text with one number a line.
-
-    The file has one number for each token after the first of each context, in order; `shape` is (contexts, length).
-    Raises ValueError if there are more or fewer, or if some cannot be log-probabilities.
-    """
-    try:
-        given = read_numbers(place)
-    except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as fault:
-        what = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise ValueError(f"{place} is no file of log-probabilities ({what})") from None
-    if given.size != shape[0] * shape[1]:
-        raise ValueError(
-            f"{place} holds {given.size:,} log-probabilities, the text has {shape[0]:,} contexts of {shape[1]:,} "
-            f"tokens to predict, {shape[0] * shape[1]:,} in all"
-        )
-    if not (given <= 1e-6).all():
-        raise ValueError(f"{place} holds {int((~(given <= 1e-6)).sum()):,} numbers that are no log-probabilities")
-    return -given.reshape(shape).astype(np.float32)
-
-
-def read_numbers(place: Path) -> "NDArray[np.float64]":
-    """All numbers of a file in order."""
-    match place.suffix:
-        case ".npy":
-            return np.load(place, allow_pickle=False).astype(np.float64).ravel()
-        case ".npz":
-            with np.load(place, allow_pickle=False) as file:
-                return np.concatenate([file[name].astype(np.float64).ravel() for name in file.files])
-        case ".json":
-            return np.array(list(flatten(json.loads(place.read_text()))), dtype=np.float64)
-        case ".jsonl":
-            values = [json.loads(line) for line in place.read_text().splitlines() if line.strip()]
-            return np.array(list(flatten(values)), dtype=np.float64)
-        case _:
-            return np.array(place.read_text().split(), dtype=np.float64)
-
-
-def flatten(values: Any) -> Iterable[float]:
-    """The numbers of nested lists, in order."""
-    if isinstance(values, list):
-        for part in values:
-            yield from flatten(part)
-    else:
-        yield float(values)
-
-
 def bits_per_byte(losses: "NDArray", count: int) -> float:
     """The sum of losses (nats) in bits, divided by the bytes that were predicted: comparable between tokenizers."""
     return float(losses.sum(dtype=np.float64)) / np.log(2) / count
 
 
 def retokenize(text: Text, tokenizer: "Tokenizer") -> tuple["NDArray[np.int64]", int]:
-    """The same documents in contexts of another tokenizer's tokens, and the bytes predicted in them.
+    """The same passages in contexts of another tokenizer's tokens, and the bytes predicted in them.
 
     An incomplete last context is left out, here as for the text itself.
     """
-    own, flat = text.corpus.tokenizer, text.contexts[:, 1:].ravel()
-    ends = np.flatnonzero(flat == own.separator)
-    pieces = [piece[piece != own.separator] for piece in np.split(flat, ends + 1)]
-    texts = [own.decode(piece) for piece in pieces if len(piece)]
-    parts = [np.append(part, tokenizer.separator) for part in tokenizer.encode(texts)]
+    parts, sizes = [], []
+    for tokens, ends in tokenizer.encode_with_ends(list(text.passages())):
+        parts.append(np.append(tokens, tokenizer.separator))
+        sizes.append(np.append(np.diff(ends, prepend=0), 0))
     contexts = windows(np.concatenate(parts), text.shape[1])
-    return contexts, int(tokenizer.token_sizes[contexts[:, 1:]].sum())
+    return contexts, int(windows(np.concatenate(sizes), text.shape[1])[:, 1:].sum())

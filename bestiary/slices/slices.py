@@ -8,8 +8,10 @@
       (base - hybrid) / (base - attention), of perplexities or of their logarithms
 
 The first is the share of "Zoology" (Arora et al., 2023, section 3), which is capped at 100 % there but not here, so
-that it shows when a model is better than the reference on other tokens. Intervals are bootstrapped over documents,
-because the tokens of one document are not independent.
+that it shows when a model is better than the reference on other tokens.
+Intervals are over documents, because the tokens of one document are not independent: Student's t times the standard
+error of the jackknife, which leaves out one document at a time. A percentile bootstrap is much too narrow for few
+documents (it covers 0.72 of means at 3 documents and 0.88 at 8, where 0.95 is meant).
 """
 
 import math
@@ -21,8 +23,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SAMPLES = 1000  # bootstrap samples for an interval of 95 %
-DRAWS_AT_ONCE = 2**24  # documents drawn at a time
+ROUGH = 20  # documents below which an interval is no more than a rough guide
+T_QUANTILES = (12.706, 4.3027, 3.1824, 2.7764)  # Student's t at 0.975 for 1 to 4 degrees of freedom
 SLICES = ("overall", "hits", "other")
 LOG_SHARE = "share = (D_hits x hits) / (D x tokens), D = log ppl(model) - log ppl(reference)"
 PERPLEXITY_SHARE = (
@@ -77,38 +79,33 @@ class Sums(NamedTuple):
         return cls(total(None), {name: total(given.ravel().astype(np.float64)) for name, given in losses.items()})
 
 
-class Bootstrap:
-    """Sums over the text itself (row 0) and over bootstrap samples of its documents (other rows)."""
+class Estimates:
+    """What a text says of its models, with intervals over its documents.
 
-    def __init__(self, sums: Sums, *, samples: int = SAMPLES, seed: int = 0) -> None:
-        documents = len(sums.tokens)
-        if documents == 0:
+    Row 0 of every array is of the text, and each other row of the text without one of its documents.
+    """
+
+    def __init__(self, sums: Sums) -> None:
+        if not len(sums.tokens):
             raise ValueError("there is no token to measure")
         columns = np.concatenate([sums.tokens, *sums.losses.values()], axis=1)
-        rng, size = np.random.default_rng(seed), max(1, DRAWS_AT_ONCE // documents)
-        rows = [columns.sum(0, keepdims=True)]
-        for start in range(0, samples, size):
-            drawn = rng.multinomial(documents, np.full(documents, 1 / documents), size=min(size, samples - start))
-            rows.append(drawn @ columns)
-        self.documents = documents
-        tokens, *losses = np.split(np.concatenate(rows), 1 + len(sums.losses), axis=1)
-        self.tokens, self.losses = (
-            sums_by_slice(tokens),
-            dict(zip(sums.losses, map(sums_by_slice, losses), strict=True)),
-        )
+        whole = columns.sum(0, keepdims=True)
+        self.documents = len(columns)
+        tokens, *losses = np.split(np.concatenate([whole, whole - columns]), 1 + len(sums.losses), axis=1)
+        self.tokens = sums_by_slice(tokens)
+        self.losses = dict(zip(sums.losses, map(sums_by_slice, losses), strict=True))
 
     def log_perplexity(self, model: str, part: str = "overall") -> "NDArray[np.float64]":
-        """Mean loss in nats of the text and of each sample, of shape (1 + samples,)."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return self.losses[model][part] / self.tokens[part]
+        """Mean loss in nats, of shape (1 + documents,)."""
+        return divide(self.losses[model][part], self.tokens[part])
 
     def share_of_hits(self) -> Interval:
         """The share of tokens that are hits."""
-        return self.interval(self.tokens["hits"] / self.tokens["overall"])
+        return Interval(*np.clip(self.interval(divide(self.tokens["hits"], self.tokens["overall"])), 0.0, 1.0).tolist())
 
     def perplexity(self, model: str, part: str = "overall") -> Interval:
         """The perplexity of a model on all tokens, hits or other tokens."""
-        return self.interval(np.exp(self.log_perplexity(model, part)))
+        return Interval(*map(exp, self.interval(self.log_perplexity(model, part))))
 
     def share_of_gap(self, model: str, reference: str, *, log: bool = True) -> Interval:
         """How much of the gap to the reference the hits explain, by `LOG_SHARE` or by `PERPLEXITY_SHARE`."""
@@ -139,11 +136,37 @@ class Bootstrap:
         return difference.high < 0
 
     def interval(self, values: "NDArray[np.float64]") -> Interval:
-        """The value of the text, with an interval from the values of the samples."""
-        if self.documents < 2 or not np.isfinite(values[1:]).any():
-            return Interval(float(values[0]), math.nan, math.nan)
-        low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-        return Interval(float(values[0]), float(low), float(high))
+        """The value of the text with its interval, from the values of all rows; none from a single document.
+
+        Documents that have no part in the value do not count.
+        """
+        value, rest = float(values[0]), values[1:]
+        counted = int((rest != value).sum()) if self.documents > 1 else 0
+        if self.documents < 2 or not np.isfinite(values).all():
+            return Interval(value, math.nan, math.nan)
+        half = t_quantile(max(1, counted - 1)) * standard_error(rest)
+        return Interval(value, value - half, value + half)
+
+
+def standard_error(rest: "NDArray[np.float64]") -> float:
+    """The standard error of a number, from its values without each document in turn (the jackknife)."""
+    return math.sqrt((len(rest) - 1) / len(rest) * ((rest - rest.mean()) ** 2).sum())
+
+
+def t_quantile(degrees: int) -> float:
+    """Student's t at 0.975, for intervals of 95 %; from 5 degrees of freedom on by its expansion, within 0.003."""
+    if degrees <= len(T_QUANTILES):
+        return T_QUANTILES[degrees - 1]
+    z = 1.959964
+    first = (z**3 + z) / (4 * degrees)  # Abramowitz and Stegun, 26.7.5
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    return z + first + second + third
+
+
+def exp(value: float) -> float:
+    """The exponential, infinite where it is too large for a float."""
+    return math.inf if value > 700 else math.exp(value)
 
 
 def sums_by_slice(sums: "NDArray[np.float64]") -> "dict[str, NDArray[np.float64]]":
@@ -168,7 +191,7 @@ def share_of_hits(overall: float, hits: float, other: float) -> float:
     return math.log(other / overall) / math.log(other / hits)
 
 
-def share_or_reason(text: Bootstrap, model: str, reference: str) -> dict[str, Any]:
+def share_or_reason(text: Estimates, model: str, reference: str) -> dict[str, Any]:
     """The gap and the share of it in both measures, or under "why" the reason why no share is given."""
     gap = text.gap(model, reference)
     if text.documents < 2:
@@ -196,13 +219,16 @@ def binned_losses(
     """
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         inside = where & (by >= low) & (by < high)
-        tokens, (_, owner) = int(inside.sum()), np.unique(documents[inside], return_inverse=True)
+        if not inside.any():
+            continue
+        _, owner, counts = np.unique(documents[inside], return_inverse=True, return_counts=True)
         for name, given in losses.items():
-            if tokens:
-                values = given[inside].astype(np.float64)
-                deviations = np.bincount(owner, values - values.mean())
-                half = 1.96 * math.sqrt((deviations**2).sum()) / tokens if len(deviations) > 1 else math.nan
-                yield {"model": name, "low": low, "high": high, "tokens": tokens, "loss": values.mean(), "half": half}
+            values, tokens = given[inside].astype(np.float64), int(counts.sum())
+            half = math.nan
+            if len(counts) > 1:
+                rest = (values.sum() - np.bincount(owner, values)) / (tokens - counts)
+                half = t_quantile(len(counts) - 1) * standard_error(rest)
+            yield {"model": name, "low": low, "high": high, "tokens": tokens, "loss": values.mean(), "half": half}
 
 
 def doubling_edges(most: int, *, first: int = 1) -> list[int]:

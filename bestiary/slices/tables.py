@@ -1,6 +1,7 @@
 """Turns the losses of language models on a text into tables, figures, sentences and the passages of a page."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from bestiary.slices.hits import count_earlier
 from bestiary.slices.slices import (
     LOG_SHARE,
     PERPLEXITY_SHARE,
+    ROUGH,
     SLICES,
-    Bootstrap,
+    Estimates,
     Interval,
     Sums,
     binned_losses,
@@ -29,14 +31,15 @@ if TYPE_CHECKING:
 
 THRESHOLDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 PASSAGES = 60  # on a page
+TITLE = 60  # characters of the title of a passage
 
 
-def bootstrap_text(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Bootstrap:
-    """Sums over hits and other tokens, for the text and for bootstrap samples of its documents."""
-    return Bootstrap(Sums.from_losses(losses, text.facets.hits(threshold), text.documents))
+def estimate_text(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Estimates:
+    """Sums over hits and other tokens, for the text and for the text without each of its documents."""
+    return Estimates(Sums.from_losses(losses, text.facets.hits(threshold), text.documents))
 
 
-def perplexity_row(name: str, found: Bootstrap) -> dict[str, Any]:
+def perplexity_row(name: str, found: Estimates) -> dict[str, Any]:
     """The perplexities of one model with their intervals, as columns."""
     row: dict[str, Any] = {"model": name}
     for part in SLICES:
@@ -50,7 +53,7 @@ def interval_columns(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def share_columns(found: Bootstrap, model: str, reference: str) -> dict[str, Any]:
+def share_columns(found: Estimates, model: str, reference: str) -> dict[str, Any]:
     """The share of the gap that hits explain, as columns; nan and the reason where no share is given."""
     given = share_or_reason(found, model, reference)
     nothing = Interval(np.nan, np.nan, np.nan)
@@ -104,20 +107,20 @@ def shares_by_threshold(
         hits = text.facets.hits(threshold)
         if not hits.any() or hits.all():
             continue
-        found = bootstrap_text(text, losses, threshold)
+        found = estimate_text(text, losses, threshold)
         for name in losses:
             row = {"threshold": threshold, "model": name, "hits_share": found.share_of_hits().value}
             row |= interval_columns("hits", found.perplexity(name, "hits"))
             yield row | (share_columns(found, name, reference) if name != reference else {})
 
 
-def summary_sentences(text: "Text", found: Bootstrap, names: Sequence[str], threshold: int) -> list[str]:
+def summary_sentences(text: "Text", found: Estimates, names: Sequence[str], threshold: int) -> list[str]:
     """The result in sentences, with its numbers and formulas."""
     gram = "bigram" if text.order == 2 else f"{text.order}-gram"
     rare = f"at most {threshold:,} times in {text.counts.total:,} tokens of training"
     tail = f"and {rare}" if text.order == 2 else f"and its last bigram {rare}"
     lines = [
-        f"{text.name}: {text.documents.size:,} tokens of {found.documents:,} documents in contexts of "
+        f"{text.name}: {text.documents.size:,} tokens of {plural(found.documents, text.unit)} in contexts of "
         f"{text.shape[1]:,}; {found.share_of_hits().percent} are hits: the {gram} that they end occurred earlier in "
         f"the context {tail}."
     ]
@@ -132,21 +135,57 @@ def summary_sentences(text: "Text", found: Bootstrap, names: Sequence[str], thre
         else:
             lines.append(f"Share of the gap due to hits: {given['log'].percent} in log-perplexity, {LOG_SHARE}.")
             lines.append(f"In perplexity: {given['plain'].percent}, {PERPLEXITY_SHARE}.")
-    one = "A single document has no intervals."
-    return [*lines, "Intervals of 95 % are bootstrapped over documents." if found.documents > 1 else one]
+    return [*lines, *interval_sentences(found.documents, text.unit)]
 
 
-SELECTION_NOTE = "Shown are the contexts with the largest gap on hits, document by document: no sample."
+def interval_sentences(count: int, unit: str) -> list[str]:
+    """What the intervals are over, and how far they can be trusted."""
+    if count < 2:
+        return [f"A single {unit} has no intervals."]
+    lines = [f"Intervals of 95 % are over {plural(count, unit)}."]
+    if count < ROUGH:
+        lines.append(f"With fewer than {ROUGH} {unit}s they are a rough guide.")
+    if unit == "piece":
+        lines.append("Pieces are cut from longer documents, so intervals over them say nothing about other documents.")
+    return lines
+
+
+def plural(count: int, noun: str) -> str:
+    """A number and its noun: "1 document", "1,234 documents"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def selection_note(models: int, unit: str = "document") -> str:
+    """How the passages of a page about one or two models were selected."""
+    what = "the highest loss" if models == 1 else "the largest gap"
+    return f"Shown are the contexts with {what} on hits, one of each {unit} in turn: no random sample."
+
+
+FACETS = {  # the tables of curves, by name: title and x axis
+    "distance": ("Hits", "Tokens back"),
+    "count": ("Repeated bigrams", "Count in training"),
+    "count-new": ("New bigrams", "Count in training"),
+}
 
 
 def curve_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Perplexity on hits by distance, and by count of repeated and of new bigrams."""
-    titles = {"distance": "Hits", "count": "Repeated bigrams", "count-new": "New bigrams"}
-    axes = {"Hits": "Tokens back", "Repeated bigrams": "Count in training", "New bigrams": "Count in training"}
-    shown = {titles[name]: table for name, table in tables.items() if not table.empty}
-    return loss_figure(
-        shown, x=axes, note="Mean and 95 % interval over documents; each bin at its lower edge, 0.5 is never."
-    )
+    shown = {FACETS[name][0]: table for name, table in tables.items() if not table.empty}
+    note = "Mean and 95 % interval over documents; each bin at its lower edge, 0.5 is never."
+    return loss_figure(shown, x=dict(FACETS.values()), note=note)
+
+
+def page_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """The panels of `curve_figure` as SVG, one by one, so that a page can put them beside or below each other."""
+    for name, table in tables.items():
+        if not table.empty:
+            title, axis = FACETS[name]
+            figure, svg = loss_figure({title: table}, x={title: axis}, size=(1.6, 2.5)), StringIO()
+            for legend in figure.legends:
+                legend.remove()
+            figure.axes[0].legend(loc="best", fontsize=7, frameon=False)
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            yield svg.getvalue()
 
 
 def threshold_figure(rows: pd.DataFrame) -> Figure:
@@ -170,11 +209,17 @@ def fit_share_axis(figure: Figure, lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def loss_figure(tables: Mapping[str, pd.DataFrame], *, x: Mapping[str, str], note: str = "") -> Figure:
-    """Perplexity of each model against a facet, one panel for each table of `curve`."""
+def loss_figure(
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    x: Mapping[str, str],
+    note: str = "",
+    size: tuple[float, float] = (2.6, 2.7),
+) -> Figure:
+    """Perplexity of each model against a facet, one panel for each table of `binned_losses`."""
     contents = {title: [model_line(str(name), part) for name, part in rows.groupby("model", sort=False)]
                 for title, rows in tables.items()}  # fmt: skip
-    return panels(contents, x=x, y="Perplexity", note=note, shares=False, size=(2.6, 2.7))
+    return panels(contents, x=x, y="Perplexity", note=note, shares=False, size=size)
 
 
 def model_line(name: str, rows: pd.DataFrame) -> Line:
@@ -189,7 +234,7 @@ def select_passages(
     """The contexts shown on a page: those with the largest gap (or loss) on hits, one from each document in turn."""
     from bestiary.slices.page import Passage
 
-    facets, hits = text.facets, text.facets.hits(threshold)
+    facets, hits, tokenizer = text.facets, text.facets.hits(threshold), text.corpus.tokenizer
     gap = (losses[0] - losses[-1] if len(losses) > 1 else losses[0]) * hits
     order = np.argsort(-gap.sum(1), kind="stable")
     turn = count_earlier(text.documents[order, 0][None])[0]  # how many contexts of the same document come earlier
@@ -197,15 +242,25 @@ def select_passages(
     for i in order[np.argsort(turn, kind="stable")][:limit]:
         distance = facets.distance[i]
         at = np.where(distance > 0, np.arange(1, text.shape[1] + 1) - distance, -1)
+        tokens = text.contexts[i]
         found.append(
             Passage(
-                pieces=text.corpus.tokenizer.pieces(text.contexts[i]),
+                pieces=tokenizer.pieces(tokens),
                 losses=[[float("nan"), *map(float, part[i].round(4))] for part in losses],
                 hits=[0, *map(int, hits[i])],
                 distances=[0, *map(int, distance)],
                 counts=[0, *map(int, facets.seen[i])],
                 earlier=[-1, *map(int, at)],
-                title=f"context {i}, document {int(text.documents[i, 0])}",
+                title=first_words(tokenizer.decode(tokens[tokens != tokenizer.separator])) or f"context {i}",
             )
         )
     return found
+
+
+def first_words(text: str, most: int = TITLE) -> str:
+    """The beginning of a text on one line, cut between words if they are not too long."""
+    words = " ".join(text[: 10 * most].replace("\ufffd", " ").split())
+    if len(words) <= most:
+        return words
+    kept = words[: most + 1].rpartition(" ")[0]
+    return (kept if len(kept) > most // 2 else words[:most]) + "…"
