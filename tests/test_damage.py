@@ -146,7 +146,7 @@ def test_damage_to_a_store(store: Path, capsys: pytest.CaptureFixture[str]) -> N
         done = command(*verb, folder=store)
         if done.fault:
             findings.note(f"{verb[0]}: {done.fault}", f"runs/{damage} ; bestiary {' '.join(verb)}")
-        if done.status and not any(key in done.err + done.out for key in keys):
+        elif done.status and not any(key in done.err + done.out for key in keys):
             findings.note(f"{verb[0]} names no run: {done.err.strip()[:100]!r}", f"runs/{damage}")
     whole.restore()
     tell(capsys, "a store", findings)
