@@ -74,7 +74,8 @@ class Model(nn.Module):
         asked = where if self.decoder is None else torch.full_like(tokens[:, :1], tokens.shape[1] - 1)
         for i, layer in enumerate(self.layers, start=1):
             x = cast(Layer, layer).parallel(x, asked if i == len(self.layers) else None, known)
-        return self.norm(x) if self.decoder is None else take(self.decoder(self.norm(x)), where)
+        x = self.norm(x)
+        return x if self.decoder is None or x.shape[1] == 0 else take(self.decoder(x), where)
 
     def answer(self, batch: Batch) -> tuple[Float[Tensor, "answers vocab"], Int[Tensor, " answers"]]:
         """Logits and targets of all questions, row by row.

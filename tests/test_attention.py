@@ -91,3 +91,15 @@ def test_a_long_sequence_is_attended_block_by_block(options: str, monkeypatch: p
     assert len(calls) == 3
     assert_same(mixer.parallel(x, few), take(wanted, few))
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("keys", [9, FUSED + 1])
+def test_no_queries_get_no_output(keys: int) -> None:
+    k = torch.randn(2, 3, keys, 4)
+    for where in (torch.arange(0), torch.zeros(2, 0, dtype=torch.long)):
+        assert attend(k[:, :, :0], k, k, where).shape == (2, 3, 0, 4)
+        assert attend(k[:, :, :0], k, k, where, window=3, sinks=1).shape == (2, 3, 0, 4)
+    nothing, nobody = k[:, :, :0], k[:0]
+    assert attend(nothing, nothing, nothing, None).shape == sliding_window(nothing, nothing, nothing, window=3).shape
+    assert sliding_window(nobody, nobody, nobody, window=3, sinks=2).shape == nobody.shape
+    assert attend(nobody, nobody, nobody, None).shape == nobody.shape

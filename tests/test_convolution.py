@@ -53,3 +53,17 @@ def test_half_precision_is_computed_in_float32_and_returned_as_it_came() -> None
     found = long(x, filter, past)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, long(x.float(), filter.float(), past.float()).bfloat16())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("way", [short, long])
+@pytest.mark.parametrize("taps", [1, 9])
+@pytest.mark.parametrize(("batch", "time"), [(2, 0), (0, 0), (0, 17)])
+def test_nothing_convolved_is_nothing(way: object, taps: int, batch: int, time: int) -> None:
+    x, filter = torch.randn(batch, time, 3), torch.randn(taps, 3)
+    past = recent_inputs(torch.randn(batch, 5, 3), None, taps)
+    for before in (None, past):
+        assert (short if way is short else long)(x, filter, before).shape == x.shape
+    if time == 0:
+        assert torch.equal(recent_inputs(x, past, taps), past)
+    assert fft_length(0) == 2

@@ -62,7 +62,7 @@ def store(tmp_path: Path) -> Store:
 
 def query(store: Store, query: str) -> pd.DataFrame:
     file = store.folder.parent / "answer.csv"
-    run_cli("sql", query, "--store", str(store.folder), "--to", str(file))
+    run_cli("sql", query, "--store", str(store.folder), "--to", str(file), "--overwrite")
     return pd.read_csv(file)
 
 
@@ -208,6 +208,66 @@ def test_an_answer_is_printed_whatever_is_in_it(store: Store) -> None:
     assert '{"x": 1}' in printed
 
 
+FILES = ("select * from read_text('secret.txt')", "copy (select 1) to 'made.csv'", "attach 'made.db'")
+
+
+def test_a_query_reaches_no_file_unless_files_are_allowed(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("duckdb")
+    monkeypatch.chdir(tmp_path)
+    Path("secret.txt").write_text("the secret")
+    for statement in FILES:
+        message = run_cli("sql", statement, "--store", str(store.folder), status=2)
+        assert "file system operations are disabled" in message
+        assert "--allow-files permits it" in message
+    for statement in ("set enable_external_access = true", "select * from table_of_python", "install httpfs"):
+        run_cli("sql", statement, "--store", str(store.folder), status=2)
+    assert not list(tmp_path.glob("made*"))
+    assert "the secret" in run_cli("sql", FILES[0], "--allow-files", "--store", str(store.folder))
+    run_cli("sql", FILES[1], "--allow-files", "--store", str(store.folder))
+    assert Path("made.csv").read_text() == "1\n1\n"
+    assert query(store, "select count(*) as n from log join runs using (key) join results using (key)")["n"][0] > 0
+
+
+@pytest.mark.parametrize("name", ["table.csv", "table.parquet"])
+def test_a_table_replaces_a_table_of_its_kind_and_nothing_else(store: Store, name: str, tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    file, given = tmp_path / name, ["--store", str(store.folder)]
+    pd.DataFrame({"mine": [1.5]}).to_csv(file, index=False)
+    before = file.read_bytes()
+    for arguments in (["export"], ["export", "--log"], ["sql", "select 1 as a"]):
+        assert f"{str(file)!r} exists and is no table of this kind" in run_cli(
+            *arguments, "--to", str(file), *given, status=2
+        )
+        assert file.read_bytes() == before
+    run_cli("export", "--to", str(file), "--overwrite", *given)
+    add_run(store, 7, dim=16)
+    for arguments in (["export"], ["export", "--log"], ["export"]):
+        run_cli(*arguments, "--to", str(file), *given)
+    file.unlink()
+    for _ in range(2):
+        assert run_cli("sql", "select 1 as a", "--to", str(file), *given) == f"{file}: 1 row\n"
+    assert run_cli("sql", "select 1 as b", "--to", str(file), *given, status=2)
+
+
+def test_a_damaged_run_is_named_by_export_sql_and_show_and_the_others_go_on(store: Store, tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    key = clean("base_conv, attention", train=TASK, dim=8, seed=0).key
+    log = store.folder / key / "log.jsonl"
+    log.write_text(log.read_text().replace('"right"', '"left"'))
+    named, given = f"mv {store.folder / key} {store.folder / key}.damaged", ["--store", str(store.folder)]
+    for arguments, others in ((["export"], 2), (["export", "--log"], 3)):
+        assert named in run_cli(*arguments, "--to", str(tmp_path / "a.csv"), *given, status=1)
+        assert pd.read_csv(tmp_path / "a.csv")["key"].nunique() == others
+    for table in ("results", "log", "runs"):
+        done = CliRunner().invoke(app, ["sql", f"select count(*) as n from {table}", *given])
+        assert (done.exit_code, done.stderr.count("\n")) == (0, 1)
+        assert named in done.stderr
+    (store.folder / key / "origin.json").write_text("{")
+    assert named in run_cli("show", key, *given, status=2)
+
+
 @pytest.mark.parametrize(
     ("query", "message"),
     [
@@ -215,6 +275,8 @@ def test_an_answer_is_printed_whatever_is_in_it(store: Store) -> None:
         ("select dimm from runs", 'Referenced column "dimm" not found'),
         ("select * from result", "Table with name result does not exist"),
         ("select log.right / 'x' from log", "Could not convert string 'x'"),
+        ("", "the query is empty; write one"),
+        ("/* nothing */", "the query is empty; write one"),
     ],
 )
 def test_a_wrong_query_is_one_line(store: Store, query: str, message: str) -> None:
@@ -227,10 +289,10 @@ def test_a_wrong_query_is_one_line(store: Store, query: str, message: str) -> No
     [
         (["export", "--to", "results.xlsx"], "must end in .csv or .parquet"),
         (["sql", "select 1", "--to", "answer"], "must end in .csv or .parquet"),
-        (["export", "--to", "x.csv", "--store", "none"], "no run is done in none"),
-        (["export", "--log", "--to", "x.csv", "--store", "none"], "no run is begun in none"),
+        (["export", "--to", "x.csv", "--store", "none"], "the store none does not exist"),
+        (["sql", "", "--store", "tests"], "no runs in tests"),
         (["export", "figure3", "--to", "x.csv"], "did you mean 'figure2'"),
-        (["sql", "select 1", "--store", "none"], "no runs in none"),
+        (["sql", "select 1", "--store", "none"], "the store none does not exist"),
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments: list[str], message: str) -> None:

@@ -47,6 +47,7 @@ BROKEN_MIXERS = {  # how to break a token shift, and the laws that must notice
     "forgets at a cut": ("pass", "y = x + torch.cat([0 * past, x[:, :-1]], 1)", {"cut", "no dead state"}),
     "keeps what it never reads": ("pass", "y = x + before * (torch.arange(x.shape[2]) > 9)", {"no dead state"}),
     "stacks badly": ("pass", "y = x + before * (1 if self.out.weight.sum() > 0 else 2)", {"stacking"}),
+    "needs a sequence": ("pass", "y = x + before + 0 * x.max()", {"empty input"}),
     "looks at its neighbours": ("pass", "y = x + before + x.mean(0, keepdim=True)", {"batch independence"}),
     "has an idle weight": ("self.idle = nn.Parameter(torch.ones(3))", "y = x + before", {"gradients"}),
     "overflows": ("pass", "y = (x + before).exp()", {"float32 range"}),

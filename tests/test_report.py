@@ -1,6 +1,7 @@
 """The report's parts: its numbers, its words, its commands, its tables in LaTeX, and the verb that writes it."""
 
 import base64
+import http.client
 import json
 import re
 import shlex
@@ -10,8 +11,9 @@ import subprocess
 import sys
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -199,7 +201,7 @@ def test_the_summary_claims_nothing_that_one_unsolved_run_does_not_carry(tmp_pat
     assert "Every point is from a single seed" in words
     assert "attention did not reach 0.99" in words
     assert "One learning rate was tried" in words
-    for claim in ("highest", "lowest", "smallest", "idest", "overlaps"):
+    for claim in ("highest", "lowest", "smallest", "idest", "overlaps", "ranked"):
         assert claim not in words
 
 
@@ -211,6 +213,100 @@ def test_the_summary_counts_what_diverged_failed_or_was_steered_by_the_test_set(
     assert "1 run diverged and counts as accuracy 0." in words
     assert "Not in the figures: 2 failed." in words
     assert "1 run let the test set decide" in words
+
+
+def test_chance_and_plateau_come_first_and_what_is_not_above_them_is_not_ranked(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for pattern, accuracy in {"attention": 0.003, "base_conv": 0.002, "mamba2": 0.001}.items():
+        finished(store, recipe(pattern), accuracy)
+    words = summary_text(store)
+    assert "Chance is 0.031, the plateau (a guess among the answers that occur) 0.250. None of 3 mixers is" in words
+    assert "None of 3 mixers is above guessing: accuracies from 0.001 to 0.003, not ranked." in words
+    assert "highest" not in words
+    assert "mathbf" not in report(store).latex
+    for pattern, accuracy in {"hyena": 0.9, "gla": 0.6}.items():
+        finished(store, recipe(pattern), accuracy)
+    words = summary_text(store)
+    assert "hyena has the highest accuracy of 5 mixers, 0.900" in words
+    assert "The lowest above guessing is that of gla" in words
+    assert "Not above guessing, by the interval: attention, base_conv and mamba2." in words
+    assert report(store).latex.count("mathbf") == 1
+
+
+def test_one_mixer_below_the_plateau_is_said_to_be(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    finished(store, recipe(), 0.2)
+    assert "numbers of state, which is not above guessing." in summary_text(store)
+
+
+def test_a_report_of_the_smoke_scale_is_marked(tmp_path: Path) -> None:
+    store = several(tmp_path)
+    marked, plain = report(store, smoke=True), report(store)
+    assert '<p class="smoke">smoke scale: not a result</p>' in marked.html
+    assert data_of(marked.html)["smoke"] is True
+    assert r"\caption{Smoke scale: not a result. Accuracy on" in marked.latex
+    assert "not a result</p>" not in plain.html
+    assert "Smoke scale" not in plain.latex
+
+
+def test_a_damaged_run_is_named_and_the_others_are_reported(tmp_path: Path) -> None:
+    store = several(tmp_path)
+    keys = store.run_keys()
+    damages: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
+        ("origin.json", lambda _: "{"),
+        ("origin.json", lambda _: []),
+        ("recipe.json", lambda _: None),
+        ("recipe.json", lambda found: found | {"test": [{"text": 1}]}),
+        ("log.jsonl", lambda found: {"stop": found.pop("step"), **found}),
+    ]
+    for key, (name, change) in zip(keys, damages, strict=False):
+        place = tmp_path / key / name
+        first, _, rest = place.read_text().partition("\n") if name == "log.jsonl" else (place.read_text(), "", "")
+        made = change(json.loads(first))
+        place.write_text((made if made == "{" else json.dumps(made)) + "\n" + rest)
+    found = report(store)
+    assert len(found.damaged) == len(damages)
+    for key, named in zip(keys, sorted(found.damaged), strict=False):
+        assert named.endswith(f"set it aside with: mv {tmp_path / key} {tmp_path / key}.damaged")
+    assert len(data_of(found.html)["runs"]) == 36 - len(damages)
+
+
+def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished(Store("runs"), recipe(), 0.5)
+    for name in ("page.html", "page.tex"):
+        Path(name).write_text("my own words\n")
+        assert f"'{name}' exists and is no report" in run_cli("report", "--out", "page.html", status=2)
+        assert [Path(name).read_text(), Path("page.html").exists()] == ["my own words\n", name == "page.html"]
+        Path(name).unlink()
+    Path("page.html").write_text("my own words\n")
+    run_cli("report", "--out", "page.html", "--overwrite")
+    run_cli("report", "--out", "page.html")
+    assert "Recall report: All runs" in Path("page.html").read_text()
+    assert "is the name of the tables" in run_cli("report", "--out", "page.tex", status=2)
+    Path("folder").mkdir()
+    assert "'folder' is a folder" in run_cli("report", "--out", "folder", status=2)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:{port}", 200), ("127.0.0.1:{port}", 200), ("[::1]:{port}", 200), ("LOCALHOST", 200)]
+    + [("evil.example:{port}", 403), ("127.0.0.1.evil.example:{port}", 403), ("", 403), ("localhost@evil", 403)],
+)
+def test_a_served_report_answers_to_the_names_of_this_machine_alone(host: str, status: int, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    finished(store, recipe(), 0.5)
+    with serving(make_server(store, lambda _: "the report", port=0)) as address:
+        port = urllib.parse.urlsplit(address).port
+        for path in ("/", "/version"):
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.putrequest("GET", path, skip_host=True)
+            if host:
+                connection.putheader("Host", host.format(port=port))
+            connection.endheaders()
+            answer = connection.getresponse()
+            assert answer.status == status
+            assert (b"the report" in answer.read()) == (status == 200 and path == "/")
 
 
 def test_overlapping_intervals_are_told(tmp_path: Path) -> None:
@@ -229,20 +325,21 @@ def test_no_mixer_is_called_the_best_of_equals(tmp_path: Path) -> None:
 
 
 def test_latex_marks_the_best_of_each_column_and_escapes_what_is_special(tmp_path: Path) -> None:
-    assert format_column([[0.5, 0.4, 0.6], [0.9004, 0.9, 0.95]]) == [
-        r"$0.500 \pm 0.100$",
-        r"$\mathbf{0.900} \pm 0.025$",
-    ]
+    column = [[0.5, 0.4, 0.6], [0.9004, 0.9, 0.95]]
+    assert format_column(column, {"chance": 0.1}) == [r"$0.500 \pm 0.100$", r"$\mathbf{0.900} \pm 0.025$"]
+    assert not [cell for cell in format_column(column, {"chance": 0.1, "plateau": 0.9}) if "mathbf" in cell]
     assert escape_latex(r"a_b & 50% {\x}") == r"a\_b \& 50\% \{\textbackslash{}x\}"
     tex = report(several(tmp_path)).latex
-    for part in ("toprule", "midrule", "bottomrule"):
-        assert tex.count(f"\\{part}\n") == 1
+    assert [tex.count(f"\\{part}\n") for part in ("toprule", "midrule", "bottomrule")] == [1, 2, 1]
     assert tex.count(r"\begin{") == tex.count(r"\end{") == 2
     heads = re.search(r"\\begin\{tabular\}\{(\w+)\}", tex)
     assert heads is not None
     rows = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert {len(re.split(r"(?<!\\) & ", row)) for row in rows} == {len(heads[1])}
-    assert len(rows) == 4
+    assert len(rows) == 6
+    assert rows[1].startswith("Chance &")
+    assert rows[2].startswith("Plateau &")
+    assert rows[1].endswith(r"& $0.031$ \\")
 
 
 def test_the_page_holds_all_it_needs_and_asks_for_nothing(tmp_path: Path) -> None:

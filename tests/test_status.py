@@ -68,8 +68,10 @@ def test_a_run_that_cannot_be_read_is_named_and_the_rest_is_counted(tmp_path: Pa
     assert done[-2].count(",") == 2
 
 
-def test_a_folder_without_runs_says_so(tmp_path: Path) -> None:
-    assert status_lines(Store(tmp_path / "runs")) == [f"no runs in {tmp_path / 'runs'}"]
+def test_a_folder_without_runs_says_so_and_a_missing_one_is_refused(tmp_path: Path) -> None:
+    assert status_lines(Store(tmp_path)) == [f"no runs in {tmp_path}"]
+    (line,) = status_lines(Store(tmp_path / "typo"), status=2)
+    assert line.startswith(f"bestiary: the store {tmp_path / 'typo'} does not exist; name the folder of the runs")
 
 
 def test_to_say_how_runs_stand_imports_nothing_heavy(store: Store) -> None:

@@ -90,11 +90,12 @@ def test_an_experiment_that_trains_nothing_is_measured_and_leaves_no_runs(
     assert "figures/degree-smoke.csv" in done.output
     assert (tmp_path / "figures" / "degree-smoke.png").exists()
     assert "measures by itself" in run_cli(tmp_path, monkeypatch, "run", "degree", "--dry-run").output
+    (tmp_path / "runs").mkdir()
     for verb in ("plot", "status"):
         refused = run_cli(tmp_path, monkeypatch, verb, "degree")
         assert refused.exit_code == 2
         assert "degree leaves no runs in a store; `bestiary run degree` measures and draws it" in refused.output
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_an_experiment_without_recipes_or_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,16 @@
 """What all verbs share: the application, common options, and how errors are reported."""
 
-import errno
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bestiary.cli._errors import ErrorGroup, explain, print_any_text, refuse, user_input, warn_damaged
 from bestiary.cli._trust import reading_store
 
 if TYPE_CHECKING:
@@ -20,10 +19,12 @@ if TYPE_CHECKING:
     from bestiary.runs.store import Store
     from bestiary.training.recipe import Recipe
 
+__all__ = ["app", "main", "refuse", "user_input", "warn_damaged"]
+
 app = typer.Typer(
+    cls=ErrorGroup,
     help="A laboratory for recall in sequence models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -62,8 +63,27 @@ Keep = Annotated[bool, typer.Option("--keep", help="Write the trained weights be
 ScaleOption = Annotated[
     Scale, typer.Option("--scale", help="smoke: seconds. small: minutes. paper: the published grid.")
 ]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over an existing file, whatever it is.")]
+
+
+def complete_experiment(start: str) -> Iterable[str]:
+    """The experiments whose name begins so, for the shell."""
+    from bestiary.spec import names
+
+    return [name for name in names("experiments") if name.startswith(start)]
+
+
 ExperimentName = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="An experiment (see `bestiary list experiments`), or a file.")
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="An experiment (see `bestiary list experiments`), or a file.",
+        autocompletion=complete_experiment,
+    ),
+]
+OptionalExperiment = Annotated[
+    str,
+    typer.Argument(help="An experiment; every run in the store if left out.", autocompletion=complete_experiment),
 ]
 
 
@@ -71,40 +91,14 @@ def main() -> None:
     """Run the command line. Errors of the user and of the disk are told in one line."""
     for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # exit cleanly, so that workers and cluster jobs stop too
         signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    print_any_text()
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as fault:
-        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-            message = f"the disk is full ({fault}); free some and give the same command again"
-        elif fault.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            message = f"the store is read-only ({fault}); name a folder that can be written with --store or --figures"
-        else:
-            raise
-        typer.echo(f"bestiary: {message}", err=True)
+        typer.echo(f"bestiary: {explain(fault)}", err=True)
         sys.exit(1)
-
-
-@contextmanager
-def user_input() -> Iterator[None]:
-    """Report errors raised inside as the user's: one line on stderr, exit status 2."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, OSError, SyntaxError, ImportError) as fault:
-        refuse(str(fault.args[0]) if isinstance(fault, LookupError) else str(fault))
-
-
-def refuse(message: str, *, status: int = 2) -> NoReturn:
-    """Exit with a one-line message on stderr."""
-    typer.echo(f"bestiary: {message}", err=True)
-    raise typer.Exit(status)
-
-
-def warn_damaged(damaged: Sequence[str]) -> None:
-    """Print a line on stderr for each run that cannot be read."""
-    for line in damaged:
-        typer.echo(f"bestiary: {line}", err=True)
 
 
 def open_store(folder: Path) -> "Store":
@@ -112,6 +106,14 @@ def open_store(folder: Path) -> "Store":
     from bestiary.runs.store import Store
 
     return Store(folder)
+
+
+def existing_store(folder: Path) -> "Store":
+    """The store in a folder. Raises LookupError if there is no such folder."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise LookupError(f"the store {folder} {what}; name the folder of the runs with --store, or make some first")
+    return open_store(folder)
 
 
 def load_experiment(name: str) -> ModuleType:

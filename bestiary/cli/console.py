@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Iterable
 
 import pandas as pd
@@ -10,6 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bestiary.cli._progress import format_seconds
 from bestiary.runs.store import Outcome
 from bestiary.sweep import Event
 from bestiary.training.recipe import Recipe
@@ -46,6 +48,7 @@ class ProgressDisplay:
         self.loss: dict[str, float] = {}
         self.accuracy: dict[str, float] = {}  # on the selection stream
         self.tests: dict[str, list[float]] = {}  # test accuracy of each segment
+        self.started: dict[str, float] = {}  # when each run began, by this process's clock
         self.total, self.done, self.detail = total, done, detail
         self.failures: list[Recipe] = []
 
@@ -56,6 +59,7 @@ class ProgressDisplay:
                 match kind:
                     case "started":
                         self.remove_bar(recipe)
+                        self.started[recipe.key] = time.monotonic()
                         self.lines[recipe.key] = self.progress.add_task(
                             recipe_label(recipe), total=recipe.steps, news=""
                         )
@@ -86,9 +90,17 @@ class ProgressDisplay:
         if measurement.split == "test":
             self.tests.setdefault(recipe.key, []).append(measurement.right / measurement.asked)
         news = f"loss {self.loss[recipe.key]:.3f}  accuracy {self.accuracy[recipe.key]:.3f}"
+        news += self.time_left(recipe, measurement.step)
         self.progress.update(self.lines[recipe.key], completed=measurement.step, news=news)
         if self.detail and measurement.split == "selection":
             self.progress.console.print(f"step {measurement.step:>6}  {news}")
+
+    def time_left(self, recipe: Recipe, step: int) -> str:
+        """How long the rest of the steps will take at the pace so far, as the end of a line."""
+        if step >= recipe.steps or recipe.key not in self.started:
+            return ""
+        seconds = (time.monotonic() - self.started[recipe.key]) * (recipe.steps - step) / max(1, step)
+        return f"  {format_seconds(seconds)} left"
 
     def show_end(self, recipe: Recipe, end: Outcome) -> None:
         """Print how a run ended, with the mean of its test accuracies."""

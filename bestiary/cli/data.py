@@ -2,20 +2,23 @@
 
 import glob
 import json
+import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bestiary.cli._app import (
+    OptionalExperiment,
+    Overwrite,
     Scale,
     ScaleOption,
     StoreFolder,
     app,
+    existing_store,
     load_with_recipes,
-    open_store,
     recipes_of,
     refuse,
     user_input,
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from bestiary.runs.store import Store
 
 OutputFile = Annotated[
-    Path, typer.Option("--to", help="The file to write, .csv or .parquet; a former one is replaced.")
+    Path, typer.Option("--to", help="The file to write, .csv or .parquet; a former table is replaced.")
 ]
 SUFFIXES = (".csv", ".parquet")
 MEASURED = {
@@ -43,14 +46,13 @@ MEASURED = {
     "asked": "BIGINT",
 }
 LOG = """
-create view log as select {key} as key, * exclude (filename, further, extra), coalesce(extra, further) as extra
-from read_json({files}, filename = true,
+create {kind} log as select {key} as key, * exclude (filename) from read_json({files}, filename = true,
 format = 'newline_delimited', ignore_errors = true, columns = {{{columns}}})
 where split is not null and not contains(key, '.')"""  # a line cut off is read as a row of NULLs
 NO_LOG = """
-create view log as select null::VARCHAR as key, {columns} where false"""
+create {kind} log as select null::VARCHAR as key, {columns} where false"""
 RUNS = """
-create view runs as select key, {fields}, origin->>'$.commit' as commit, origin->>'$.versions.torch' as torch,
+create {kind} runs as select key, {fields}, origin->>'$.commit' as commit, origin->>'$.versions.torch' as torch,
 origin->>'$.host.name' as host, origin->>'$.device' as device,
 coalesce(try_cast(origin->>'$.together' as BIGINT), 1) as together,
 try_cast(origin->>'$.begun' as TIMESTAMP) as begun,
@@ -58,38 +60,48 @@ ended->>'$.outcome' as outcome, try_cast(ended->>'$.seconds' as DOUBLE) as secon
 from (select key, {files} from (select {key} as key, parse_path(filename)[-1] as file, content from read_text({read}))
 where not contains(key, '.') group by key)"""
 KEY = "parse_path(filename)[-2]"
+LOCK = """
+set python_enable_replacements = false; set enable_external_access = false; set lock_configuration = true"""
+OURS = (  # columns by which a table is known to be one of `export`
+    {"key", "task", "segment", "right", "asked", "accuracy", "outcome"},
+    {"key", "step", "split", "segment", "facet", "value"},
+)
 
 
 @app.command()
 def export(
     to: OutputFile,
-    experiment: Annotated[str, typer.Argument(help="An experiment; every run in the store if left out.")] = "",
+    experiment: OptionalExperiment = "",
     scale: ScaleOption = Scale.small,
     log: Annotated[bool, typer.Option("--log", help="Every measurement in a row, not the results.")] = False,
     store: StoreFolder = Path("runs"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the table of results to a file, one row for each finished run and test segment.
+
+    A table that was exported before is replaced, any other file only with --overwrite.
 
     With --log: one row for each measurement, of runs under way too.
     Columns: key, step, split (train, selection or test), segment,
     facet and value ("" and 0 for all answers), loss (nats), right, asked.
     """
+    from bestiary.report.words import count_noun
     from bestiary.runs.table import results
 
     with user_input():
         check_writable(to)
-        runs = open_store(store)
-        keys = runs.run_keys()
-        if experiment:
-            keys = [recipe.key for recipe in recipes_of(load_with_recipes(experiment), scale, runs)]
+        module = load_with_recipes(experiment) if experiment else None
+        runs = existing_store(store)
+        keys = runs.run_keys() if module is None else [recipe.key for recipe in recipes_of(module, scale, runs)]
     table, damaged = measurement_table(runs, keys) if log else results(runs, keys)
     warn_damaged(damaged)
     if table.empty:
         what = "is begun" if log else "is done"
         refuse(f"no run {f'of {experiment} {scale} ' if experiment else ''}{what} in {store}")
     with user_input():
+        check_replaceable(to, list(table), overwrite=overwrite)
         write_table(table, to)
-    typer.echo(f"{to}: {len(table)} rows of {table['key'].nunique()} runs")
+    typer.echo(f"{to}: {count_noun(len(table), 'row')} of {count_noun(table['key'].nunique(), 'run')}")
     if damaged:
         raise typer.Exit(1)
 
@@ -99,8 +111,14 @@ def sql(
     query: Annotated[str, typer.Argument(help='As in: "select pattern, avg(accuracy) from results group by all".')],
     store: StoreFolder = Path("runs"),
     to: Annotated[Path | None, typer.Option("--to", help="Write a .csv or .parquet file instead of printing.")] = None,
+    overwrite: Overwrite = False,
+    allow_files: Annotated[
+        bool, typer.Option("--allow-files", help="Let the query read and write files, as DuckDB can.")
+    ] = False,
 ) -> None:
     """Ask the store in SQL, by DuckDB. There are three tables.
+
+    A query cannot read or write any file, unless --allow-files is given.
 
     results: a row for each finished run and test segment.
     key, the recipe's fields, pattern, task, the task's options, segment,
@@ -117,55 +135,70 @@ def sql(
     outcome and seconds (NULL until it ends), recipe (JSON).
     """
     from bestiary.cli.console import print_table
+    from bestiary.report.words import count_noun
 
     with user_input():
         if to is not None:
             check_writable(to)
         connection = connect_duckdb()
-    runs = open_store(store)
+        runs = existing_store(store)
     if not runs.run_keys():
         refuse(f"no runs in {store}")
-    answer = run_query(connection, query, runs)
+    answer = run_query(connection, query, runs, allow_files=allow_files)
     if to is None:
         print_table(to_plain_columns(answer))
         return
     with user_input():
+        check_replaceable(to, list(answer), overwrite=overwrite)
         write_table(answer, to)
-    typer.echo(f"{to}: {len(answer)} rows")
+    typer.echo(f"{to}: {count_noun(len(answer), 'row')}")
 
 
-def run_query(connection: "duckdb.DuckDBPyConnection", query: str, store: "Store") -> "pd.DataFrame":
-    """The answer to a query over a store."""
+def run_query(
+    connection: "duckdb.DuckDBPyConnection", query: str, store: "Store", *, allow_files: bool = False
+) -> "pd.DataFrame":
+    """The answer to a query over a store. What the query names is loaded first; then files are out of its reach."""
     import duckdb
 
-    create_views(connection, store.folder)
-    if "results" in query.casefold():  # the one table that is made here, from every log
-        from bestiary.runs.table import results
+    from bestiary.runs.table import results, run_states
 
+    named = set(re.findall(r"\w+", query.casefold()))
+    create_tables(connection, store.folder, loaded=set() if allow_files else named)
+    if "results" in named:  # the one table that is made here, from every log
         table, damaged = results(store, store.run_keys())
-        warn_damaged(damaged)
         if table.empty:
+            warn_damaged(damaged)
             refuse(f"no run is done in {store.folder}, so there are no results; `log` and `runs` have what was begun")
         connection.register("results", to_plain_columns(table))
+    else:
+        _, damaged = run_states(store)
+    warn_damaged(damaged)
     try:
-        return connection.execute(query).df()
+        if not allow_files:
+            connection.execute(LOCK)
+        answer = connection.execute(query)
+        if answer is None:
+            refuse("the query is empty; write one, as in: bestiary sql 'select count(*) from runs'")
+        return answer.df()
     except duckdb.Error as fault:
-        refuse(" ".join(str(fault).partition("\n\nLINE ")[0].split()))
+        hint = "; --allow-files permits it" if isinstance(fault, duckdb.PermissionException) else ""
+        refuse(" ".join(str(fault).partition("\n\nLINE ")[0].split()) + hint)
 
 
-def create_views(connection: "duckdb.DuckDBPyConnection", folder: Path) -> None:
-    """Define the views `log` and `runs` over a store that has at least one run."""
+def create_tables(connection: "duckdb.DuckDBPyConnection", folder: Path, *, loaded: Container[str]) -> None:
+    """Define `log` and `runs` over a store that has at least one run: as tables if loaded, else as views of files."""
     from bestiary.training.recipe import SPECS, Recipe
 
+    relation = {name: "table" if name in loaded else "view" for name in ("log", "runs")}
     columns = MEASURED | {"extra": "JSON", "further": "JSON"}  # "further" in logs before 0.2
     if any(folder.glob("*/log.jsonl")):
         column_types = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
-        connection.execute(LOG.format(key=KEY, files=glob_literal(folder, "log.jsonl"), columns=column_types))
+        files = glob_literal(folder, "log.jsonl")
+        connection.execute(LOG.format(kind=relation["log"], key=KEY, files=files, columns=column_types))
     else:
         columns.pop("further")
-        connection.execute(
-            NO_LOG.format(columns=", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items()))
-        )
+        empty = ", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items())
+        connection.execute(NO_LOG.format(kind=relation["log"], columns=empty))
     kinds = {int: "BIGINT", float: "DOUBLE"}
     fields = [
         f"array_to_string(recipe->>'$.{name}[*].text', ', ') as \"{name}\""
@@ -176,7 +209,9 @@ def create_views(connection: "duckdb.DuckDBPyConnection", folder: Path) -> None:
     files = {"recipe": "recipe.json", "origin": "origin.json", "ended": "done"}
     contents = [f"try_cast(max(content) filter (file = '{file}') as JSON) as {name}" for name, file in files.items()]
     patterns = f"[{', '.join(glob_literal(folder, file) for file in files.values())}]"
-    connection.execute(RUNS.format(key=KEY, fields=", ".join(fields), files=", ".join(contents), read=patterns))
+    connection.execute(
+        RUNS.format(kind=relation["runs"], key=KEY, fields=", ".join(fields), files=", ".join(contents), read=patterns)
+    )
 
 
 def glob_literal(folder: Path, file: str) -> str:
@@ -188,14 +223,16 @@ def measurement_table(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFram
     """One row for each measurement, and a line about each run that cannot be read."""
     import pandas as pd
 
-    from bestiary.runs.store import DamagedRun
+    from bestiary.runs.store import DamagedRun, damaged_run
 
     rows, damaged, begun = [], [], set(store.run_keys())
-    for key in keys:
+    for key in [key for key in keys if key in begun]:
         try:
-            rows += [(key, *(line[name] for name in MEASURED)) for line in store.read(key).log] if key in begun else []
+            rows += [(key, *(line[name] for name in MEASURED)) for line in store.read(key).log]
         except DamagedRun as fault:
             damaged.append(str(fault))
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as fault:
+            damaged.append(str(damaged_run(store.folder / key, fault)))
     return pd.DataFrame(rows, columns=["key", *MEASURED]), damaged
 
 
@@ -220,6 +257,31 @@ def check_writable(file: Path) -> None:
         raise ValueError(f"{str(file)!r} is no file that can be written here; its name must end in .csv or .parquet")
     if file.suffix == ".parquet":
         connect_duckdb()
+
+
+def check_replaceable(file: Path, columns: Sequence[str], *, overwrite: bool) -> None:
+    """Raise ValueError if a file exists that is no table of ours: one with other columns than those to be written."""
+    if overwrite or not file.exists() or (file.is_file() and file.stat().st_size == 0):
+        return
+    if file.is_dir():
+        raise ValueError(f"{str(file)!r} is a folder, where a file is to be written")
+    found = table_columns(file)
+    if found != list(map(str, columns)) and not any(ours <= set(found) for ours in OURS):
+        raise ValueError(f"{str(file)!r} exists and is no table of this kind; give another name, or --overwrite")
+
+
+def table_columns(file: Path) -> list[str]:
+    """The names of the columns of a CSV or Parquet file, none if it is neither."""
+    import csv
+
+    try:
+        if file.suffix == ".parquet":
+            empty = connect_duckdb().execute("select * from read_parquet(?) limit 0", [str(file)])
+            return [str(column[0]) for column in empty.description or ()]
+        with file.open(newline="") as text:
+            return next(csv.reader(text), [])
+    except Exception:  # whatever it is, it is not ours
+        return []
 
 
 def write_table(table: "pd.DataFrame", file: Path) -> None:

@@ -16,7 +16,7 @@ from bestiary.runs.store import Store
 from bestiary.spec import Spec, load, locate, names, nearest, parse, schema, trust
 from bestiary.spec.grammar import read_pattern
 from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
-from bestiary.training.recipe import NAMED, SPECS, Recipe
+from bestiary.training.recipe import NAMED, SPECS
 
 LENGTHS = (1, 100, 1000, 10000)  # no powers of two, at which log-linear states are small
 SCALES = ("smoke", "small", "paper")
@@ -189,10 +189,10 @@ def recipe_lines(name: str) -> Iterator[str]:
 
 
 def run_lines(store: Store, key: str) -> Iterator[str]:
-    """A run's recipe, origin and results."""
+    """A run's recipe, origin and results. Raises DamagedRun."""
     record = store.read(key)
     origin = store.folder / key / "origin.json"
-    for field, value in Recipe.read(record.recipe).json().items():
+    for field, value in record.recipe.items():
         shown = ", ".join(part["text"] for part in value) if field in SPECS else repr(value)
         yield f"  {field:15} {shown}"
     yield ""

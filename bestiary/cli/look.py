@@ -3,12 +3,15 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bestiary.cli._app import StoreFolder, app, refuse, user_input
 from bestiary.cli._trust import TrustFiles
+
+if TYPE_CHECKING:
+    from bestiary.runs.store import Store
 
 
 @app.command("list")
@@ -62,18 +65,31 @@ def show(
 ) -> None:
     """Describe one thing: what it is, its options, its size."""
     from bestiary.cli import describe
-    from bestiary.runs.store import DamagedRun, Store
+    from bestiary.runs.store import Store
 
     with user_input():
         runs = Store(store)
-        try:
-            found = list(
-                describe.run_lines(runs, name) if name in runs.run_keys() else describe.describe(name, dim=dim)
-            )
-        except DamagedRun as fault:
-            refuse(str(fault))
-    for line in found:
+        if name in runs.run_keys():
+            lines = run_lines(runs, name)
+        elif store != Path("runs") and not store.is_dir():
+            raise LookupError(f"the store {store} does not exist; name the folder of the runs with --store")
+        else:
+            lines = list(describe.describe(name, dim=dim))
+    for line in lines:
         typer.echo(line)
+
+
+def run_lines(store: "Store", key: str) -> list[str]:
+    """What is known of a run; exits with one line if it is damaged."""
+    from bestiary.cli import describe
+    from bestiary.runs.store import DamagedRun, damaged_run
+
+    try:
+        return list(describe.run_lines(store, key))
+    except DamagedRun as fault:
+        refuse(str(fault))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as fault:
+        refuse(str(damaged_run(store.folder / key, fault)))
 
 
 @app.command()
@@ -95,7 +111,7 @@ def check(
         for law, fault in laws.check(found):
             typer.echo(f"  {'ok    ' if fault is None else 'BROKEN'}  {law}" + (f": {fault}" if fault else ""))
             broken += fault is not None
-    typer.echo(f"{broken} laws broken" if broken else "every law holds")
+    typer.echo(f"{broken} law{'' if broken == 1 else 's'} broken" if broken else "every law holds")
     if broken:
         raise typer.Exit(1)
 

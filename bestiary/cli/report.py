@@ -1,5 +1,6 @@
 """The verb that writes a report, or serves it."""
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bestiary.cli._app import (
+    Overwrite,
     Scale,
     ScaleOption,
     app,
@@ -35,9 +37,13 @@ def report(
     ),
     serve: Annotated[bool, typer.Option("--serve", help="Serve it to this machine, anew as runs end.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Where to serve it; 0 takes a free one.")] = 8000,
+    overwrite: Overwrite = False,
     _files: TrustFiles = None,
 ) -> None:
-    """Write one HTML page with the figures and tables of a store, and the command that redoes each run."""
+    """Write one HTML page with the figures and tables of a store, and the command that redoes each run.
+
+    A former report is replaced, any other file only with --overwrite.
+    """
     from bestiary.report import report as build_report
 
     with user_input():
@@ -46,10 +52,13 @@ def report(
         title = f"{Path(experiment).stem}, {scale}" if experiment else "All runs"
         if not runs.is_dir():
             raise LookupError(f"there is no folder {runs}; give the folder of the runs, as in: bestiary report runs")
+        if not serve:
+            check_replaceable(out, overwrite=overwrite)
 
     def make(version: str = "") -> "Report":
         recipes = None if module is None else recipes_of(module, scale, open_store(runs))
-        return build_report(open_store(runs), recipes, title=title, version=version, **options)
+        smoke = module is not None and scale == Scale.smoke
+        return build_report(open_store(runs), recipes, title=title, version=version, smoke=smoke, **options)
 
     if serve:
         serve_report(runs, make, port)
@@ -58,11 +67,34 @@ def report(
         written = make()
         out.parent.mkdir(parents=True, exist_ok=True)
         for place, content in ((out, written.html), (out.with_suffix(".tex"), written.latex)):
-            place.write_text(content, encoding="utf-8")
+            beside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
+            try:
+                beside.write_text(content, encoding="utf-8")
+                beside.replace(place)
+            finally:
+                beside.unlink(missing_ok=True)
             typer.echo(str(place))
     warn_damaged(written.damaged)
     if written.damaged:
         raise typer.Exit(1)
+
+
+def check_replaceable(page: Path, *, overwrite: bool) -> None:
+    """Raise ValueError if the page, or the tables beside it, would replace a file that is not of a report."""
+    from bestiary.report.latex import HEAD
+    from bestiary.report.page import MARK
+
+    if page.suffix == ".tex":
+        raise ValueError(f"{str(page)!r} is the name of the tables; the page needs another, as in report.html")
+    for place, mark in ((page, MARK), (page.with_suffix(".tex"), HEAD)):
+        if place.is_dir():
+            raise ValueError(f"{str(place)!r} is a folder, where a file is to be written")
+        if overwrite or not place.exists():
+            continue
+        with place.open("rb") as file:
+            start = file.read(4096).decode(errors="replace")
+        if start and mark not in start:
+            raise ValueError(f"{str(place)!r} exists and is no report; give another name with --out, or --overwrite")
 
 
 def report_options(experiment: ModuleType) -> dict[str, Callable[[str], str]]:

@@ -1,7 +1,6 @@
 """Verbs that make runs and read them: train, run, status and plot."""
 
 import ast
-import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from bestiary.cli._app import (
     FiguresFolder,
     Gpus,
     Keep,
+    OptionalExperiment,
     Ray,
     Scale,
     ScaleOption,
@@ -26,6 +26,7 @@ from bestiary.cli._app import (
     TogetherOption,
     Track,
     app,
+    existing_store,
     load_experiment,
     load_with_recipes,
     next_recipes,
@@ -62,13 +63,22 @@ def train(
     keep: Keep = False,
     track: Track = "",
 ) -> None:
-    """Train one model on one task and score it."""
+    """Train one model on one task and score it, beside what guessing scores."""
+    from bestiary.cli._estimate import print_estimate, print_levels
     from bestiary.sweep import cores
 
+    threads = threads or cores()
     with user_input():
         chosen = build_recipe(recipe, layers, settings or (), task)
-    how = {"workers": 1, "threads": threads or cores(), "device": device, "backend": backend, "keep": keep}
-    show_results(*run_recipes("train", [chosen], store, **how, track=track, detail=True))
+        check_recipes([chosen], device, backend, elsewhere=False)
+        done = chosen in open_store(store)
+    if not done and backend != "compiled":  # which would be compiled to be measured
+        print_estimate(chosen, device=device, threads=threads)
+    how = {"workers": 1, "threads": threads, "device": device, "backend": backend, "keep": keep}
+    failed, table = run_recipes("train", [chosen], store, **how, track=track, detail=True)
+    if not table.empty:
+        print_levels(chosen, table)
+    show_results(failed, table)
 
 
 def build_recipe(recipe: str, layers: str, settings: Iterable[str], task: str = "") -> "Recipe":
@@ -124,6 +134,9 @@ def run(
     ] = False,
 ) -> None:
     """Carry out an experiment and draw its figures. The same command again goes on where it stopped."""
+    from bestiary.cli._estimate import list_runs
+    from bestiary.report.words import count_noun
+
     with user_input():
         module = load_experiment(experiment)
         recipes = [] if hasattr(module, "measure") else list(module.recipes(scale))
@@ -136,24 +149,26 @@ def run(
         if dry_run:
             typer.echo(f"{experiment} measures by itself, with no list of runs; without --dry-run it is carried out")
             return
-        show_results(0, measure_rows(module, scale, threads), module, stem)
+        show_results(0, measure_rows(module, scale, threads), module, stem, smoke=scale == Scale.smoke)
         return
     if dry_run:
-        estimate_time(recipes, device, threads)
+        with user_input():
+            check_recipes(recipes, device, backend, elsewhere=False)
+        list_runs(recipes, device=device, threads=threads)
         return
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
     how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track}
     failed, table = run_recipes(f"{experiment} {scale}", recipes, store, **how)
     while more := next_recipes(module, table, scale, recipes):
-        typer.echo(f"{len(more)} runs more, after those")
+        typer.echo(f"{count_noun(len(more), 'run')} more, after those")
         recipes += more
         failed, table = run_recipes(f"{experiment} {scale}", recipes, store, **how)
-    show_results(failed, split_by_facet(module, table, store), module, stem)
+    show_results(failed, split_by_facet(module, table, store), module, stem, smoke=scale == Scale.smoke)
 
 
 @app.command()
 def status(
-    experiment: Annotated[str, typer.Argument(help="An experiment; every run in the store if left out.")] = "",
+    experiment: OptionalExperiment = "",
     scale: ScaleOption = Scale.small,
     store: StoreFolder = Path("runs"),
     every: Annotated[bool, typer.Option("--all", help="A line for every run, not only for those not done.")] = False,
@@ -163,12 +178,14 @@ def status(
     from bestiary.runs.table import run_states
 
     with user_input():
-        recipes = recipes_of(load_with_recipes(experiment), scale, open_store(store)) if experiment else None
-    rows, damaged = run_states(open_store(store), recipes)
+        module = load_with_recipes(experiment) if experiment else None
+        runs = existing_store(store)
+        recipes = None if module is None else recipes_of(module, scale, runs)
+    rows, damaged = run_states(runs, recipes)
     counts = Counter(row["state"].partition(":")[0] for row in rows)
     failed = [row for row in rows if row["state"] == "failed"]
     others = [row for row in rows if row["state"] not in ("failed", "to come") and (every or not row["outcome"])]
-    lines = [*run_lines(others), *failure_lines(open_store(store), failed, most=None if every else SHOWN)]
+    lines = [*run_lines(others), *failure_lines(runs, failed, most=None if every else SHOWN)]
     lines.append(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or f"no runs in {store}")
     typer.echo("\n".join(lines))
     warn_damaged(damaged)
@@ -188,14 +205,24 @@ def plot(
 
     with user_input():
         module = load_with_recipes(experiment)
-        recipes = recipes_of(module, scale, open_store(store))
-    table, damaged = results(open_store(store), [recipe.key for recipe in recipes])
+        if not store.exists():
+            raise LookupError(f"no run of it is done: {store} does not exist; {first(experiment, scale, store)}")
+        runs = existing_store(store)
+        recipes = recipes_of(module, scale, runs)
+    table, damaged = results(runs, [recipe.key for recipe in recipes])
     warn_damaged(damaged)
     if table.empty:
-        refuse(f"no run of it is done in {store}; first: bestiary run {experiment} --scale {scale}")
-    show_results(
-        bool(damaged), split_by_facet(module, table, store), module, figures / f"{Path(experiment).stem}-{scale}"
-    )
+        refuse(f"no run of it is done in {store}; {first(experiment, scale, store)}")
+    table, stem = split_by_facet(module, table, store), figures / f"{Path(experiment).stem}-{scale}"
+    show_results(0, table, module, stem, smoke=scale == Scale.smoke)
+    if damaged:
+        raise typer.Exit(1)
+
+
+def first(experiment: str, scale: str, store: Path) -> str:
+    """The command that makes the runs of an experiment, as the end of a message."""
+    where = "" if store == Path("runs") else f" --store {store}"
+    return f"first: bestiary run {experiment} --scale {scale}{where}"
 
 
 def split_by_facet(experiment: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
@@ -213,16 +240,18 @@ def measure_rows(experiment: ModuleType, scale: str, threads: int) -> "pd.DataFr
     import pandas as pd
     import torch
 
+    from bestiary.cli._progress import StatusLine
+    from bestiary.report.words import count_noun
+
     torch.set_num_threads(threads)
     rows: list[dict[str, Any]] = []
-    with user_input():
+    with user_input(), StatusLine() as progress:
         for row in experiment.measure(scale):
             if news := row.pop("news", ""):
-                typer.echo(news, err=True)
+                progress.note(news)
             rows += [row] if row else []
-            if sys.stderr.isatty():
-                typer.echo(f"\rmeasured {len(rows)} rows ", nl=False, err=True)
-    typer.echo(f"\rmeasured {len(rows)} rows", err=True)
+            progress.show(f"measured {count_noun(len(rows), 'row')}")
+        progress.show(f"measured {count_noun(len(rows), 'row')}", last=True)
     return pd.DataFrame(rows)
 
 
@@ -245,6 +274,7 @@ def run_recipes(
 ) -> "tuple[int, pd.DataFrame]":
     """Check every recipe, run what is not done, and read the results. Returns how many failed, and the table."""
     from bestiary.cli.console import ProgressDisplay
+    from bestiary.report.words import count_noun
     from bestiary.runs.table import results
     from bestiary.sweep.trackers import follow_events, make_sinks
 
@@ -256,7 +286,7 @@ def run_recipes(
         events = start_sweep(recipes, store, **how, together=together, ray=ray, gpus=gpus, slurm=slurm)
     done = sum(recipe in store for recipe in recipes)
     if done:
-        typer.echo(f"{done} of {len(recipes)} runs are done already, in {folder}")
+        typer.echo(f"{done} of {count_noun(len(recipes), 'run')} done already, in {folder}")
     display, events = (
         ProgressDisplay(name, total=len(recipes), done=done, detail=detail),
         follow_events(events, trackers),
@@ -265,7 +295,7 @@ def run_recipes(
         failed = display.follow(events)
     except KeyboardInterrupt:
         typer.echo(
-            f"stopped after {display.done} of {len(recipes)} runs; the same command goes on from there",
+            f"stopped after {display.done} of {count_noun(len(recipes), 'run')}; the same command goes on from there",
             err=True,
         )
         raise
@@ -323,8 +353,18 @@ def print_failures(store: "Store", failures: "Sequence[Recipe]") -> None:
 
 
 @reading_store()
-def show_results(failed: int, table: "pd.DataFrame", experiment: ModuleType | None = None, stem: Path = Path()) -> None:
-    """Print the table, and write it with the figures of an experiment. Exits with status 1 if a run failed."""
+def show_results(
+    failed: int,
+    table: "pd.DataFrame",
+    experiment: ModuleType | None = None,
+    stem: Path = Path(),
+    *,
+    smoke: bool = False,
+) -> None:
+    """Print the table, and write it with the figures of an experiment. Exits with status 1 if a run failed.
+
+    Figures of the `smoke` scale are marked as such: their models are hardly trained.
+    """
     from bestiary.cli.console import print_table
     from bestiary.runs.table import brief
 
@@ -332,45 +372,18 @@ def show_results(failed: int, table: "pd.DataFrame", experiment: ModuleType | No
         shown = brief(table) if experiment is None else experiment.summary(table)
         print_table(shown)
         if experiment is not None:
-            from bestiary.report.plot import save_figure
+            from bestiary.report.plot import mark_smoke, save_figure
 
             stem.parent.mkdir(parents=True, exist_ok=True)
             shown.to_csv(stem.with_name(f"{stem.name}.csv"), index=False)
             typer.echo(f"{stem}.csv")
             for name, figure in experiment.figures(table):
+                if smoke:
+                    mark_smoke(figure)
                 for path in save_figure(figure, stem.with_name(stem.name + name)):
                     typer.echo(str(path))
             for path in experiment.pages(table, stem) if hasattr(experiment, "pages") else ():
                 typer.echo(str(path))
     if failed:
-        refuse(f"{failed} runs failed; their tracebacks are in failure.txt in their folders", status=1)
-
-
-def estimate_time(recipes: "Sequence[Recipe]", device: str, threads: int) -> None:
-    """List what would be run, with the time it would take: a training step of each shape is measured."""
-    import pandas as pd
-    import torch
-
-    from bestiary.cli.console import print_table
-    from bestiary.training.train import step_seconds
-
-    torch.set_num_threads(threads)
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for recipe in recipes:
-        line = {"task": str(recipe.train[0]), "pattern": ", ".join(map(str, recipe.pattern))}
-        line |= {"dim": recipe.dim, "depth": recipe.depth}
-        row = rows.setdefault(
-            tuple(line.values()),
-            {**line, "runs": 0, "steps": recipe.steps, "seconds a step": 0.0, "hours": 0.0},
-        )
-        if not row["runs"]:
-            typer.echo(f"\rmeasuring a step of shape {len(rows)} ...", nl=False, err=True)
-            row["seconds a step"] = step_seconds(recipe, device=device)
-        row["runs"] += 1
-        row["hours"] += recipe.steps * row["seconds a step"] / 3600
-    typer.echo("", err=True)
-    table = pd.DataFrame(rows.values())
-    print_table(table)
-    typer.echo(
-        f"{len(recipes)} runs, about {table['hours'].sum():.1f} hours of one process, less where runs stop early"
-    )
+        what = f"{failed} run{'' if failed == 1 else 's'} failed or cannot be read"
+        refuse(f"{what}; tracebacks are in failure.txt in the folders of the runs", status=1)

@@ -63,6 +63,9 @@ class Positioned(Mixer):
         self.reach = max((lag for lag, _ in taps), default=0)
         self.register_buffer("lagged", torch.tensor(sorted({c for lag, c in taps if lag}), dtype=torch.long))
 
+    def empty_output(self, x: Inputs) -> Outputs:
+        return x.new_zeros(*x.shape[:2], self.outputs)
+
     def forward(self, x: Inputs, state: Memory | None = None) -> tuple[Outputs, Memory]:
         time, past = (0, None) if state is None else state
         seen = x

@@ -31,9 +31,13 @@ class _Unnormalised(Mixer):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
+        self.width = width
         for block, name in enumerate(("key", "value", "query")):
             selected = sparse_matrix({(c, block * width + c): 1.0 for c in range(width)}, (width, dim))
             self.register_buffer(name, selected)
+
+    def empty_output(self, x: Inputs) -> Outputs:
+        return x.new_zeros(*x.shape[:2], self.width)
 
     def forward(self, x: Inputs, state: tuple[Tensor, Tensor] | None = None) -> tuple[Outputs, tuple[Tensor, Tensor]]:
         k, v, q = (torch.sparse.mm(w, x.flatten(0, 1).T).T.unflatten(0, x.shape[:2]) for w in self.buffers())

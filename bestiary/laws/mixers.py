@@ -6,6 +6,7 @@ number agree to 1e-8. Ranges alone are checked in float32.
 """
 
 import typing
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -114,6 +115,34 @@ def replace_tensors(state: Any, tensors: Iterator[Tensor]) -> Any:
     return state
 
 
+def empty_input(checked: Spec) -> None:
+    """An input of length 0 gives an empty output and leaves the state as it is; a batch of no sequences works."""
+    mixer = build_perturbed(checked)
+    for batch in (2, 0):
+        x, nothing = random_inputs(batch, 9), random_inputs(batch, 0)
+        for state in (None, run_mixer(mixer, x[:, :5])[1]):
+            _, after = run_mixer(mixer, nothing, state)
+            wanted, given = (list(state_leaves(kept)) for kept in (state, after))
+            if state is not None and not (len(wanted) == len(given) and all(map(same_leaf, wanted, given))):
+                raise Broken(f"an input of length 0 changes the state of {batch} sequences")
+            (y, _), (again, _) = (run_mixer(mixer, x[:, 5:], kept) for kept in (state, after))
+            if batch and (found := first_difference(again, y)) is not None:
+                raise Broken(f"after an input of length 0 the output at position {found[0]} differs by {found[1]:.1e}")
+        for time, asked in ((0, 0), (9, 0), (9, 2)):
+            where = torch.zeros(batch, asked, dtype=torch.long)
+            for there in (None, where):
+                shape = (batch, time if there is None else asked, DIM)
+                if (found := mixer.parallel(x[:, :time], there).shape) != shape:
+                    raise Broken(f"parallel gives the shape {tuple(found)} where {shape} is due")
+
+
+def same_leaf(one: Any, other: Any) -> bool:
+    """Whether two parts of states are equal."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    return bool(one == other)
+
+
 def batch_independence(checked: Spec) -> None:
     """Sequences of one batch do not see each other."""
     mixer, x = build_perturbed(checked), random_inputs(3, 37)
@@ -179,7 +208,9 @@ def stacking(checked: Spec) -> None:
     def loss(weights: Any, buffers: Any, x: Tensor) -> Tensor:
         return functional_call(_Parallel(mixers[0]), prefix_names((weights, buffers)), (x, where)).square().mean()
 
-    found = vmap(grad(loss), in_dims=(0, 0, None))(weights, buffers, x)
+    with warnings.catch_warnings():  # of operations that vmap loops over: slow, and no fault
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        found = vmap(grad(loss), in_dims=(0, 0, None))(weights, buffers, x)
     for i, mixer in enumerate(mixers):
         mixer.parallel(x, where).square().mean().backward()
         for name, weight in mixer.named_parameters():
@@ -219,6 +250,7 @@ def seeding(checked: Spec) -> None:
 MIXER_LAWS: dict[str, Law] = {
     "causality": causality,
     "cut": cut,
+    "empty input": empty_input,
     "no dead state": no_dead_state,
     "batch independence": batch_independence,
     "parallel form": parallel_form,

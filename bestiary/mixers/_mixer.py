@@ -2,6 +2,8 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -43,12 +45,20 @@ class Mixer(nn.Module):
         assert torch.cat([head, tail], 1) == whole
 
     A subclass takes the width `dim` first and its options by keyword, each with a type and a default. It draws
-    its own initial weights and nobody draws them again.
+    its own initial weights and nobody draws them again. An input of length 0 gives an empty output and leaves the state
+    as it is; that is done here, so that `forward` and `parallel` of a subclass are given at least one position.
     """
 
     family: ClassVar[Family | None] = None  # where a table of mixers lists it
     variants: ClassVar[tuple[str, ...]] = ()  # other options under which the laws are checked too: "window=8"
     reads_tokens: bool = False  # whether a model is to pass it, as `tokens=`, the tokens that x stands for
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let `forward` and `parallel` pass over inputs of length 0."""
+        super().__init_subclass__(**kwargs)
+        for name, guard in (("forward", _forward_if_any), ("parallel", _parallel_if_any)):
+            if name in cls.__dict__:
+                setattr(cls, name, guard(cls.__dict__[name]))
 
     @abstractmethod
     def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
@@ -60,6 +70,34 @@ class Mixer(nn.Module):
         This is what training needs. Overridden where the same numbers as those of `forward` take less work.
         """
         return take(self(x)[0], where)
+
+    def empty_output(self, x: Tensor) -> Tensor:
+        """The output for an input of length 0."""
+        return x.clone()
+
+
+def _forward_if_any(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, but for an input of length 0 an empty output and the same state."""
+
+    @wraps(forward)
+    def guarded(self: Mixer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.shape[1] == 0:
+            return self.empty_output(x), args[0] if args else kwargs.get("state")
+        return forward(self, x, *args, **kwargs)
+
+    return guarded
+
+
+def _parallel_if_any(parallel: Callable[..., Any]) -> Callable[..., Any]:
+    """`parallel`, but for an input of length 0 an empty output."""
+
+    @wraps(parallel)
+    def guarded(self: Mixer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.shape[1] == 0:
+            return take(self.empty_output(x), args[0] if args else kwargs.get("where"))
+        return parallel(self, x, *args, **kwargs)
+
+    return guarded
 
 
 def take(x: Float[Tensor, "batch time *rest"], where: Where | None) -> Float[Tensor, "batch _ *rest"]:

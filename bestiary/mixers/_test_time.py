@@ -45,7 +45,8 @@ class Network(nn.Module):
         normed, last = self.normalize(left[-1]), left[-1]
         miss = (normed * self.scale + self.shift + k - v) * self.scale
         away = miss - miss.mean(-1, keepdim=True) - normed * (miss * normed).mean(-1, keepdim=True)
-        slopes = [away / (last.var(-1, correction=0, keepdim=True) + EPS).sqrt()]
+        variance = last.var(-1, correction=0, keepdim=True) if len(last) else last[..., :1]  # torch warns of no rows
+        slopes = [away / (variance + EPS).sqrt()]
         for weight, before in zip(weights[:0:-1], left[-2::-1], strict=True):
             slopes.insert(0, slopes[0] @ weight[..., :-1, :].mT * gelu_gradient(before))
         return entered, slopes

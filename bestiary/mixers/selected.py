@@ -142,7 +142,7 @@ class Selected(MultiHeadAttention):
             return asked
         if under_transform() or on.is_meta or isinstance(on, FakeTensor) or capturing(on):  # shapes, but no numbers
             return asked if self.most is None else min(self.most, asked)
-        return int(on.sum(1).max())
+        return int(on.sum(1).max()) if on.numel() else asked
 
     def gate_factor(self, x: Chosen, on: Bool[Tensor, "batch asked"]) -> Float[Tensor, "batch asked 1"]:
         """f of the inputs x."""

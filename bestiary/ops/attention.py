@@ -59,6 +59,8 @@ def sliding_window(
 ) -> Float[Tensor, "batch heads time value"]:
     """`attend` from every position: blocks of `window` queries see the sinks, the block before and their own."""
     heads, time = q.shape[1:3]
+    if time == 0:
+        return v.clone()
     count, first = -(-time // window), min(sinks, time)
 
     def blocks(x: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ def step(x: Float[Tensor, "batch dim"], filter: Filter, past: Past) -> Float[Ten
 
 def short(x: Features, filter: Filter, past: Past | None = None) -> Features:
     """The convolution, tap by tap: for filters of a few taps."""
+    if x.shape[1] == 0:
+        return x.clone()
     seen = x if past is None else torch.cat([past, x], dim=1)
     seen = F.pad(seen.mT, (len(filter) - 1 + x.shape[1] - seen.shape[1], 0))
     return F.conv1d(seen, filter.flip(0).mT.unsqueeze(1), groups=x.shape[2]).mT
@@ -35,6 +37,8 @@ def short(x: Features, filter: Filter, past: Past | None = None) -> Features:
 
 def long(x: Features, filter: Filter, past: Past | None = None) -> Features:
     """The convolution by Fourier transform; `filter` may be shorter or longer than the input."""
+    if x.numel() == 0:  # of which there is no transform
+        return x.clone()
     if past is not None and x.shape[1] == 1:
         return step(x[:, 0], filter, past).unsqueeze(1)
     seen = x if past is None else torch.cat([past, x], dim=1)
@@ -82,8 +86,8 @@ def recent_inputs(x: Features, past: Past | None, taps: int) -> Kept:
 
 
 def fft_length(size: int) -> int:
-    """The least even number >= `size` without prime factors above 5, for which transforms are fast."""
-    size += size % 2
+    """The least even number >= `size`, and above 0, without prime factors above 5, for which transforms are fast."""
+    size = max(2, size + size % 2)
     while True:
         rest = size
         for prime in (2, 3, 5):

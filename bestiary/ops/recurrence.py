@@ -65,6 +65,8 @@ def run(drive: Drive, state: Matrix, *, chunk: int = 32, backend: Backend = "aut
         raise ValueError(f"chunk={chunk}: a chunk has at least one position")
     if not given.is_floating_point:
         raise ValueError(f"the recurrence computes with real numbers, not {given}")
+    if time == 0:
+        return drive.v.clone(), upcast(state)
     chosen = choose("recurrence", backend, drive.q) if time > 1 else "torch"
     if chosen == "fla":
         y, state = _fla.run(drive, state)

@@ -37,6 +37,8 @@ def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto", backend: Bac
         raise ValueError(f"the scan computes with real or complex numbers, not {x.dtype}")
     given = x.dtype
     a, x, state = upcast(a), upcast(x), upcast(state)
+    if x.shape[1] == 0:
+        return x.to(given), state
     if choose("scan", backend, x) == "compiled":
         h = compile_once(tree)(a, x, state)
     elif way == "loop" or (way == "auto" and x.device.type == "cpu"):

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from bestiary.report.command import command
+from bestiary.report.levels import task_levels
 from bestiary.report.runs import UNBUILDABLE, RunData, family, mixer_names, model_size, segment_label
 from bestiary.runs.intervals import interval
 from bestiary.runs.table import WORKS, best, curve, diverged_as_zero
@@ -141,27 +142,27 @@ def redo_command(data: RunData, row: Mapping[str, Any]) -> str | None:
 
 def task_data(name: str, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A task: its test segments, its mixers in the order of their colours, theoretical bounds and guessing levels."""
-    tests = cells[0]["recipe"]["test"]
+    tests, built = cells[0]["recipe"]["test"], build_tasks(cells[0]["recipe"])
     segments = [{"label": segment_label(part, tests), **pairs_and_length(part["options"])} for part in tests]
+    for segment, task in zip(segments, built or len(segments) * [None], strict=True):
+        segment["levels"] = {} if task is None else task_levels([task])
     return {
         "label": name,
         "segments": segments,
         "mixers": list(dict.fromkeys(c["mixer"] for c in cells)),
         "dims": sorted({c["dim"] for c in cells}),
         "bounds": state_bounds(tests),
-        "levels": guess_levels(cells[0]["recipe"]),
+        "levels": task_levels(built),
     }
 
 
 @reading_data()
-def guess_levels(recipe: Mapping[str, Any]) -> dict[str, float]:
-    """`chance` and `plateau` of the test tasks, the mean over segments; without those that are not known."""
+def build_tasks(recipe: Mapping[str, Any]) -> list[Any]:
+    """The test tasks, none if one of them cannot be built now."""
     try:
-        tasks = [part.build() for part in read_specs("tasks", recipe["test"])]
+        return [part.build() for part in read_specs("tasks", recipe["test"])]
     except UNBUILDABLE:
-        return {}
-    means = {name: sum(getattr(task, name) for task in tasks) / len(tasks) for name in ("chance", "plateau")}
-    return {name: mean for name, mean in means.items() if math.isfinite(mean)}
+        return []
 
 
 def pairs_and_length(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bestiary.report.levels import above
 from bestiary.report.words import best_cells, count_noun
+
+HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{textcomp}, and a wide page for many segments.\n"
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -18,17 +21,17 @@ SPECIAL = {
 
 
 def latex_tables(contents: Mapping[str, Any]) -> str:
-    """A table for each task, with a row for each mixer at the width chosen on the selection stream."""
-    head = "% Needs \\usepackage{booktabs} and \\usepackage{textcomp}, and a wide page for many segments.\n"
+    """A table for each task: what guessing scores, then each mixer at the width chosen on the selection stream."""
     parts = []
     for i, task in enumerate(contents["tasks"]):
         rows = list(best_cells([c for c in contents["cells"] if c["task"] == i]).values())
-        parts.append(latex_table(task, sorted(rows, key=lambda c: c["mixer"]), f"recall-{i + 1}"))
-    return head + "\n" + "\n".join(parts)
+        mark = "Smoke scale: not a result. " if contents.get("smoke") else ""
+        parts.append(latex_table(task, sorted(rows, key=lambda c: c["mixer"]), f"recall-{i + 1}", mark=mark))
+    return HEAD + "\n" + "\n".join(parts)
 
 
-def latex_table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> str:
-    """One table: a row for each cell, a column for each test segment."""
+def latex_table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str, *, mark: str = "") -> str:
+    """One table: rows for chance and plateau, then one for each cell; a column for each test segment."""
     segments = task["segments"] if len(task["segments"]) > 1 else []
     heads = [
         "Mixer",
@@ -39,7 +42,8 @@ def latex_table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], nam
     ]
     columns = [[c["segments"][s] for c in cells] for s in range(len(segments))]
     columns.append([[c["accuracy"], c["low"], c["high"]] for c in cells])
-    written = [format_column(column) for column in columns]
+    levels = [*(part["levels"] for part in segments), task["levels"]]
+    written = [format_column(*pair) for pair in zip(columns, levels, strict=True)]
     lines = [
         " & ".join([escape_latex(c["mixer"]), str(c["dim"]), state_text(c), *(column[row] for column in written)])
         + r" \\"
@@ -49,12 +53,13 @@ def latex_table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], nam
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{caption(task, cells)}}}",
+            rf"\caption{{{mark}{caption(task, cells)}}}",
             rf"\label{{tab:{name}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
             r"\toprule",
             " & ".join(heads) + r" \\",
             r"\midrule",
+            *level_rows(levels),
             *lines,
             r"\bottomrule",
             r"\end{tabular}",
@@ -64,11 +69,23 @@ def latex_table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], nam
     )
 
 
-def format_column(column: Sequence[Sequence[float]]) -> list[str]:
-    """Mean and half the width of its interval; the highest printed mean in bold."""
-    best = max(f"{mean:.3f}" for mean, _, _ in column)
+def level_rows(levels: Sequence[Mapping[str, float]]) -> list[str]:
+    """The rows of chance and plateau with a rule below them, where they are known."""
+    rows = [
+        " & ".join([title, "", "", *(f"${part[name]:.3f}$" if name in part else "--" for part in levels)]) + r" \\"
+        for name, title in (("chance", "Chance"), ("plateau", "Plateau"))
+        if any(name in part for part in levels)
+    ]
+    return [*rows, r"\midrule"] if rows else []
+
+
+def format_column(column: Sequence[Sequence[float]], levels: Mapping[str, float]) -> list[str]:
+    """Mean and half the width of its interval; in bold the highest printed mean of those above guessing."""
     means = [f"{mean:.3f}" for mean, _, _ in column]
-    marked = [rf"\mathbf{{{mean}}}" if mean == best else mean for mean in means]
+    learnt = [mean for mean, (_, low, _) in zip(means, column, strict=True) if above(low, levels)]
+    best = max(learnt, default="")
+    bold = [mean == best and above(low, levels) for mean, (_, low, _) in zip(means, column, strict=True)]
+    marked = [rf"\mathbf{{{mean}}}" if best_one else mean for mean, best_one in zip(means, bold, strict=True)]
     return [rf"${mean} \pm {(high - low) / 2:.3f}$" for mean, (_, low, high) in zip(marked, column, strict=True)]
 
 
@@ -80,7 +97,8 @@ def caption(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     )
     return (
         f"Accuracy on {escape_latex(task['label'])}: mean over {at_least} and half of the 95\\,\\% interval, "
-        "the highest mean in bold. Width and learning rate are chosen on the selection stream. State in numbers."
+        "the highest mean in bold among those whose interval is above chance and plateau. The plateau is a guess among "
+        "the answers that occur. Width and learning rate are chosen on the selection stream. State in numbers."
     )
 
 

@@ -17,6 +17,7 @@ from bestiary.runs.store import Store
 from bestiary.runs.table import progress
 from bestiary.training.recipe import Recipe
 
+MARK = "<title>Recall report: "  # by which a page of ours is known
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -34,19 +35,21 @@ def report(
     *,
     title: str = "All runs",
     version: str = "",
+    smoke: bool = False,
     pattern_name: Callable[[str], str] = lambda pattern: pattern,
 ) -> Report:
     """The report on the runs of these recipes, or on all in the store.
 
     `pattern_name` gives the name to show for a pattern. With a `version` the page is for a server: it asks for the
-    version every few seconds and reloads itself when the answer differs. Raises LookupError if no run is done.
+    version every few seconds and reloads itself when the answer differs. A `smoke` report is marked as no result, since
+    its models are hardly trained. Raises LookupError if no run is done.
     """
     keys = store.run_keys() if recipes is None else [recipe.key for recipe in recipes]
     data = gather_runs(store, keys)
     if data.rows.empty:
         raise LookupError(f"no run of it is done in {store.folder}; `bestiary status` says how they stand")
     states = Counter(line.partition(":")[0] for line in progress(store, recipes)[0]["state"])
-    content = report_data(data, pattern_name)
+    content = report_data(data, pattern_name) | {"smoke": smoke}
     latex = latex_tables(content)
     html = page(content, summary(content, states), title=title, latex=latex, version=version)
     return Report(html, latex, data.damaged)
@@ -56,7 +59,7 @@ def page(
     shown: Mapping[str, Any], words: Sequence[tuple[str, list[str]]], *, title: str, latex: str, version: str = ""
 ) -> str:
     """The HTML of the page from its parts."""
-    from bestiary.report.plot import LINE_STYLES
+    from bestiary.report.plot import LINE_STYLES, SMOKE
 
     data = {
         **shown,
@@ -70,6 +73,7 @@ def page(
         "POLICY": policy,
         "VERSION": f'<meta name="bestiary-version" content="{escape(version)}">' if version else "",
         "TITLE": escape(title),
+        "MARK": f'<p class="smoke">{SMOKE}</p>' if shown.get("smoke") else "",
         "CSS": f":root{{{light}}}\n:root[data-theme=dark]{{{dark}}}\n{read_asset('page.css')}",
         "SUMMARY": "\n".join(paragraph(*part) for part in words),
         "LATEX": escape(latex),

@@ -11,10 +11,15 @@ Cell = Mapping[str, Any]
 
 def pdf_figures(contents: Mapping[str, Any], *, most: int = 6) -> list[dict[str, str]]:
     """For each of the first `most` tasks the PDF of each figure that is not empty, in base64."""
+    from bestiary.report.plot import mark_smoke
+
     found = []
     for i, task in enumerate(contents["tasks"][:most]):
         cells = [c for c in contents["cells"] if c["task"] == i]
-        found.append({name: encode_pdf(figure) for name, figure in draw_figures(task, cells)})
+        drawn = dict(draw_figures(task, cells))
+        for figure in drawn.values() if contents.get("smoke") else ():
+            mark_smoke(figure)
+        found.append({name: encode_pdf(figure) for name, figure in drawn.items()})
     return found
 
 

@@ -241,6 +241,15 @@ def growth_panels(
     return figure
 
 
+SMOKE = "smoke scale: not a result"
+
+
+def mark_smoke(figure: Figure) -> None:
+    """Write across a figure that its models were hardly trained."""
+    style: Any = {"size": 16, "color": "0.55", "alpha": 0.45, "rotation": 20, "ha": "center", "va": "center"}
+    figure.text(0.45, 0.55, SMOKE, zorder=10, **style)
+
+
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write the figure as SVG and PNG and return both paths; the same figure gives the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -3,19 +3,22 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from bestiary.report.command import pattern_text
-from bestiary.runs.store import DamagedRun, Record, Store
-from bestiary.runs.table import segment_rows, selection_curve
+from bestiary.runs.store import DamagedRun, Record, Store, damaged_run
+from bestiary.runs.table import selection_curve
 from bestiary.spec import locate
-from bestiary.training.recipe import Recipe
+from bestiary.training.recipe import SPECS, Recipe
 
 CELL_FIELDS = ("train", "test", "select", "pattern", "dim")  # what names a cell; rate and seed tell its runs apart
 HELPER_MIXERS = ("base_conv", "short_conv", "token_shift", "long_conv")  # mixers that stand before the one that matters
 UNBUILDABLE = (LookupError, ValueError, TypeError, ImportError, SyntaxError)  # a user's file is gone or is another now
+
+BROKEN = (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)  # of one run
 
 
 class RunData(NamedTuple):
@@ -39,26 +42,50 @@ def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
             continue
         try:
             record = store.read(key)
+            if record.ended is not None:
+                rows += add_run(data, record, store)
         except DamagedRun as fault:
             data.damaged.append(str(fault))
-            continue
-        if record.ended is not None:
-            rows += add_run(data, record, store)
+        except BROKEN as fault:
+            data.damaged.append(str(damaged_run(store.folder / key, fault)))
     return data._replace(rows=pd.DataFrame(rows))
 
 
 def add_run(data: RunData, record: Record, store: Store) -> list[dict[str, Any]]:
-    """Add a run to the data, and return its rows."""
+    """Add a run to the data, and return its rows. Nothing is added if something of the run cannot be read."""
     recipe = {name: value for name, value in record.recipe.items() if name not in ("rate", "seed")}
+    check_stored(recipe)
     cell = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    rows = [{**row, "cell": cell, "task": task_line(recipe)} for row in segment_rows(record)]
+    curve, distances = selection_curve(record.log), distance_counts(record.log)
+    origin = read_origin(store.folder / record.key / "origin.json")
     data.recipes[cell] = recipe
-    data.curves[record.key] = selection_curve(record.log)
-    data.distances[record.key] = distance_counts(record.log)
-    place = store.folder / record.key / "origin.json"
-    origin = json.loads(place.read_text()) if place.is_file() else {}
-    origin.get("host", {}).pop("name", None)
-    data.origins[record.key] = origin
-    return [{**row, "cell": cell, "task": task_line(recipe)} for row in segment_rows(record)]
+    data.curves[record.key], data.distances[record.key], data.origins[record.key] = curve, distances, origin
+    return rows
+
+
+def check_stored(recipe: Mapping[str, Any]) -> None:
+    """Raise ValueError if the tasks and mixers of a stored recipe are not of the form that a report reads."""
+    for field in SPECS:
+        for part in recipe.get(field, ()) if field == "select" else recipe[field]:
+            if not (
+                isinstance(part["text"], str) and isinstance(part["name"], str) and isinstance(part["options"], dict)
+            ):
+                raise ValueError(f"its {field} is no list of tasks or mixers")
+            if part["name"] == "mqar" and not all(
+                isinstance(part["options"][name], int) for name in ("pairs", "vocab")
+            ):
+                raise ValueError(f"its {field} has no whole number of pairs or no vocabulary")
+
+
+def read_origin(place: Path) -> dict[str, Any]:
+    """What made a run, without the name of the machine; empty if nothing is stored. Raises ValueError."""
+    try:
+        origin = json.loads(place.read_text()) if place.is_file() else {}
+        origin.get("host", {}).pop("name", None)
+    except (ValueError, AttributeError, TypeError, RecursionError) as fault:
+        raise ValueError(f"{place.name}: {fault}") from None
+    return origin
 
 
 def distance_counts(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:

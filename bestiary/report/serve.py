@@ -1,6 +1,7 @@
 """A report that follows its store: served to this machine only, and rebuilt when a run was added or ended."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from html import escape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,6 +10,7 @@ from threading import Lock
 from bestiary.runs.store import Store
 
 HOST = "127.0.0.1"
+OWN_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?", re.IGNORECASE)  # names of this machine alone
 WAITING = "<!doctype html><meta http-equiv=refresh content=2><title>Bestiary</title><p>"
 
 
@@ -29,6 +31,8 @@ def make_server(store: Store, make: Callable[[str], str], *, port: int) -> Threa
 
         def do_GET(self) -> None:  # the library's name
             """Answer a request."""
+            if not OWN_HOST.fullmatch(self.headers.get("Host", "")):  # a page of another site, by DNS rebinding
+                return self.send_error(403, "this report is served to localhost only")
             known = {
                 "/": ("text/html; charset=utf-8", current),
                 "/version": ("text/plain", lambda: store_version(store)),

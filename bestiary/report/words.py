@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bestiary.report.levels import Levels, above, level_text
 from bestiary.runs.table import SOLVED, WORKS
 
 Cell = Mapping[str, Any]
@@ -18,7 +19,9 @@ def summary(contents: Mapping[str, Any], states: Mapping[str, int]) -> list[tupl
     parts = [("Runs", list(about_runs(contents, states)))]
     for i, task in enumerate(tasks):
         own = [c for c in cells if c["task"] == i]
-        sentences = [*about_accuracy(own), *about_chance(task), *about_state(own), *about_rates(own)]
+        levels = task["levels"]
+        sentences = [level_text(levels)] if levels else []
+        sentences += [*about_accuracy(own, levels), *about_state(own), *about_rates(own)]
         parts.append((task["label"], sentences))
     return parts
 
@@ -54,31 +57,43 @@ def about_runs(contents: Mapping[str, Any], states: Mapping[str, int]) -> Iterat
         yield f"{count_noun(steered, 'run')} let the test set decide rate and stopping, as the recipe of a paper did."
 
 
-def about_accuracy(cells: Sequence[Cell]) -> Iterator[str]:
-    """Which mixer recalls most, and whether its interval separates it from the others."""
+def about_accuracy(cells: Sequence[Cell], levels: Levels) -> Iterator[str]:
+    """Which mixer recalls most among those above guessing, and whether its interval separates it from the others."""
     tops = sorted(best_cells(cells).values(), key=lambda c: (-c["accuracy"], c["state"] or 0))
-    first, rest = tops[0], tops[1:]
+    learnt, others = ([c for c in tops if above(c["low"], levels) is wanted] for wanted in (True, False))
     where = "At the width chosen for each on the selection stream, " if len(cells) > len(tops) else ""
+    if len(tops) == 1:
+        note = ", which is not above guessing" if others else ""
+        yield f"{where}{tops[0]['mixer']} has an accuracy of {accuracy_text(tops[0])}{note}."
+        return
+    if not learnt:
+        none, (low, high) = "none" if where else "None", (tops[-1]["accuracy"], tops[0]["accuracy"])
+        span = f"{low:.3f} to {high:.3f}"
+        yield f"{where}{none} of {len(tops)} mixers is above guessing: accuracies from {span}, not ranked."
+        return
+    yield from ranking(learnt, len(tops), where)
+    if others:
+        yield f"Not above guessing, by the interval: {list_names([c['mixer'] for c in others])}."
+
+
+def ranking(learnt: Sequence[Cell], count: int, where: str) -> Iterator[str]:
+    """The best and the lowest of the mixers above guessing, of `count` in all."""
+    first, last, rest = learnt[0], learnt[-1], learnt[1:]
     if not rest:
-        yield f"{where}{first['mixer']} has an accuracy of {accuracy_text(first)}."
+        which = f"{where}{first['mixer']} alone of {count} mixers is above guessing"
+        yield f"{which}, with an accuracy of {accuracy_text(first)}."
         return
-    if f"{first['accuracy']:.3f}" == f"{rest[-1]['accuracy']:.3f}":
+    if f"{first['accuracy']:.3f}" == f"{last['accuracy']:.3f}":
         each = f"{where}each" if where else "Each"
-        yield f"{each} of {len(tops)} mixers has an accuracy of {first['accuracy']:.3f}."
+        which = f"{count} mixers" if len(learnt) == count else f"the {len(learnt)} mixers above guessing"
+        yield f"{each} of {which} has an accuracy of {first['accuracy']:.3f}."
         return
-    yield f"{where}{first['mixer']} has the highest accuracy of {len(tops)} mixers, {accuracy_text(first)}."
+    yield f"{where}{first['mixer']} has the highest accuracy of {count} mixers, {accuracy_text(first)}."
     near = [c["mixer"] for c in rest if c["high"] >= first["low"]]
     if near:
         yield f"Its interval overlaps {'that' if len(near) == 1 else 'those'} of {list_names(near)}."
-    yield f"The lowest is that of {rest[-1]['mixer']}, {accuracy_text(rest[-1])}."
-
-
-def about_chance(task: Mapping[str, Any]) -> Iterator[str]:
-    """The accuracy that guessing gives."""
-    chance, plateau = (task["levels"].get(name) for name in ("chance", "plateau"))
-    if chance is not None:
-        guess = f"; knowing which answers occur but not where gives {plateau:.3f}" if plateau > chance else ""
-        yield f"Chance is {chance:.3f}{guess}."
+    which = "The lowest" if len(learnt) == count else "The lowest above guessing"
+    yield f"{which} is that of {last['mixer']}, {accuracy_text(last)}."
 
 
 def about_state(cells: Sequence[Cell]) -> Iterator[str]:

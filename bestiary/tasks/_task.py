@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     def question_positions(self) -> Int[Tensor, "batch asked"]:
         """The positions of the questions of each row, in order; rows with fewer are padded with others."""
         silent = self.targets == SILENT
-        most = int((~silent).sum(1).max())
+        most = int((~silent).sum(1).max()) if silent.numel() else 0
         return silent.byte().argsort(dim=1, stable=True)[:, :most]
 
 
