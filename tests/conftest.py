@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from browsing import launched
+from browsing import launch_browser
 
 
 def pytest_configure() -> None:
@@ -19,4 +19,4 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    yield from launched()
+    yield from launch_browser()

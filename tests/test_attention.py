@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from plainly import inputs, made, same
+from mixer_checks import inputs, made, same
 from torch import Tensor
 
 from bestiary.mixers import attention

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from plainly import same
+from mixer_checks import same
 from torch import Tensor
 
 from bestiary.constructions import primitives

@@ -37,7 +37,7 @@ def recipes(scale):
 '''
 
 
-def bestiary(*arguments: str, folder: Path, status: int = 0, traces: int = 0) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: str, folder: Path, status: int = 0, traces: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line in a folder of its own."""
     command = [sys.executable, "-m", "bestiary.cli", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
@@ -46,7 +46,7 @@ def bestiary(*arguments: str, folder: Path, status: int = 0, traces: int = 0) ->
     return done
 
 
-def experiment(folder: Path, *, layers: str = "'attention'", steps: int = 10) -> Path:
+def write_experiment(folder: Path, *, layers: str = "'attention'", steps: int = 10) -> Path:
     file = folder / "question.py"
     file.write_text(EXPERIMENT.replace("LAYERS", layers).replace("STEPS", str(steps)))
     return file
@@ -74,7 +74,7 @@ def experiment(folder: Path, *, layers: str = "'attention'", steps: int = 10) ->
     ],
 )
 def test_a_mistake_is_answered_in_one_line_with_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = bestiary(*arguments, folder=tmp_path, status=2)
+    done = run_cli(*arguments, folder=tmp_path, status=2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
@@ -88,60 +88,60 @@ def test_help_is_quick_because_torch_is_not_imported() -> None:
 
 def test_everything_listed_can_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bestiary.cli.describe.LENGTHS", (1, 64))
-    lines = bestiary("list", folder=tmp_path).stdout.splitlines()
+    lines = run_cli("list", folder=tmp_path).stdout.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == ["mixers", "tasks", "experiments", "recipes"]
     names = [line.split()[0] for line in lines if line.startswith(" ")]
     assert {"attention", "mqar", "figure2", "iclr24"} <= set(names)
-    from bestiary.cli.describe import anything
+    from bestiary.cli.describe import describe
 
     for name in names:
-        assert len(list(anything(name, dim=16))) > 3
+        assert len(list(describe(name, dim=16))) > 3
 
 
 def test_a_name_of_several_things_shows_them_all(tmp_path: Path) -> None:
-    shown = bestiary("show", "based", folder=tmp_path).stdout
+    shown = run_cli("show", "based", folder=tmp_path).stdout
     assert "--- recipe based ---" in shown
     assert "--- mixer based ---" in shown
-    assert "---" not in bestiary("show", "based(features=4)", folder=tmp_path).stdout
+    assert "---" not in run_cli("show", "based(features=4)", folder=tmp_path).stdout
 
 
 def test_showing_a_mixer_measures_its_memory(tmp_path: Path) -> None:
-    shown = bestiary("show", "attention(window=8)", "--dim", "32", folder=tmp_path).stdout
+    shown = run_cli("show", "attention(window=8)", "--dim", "32", folder=tmp_path).stdout
     assert "window     8" in shown
     assert "448 numbers" in shown  # 7 keys and values of width 32
 
 
 def test_training_leaves_a_run_that_can_be_shown_and_is_not_repeated(tmp_path: Path) -> None:
-    done = bestiary("train", "--layers", "attention", "--keep", *SMALL, folder=tmp_path)
+    done = run_cli("train", "--layers", "attention", "--keep", *SMALL, folder=tmp_path)
     assert "step      2  loss" in done.stdout
     (run,) = (tmp_path / "runs").glob("[!.]*")
     assert (run / "weights.safetensors").exists()
-    shown = bestiary("show", run.name, folder=tmp_path).stdout
+    shown = run_cli("show", run.name, folder=tmp_path).stdout
     assert "attention" in shown
     assert "of 120 right" in shown
-    again = bestiary("train", "--layers", "attention", *SMALL, folder=tmp_path)
+    again = run_cli("train", "--layers", "attention", *SMALL, folder=tmp_path)
     assert "1 of 1 runs are done already" in again.stdout
 
 
 def test_an_experiment_ends_with_a_table_and_figures_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    experiment(tmp_path)
-    done = bestiary("run", "./question.py", folder=tmp_path)
+    write_experiment(tmp_path)
+    done = run_cli("run", "./question.py", folder=tmp_path)
     assert "[4/4]" in done.stdout
     *_, csv, svg, png = done.stdout.splitlines()
     assert (svg, png, csv) == tuple(f"figures/question-small.{kind}" for kind in ("svg", "png", "csv"))
     assert (tmp_path / csv).read_text().startswith("length,pairs,mixer,")
     assert (tmp_path / svg).stat().st_size > 1000
-    status = bestiary("status", "./question.py", folder=tmp_path).stdout
+    status = run_cli("status", "./question.py", folder=tmp_path).stdout
     assert "4 finished" in status
     (tmp_path / svg).unlink()
-    again = bestiary("plot", "./question.py", folder=tmp_path)
+    again = run_cli("plot", "./question.py", folder=tmp_path)
     assert (tmp_path / svg).exists()
     assert "accuracy" in again.stdout
 
 
 def test_a_dry_run_estimates_and_runs_nothing(tmp_path: Path) -> None:
-    experiment(tmp_path)
-    done = bestiary("run", "./question.py", "--dry-run", folder=tmp_path)
+    write_experiment(tmp_path)
+    done = run_cli("run", "./question.py", "--dry-run", folder=tmp_path)
     assert "4 runs, about" in done.stdout
     assert not (tmp_path / "runs").exists()
 
@@ -151,8 +151,8 @@ def test_a_failing_run_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
         text.replace("h, last =", "assert x.shape[2] < 9 or len(x) < 3, 'too wide'; h, last =")
     )
-    experiment(tmp_path, layers="'./bad.py'")
-    done = bestiary("run", "./question.py", folder=tmp_path, status=1, traces=1)
+    write_experiment(tmp_path, layers="'./bad.py'")
+    done = run_cli("run", "./question.py", folder=tmp_path, status=1, traces=1)
     assert done.stdout.count("failed: AssertionError: too wide") == 2
     assert "failed 2 times: AssertionError: too wide" in done.stderr
     assert "2 runs failed; their tracebacks are in failure.txt" in done.stderr
@@ -160,18 +160,18 @@ def test_a_failing_run_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_damaged_run_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
-    experiment(tmp_path)
-    bestiary("run", "./question.py", folder=tmp_path)
+    write_experiment(tmp_path)
+    run_cli("run", "./question.py", folder=tmp_path)
     run = sorted((tmp_path / "runs").glob("[!.]*"))[0]
     (run / "recipe.json").write_text("{")
     for verb in ("run", "plot", "status"):
-        done = bestiary(verb, "./question.py", folder=tmp_path, status=1)
+        done = run_cli(verb, "./question.py", folder=tmp_path, status=1)
         assert f"set it aside with: mv runs/{run.name} runs/{run.name}.damaged" in done.stderr
     assert "accuracy" in done.stdout or "3 finished" in done.stdout
 
 
 def test_an_interrupted_sweep_stops_with_130_and_goes_on_later(tmp_path: Path) -> None:
-    experiment(tmp_path, steps=100_000)
+    write_experiment(tmp_path, steps=100_000)
     command = [sys.executable, "-m", "bestiary.cli", "run", "./question.py"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
@@ -182,15 +182,15 @@ def test_an_interrupted_sweep_stops_with_130_and_goes_on_later(tmp_path: Path) -
         _, errors = going.communicate(timeout=60)
     assert going.returncode == 130
     assert errors.strip() == "stopped after 0 of 4 runs; the same command goes on from there"
-    status = bestiary("status", "./question.py", folder=tmp_path).stdout
+    status = run_cli("status", "./question.py", folder=tmp_path).stdout
     assert "interrupted" in status
     assert "at work" not in status
 
 
 def test_checking_tells_an_honest_mixer_from_a_leaky_one(tmp_path: Path) -> None:
     examples = Path("examples").resolve()
-    assert "every law holds" in bestiary("check", f"{examples}/my_mixer.py", folder=tmp_path).stdout
-    leaky = bestiary("check", f"{examples}/leaky_mixer.py", folder=tmp_path, status=1).stdout
+    assert "every law holds" in run_cli("check", f"{examples}/my_mixer.py", folder=tmp_path).stdout
+    leaky = run_cli("check", f"{examples}/leaky_mixer.py", folder=tmp_path, status=1).stdout
     assert "BROKEN  causality: the output at position 0 changes when the input at position 1 does" in leaky
 
 
@@ -198,13 +198,13 @@ def test_a_file_with_two_classes_or_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text("class A: ...\nclass B: ...\n")
     (tmp_path / "none.py").write_text("x = 1\n")
     for name in ("two", "none"):
-        done = bestiary("check", f"./{name}.py", folder=tmp_path, status=2)
+        done = run_cli("check", f"./{name}.py", folder=tmp_path, status=2)
         assert "must define one public class" in done.stderr
 
 
 def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path: Path) -> None:
-    experiment(tmp_path)
-    bestiary("run", "./question.py", "--workers", "1", folder=tmp_path)
+    write_experiment(tmp_path)
+    run_cli("run", "./question.py", "--workers", "1", folder=tmp_path)
     program = (
         "import errno, sys; from bestiary import cli; from bestiary.sweep import local, jobs\n"
         "full = lambda job: jobs.JobEvent(job, 'disk full', None, (errno.ENOSPC, 'runs/x'))\n"
@@ -217,11 +217,11 @@ def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path: Path) -> None
     )
     assert done.returncode == 1
     assert done.stderr.strip().startswith("bestiary: the disk is full")
-    assert "4 finished" in bestiary("status", "./question.py", folder=tmp_path).stdout
+    assert "4 finished" in run_cli("status", "./question.py", folder=tmp_path).stdout
 
 
 def test_origin_names_versions_and_recipe_names_every_option(tmp_path: Path) -> None:
-    bestiary("train", *SMALL, folder=tmp_path)
+    run_cli("train", *SMALL, folder=tmp_path)
     (run,) = (tmp_path / "runs").glob("[!.]*")
     assert json.loads((run / "origin.json").read_text())["versions"]["torch"]
     assert json.loads((run / "recipe.json").read_text())["pattern"][0]["options"]["rotary"] is True

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from plainly import inputs, made, same
+from mixer_checks import inputs, made, same
 
 from bestiary.spec import parse, spec
 from bestiary.training.recipe import Recipe, clean

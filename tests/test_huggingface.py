@@ -23,42 +23,46 @@ PATTERNS = ("attention(heads=2, window=5), gated_delta", "hyena(taps=64), based(
 TEXT = "The swan: a tiger, and 42 öre."
 
 
-def made(pattern: str) -> tuple[Model, dict[str, Any]]:
+def build_model(pattern: str) -> tuple[Model, dict[str, Any]]:
     settings = SHAPE | {"pattern": parse("mixers", pattern)}
     vocab = settings["vocab"]
     model = Model(vocab, **{name: value for name, value in settings.items() if name != "vocab"})
     return model.double().eval(), settings
 
 
-def saved(pattern: str, folder: Path) -> Model:
+def save_model(pattern: str, folder: Path) -> Model:
     from bestiary.lm.huggingface import save_pretrained
 
-    model, settings = made(pattern)
+    model, settings = build_model(pattern)
     save_pretrained(model, settings, small_tokenizer(), folder)
     return model
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_generating_with_the_state_is_generating_without(pattern: str) -> None:
-    from bestiary.lm.huggingface import wrapped
+    from bestiary.lm.huggingface import wrap_model
 
-    model = wrapped(*made(pattern))
+    model = wrap_model(*build_model(pattern))
     with torch.no_grad():
         model.model.positions.weight.mul_(30)  # else a random model repeats one token
     tokens = torch.randint(0, 720, (3, 9))
-    for how in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
-        given = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, **how}
+    for options in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
+        given = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, **options}
         found = model.generate(tokens, use_cache=True, **given)
         assert torch.equal(found, model.generate(tokens, use_cache=False, **given))
         assert all(len(row[9:].unique()) > 4 for row in found)
 
 
 def test_the_state_of_chosen_rows_is_that_of_reading_them() -> None:
-    from bestiary.lm.huggingface import Past, wrapped
+    from bestiary.lm.huggingface import StateCache, wrap_model
 
-    model, tokens, rows = wrapped(*made(PATTERNS[0])), torch.randint(0, 720, (3, 11)), torch.tensor([2, 0, 0, 1])
+    model, tokens, rows = (
+        wrap_model(*build_model(PATTERNS[0])),
+        torch.randint(0, 720, (3, 11)),
+        torch.tensor([2, 0, 0, 1]),
+    )
     past = model(tokens[:, :7], use_cache=True).past_key_values
-    assert (past.get_seq_length(), Past().get_seq_length()) == (7, 0)
+    assert (past.get_seq_length(), StateCache().get_seq_length()) == (7, 0)
     past.reorder_cache(rows)
     found = model(tokens[rows, 7:], past_key_values=past).logits
     torch.testing.assert_close(found, model(tokens[rows]).logits[:, 7:])
@@ -72,9 +76,9 @@ def test_the_state_of_chosen_rows_is_that_of_reading_them() -> None:
 
 @pytest.mark.parametrize("mixer", names("mixers"))
 def test_the_state_of_every_mixer_is_generated_with(mixer: str) -> None:
-    from bestiary.lm.huggingface import wrapped
+    from bestiary.lm.huggingface import wrap_model
 
-    model, tokens = wrapped(*made(mixer)), torch.randint(0, 720, (2, 5))
+    model, tokens = wrap_model(*build_model(mixer)), torch.randint(0, 720, (2, 5))
     given = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "num_beams": 2}
     assert torch.equal(*(model.generate(tokens, use_cache=cached, **given) for cached in (True, False)))
 
@@ -85,7 +89,7 @@ def test_a_saved_model_is_the_model(pattern: str, tmp_path: Path) -> None:
 
     from bestiary.lm.huggingface import open_causal
 
-    model, tokens = saved(pattern, tmp_path), torch.randint(0, 720, (2, 30))
+    model, tokens = save_model(pattern, tmp_path), torch.randint(0, 720, (2, 30))
     opened, tokenizer = open_causal(tmp_path)
     assert opened.dtype == torch.float64
     assert not opened.training
@@ -103,9 +107,9 @@ def test_a_saved_model_is_the_model(pattern: str, tmp_path: Path) -> None:
 
 
 def test_padding_is_refused_where_it_would_change_the_numbers() -> None:
-    from bestiary.lm.huggingface import wrapped
+    from bestiary.lm.huggingface import wrap_model
 
-    model, tokens = wrapped(*made(PATTERNS[0])), torch.randint(0, 720, (2, 8))
+    model, tokens = wrap_model(*build_model(PATTERNS[0])), torch.randint(0, 720, (2, 8))
     mask = torch.ones_like(tokens)
     mask[0, 6:] = 0
     short = model(tokens[:1, :6]).logits
@@ -161,14 +165,14 @@ def test_what_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--trust-remote-code"):
         open_causal(tmp_path)
     with pytest.raises(ValueError, match="the tokenizer has .* the model a vocabulary of 300"):
-        save_pretrained(made("attention")[0], SHAPE | {"vocab": 300, "pattern": ()}, small_tokenizer(), tmp_path)
+        save_pretrained(build_model("attention")[0], SHAPE | {"vocab": 300, "pattern": ()}, small_tokenizer(), tmp_path)
 
 
 def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     from bestiary.corpus.tokenizers import open_tokenizer, train_bpe
-    from bestiary.lm.huggingface import export, open_causal
+    from bestiary.lm.huggingface import export_run, open_causal
     from bestiary.lm.pretraining import Pretraining
     from bestiary.runs.store import write_file
 
@@ -179,7 +183,7 @@ def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_
         tokenizer.save(run / "tokenizer")
         write_file(run / "recipe.json", recipe.json())
         save_file(model.state_dict(), run / "weights.safetensors")
-        export(run, folder)
+        export_run(run, folder)
         opened, theirs = open_causal(folder)
         tokens = tokenizer.encode([TEXT])[0].astype(np.int64)
         assert theirs.encode(TEXT) == tokens.tolist()
@@ -195,7 +199,7 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
 
     from bestiary.lm.huggingface import open_causal
 
-    saved("attention", tmp_path)
+    save_model("attention", tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("model.norm.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -228,7 +232,7 @@ def test_code_is_run_only_when_trusted(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_a_folder_opens_in_a_process_that_has_not_imported_this(tmp_path: Path) -> None:
-    model, tokens = saved(PATTERNS[1], tmp_path / "model"), torch.arange(12).unsqueeze(0)
+    model, tokens = save_model(PATTERNS[1], tmp_path / "model"), torch.arange(12).unsqueeze(0)
     code = f"""
 import os, sys, torch
 os.environ["HF_HOME"] = {str(tmp_path / "home")!r}
@@ -241,8 +245,8 @@ tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "model")!r})
 assert tokenizer.decode(tokenizer.encode({TEXT!r})) == {TEXT!r}
 print(model(torch.arange(12).unsqueeze(0)).logits.sum().item())
 """
-    for how in ("import", "trust"):
-        run = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=False)
+    for options in ("import", "trust"):
+        run = subprocess.run([sys.executable, "-c", code, options], capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
         assert float(run.stdout) == pytest.approx(model.parallel(tokens).sum().item())
 
@@ -252,9 +256,9 @@ print(model(torch.arange(12).unsqueeze(0)).logits.sum().item())
 def test_the_harness_measures_what_is_counted_by_hand(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     from bestiary.lm.harness import evaluate
-    from bestiary.lm.reader import reader
+    from bestiary.lm.reader import make_reader
 
-    saved(PATTERNS[0], tmp_path / "model")
+    save_model(PATTERNS[0], tmp_path / "model")
     asked = [("The swan: tiger", i % 2) for i in range(6)] + [("a piano", 1), ("an oak", 0)]
     rows = [{"text": text, "choices": ["apple", "wolf"], "label": label} for text, label in asked]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -282,7 +286,7 @@ metric_list: [{{metric: acc}}]
     assert (said.task, said.metric, said.asked, said.value) == ("said", "exact_match", 7, 0.0)
     from bestiary.lm.huggingface import open_causal
 
-    read = reader(*open_causal(tmp_path / "model"))
+    read = make_reader(*open_causal(tmp_path / "model"))
     right = 0
     for text, label in asked[:7]:
         apple, wolf = (score.log_likelihood for score in read([(text, " apple"), (text, " wolf")]))

@@ -18,7 +18,7 @@ from bestiary.runs import index
 from bestiary.runs.store import Store
 from bestiary.runs.table import progress, results, run_states, segment_rows
 from bestiary.training.recipe import Recipe, clean
-from tests.filled import FULL, LINE, filled, finished, unshared
+from tests.fake_runs import FULL, LINE, add_finished_run, fill_store, run_on_other_disk
 
 MANY = 12
 Table = tuple[pd.DataFrame, list[str]]
@@ -26,7 +26,7 @@ Table = tuple[pd.DataFrame, list[str]]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return filled(Store(tmp_path_factory.mktemp("made") / "runs"), MANY).folder
+    return fill_store(Store(tmp_path_factory.mktemp("made") / "runs"), MANY).folder
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_runs_deleted_set_aside_redone_or_damaged_later_are_noticed(store: Store
     (store.folder / aside).rename(store.folder / f"{aside}.damaged")
     recipe = Recipe(**store.read(again).recipe)
     shutil.rmtree(store.folder / again)
-    finished(store, recipe, right=3)
+    add_finished_run(store, recipe, right=3)
     with (store.folder / torn / "log.jsonl").open("a") as log:
         log.write("{\n")
     asked = [gone, aside, again, torn]
@@ -222,7 +222,7 @@ def test_a_store_on_a_read_only_disk_is_read(store: Store, warm: bool) -> None:
     if warm:
         results(store, store.run_keys())
     before = sorted(store.folder.rglob("*"))
-    done = unshared(store.folder, *STATUS, str(store.folder))
+    done = run_on_other_disk(store.folder, *STATUS, str(store.folder))
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{MANY - 1} finished, " in done.stdout
     assert "failed once: ZeroDivisionError" in done.stdout
@@ -230,7 +230,7 @@ def test_a_store_on_a_read_only_disk_is_read(store: Store, warm: bool) -> None:
 
 
 def test_a_store_on_a_full_disk_is_read(store: Store) -> None:
-    done = unshared(store.folder, *STATUS, str(store.folder), disk=FULL)
+    done = run_on_other_disk(store.folder, *STATUS, str(store.folder), disk=FULL)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{MANY - 1} finished" in done.stdout
     assert ".zeros" in done.stdout

@@ -6,7 +6,7 @@ import torch
 from bestiary.tasks._draw import blocks, increasing
 from bestiary.tasks._layout import packed, picked, spaced
 from bestiary.tasks._task import stream
-from tests.rows import uniform
+from tests.task_rows import is_uniform
 
 
 @pytest.mark.parametrize("right", [False, True])
@@ -38,4 +38,4 @@ def test_every_choice_of_increasing_numbers_is_as_likely() -> None:
     drawn = increasing(20000, 2, 4, stream("test"))
     assert (drawn[:, 0] < drawn[:, 1]).all()
     number = torch.tensor([[-1, 0, 1, 2], [-1, -1, 3, 4], [-1, -1, -1, 5]])
-    assert uniform(number[drawn[:, 0], drawn[:, 1]], 6)
+    assert is_uniform(number[drawn[:, 0], drawn[:, 1]], 6)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, inputs, made, same
+from mixer_checks import BATCH, DIM, TIME, inputs, made, same
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, convolved, inputs, made, same
+from mixer_checks import BATCH, DIM, TIME, convolve, inputs, made, same
 from torch import nn
 from torch.nn import functional as F
 
@@ -39,28 +39,28 @@ def test_attention_shares_keys_and_sees_the_window_and_the_sinks(options: str) -
 def test_base_conv(filter: str) -> None:
     mixer, x = made(f"base_conv(filter={filter!r}, taps=9)"), inputs()
     if filter == "short":
-        mixed = convolved(x, mixer.filter.filter) + mixer.filter.bias
+        mixed = convolve(x, mixer.filter.filter) + mixer.filter.bias
     elif filter == "explicit":
-        mixed = convolved(x, mixer.filter.weight) + x
+        mixed = convolve(x, mixer.filter.weight) + x
     else:
         time = torch.arange(9, dtype=torch.float64)
         angle = 1e-4 * 2 * math.pi * time / 9
         features = torch.stack([time / 8, angle.cos(), -angle.sin()], dim=1)
         same(mixer.filter.positions, features.float().double())
-        mixed = convolved(x, mixer.filter.network(mixer.filter.positions)) + x
+        mixed = convolve(x, mixer.filter.network(mixer.filter.positions)) + x
     same(mixer(x)[0], (x @ mixer.project.weight.T + mixer.project.bias) * mixed + x)
 
 
 def test_long_conv() -> None:
     mixer, x = made("long_conv(taps=9, squash=0.05)"), inputs()
     taps = torch.where(mixer.weight > 0, 1.0, -1.0) * (mixer.weight.abs() - 0.05).clamp(min=0)
-    first, second = (F.gelu(convolved(x, taps) + mixer.skip * x) @ mixer.out.weight.T + mixer.out.bias).chunk(2, -1)
+    first, second = (F.gelu(convolve(x, taps) + mixer.skip * x) @ mixer.out.weight.T + mixer.out.bias).chunk(2, -1)
     same(mixer(x)[0], first * second.sigmoid())
 
 
 def test_hyena() -> None:
     mixer, x = made("hyena(taps=16, features=5)"), inputs()
-    x1, x2, v = (convolved(mixer.project(x), mixer.short.filter) + mixer.short.bias).chunk(3, dim=-1)
+    x1, x2, v = (convolve(mixer.project(x), mixer.short.filter) + mixer.short.bias).chunk(3, dim=-1)
     time = torch.arange(16, dtype=torch.float64)
     angles = [2 * math.pi * time / 16 * band for band in (1e-4, 1.0)]
     z = torch.stack([time / 15, *(a.cos() for a in angles), *(-a.sin() for a in angles)], dim=1).float().double()
@@ -69,7 +69,7 @@ def test_hyena() -> None:
     rates = torch.linspace(math.log(100) / 1.5, math.log(100) / 0.3, DIM, dtype=torch.float64)
     taps = mixer.filter.last(z) * torch.exp(-(time / 15).unsqueeze(1) * rates)
     gated = x1 * v
-    y = mixer.out(x2 * (convolved(gated, taps) + mixer.skip * gated))
+    y = mixer.out(x2 * (convolve(gated, taps) + mixer.skip * gated))
     torch.testing.assert_close(mixer(x)[0], y, rtol=1e-5, atol=1e-5)  # its window is kept in float32
 
 
@@ -77,7 +77,7 @@ def test_h3() -> None:
     head, modes = 2, 4
     mixer, x = made(f"h3(state={2 * modes}, head={head})"), inputs()
     q, k, v = mixer.q(x), mixer.k(x), mixer.v(x)
-    k = convolved(k, mixer.shift.filter) + mixer.shift_skip * k
+    k = convolve(k, mixer.shift.filter) + mixer.shift_skip * k
     system = mixer.diagonal
     a = torch.complex(-system.decay.exp(), system.turn) * system.log_dt.exp().unsqueeze(1)
     step, enter = (1 + a / 2) / (1 - a / 2), torch.complex(*system.b) * system.log_dt.exp().unsqueeze(1) / (1 - a / 2)
@@ -118,7 +118,7 @@ def test_rwkv4() -> None:
 
 def test_mamba() -> None:
     mixer, x = made("mamba(state=4, conv=3)"), inputs()
-    inner = F.silu(convolved(mixer.into(x), mixer.conv.filter) + mixer.conv.bias)
+    inner = F.silu(convolve(mixer.into(x), mixer.conv.filter) + mixer.conv.bias)
     low, b, c = (inner @ mixer.low.weight.T).split([DIM // 16, 4, 4], dim=-1)
     dt, a = F.softplus(mixer.dt(low)), -mixer.rate.exp()
     h, y = torch.zeros(BATCH, 2 * DIM, 4, dtype=torch.float64), torch.zeros_like(inner)
@@ -131,7 +131,7 @@ def test_mamba() -> None:
 
 def test_gated_delta() -> None:
     mixer, x = made("gated_delta(heads=2, key=8, value=6)"), inputs()
-    mixed = F.silu(convolved(mixer.qkv(x), mixer.conv.filter))
+    mixed = F.silu(convolve(mixer.qkv(x), mixer.conv.filter))
     q, k, v = (z.unflatten(-1, (2, -1)) for z in mixed.split([16, 16, 12], dim=-1))
     q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
     alpha, beta = (-mixer.rate.exp() * F.softplus(mixer.decay(x) + mixer.dt)).exp(), mixer.beta(x).sigmoid()

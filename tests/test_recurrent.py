@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, close, convolved, inputs, made, same
+from mixer_checks import BATCH, DIM, TIME, close, convolve, inputs, made, same
 from torch import nn
 from torch.nn import functional as F
 
@@ -11,7 +11,7 @@ from bestiary.spec import parse
 
 def test_rg_lru() -> None:
     mixer, x = made("rg_lru(width=36, heads=3, conv=3)"), inputs()
-    inner = convolved(mixer.into(x), mixer.conv.filter) + mixer.conv.bias
+    inner = convolve(mixer.into(x), mixer.conv.filter) + mixer.conv.bias
     h, y = torch.zeros(BATCH, 36, dtype=torch.float64), torch.zeros_like(inner)
     for t in range(TIME):
         blocks = [inner[:, t, 12 * j : 12 * j + 12] @ mixer.gates[j] + mixer.bias[j] for j in range(3)]
@@ -76,7 +76,7 @@ def test_lstm_is_pytorchs_own() -> None:
 def test_slstm() -> None:
     heads, width = 4, 16
     mixer, x = made("slstm(heads=4, conv=3)"), inputs()
-    mixed = F.silu(convolved(x, mixer.conv.filter) + mixer.conv.bias).unflatten(-1, (heads, width))
+    mixed = F.silu(convolve(x, mixer.conv.filter) + mixer.conv.bias).unflatten(-1, (heads, width))
     plain, y = x.unflatten(-1, (heads, width)), torch.zeros(BATCH, TIME, heads, width, dtype=torch.float64)
     for j in range(heads):
         h, c, n = torch.zeros(3, BATCH, width, dtype=torch.float64)
@@ -103,7 +103,7 @@ def test_slstm_keeps_sums_that_would_overflow() -> None:
 @pytest.mark.parametrize("activation", ["none", "silu"])
 def test_short_conv(residual: bool, activation: str) -> None:
     mixer, x = made(f"short_conv(taps=3, residual={residual}, activation={activation!r})"), inputs()
-    y = convolved(x, mixer.conv.filter)
+    y = convolve(x, mixer.conv.filter)
     y = y * y.sigmoid() if activation == "silu" else y
     same(mixer(x)[0], x + y if residual else y)
 

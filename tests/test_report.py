@@ -25,11 +25,11 @@ from typer.testing import CliRunner
 from bestiary import cli
 from bestiary.cli import runs as verbs
 from bestiary.report import command, report
-from bestiary.report.contents import contents, mean_curve
-from bestiary.report.latex import escaped, numbers
-from bestiary.report.pdf import figures
-from bestiary.report.runs import distances, family, gather, varied
-from bestiary.report.serve import server
+from bestiary.report.contents import mean_curve, report_data
+from bestiary.report.latex import escape_latex, format_column
+from bestiary.report.pdf import pdf_figures
+from bestiary.report.runs import distance_counts, family, gather_runs, tasks_text
+from bestiary.report.serve import make_server
 from bestiary.report.words import summary
 from bestiary.runs.store import Store
 from bestiary.training.recipe import Recipe, based, clean, iclr24
@@ -38,23 +38,23 @@ from bestiary.training.recipe import Recipe, based, clean, iclr24
 @pytest.fixture(autouse=True)
 def _no_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing them is most of the work, and one test looks at them."""
-    monkeypatch.setattr("bestiary.report.page.figures", lambda _: [])
+    monkeypatch.setattr("bestiary.report.page.pdf_figures", lambda _: [])
 
 
-def gathered(store: Store) -> dict[str, Any]:
-    return contents(gather(store, store.run_keys()))
+def gather_data(store: Store) -> dict[str, Any]:
+    return report_data(gather_runs(store, store.run_keys()))
 
 
 def test_an_experiment_says_what_patterns_are_called(tmp_path: Path) -> None:
     store = several(tmp_path)
-    shown = contents(
-        gather(store, store.run_keys()), lambda pattern: "Short" if "attention" not in pattern else pattern
+    shown = report_data(
+        gather_runs(store, store.run_keys()), lambda pattern: "Short" if "attention" not in pattern else pattern
     )
     assert {c["mixer"] for c in shown["cells"]} == {"Short", "base_conv, attention"}
 
 
-def said(store: Store, **stands: int) -> str:
-    return " ".join(sentence for _, part in summary(gathered(store), stands) for sentence in part)
+def summary_text(store: Store, **stands: int) -> str:
+    return " ".join(sentence for _, part in summary(gather_data(store), stands) for sentence in part)
 
 
 def data_of(html: str) -> dict[str, Any]:
@@ -80,11 +80,11 @@ def test_the_command_of_a_run_makes_its_key_through_the_command_line_itself(
 ) -> None:
     heard: list[Recipe] = []
 
-    def carry_out(_name: str, recipes: list[Recipe], _folder: Path, **_how: Any) -> tuple[int, pd.DataFrame]:
+    def run_recipes(_name: str, recipes: list[Recipe], _folder: Path, **_how: Any) -> tuple[int, pd.DataFrame]:
         heard.extend(recipes)
         return 0, pd.DataFrame()
 
-    monkeypatch.setattr(verbs, "carry_out", carry_out)
+    monkeypatch.setattr(verbs, "run_recipes", run_recipes)
     stored = json.loads(json.dumps(made.json()))
     assert command(stored) == command(made)
     done = CliRunner().invoke(cli.app, shlex.split(command(made))[1:])
@@ -103,11 +103,11 @@ def test_no_command_is_given_for_a_run_whose_file_is_gone_or_cannot_be_named(tmp
     store = Store(tmp_path / "runs")
     for one in made:
         finished(store, one, 0.5)
-    commands = {run["key"]: run["command"] for run in gathered(store)["runs"]}
+    commands = {run["key"]: run["command"] for run in gather_data(store)["runs"]}
     assert str(good) in commands[made[0].key]
     assert commands[made[1].key] is None
     good.unlink()
-    shown = gathered(store)
+    shown = gather_data(store)
     assert [run["command"] for run in shown["runs"]] == [None, None]
     assert {cell["state"] for cell in shown["cells"] if str(good) in cell["mixer"]} == {None}
 
@@ -116,14 +116,14 @@ def test_the_rate_is_chosen_on_the_selection_stream_and_the_number_is_from_the_t
     store = Store(tmp_path)
     finished(store, recipe(rate=0.001), 0.3, selection=0.9)
     finished(store, recipe(rate=0.01), 0.8, selection=0.5)
-    (cell,) = gathered(store)["cells"]
+    (cell,) = gather_data(store)["cells"]
     assert (cell["rate"], cell["accuracy"]) == (0.001, 0.3)
     assert [rate for rate, *_ in cell["rates"]] == [0.001, 0.01]
     assert cell["works"] == [0.001, 0.001]
 
 
 def test_a_point_is_the_mean_over_segments_then_over_seeds_with_an_interval_over_seeds(tmp_path: Path) -> None:
-    shown = gathered(several(tmp_path))
+    shown = gather_data(several(tmp_path))
     cell = next(c for c in shown["cells"] if c["mixer"] == "base_conv" and c["dim"] == 16)
     assert cell["accuracy"] == pytest.approx(0.405)
     assert cell["low"] == pytest.approx(0.405 - 4.303 * 0.005 / 3**0.5, abs=1e-4) or cell["low"] < 0.4
@@ -137,7 +137,7 @@ def test_the_state_is_that_of_the_longest_test_sequence(tmp_path: Path) -> None:
 
     store = Store(tmp_path)
     made = finished(store, recipe(test=TESTS), 0.5)
-    (cell,) = gathered(store)["cells"]
+    (cell,) = gather_data(store)["cells"]
     assert cell["state"] == memory(made.build, time=48).numbers
 
 
@@ -151,10 +151,10 @@ def test_tasks_that_differ_are_kept_apart_and_named_by_what_differs(tmp_path: Pa
     store = Store(tmp_path)
     finished(store, recipe(test=TESTS), 0.5)
     finished(store, recipe(), 0.5)
-    labels = [task["label"] for task in gathered(store)["tasks"]]
+    labels = [task["label"] for task in gather_data(store)["tasks"]]
     assert len(set(labels)) == 2
     assert "4 segments of mqar(vocab=64), length 28, 48 and pairs 2, 7, trained on mqar(length=28, vocab=64)" in labels
-    assert varied(recipe().json()["test"]) == "mqar(length=28, vocab=64)"
+    assert tasks_text(recipe().json()["test"]) == "mqar(length=28, vocab=64)"
 
 
 def test_distances_are_binned_by_powers_of_two_and_only_of_the_test_stream() -> None:
@@ -162,7 +162,7 @@ def test_distances_are_binned_by_powers_of_two_and_only_of_the_test_stream() -> 
         {"split": split, "facet": "distance", "value": value, "right": 1, "asked": 2}
         for split, value in (("test", 1), ("test", 4), ("test", 7), ("test", 8), ("selection", 1))
     ]
-    assert distances(log) == {1: (1, 2), 4: (2, 4), 8: (1, 2)}
+    assert distance_counts(log) == {1: (1, 2), 4: (2, 4), 8: (1, 2)}
 
 
 def test_a_run_that_stopped_keeps_its_last_accuracy_in_the_mean_curve() -> None:
@@ -177,13 +177,13 @@ def test_the_lines_of_theory_stand_for_the_hardest_segment_and_for_mqar_alone(tm
     store = Store(tmp_path)
     finished(store, recipe(test=TESTS), 0.5)
     finished(store, recipe(train="induction_heads(length=16)"), 0.5)
-    bounds = {task["label"][:9]: task["bounds"] for task in gathered(store)["tasks"]}
+    bounds = {task["label"][:9]: task["bounds"] for task in gather_data(store)["tasks"]}
     assert [bound["state"] for bound in bounds["4 segment"]] == [2, pytest.approx(13.62, abs=0.01), 49]  # 35 bits
     assert bounds["induction"] == []
 
 
 def test_the_summary_says_who_reaches_what_and_with_which_state(tmp_path: Path) -> None:
-    words = said(several(tmp_path), finished=36)
+    words = summary_text(several(tmp_path), finished=36)
     assert "36 finished runs of 3 mixers on 1 task, with 3 seeds (0, 1 and 2)." in words
     assert re.search(r"base_conv, attention has the highest accuracy of 3 mixers, 0\.995 \(95 % interval", words)
     assert re.search(r"reached an accuracy of 0\.99: base_conv, attention, [\d,]+ numbers \(width 16\)", words)
@@ -194,7 +194,7 @@ def test_the_summary_says_who_reaches_what_and_with_which_state(tmp_path: Path) 
 def test_the_summary_claims_nothing_that_one_unsolved_run_does_not_carry(tmp_path: Path) -> None:
     store = Store(tmp_path)
     finished(store, recipe(), 0.2)
-    words = said(store, finished=1)
+    words = summary_text(store, finished=1)
     assert "1 finished run of 1 mixer on 1 task, with 1 seed (0)." in words
     assert "Every point is from a single seed" in words
     assert "attention did not reach 0.99" in words
@@ -207,7 +207,7 @@ def test_the_summary_counts_what_diverged_failed_or_was_steered_by_the_test_set(
     store = Store(tmp_path)
     diverged(store, recipe(rate=1.0))
     finished(store, recipe("base_conv", steer="test"), 0.2)
-    words = said(store, diverged=1, finished=1, failed=2)
+    words = summary_text(store, diverged=1, finished=1, failed=2)
     assert "1 run diverged and counts as accuracy 0." in words
     assert "Not in the figures: 2 failed." in words
     assert "1 run let the test set decide" in words
@@ -217,20 +217,23 @@ def test_overlapping_intervals_are_told(tmp_path: Path) -> None:
     store = Store(tmp_path)
     finished(store, recipe("attention"), 0.500)
     finished(store, recipe("base_conv"), 0.495)
-    assert "Its interval overlaps that of base_conv." in said(store)
+    assert "Its interval overlaps that of base_conv." in summary_text(store)
 
 
 def test_no_mixer_is_called_the_best_of_equals(tmp_path: Path) -> None:
     store = Store(tmp_path)
     for pattern in ("attention", "base_conv"):
         finished(store, recipe(pattern), 0.5)
-    assert "Each of 2 mixers has an accuracy of 0.500." in (words := said(store))
+    assert "Each of 2 mixers has an accuracy of 0.500." in (words := summary_text(store))
     assert "highest" not in words
 
 
 def test_latex_marks_the_best_of_each_column_and_escapes_what_is_special(tmp_path: Path) -> None:
-    assert numbers([[0.5, 0.4, 0.6], [0.9004, 0.9, 0.95]]) == [r"$0.500 \pm 0.100$", r"$\mathbf{0.900} \pm 0.025$"]
-    assert escaped(r"a_b & 50% {\x}") == r"a\_b \& 50\% \{\textbackslash{}x\}"
+    assert format_column([[0.5, 0.4, 0.6], [0.9004, 0.9, 0.95]]) == [
+        r"$0.500 \pm 0.100$",
+        r"$\mathbf{0.900} \pm 0.025$",
+    ]
+    assert escape_latex(r"a_b & 50% {\x}") == r"a\_b \& 50\% \{\textbackslash{}x\}"
     tex = report(several(tmp_path)).latex
     for part in ("toprule", "midrule", "bottomrule"):
         assert tex.count(f"\\{part}\n") == 1
@@ -252,12 +255,12 @@ def test_the_page_holds_all_it_needs_and_asks_for_nothing(tmp_path: Path) -> Non
 
 
 def test_each_figure_is_there_as_pdf_the_same_each_time(tmp_path: Path) -> None:
-    shown = gathered(several(tmp_path))
-    (drawn,) = figures(shown)
+    shown = gather_data(several(tmp_path))
+    (drawn,) = pdf_figures(shown)
     assert set(drawn) == {"frontier", "load", "rates", "distance", "learning"}
     assert all(base64.b64decode(found).startswith(b"%PDF") for found in drawn.values())
-    assert figures(shown) == [drawn]
-    assert figures(shown, most=0) == []
+    assert pdf_figures(shown) == [drawn]
+    assert pdf_figures(shown, most=0) == []
 
 
 def test_the_same_store_gives_the_same_page(tmp_path: Path) -> None:
@@ -294,12 +297,12 @@ def test_of_very_many_runs_only_those_at_the_best_rates_are_in_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bestiary.report.contents.MOST", 20)
-    shown = gathered(several(tmp_path))
+    shown = gather_data(several(tmp_path))
     assert (shown["total"], len(shown["runs"])) == (36, 18)
     assert {run["rate"] for run in shown["runs"]} == {0.001}
 
 
-def bestiary(*arguments: str, status: int = 0) -> str:
+def run_cli(*arguments: str, status: int = 0) -> str:
     done = CliRunner().invoke(cli.app, arguments)
     assert done.exit_code == status, done.output
     return done.output
@@ -308,7 +311,7 @@ def bestiary(*arguments: str, status: int = 0) -> str:
 def test_the_verb_writes_the_page_and_the_tables_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finished(Store("runs"), recipe(), 0.5)
-    assert bestiary("report", "--out", "out/page.html").split() == ["out/page.html", "out/page.tex"]
+    assert run_cli("report", "--out", "out/page.html").split() == ["out/page.html", "out/page.tex"]
     assert "Recall report: All runs" in (tmp_path / "out/page.html").read_text()
     assert r"\toprule" in (tmp_path / "out/page.tex").read_text()
 
@@ -319,7 +322,7 @@ def test_an_experiment_is_reported_by_its_own_runs_alone(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     finished(Store("runs"), recipe(), 0.5)
     made = finished(Store("runs"), next(iter(figure2.recipes("smoke"))), 0.5)
-    bestiary("report", "--experiment", "figure2", "--scale", "smoke")
+    run_cli("report", "--experiment", "figure2", "--scale", "smoke")
     html = (tmp_path / "report.html").read_text()
     assert [run["key"] for run in data_of(html)["runs"]] == [made.key]
     assert "Not in the figures: 11 to come." in html
@@ -329,12 +332,12 @@ def test_the_verb_refuses_in_one_line_where_there_is_nothing_to_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert "there is no folder nowhere" in bestiary("report", "nowhere", status=2)
+    assert "there is no folder nowhere" in run_cli("report", "nowhere", status=2)
     (tmp_path / "runs").mkdir()
-    assert "no run of it is done" in bestiary("report", status=2)
+    assert "no run of it is done" in run_cli("report", status=2)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        told = bestiary("report", "--serve", "--port", port, status=2)
+        told = run_cli("report", "--serve", "--port", port, status=2)
     assert f"port {port} cannot be used" in told
     assert len(told.strip().splitlines()) == 1
 
@@ -342,20 +345,20 @@ def test_the_verb_refuses_in_one_line_where_there_is_nothing_to_report(
 def test_a_served_report_follows_the_store(tmp_path: Path) -> None:
     store = Store(tmp_path)
     finished(store, recipe(), 0.5)
-    with serving(server(store, lambda version: report(store, version=version).html, port=0)) as address:
-        before, version = fetched(address), fetched(f"{address}version")
+    with serving(make_server(store, lambda version: report(store, version=version).html, port=0)) as address:
+        before, version = fetch(address), fetch(f"{address}version")
         assert f'content="{version}"' in before
         finished(store, recipe("base_conv"), 0.5)
-        assert fetched(f"{address}version") != version
-        assert len(data_of(fetched(address))["runs"]) == 2
+        assert fetch(f"{address}version") != version
+        assert len(data_of(fetch(address))["runs"]) == 2
         with pytest.raises(urllib.error.HTTPError, match="404"):
-            fetched(f"{address}../secret")
+            fetch(f"{address}../secret")
 
 
 def test_a_report_can_be_served_before_anything_is_done(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    with serving(server(store, lambda version: report(store, version=version).html, port=0)) as address:
-        assert "no run of it is done" in fetched(address)
+    with serving(make_server(store, lambda version: report(store, version=version).html, port=0)) as address:
+        assert "no run of it is done" in fetch(address)
 
 
 @contextmanager
@@ -383,7 +386,7 @@ def test_the_server_says_where_it_is_and_ends_cleanly_on_interrupt(tmp_path: Pat
         assert not process.stderr.read()
 
 
-def fetched(address: str) -> str:
+def fetch(address: str) -> str:
     with urllib.request.urlopen(address, timeout=60) as answer:
         return answer.read().decode()
 
@@ -399,7 +402,7 @@ def test_a_run_that_diverged_counts_as_nothing_at_any_rate_or_distance(tmp_path:
         late.append(line(10, "selection", 0, 0.97))
         late.end("diverged", "the loss is nan at step 20")
     diverged(store, recipe(seed=2, rate=1e-3))
-    (cell,) = gathered(store)["cells"]
+    (cell,) = gather_data(store)["cells"]
     assert [rate[:2] for rate in cell["rates"]] == [[1e-3, pytest.approx(0.95 * 2 / 3)], [1e-2, pytest.approx(0.485)]]
     assert cell["works"] == []
     assert cell["distances"][0][1] == pytest.approx(0.95 * 2 / 3)

@@ -163,11 +163,11 @@ def test_the_verb_says_which_rates_work(tmp_path: Path, monkeypatch: pytest.Monk
     from bestiary.cli import app
     from bestiary.cli import search as verbs
 
-    def carry_out(name: str, recipes: list[Recipe], folder: Path, **how: object) -> tuple[int, pd.DataFrame]:
+    def run_recipes(name: str, recipes: list[Recipe], folder: Path, **how: object) -> tuple[int, pd.DataFrame]:
         del name, folder, how
         return 0, results(recipes, lambda r: step(2e-3, 2e-2)(r.rate))
 
-    monkeypatch.setattr(verbs, "carry_out", carry_out)
+    monkeypatch.setattr(verbs, "run_recipes", run_recipes)
     arguments = ["search", "--coarse", "4", "--refine", "2", "--seeds", "2", "--store", str(tmp_path), "dim=8"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

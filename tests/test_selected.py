@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, heads, inputs, made, same, turned
+from mixer_checks import BATCH, DIM, TIME, inputs, made, rotate, same, split_heads
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
@@ -23,8 +23,8 @@ LEARNED, REPEAT = "selected(heads=2)", 'selected(select="repeat", heads=2)'
 
 def weighed(mixer: Any, x: Tensor) -> Tensor:
     """The output if every position attended."""
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
-    q, k, y = turned(q), turned(k), torch.zeros_like(v)
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, y = rotate(q), rotate(k), torch.zeros_like(v)
     for i in range(x.shape[1]):
         scores = torch.einsum("bhd, bjhd -> bhj", q[:, i], k[:, : i + 1]) / math.sqrt(DIM // 2)
         y[:, i] = torch.einsum("bhj, bjhd -> bhd", scores.softmax(-1), v[:, : i + 1])

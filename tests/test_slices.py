@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from bestiary.slices import slices
-from bestiary.slices.slices import Bootstrap, Sums, curve, doubling, share_of_gap, share_of_hits, verdict
+from bestiary.slices.slices import (
+    Bootstrap,
+    Sums,
+    binned_losses,
+    doubling_edges,
+    share_of_gap,
+    share_of_hits,
+    share_or_reason,
+)
 
 ATTENTION = {125: (11.01, 2.16, 12.45), 360: (9.44, 1.98, 10.62)}
 ROWS = [  # Table 1 of Zoology: overall, hits, other, percentage of the gap
@@ -39,7 +47,7 @@ def test_the_share_at_the_largest_size_follows_from_its_own_hits() -> None:
     assert 100 * share_of_gap((9.65, 3.43), attention, share_of_hits(*attention)) == pytest.approx(40.3, abs=0.2)
 
 
-def drawn(documents: int = 12, seed: int = 0) -> tuple[dict[str, Any], Any, Any]:
+def draw_losses(documents: int = 12, seed: int = 0) -> tuple[dict[str, Any], Any, Any]:
     rng = np.random.default_rng(seed)
     hits = rng.random((6, 40)) < 0.2
     of = np.sort(rng.integers(documents, size=240)).reshape(6, 40)
@@ -49,8 +57,8 @@ def drawn(documents: int = 12, seed: int = 0) -> tuple[dict[str, Any], Any, Any]
 
 
 def test_sums_equal_a_plain_reading() -> None:
-    losses, hits, of = drawn()
-    text = Bootstrap(Sums.of(losses, hits, of))
+    losses, hits, of = draw_losses()
+    text = Bootstrap(Sums.from_losses(losses, hits, of))
     for name, given in losses.items():
         for part, where in {"overall": np.ones_like(hits), "hits": hits, "other": ~hits}.items():
             value, low, high = text.perplexity(name, part)
@@ -68,44 +76,44 @@ def test_sums_equal_a_plain_reading() -> None:
 def test_an_interval_covers_what_other_documents_give() -> None:
     inside = 0
     for seed in range(40):
-        losses, hits, of = drawn(documents=30, seed=seed)
-        _, low, high = Bootstrap(Sums.of(losses, hits, of), samples=300).gap("poor", "good")
+        losses, hits, of = draw_losses(documents=30, seed=seed)
+        _, low, high = Bootstrap(Sums.from_losses(losses, hits, of), samples=300).gap("poor", "good")
         inside += low <= 0.1 + 1.5 * 0.2 <= high
     assert 33 <= inside <= 40
 
 
 def test_a_gap_is_closed_by_what_lies_between() -> None:
-    losses, hits, of = drawn()
+    losses, hits, of = draw_losses()
     losses["half"] = (losses["good"] + losses["poor"]) / 2
-    text = Bootstrap(Sums.of(losses, hits, of))
+    text = Bootstrap(Sums.from_losses(losses, hits, of))
     for part in slices.SLICES:
-        assert text.closed("half", "poor", "good", part=part).value == pytest.approx(0.5)
-        assert text.closed("good", "poor", "good", part=part, log=False).value == pytest.approx(1)
-        assert text.closed("half", "poor", "good", part=part, log=False).value > 0.5  # the exponential is convex
+        assert text.gap_closed("half", "poor", "good", part=part).value == pytest.approx(0.5)
+        assert text.gap_closed("good", "poor", "good", part=part, log=False).value == pytest.approx(1)
+        assert text.gap_closed("half", "poor", "good", part=part, log=False).value > 0.5  # the exponential is convex
 
 
 def test_without_recall_no_share_is_printed() -> None:
-    losses, hits, of = drawn()
-    text = Bootstrap(Sums.of(losses, hits, of))
-    assert verdict(text, "poor", "good")["log"].value > 0.5
-    assert "good is not behind poor" in verdict(text, "good", "poor")["why"]
-    worse = Bootstrap(Sums.of({"deaf": losses["good"] + 5 * hits, "poor": losses["poor"] + 5}, hits, of))
-    assert "recall has not formed: deaf has a perplexity of" in verdict(worse, "poor", "deaf")["why"]
-    assert set(verdict(worse, "poor", "deaf")) == {"why"}
+    losses, hits, of = draw_losses()
+    text = Bootstrap(Sums.from_losses(losses, hits, of))
+    assert share_or_reason(text, "poor", "good")["log"].value > 0.5
+    assert "good is not behind poor" in share_or_reason(text, "good", "poor")["why"]
+    worse = Bootstrap(Sums.from_losses({"deaf": losses["good"] + 5 * hits, "poor": losses["poor"] + 5}, hits, of))
+    assert "recall has not formed: deaf has a perplexity of" in share_or_reason(worse, "poor", "deaf")["why"]
+    assert set(share_or_reason(worse, "poor", "deaf")) == {"why"}
 
 
 def test_one_document_has_no_interval() -> None:
-    losses, hits, of = drawn()
-    value, low, high = Bootstrap(Sums.of(losses, hits, np.zeros_like(of))).perplexity("good")
+    losses, hits, of = draw_losses()
+    value, low, high = Bootstrap(Sums.from_losses(losses, hits, np.zeros_like(of))).perplexity("good")
     assert value > 1
     assert math.isnan(low)
     assert math.isnan(high)
 
 
 def test_curves_are_means_of_bins() -> None:
-    losses, hits, of = drawn()
+    losses, hits, of = draw_losses()
     by = np.arange(hits.size).reshape(hits.shape) % 9
-    rows = list(curve(losses, by, hits, doubling(8), of))
+    rows = list(binned_losses(losses, by, hits, doubling_edges(8), of))
     assert [(row["low"], row["high"]) for row in rows if row["model"] == "good"] == [(1, 2), (2, 4), (4, 8), (8, 16)]
     for row in rows:
         inside = hits & (by >= row["low"]) & (by < row["high"])
@@ -114,16 +122,16 @@ def test_curves_are_means_of_bins() -> None:
         assert row["loss"] == pytest.approx(values.mean())
         apart = [(values - values.mean())[of[inside] == document].sum() for document in range(12)]
         assert row["half"] == pytest.approx(1.96 * math.sqrt(sum(part**2 for part in apart)) / len(values))
-    assert not list(curve(losses, by, hits, [100, 200], of))
-    (alone, _) = curve(losses, by, hits, [0, 9], np.zeros_like(of))
+    assert not list(binned_losses(losses, by, hits, [100, 200], of))
+    (alone, _) = binned_losses(losses, by, hits, [0, 9], np.zeros_like(of))
     assert math.isnan(alone["half"])
 
 
 def test_losses_that_do_not_fit_are_refused() -> None:
-    losses, hits, of = drawn()
+    losses, hits, of = draw_losses()
     with pytest.raises(ValueError, match=r"short has losses of shape \(6, 39\), the text is \(6, 40\)"):
-        Sums.of({"short": losses["good"][:, :-1]}, hits, of)
+        Sums.from_losses({"short": losses["good"][:, :-1]}, hits, of)
     with pytest.raises(ValueError, match="odd gives 1 tokens no finite loss"):
-        Sums.of({"odd": np.where(np.arange(240).reshape(6, 40) == 7, np.nan, losses["good"])}, hits, of)
+        Sums.from_losses({"odd": np.where(np.arange(240).reshape(6, 40) == 7, np.nan, losses["good"])}, hits, of)
     with pytest.raises(ValueError, match="no token to measure"):
-        Bootstrap(Sums.of({}, hits[:0], of[:0]))
+        Bootstrap(Sums.from_losses({}, hits[:0], of[:0]))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, heads, inputs, made, same, turned
+from mixer_checks import BATCH, DIM, TIME, inputs, made, rotate, same, split_heads
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,9 +19,9 @@ def test_latent_attention(options: str) -> None:
     mixer, x = made(f"latent_attention({options})"), inputs()
     count, head, rotary = mixer.heads, DIM // mixer.heads, DIM // mixer.heads // 2
     queried = rms(x @ mixer.low[0].weight.T, mixer.low[1].weight, 1e-6) if "queries" in options else x
-    q, p = heads(mixer.q(queried), count).split([head, rotary], dim=-1)
-    k, v = heads(mixer.up(rms(mixer.down(x), mixer.norm.weight, 1e-6)), count).split([head, head], dim=-1)
-    p, r, y = turned(p), turned(mixer.turn(x)), torch.zeros_like(v)
+    q, p = split_heads(mixer.q(queried), count).split([head, rotary], dim=-1)
+    k, v = split_heads(mixer.up(rms(mixer.down(x), mixer.norm.weight, 1e-6)), count).split([head, head], dim=-1)
+    p, r, y = rotate(p), rotate(mixer.turn(x)), torch.zeros_like(v)
     for i in range(TIME):
         logits = [((q[:, i] * k[:, j]).sum(-1) + (p[:, i] * r[:, j, None]).sum(-1)) for j in range(i + 1)]
         weights = (torch.stack(logits, -1) / math.sqrt(head + rotary)).softmax(-1)
@@ -74,7 +74,7 @@ def test_latent_attention_is_hugging_faces(name: str) -> None:
 
 def test_forgetting_attention() -> None:
     mixer, x = made("forgetting_attention(heads=2)"), inputs()
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
     f, y = mixer.gate(x).sigmoid(), torch.zeros_like(v)
     for i in range(TIME):
         top, bottom = 0, 0
@@ -87,7 +87,7 @@ def test_forgetting_attention() -> None:
 
 def test_stick_breaking() -> None:
     mixer, x = made("stick_breaking(heads=2)"), inputs()
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
     y = torch.zeros_like(v)
     for i in range(TIME):
         left = torch.ones(BATCH, 2, 1, dtype=torch.float64)
@@ -107,9 +107,9 @@ def test_path(options: str) -> None:
     low, mixed = x @ mixer.low.weight.T @ mixer.up.weight.T, torch.zeros_like(x)
     for t in range(TIME):
         mixed[:, t] = sum(taps[i] * low[:, t - i] for i in range(min(t + 1, len(taps))))
-    w = heads(F.silu(mixed), count)
+    w = split_heads(F.silu(mixed), count)
     w, beta = w / w.norm(dim=-1, keepdim=True), 2 * mixer.beta(x).sigmoid()
-    q, k, v = (heads(z, count) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, v = (split_heads(z, count) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
     one, y = torch.eye(head, dtype=torch.float64), torch.zeros_like(v)
     reflect = one - beta[..., None, None] * w.unsqueeze(-1) * w.unsqueeze(-2)
     for i in range(TIME):
@@ -126,8 +126,8 @@ def test_path(options: str) -> None:
 def test_differential_attention(options: str) -> None:
     mixer, x = made(f"differential({options})"), inputs()
     count, start = mixer.heads, 0.8 - 0.6 * math.exp(-0.9) if "layer" in options else 0.2
-    q, k = (turned(heads(z, 2 * count)).unflatten(2, (count, 2)) for z in (mixer.q(x), mixer.k(x)))
-    v = heads(mixer.v(x), count)
+    q, k = (rotate(split_heads(z, 2 * count)).unflatten(2, (count, 2)) for z in (mixer.q(x), mixer.k(x)))
+    v = split_heads(mixer.v(x), count)
     (a, b), (c, d) = mixer.balance
     minus, y = (a @ b).exp() - (c @ d).exp() + start, torch.zeros_like(v)
     for i in range(TIME):

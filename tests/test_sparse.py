@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, heads, inputs, made, same, turned
+from mixer_checks import BATCH, DIM, TIME, inputs, made, rotate, same, split_heads
 from torch import Tensor
 
 from bestiary.mixers._softmax import drawn, top
@@ -23,8 +23,8 @@ def best(scores: dict[int, float], count: int) -> set[int]:
 
 def test_big_bird_attends_to_what_its_blocks_say() -> None:
     mixer, x = made("big_bird(heads=2, block=3, window=2, random=1)"), inputs()
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
-    q, k, y = turned(q), turned(k), torch.zeros_like(v)
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, y = rotate(q), rotate(k), torch.zeros_like(v)
     blocks = mixer.blocks(torch.arange(TIME), TIME)
     for b in range(BATCH):
         for h in range(2):
@@ -75,8 +75,8 @@ def test_top_takes_the_highest_and_of_equals_the_later() -> None:
 
 def test_moba() -> None:
     mixer, x = made("moba(heads=2, block=4, top=2)"), inputs()
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
-    q, k, y = turned(q), turned(k), torch.zeros_like(v)
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, y = rotate(q), rotate(k), torch.zeros_like(v)
     for b in range(BATCH):
         for h in range(2):
             for i in range(TIME):
@@ -89,10 +89,10 @@ def test_moba() -> None:
 
 def test_nsa() -> None:
     mixer, x = made("nsa(heads=4, groups=2, block=3, selected=4, window=5)"), inputs()
-    q, kv = heads(mixer.q(x), 4), mixer.kv(x).unflatten(-1, (3, 2, 2, 16))  # branch, key or value, group
-    gates, around = mixer.gate(x).sigmoid().unflatten(-1, (3, 4)), turned(q)
+    q, kv = split_heads(mixer.q(x), 4), mixer.kv(x).unflatten(-1, (3, 2, 2, 16))  # branch, key or value, group
+    gates, around = mixer.gate(x).sigmoid().unflatten(-1, (3, 4)), rotate(q)
     (ks, vs), (kw, vw), (kc, vc) = (kv[:, :, branch].unbind(2) for branch in range(3))
-    ks, kw, y = turned(ks), turned(kw), torch.zeros_like(q)
+    ks, kw, y = rotate(ks), rotate(kw), torch.zeros_like(q)
     for b in range(BATCH):
         for g in range(2):
             raw = [[z[b, 3 * c : 3 * c + 3, g].flatten() for c in range(TIME // 3)] for z in (kc, vc)]
@@ -122,15 +122,15 @@ def test_nsa_keeps_compressed_blocks_the_open_one_and_a_window() -> None:
 
 def test_dsa() -> None:
     mixer, x = made("dsa(heads=2, index_heads=3, index=20, top=6)"), inputs()
-    q, p = heads(mixer.q(x), 2).split([32, 16], dim=-1)
+    q, p = split_heads(mixer.q(x), 2).split([32, 16], dim=-1)
     latent = mixer.down(x) / (mixer.down(x).square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.norm.weight
-    k, v = heads(mixer.up(latent), 2).split([32, 32], dim=-1)
-    whole_q = torch.cat([q, turned(p)], -1)
-    whole_k = torch.cat([k, turned(mixer.turn(x)).unsqueeze(2).expand(-1, -1, 2, -1)], -1)
-    a, b = heads(mixer.index_q(x), 3), mixer.index_k(x)
+    k, v = split_heads(mixer.up(latent), 2).split([32, 32], dim=-1)
+    whole_q = torch.cat([q, rotate(p)], -1)
+    whole_k = torch.cat([k, rotate(mixer.turn(x)).unsqueeze(2).expand(-1, -1, 2, -1)], -1)
+    a, b = split_heads(mixer.index_q(x), 3), mixer.index_k(x)
     b = (b - b.mean(-1, keepdim=True)) / (b.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
     b = b * mixer.index_norm.weight + mixer.index_norm.bias
-    a, b = (torch.cat([turned(z[..., :16]), z[..., 16:]], -1) for z in (a, b))
+    a, b = (torch.cat([rotate(z[..., :16]), z[..., 16:]], -1) for z in (a, b))
     weight, y = mixer.index_weight(x) / math.sqrt(3), torch.zeros_like(v)
     for n in range(BATCH):
         for i in range(TIME):

@@ -15,7 +15,7 @@ import pytest
 from bestiary.cli import _app
 from bestiary.runs.store import STALE_AFTER, ClaimLost, DamagedRun, Run, Store, machine, process_start, write_file
 from bestiary.training.recipe import Recipe, clean
-from tests.filled import unshared
+from tests.fake_runs import run_on_other_disk
 
 
 @pytest.fixture
@@ -297,7 +297,7 @@ def test_training_into_a_store_on_a_read_only_disk_is_one_line(store: Store) -> 
     store.folder.mkdir()
     settings = ["train=mqar(vocab=20,length=12,pairs=2)", "dim=8", "batch=16", "steps=4", "every=2"]
     command = [sys.executable, "-m", "bestiary.cli", "train", "--store", str(store.folder), *settings]
-    done = unshared(store.folder, *command)
+    done = run_on_other_disk(store.folder, *command)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("bestiary: the store is read-only (")

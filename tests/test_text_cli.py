@@ -17,7 +17,7 @@ NAMES = ["Ada", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
 SMALL = ["context=16", "batch=4", "steps=6", "every=3", "dim=8", "depth=2", "selection_rows=4", "test_rows=4"]
 
 
-def documents(folder: Path, count: int = 120) -> Path:
+def write_documents(folder: Path, count: int = 120) -> Path:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
@@ -37,7 +37,7 @@ def bestiary(*arguments: Any, status: int = 0) -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus and two trained models."""
     here = tmp_path_factory.mktemp("text")
-    bestiary("corpus", documents(here / "texts"), "--out", here / "corpus", "--vocab", 300)
+    bestiary("corpus", write_documents(here / "texts"), "--out", here / "corpus", "--vocab", 300)
     for pattern in ("attention", "base_conv"):
         bestiary("pretrain", pattern, *SMALL, "--corpus", here / "corpus", "--store", here / "models")
     return here

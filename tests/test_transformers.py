@@ -5,7 +5,7 @@ Others stand beside the tests of their family, marked `hf` like these.
 
 import pytest
 import torch
-from plainly import DIM, TIME, inputs, made
+from mixer_checks import DIM, TIME, inputs, made
 from torch import Tensor, nn
 
 

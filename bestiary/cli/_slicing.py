@@ -1,4 +1,4 @@
-"""What `slice`, `probe` and `evaluate` do with models of ours, of Hugging Face, and with files of log-probabilities."""
+"""What `slice`, `probe` and `evaluate` do with trained runs, Hugging Face models and files of log-probabilities."""
 
 from collections.abc import Callable, Sequence
 from io import StringIO
@@ -20,128 +20,136 @@ if TYPE_CHECKING:
 DEFAULT, FIGURES = Path("corpora/stdlib"), Path("figures")
 
 
-class Judge(NamedTuple):
-    """A model that gives losses: of contexts of shape (n, length + 1), by its own tokenizer."""
+class LossSource(NamedTuple):
+    """A model or file that gives the losses of contexts of shape (n, length + 1), in tokens of its own tokenizer."""
 
     name: str
-    tokenizer: "Tokenizer | None"  # None for a file, which is by the tokens of the text
+    tokenizer: "Tokenizer | None"  # None for a file, whose tokens are those of the text
     losses: "Callable[[NDArray], NDArray]"
 
 
-def sliced(
+def open_text(
     text: str, corpus: Path | None, *, split: str, length: int, limit: int | None, order: int, column: str
 ) -> "Text":
-    """The text to measure on. Raises LookupError or ValueError."""
+    """Open the text to measure on: a split of a corpus, or any text with a corpus for its counts.
+
+    Raises LookupError or ValueError.
+    """
     from bestiary.corpus.corpus import SPLITS, open_corpus
-    from bestiary.slices.losses import of_source, of_split
+    from bestiary.slices.losses import source_text, split_text
 
     if split not in SPLITS:
         raise LookupError(f"a corpus has no split {split!r}; give one of {', '.join(SPLITS)}")
     if not text or (Path(text) / "manifest.json").is_file():
         if text and corpus is not None:
             raise ValueError(f"{text} is a corpus itself; leave out --corpus, or the text")
-        return of_split(open_corpus(Path(text or corpus or DEFAULT)), split, length, limit, order=order)
+        return split_text(open_corpus(Path(text or corpus or DEFAULT)), split, length, limit, order=order)
     if corpus is None:
         raise ValueError(f"{text} is no corpus; name one whose tokens and counts are to be used with --corpus")
-    return of_source(text, open_corpus(corpus), length, limit, order=order, column=column)
+    return source_text(text, open_corpus(corpus), length, limit, order=order, column=column)
 
 
-def opened(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> Judge:
-    """A model by the folder of its run, its name or folder for Hugging Face, or a file of its log-probabilities."""
+def open_source(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> LossSource:
+    """Open a model by the folder of its run, its Hugging Face name or folder, or a file of its log-probabilities."""
     from bestiary.training.train import find_device
 
     place, _ = Path(name), find_device(device)
     if place.is_file():
-        from bestiary.slices.losses import of_file
+        from bestiary.slices.losses import read_losses
 
-        found = of_file(place, shape)
-        return Judge(place.stem, None, lambda _: found)
+        found = read_losses(place, shape)
+        return LossSource(place.stem, None, lambda _: found)
     from bestiary.corpus.tokenizers import open_tokenizer
 
     if is_run(place):
         from bestiary.lm.pretraining import open_run
-        from bestiary.slices.losses import of_model
+        from bestiary.slices.losses import model_losses
 
         recipe, model = open_run(place)
         tokenizer = open_tokenizer(str(place / "tokenizer"))
         title = ", ".join(dict.fromkeys(map(str, recipe.pattern)))
-        return Judge(title, tokenizer, lambda contexts: of_model(model, contexts, device=device, tell=news))
+        return LossSource(
+            title, tokenizer, lambda contexts: model_losses(model, contexts, device=device, progress=show_progress)
+        )
     from bestiary.lm.huggingface import open_causal, token_losses
 
     model, _ = open_causal(name, trust=trust, device=device)
     tokenizer = open_tokenizer(name)
-    return Judge(place.name, tokenizer, lambda contexts: token_losses(model, contexts))
+    return LossSource(place.name, tokenizer, lambda contexts: token_losses(model, contexts))
 
 
-def news(done: int, total: int) -> None:
+def show_progress(done: int, total: int) -> None:
+    """Show how many contexts are done on one line of stderr."""
     typer.echo(f"\r{done:,} of {total:,} contexts", nl=False, err=True)
 
 
-def report(text: "Text", models: Sequence[str], *, threshold: int, out: Path | None, device: str, trust: bool) -> None:
-    """Print what the slices say, and write tables, figures, losses and the page."""
-    from bestiary.slices import tables as of
+def slice_models(
+    text: "Text", models: Sequence[str], *, threshold: int, out: Path | None, device: str, trust: bool
+) -> None:
+    """Print the result, and write tables, figures, losses and the page."""
+    from bestiary.slices import tables
 
     if not text.facets.hits(threshold).any():
         raise ValueError(f"no token of {text.name} is a hit at threshold {threshold}; raise --threshold")
-    judges = [opened(name, device=device, trust=trust, shape=text.shape) for name in models]
-    own, first = text.corpus.tokenizer, judges[0].tokenizer
-    if first is not None and not first.alike(own):
+    sources = [open_source(name, device=device, trust=trust, shape=text.shape) for name in models]
+    own, first = text.corpus.tokenizer, sources[0].tokenizer
+    if first is not None and not first.is_equivalent(own):
         raise ValueError(
             f"{models[0]} reads by tokenizer {first.hash}, {text.corpus.folder} was counted by {own.hash}; "
             f"make a corpus by it: bestiary corpus SOURCE --tokenizer {models[0]} --out FOLDER"
         )
     losses, others = {}, {}
-    for judge in judges:
-        name = judge.name if judge.name not in losses else f"{judge.name} (reference)"
-        if judge.tokenizer is None or judge.tokenizer.alike(own):
-            losses[name] = judge.losses(text.contexts)
+    for source in sources:
+        name = source.name if source.name not in losses else f"{source.name} (reference)"
+        if source.tokenizer is None or source.tokenizer.is_equivalent(own):
+            losses[name] = source.losses(text.contexts)
         else:
-            others[name] = judge
-    found = of.bootstrap(text, losses, threshold)
-    words = of.sentences(text, found, list(losses), threshold)
-    words += in_bytes(text, losses, others)
-    typer.echo("\n".join(words))
-    written(
+            others[name] = source
+    found = tables.bootstrap_text(text, losses, threshold)
+    sentences = tables.summary_sentences(text, found, list(losses), threshold)
+    sentences += bits_per_byte_lines(text, losses, others)
+    typer.echo("\n".join(sentences))
+    write_results(
         text,
         found,
         losses,
         threshold,
-        words,
+        sentences,
         out or FIGURES / "-".join(["slice", *(Path(name).stem for name in models)]),
     )
 
 
-def in_bytes(text: "Text", losses: "dict[str, np.ndarray]", others: dict[str, Judge]) -> list[str]:
-    """Bits per byte, where tokenizers differ: token by token such models cannot be compared."""
-    from bestiary.slices.losses import bits_per_byte, retold
+def bits_per_byte_lines(text: "Text", losses: "dict[str, np.ndarray]", others: dict[str, LossSource]) -> list[str]:
+    """Bits per byte where tokenizers differ, since losses of different tokens cannot be compared."""
+    from bestiary.slices.losses import bits_per_byte, retokenize
 
     if not others:
         return []
     lines = [f"{name}: {bits_per_byte(given, text.bytes):.4f} bits per byte." for name, given in losses.items()]
-    for name, judge in others.items():
-        assert judge.tokenizer is not None
-        contexts, count = retold(text, judge.tokenizer)
-        bits = bits_per_byte(judge.losses(contexts), count)
+    for name, source in others.items():
+        assert source.tokenizer is not None
+        contexts, count = retokenize(text, source.tokenizer)
+        bits = bits_per_byte(source.losses(contexts), count)
         lines.append(
             f"{name}: {bits:.4f} bits per byte; its tokenizer is another, so losses of tokens are not compared."
         )
     return lines
 
 
-def written(
+def write_results(
     text: "Text",
     found: "Bootstrap",
     losses: "dict[str, np.ndarray]",
     threshold: int,
-    words: Sequence[str],
+    sentences: Sequence[str],
     out: Path,
 ) -> None:
-    """Losses, tables, curves and the page."""
+    """Write losses, tables, curves and the page into a folder."""
     import numpy as np
     import pandas as pd
 
-    from bestiary.report.plot import save
-    from bestiary.slices import tables as of
+    from bestiary.report.plot import save_figure
+    from bestiary.slices import tables
     from bestiary.slices.page import write_page
 
     out.mkdir(parents=True, exist_ok=True)
@@ -151,38 +159,40 @@ def written(
     np.savez_compressed(out / "tokens.npz", **arrays)
     shared = {"text": text.name, "corpus": text.corpus.hash, "order": text.order, "threshold": threshold}
     shared |= {"tokens": hits.size, "hits_share": found.share_of_hits().value}
-    rows = [shared | of.slices(name, found) for name in names]
-    rows[0] |= of.shares(found, *names) if len(names) == 2 else {}
-    tables = {
+    rows = [shared | tables.perplexity_row(name, found) for name in names]
+    rows[0] |= tables.share_columns(found, *names) if len(names) == 2 else {}
+    csv_tables = {
         "slices": rows,
-        "kinds": list(of.facet_rows(text, losses, threshold)),
-        "distance": list(of.by_distance(text, losses, threshold)),
-        "count": list(of.by_count(text, losses, repeated=True)),
-        "count-new": list(of.by_count(text, losses, repeated=False)),
-        "threshold": list(of.by_threshold(text, losses, names[-1])),
+        "kinds": list(tables.losses_by_kind(text, losses, threshold)),
+        "distance": list(tables.losses_by_distance(text, losses, threshold)),
+        "count": list(tables.losses_by_count(text, losses, repeated=True)),
+        "count-new": list(tables.losses_by_count(text, losses, repeated=False)),
+        "threshold": list(tables.shares_by_threshold(text, losses, names[-1])),
     }
-    for name, part in tables.items():
+    for name, part in csv_tables.items():
         pd.DataFrame(part).to_csv(out / f"{name}.csv", index=False)
     figure, svg = (
-        of.curves({name: pd.DataFrame(tables[name]) for name in ("distance", "count", "count-new")}),
+        tables.curve_figure({name: pd.DataFrame(csv_tables[name]) for name in ("distance", "count", "count-new")}),
         StringIO(),
     )
-    paths = save(figure, out / "curves")
+    paths = save_figure(figure, out / "curves")
     figure.savefig(svg, format="svg", metadata={"Date": None})
-    pages, title = of.passages(text, list(losses.values()), threshold), " against ".join(names)
-    words = [*words, of.EXTREME]
-    write_page(out / "page.html", title=title, words=words, passages=pages, names=names, figures=[svg.getvalue()])
-    for path in [*(out / f"{name}.csv" for name in tables), *paths, out / "tokens.npz", out / "page.html"]:
+    pages, title = tables.select_passages(text, list(losses.values()), threshold), " against ".join(names)
+    sentences = [*sentences, tables.SELECTION_NOTE]
+    write_page(
+        out / "page.html", title=title, sentences=sentences, passages=pages, names=names, figures=[svg.getvalue()]
+    )
+    for path in [*(out / f"{name}.csv" for name in csv_tables), *paths, out / "tokens.npz", out / "page.html"]:
         typer.echo(str(path))
 
 
 def is_run(place: Path) -> bool:
-    """Whether a folder is a run of ours, and not what was converted from one."""
+    """Whether a folder is a trained run of this package, and not one converted for Hugging Face."""
     return (place / "recipe.json").is_file() and not (place / "config.json").is_file()
 
 
-def causal(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
-    """A model and its tokenizer, for whoever takes either kind."""
+def open_causal_model(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
+    """Open a model and its tokenizer, from a run or from Hugging Face."""
     from bestiary.training.train import find_device
 
     find_device(device)
@@ -196,22 +206,22 @@ def causal(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
     return open_causal(name, trust=trust, device=device)
 
 
-def probed(name: str, *, rows: int, device: str, trust: bool, **sizes: Sequence[int]) -> "pd.DataFrame":
-    """Recall asked in text, `rows` questions of each kind, at each difficulty."""
+def probe_model(name: str, *, rows: int, device: str, trust: bool, **sizes: Sequence[int]) -> "pd.DataFrame":
+    """Ask a model to recall in text: `rows` questions of each kind at each difficulty, as a table."""
     import pandas as pd
 
     from bestiary.lm.probe import probe
 
     found = []
-    for row in probe(*causal(name, device=device, trust=trust), contexts=-(-rows // 4), **cast(Any, sizes)):
+    for row in probe(*open_causal_model(name, device=device, trust=trust), contexts=-(-rows // 4), **cast(Any, sizes)):
         found.append(row)
         typer.echo(f"\rasked {sum(each.asked for each in found):,} questions", nl=False, err=True)
     typer.echo("", err=True)
     return pd.DataFrame(found)
 
 
-def evaluated(name: str, tasks: Sequence[str], *, limit: int | None, device: str, trust: bool) -> "pd.DataFrame":
-    """Tasks of lm-evaluation-harness; a run of ours is converted first."""
+def evaluate_model(name: str, tasks: Sequence[str], *, limit: int | None, device: str, trust: bool) -> "pd.DataFrame":
+    """Run tasks of lm-evaluation-harness; a run of this package is converted first."""
     from tempfile import TemporaryDirectory
 
     import pandas as pd
@@ -220,8 +230,8 @@ def evaluated(name: str, tasks: Sequence[str], *, limit: int | None, device: str
 
     with TemporaryDirectory() as folder:
         if is_run(Path(name)):
-            from bestiary.lm.huggingface import export
+            from bestiary.lm.huggingface import export_run
 
-            export(name, folder)
+            export_run(name, folder)
         model = folder if is_run(Path(name)) else name
         return pd.DataFrame(evaluate(model, tasks, limit=limit, trust=trust, device=device))

@@ -1,4 +1,4 @@
-"""Verbs that hand data on: export, to a file, and sql, a query over the store."""
+"""Verbs that give out data: export writes a file, sql answers a query over the store."""
 
 import glob
 import json
@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bestiary.cli._app import (
-    Folder,
     Scale,
-    Size,
+    ScaleOption,
+    StoreFolder,
     app,
-    complain,
-    opened,
-    question,
+    load_with_recipes,
+    open_store,
     recipes_of,
     refuse,
-    trained,
     user_input,
+    warn_damaged,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
 
     from bestiary.runs.store import Store
 
-To = Annotated[Path, typer.Option("--to", help="The file to write, .csv or .parquet; a former one is replaced.")]
+OutputFile = Annotated[
+    Path, typer.Option("--to", help="The file to write, .csv or .parquet; a former one is replaced.")
+]
 SUFFIXES = (".csv", ".parquet")
 MEASURED = {
     "step": "BIGINT",
@@ -61,11 +62,11 @@ KEY = "parse_path(filename)[-2]"
 
 @app.command()
 def export(
-    to: To,
+    to: OutputFile,
     experiment: Annotated[str, typer.Argument(help="An experiment; every run in the store if left out.")] = "",
-    scale: Size = Scale.small,
+    scale: ScaleOption = Scale.small,
     log: Annotated[bool, typer.Option("--log", help="Every measurement in a row, not the results.")] = False,
-    store: Folder = Path("runs"),
+    store: StoreFolder = Path("runs"),
 ) -> None:
     """Write the table of results to a file, one row for each finished run and test segment.
 
@@ -76,18 +77,18 @@ def export(
     from bestiary.runs.table import results
 
     with user_input():
-        writable(to)
-        opens = opened(store)
-        keys = opens.run_keys()
+        check_writable(to)
+        runs = open_store(store)
+        keys = runs.run_keys()
         if experiment:
-            keys = [made.key for made in recipes_of(trained(question(experiment)), scale, opens)]
-    table, damaged = measurements(opens, keys) if log else results(opens, keys)
-    complain(damaged)
+            keys = [recipe.key for recipe in recipes_of(load_with_recipes(experiment), scale, runs)]
+    table, damaged = measurement_table(runs, keys) if log else results(runs, keys)
+    warn_damaged(damaged)
     if table.empty:
         what = "is begun" if log else "is done"
         refuse(f"no run {f'of {experiment} {scale} ' if experiment else ''}{what} in {store}")
     with user_input():
-        write(table, to)
+        write_table(table, to)
     typer.echo(f"{to}: {len(table)} rows of {table['key'].nunique()} runs")
     if damaged:
         raise typer.Exit(1)
@@ -96,7 +97,7 @@ def export(
 @app.command()
 def sql(
     query: Annotated[str, typer.Argument(help='As in: "select pattern, avg(accuracy) from results group by all".')],
-    store: Folder = Path("runs"),
+    store: StoreFolder = Path("runs"),
     to: Annotated[Path | None, typer.Option("--to", help="Write a .csv or .parquet file instead of printing.")] = None,
 ) -> None:
     """Ask the store in SQL, by DuckDB. There are three tables.
@@ -115,54 +116,56 @@ def sql(
     "distinct" in quotes), commit, torch, host, device, begun (UTC),
     outcome and seconds (NULL until it ends), recipe (JSON).
     """
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table
 
     with user_input():
         if to is not None:
-            writable(to)
-        duck = database()
-    opens = opened(store)
-    if not opens.run_keys():
+            check_writable(to)
+        connection = connect_duckdb()
+    runs = open_store(store)
+    if not runs.run_keys():
         refuse(f"no runs in {store}")
-    found = asked(duck, query, opens)
+    answer = run_query(connection, query, runs)
     if to is None:
-        show_table(plain(found))
+        print_table(to_plain_columns(answer))
         return
     with user_input():
-        write(found, to)
-    typer.echo(f"{to}: {len(found)} rows")
+        write_table(answer, to)
+    typer.echo(f"{to}: {len(answer)} rows")
 
 
-def asked(duck: "duckdb.DuckDBPyConnection", query: str, store: "Store") -> "pd.DataFrame":
-    """What a query finds in a store."""
+def run_query(connection: "duckdb.DuckDBPyConnection", query: str, store: "Store") -> "pd.DataFrame":
+    """The answer to a query over a store."""
     import duckdb
 
-    measured_and_begun(duck, store.folder)
+    create_views(connection, store.folder)
     if "results" in query.casefold():  # the one table that is made here, from every log
         from bestiary.runs.table import results
 
         table, damaged = results(store, store.run_keys())
-        complain(damaged)
+        warn_damaged(damaged)
         if table.empty:
             refuse(f"no run is done in {store.folder}, so there are no results; `log` and `runs` have what was begun")
-        duck.register("results", plain(table))
+        connection.register("results", to_plain_columns(table))
     try:
-        return duck.execute(query).df()
+        return connection.execute(query).df()
     except duckdb.Error as fault:
         refuse(" ".join(str(fault).partition("\n\nLINE ")[0].split()))
 
 
-def measured_and_begun(duck: "duckdb.DuckDBPyConnection", folder: Path) -> None:
-    """Define the views `log` and `runs` over a store in which something was begun."""
+def create_views(connection: "duckdb.DuckDBPyConnection", folder: Path) -> None:
+    """Define the views `log` and `runs` over a store that has at least one run."""
     from bestiary.training.recipe import SPECS, Recipe
 
     columns = MEASURED | {"extra": "JSON", "further": "JSON"}  # "further" in logs before 0.2
     if any(folder.glob("*/log.jsonl")):
-        told = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
-        duck.execute(LOG.format(key=KEY, files=pattern(folder, "log.jsonl"), columns=told))
+        column_types = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
+        connection.execute(LOG.format(key=KEY, files=glob_literal(folder, "log.jsonl"), columns=column_types))
     else:
         columns.pop("further")
-        duck.execute(NO_LOG.format(columns=", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items())))
+        connection.execute(
+            NO_LOG.format(columns=", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items()))
+        )
     kinds = {int: "BIGINT", float: "DOUBLE"}
     fields = [
         f"array_to_string(recipe->>'$.{name}[*].text', ', ') as \"{name}\""
@@ -171,17 +174,17 @@ def measured_and_begun(duck: "duckdb.DuckDBPyConnection", folder: Path) -> None:
         for name, field in Recipe.model_fields.items()
     ]
     files = {"recipe": "recipe.json", "origin": "origin.json", "ended": "done"}
-    held = [f"try_cast(max(content) filter (file = '{file}') as JSON) as {name}" for name, file in files.items()]
-    read = f"[{', '.join(pattern(folder, file) for file in files.values())}]"
-    duck.execute(RUNS.format(key=KEY, fields=", ".join(fields), files=", ".join(held), read=read))
+    contents = [f"try_cast(max(content) filter (file = '{file}') as JSON) as {name}" for name, file in files.items()]
+    patterns = f"[{', '.join(glob_literal(folder, file) for file in files.values())}]"
+    connection.execute(RUNS.format(key=KEY, fields=", ".join(fields), files=", ".join(contents), read=patterns))
 
 
-def pattern(folder: Path, file: str) -> str:
-    """A file of every run, as DuckDB's text."""
+def glob_literal(folder: Path, file: str) -> str:
+    """The glob of a file of every run, as a string literal of DuckDB."""
     return "'" + f"{glob.escape(str(folder))}/*/{file}".replace("'", "''") + "'"
 
 
-def measurements(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
+def measurement_table(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
     """One row for each measurement, and a line about each run that cannot be read."""
     import pandas as pd
 
@@ -196,44 +199,45 @@ def measurements(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, li
     return pd.DataFrame(rows, columns=["key", *MEASURED]), damaged
 
 
-def plain(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with text in each column that holds neither numbers nor flags; lists are written as JSON."""
+def to_plain_columns(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with text in every column that holds neither numbers nor booleans; lists become JSON."""
     mixed = [name for name, column in table.items() if column.dtype == object]
     flags = [name for name in mixed if table[name].dropna().map(lambda value: isinstance(value, bool)).all()]
-    return table.assign(**{name: table[name].map(text) for name in mixed if name not in flags})
+    return table.assign(**{name: table[name].map(cell_text) for name in mixed if name not in flags})
 
 
-def text(value: Any) -> Any:
+def cell_text(value: Any) -> Any:
+    """A value as text, a list or dict as JSON, None for what is missing."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list | tuple | dict):
         return json.dumps(value, default=str)
     return None if value is None or value != value else str(value)
 
 
-def writable(file: Path) -> None:
-    """Raise ValueError for a file of an unknown kind, ImportError for one that cannot be written."""
+def check_writable(file: Path) -> None:
+    """Raise ValueError for a file of an unknown kind, ImportError if writing it needs what is not installed."""
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{str(file)!r} is no file that can be written here; its name must end in .csv or .parquet")
     if file.suffix == ".parquet":
-        database()
+        connect_duckdb()
 
 
-def write(table: "pd.DataFrame", file: Path) -> None:
-    """Write a table as the name of the file says, whole or not at all."""
+def write_table(table: "pd.DataFrame", file: Path) -> None:
+    """Write a table as CSV or Parquet, by the name of the file; the file appears whole or not at all."""
     beside = file.with_name(f".{uuid.uuid4().hex}-{file.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         if file.suffix == ".csv":
-            plain(table).to_csv(beside, index=False)
+            to_plain_columns(table).to_csv(beside, index=False)
         else:
-            database().from_df(plain(table)).write_parquet(str(beside))
+            connect_duckdb().from_df(to_plain_columns(table)).write_parquet(str(beside))
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def database() -> "duckdb.DuckDBPyConnection":
-    """DuckDB, in memory. Raises ImportError if it is not installed."""
+def connect_duckdb() -> "duckdb.DuckDBPyConnection":
+    """A connection to an empty DuckDB in memory. Raises ImportError if it is not installed."""
     try:
         import duckdb
     except ImportError:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bestiary.cli._app import Folder, app, refuse, user_input
+from bestiary.cli._app import StoreFolder, app, refuse, user_input
 
 
 @app.command("list")
@@ -22,11 +22,11 @@ def list_names(
         refuse(f"nothing is called {kind!r} {nearest(kind, kinds)}")
     if kind in ("mixers", "tasks"):
         from bestiary.cli import describe
-        from bestiary.cli.console import show as show_table
+        from bestiary.cli.console import print_table
 
         with user_input():
-            table = describe.mixers() if kind == "mixers" else describe.tasks()
-        show_table(table)
+            table = describe.mixer_table() if kind == "mixers" else describe.task_table()
+        print_table(table)
         return
     for wanted in (kind,) if kind else kinds:
         typer.echo(wanted)
@@ -56,7 +56,7 @@ def show(
         str, typer.Argument(help="A mixer, task, experiment or recipe, with options; a file; a run's key.")
     ],
     dim: Annotated[int, typer.Option(help="The width at which a mixer is shown.")] = 64,
-    store: Folder = Path("runs"),
+    store: StoreFolder = Path("runs"),
 ) -> None:
     """Describe one thing: what it is, its options, its size."""
     from bestiary.cli import describe
@@ -65,7 +65,9 @@ def show(
     with user_input():
         runs = Store(store)
         try:
-            found = list(describe.run(runs, name) if name in runs.run_keys() else describe.anything(name, dim=dim))
+            found = list(
+                describe.run_lines(runs, name) if name in runs.run_keys() else describe.describe(name, dim=dim)
+            )
         except DamagedRun as fault:
             refuse(str(fault))
     for line in found:
@@ -78,11 +80,11 @@ def check(
 ) -> None:
     """Hold mixers and tasks to the laws."""
     from bestiary import laws
-    from bestiary.cli.describe import specs
+    from bestiary.cli.describe import find_specs
     from bestiary.spec import names
 
     with user_input():
-        checked = [found for target in targets or () for found in specs(target)]
+        checked = [found for target in targets or () for found in find_specs(target)]
     if not targets:
         checked = [found for kind in ("mixers", "tasks") for n in names(kind) for found in laws.variants(kind, n)]
     broken = 0
@@ -103,7 +105,7 @@ def bound(
     state: Annotated[int | None, typer.Option(min=1, help="Numbers in a state, to see what they can hold.")] = None,
 ) -> None:
     """Say what recall of so many pairs needs at least, and what a state can hold."""
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table
     from bestiary.constructions.bounds import table
 
-    show_table(table(pairs, vocab, state))
+    print_table(table(pairs, vocab, state))

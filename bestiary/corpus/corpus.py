@@ -1,16 +1,16 @@
-"""A text as tokens on disk: memory-mapped, split by document, and told from others by a hash.
+"""A text as tokens on disk: memory-mapped, split by document, identified by a hash.
 
-    <folder>/manifest.json      what it holds, written last
-             origin.json        versions and host of what wrote it
-             tokenizer/         the tokenizer, whole
+    <folder>/manifest.json      what the corpus holds, written last
+             origin.json        versions and host of the process that wrote it
+             tokenizer/         the tokenizer
              train.bin          tokens, each document followed by the separator; the same for selection and test
              train.ends.npy     where each document ends: i is tokens[ends[i - 1] : ends[i]], its separator included
-             counts/            counts of bigrams in train, when they were asked for
+             counts/            counts of the bigrams in train, once they were counted
 
-A document goes to a split by the hash of its text, so the same text always goes to the same one, whatever else the
-corpus holds: exact duplicates are kept, but never lie on both sides. Near duplicates may.
-Texts are read and encoded a few MiB at a time and appended to files in a hidden folder beside the place, which is
-renamed when all is written. One that was left by a process that died is removed by the next.
+The hash of a document's text decides its split, so the same text always goes to the same split, whatever else the
+corpus holds: exact duplicates are kept but never end up in two splits. Near duplicates may.
+Texts are read and encoded a few MiB at a time and appended to files in a hidden folder beside the target, which is
+renamed once everything is written. A hidden folder left by a process that died is removed by the next one.
 """
 
 import hashlib
@@ -32,21 +32,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from bestiary.corpus.counts import Column
-from bestiary.corpus.documents import KNOWN, documents, files
+from bestiary.corpus.counts import ArrayWriter
+from bestiary.corpus.documents import NAMED_SOURCES, documents, list_files
 from bestiary.corpus.tokenizers import Tokenizer, open_tokenizer, train_bpe
 from bestiary.runs.store import is_alive, machine, origin, process_start, read_json, try_rename, write_file
 
 if TYPE_CHECKING:
     from bestiary.corpus.counts import Counts
 
-FORMAT = 1  # raised when the files change their meaning
+FORMAT = 1  # incremented when the files change their meaning
 SPLITS = ("train", "selection", "test")
-SAMPLE = 2**23  # characters of training documents that a BPE is trained on,
-READ = 2**26  # chosen by their hash among the documents in the first so many of the source
-BATCH = 2**21  # characters encoded at a time
+BPE_CHARACTERS = 2**23  # of training documents that a BPE is trained on,
+BPE_READ = 2**26  # chosen by their hash among the documents in the first so many characters of the source
+BATCH_CHARACTERS = 2**21  # characters encoded at a time
 
-Tell = Callable[[int, int], None]  # hears how many documents and tokens there are so far
+Progress = Callable[[int, int], None]  # called with the documents and tokens so far
 
 
 @dataclass(frozen=True)
@@ -58,39 +58,44 @@ class Corpus:
 
     @property
     def hash(self) -> str:
-        """Equal exactly for the same tokens in the same splits by the same tokenizer."""
+        """12 hex digits, equal exactly for the same tokens in the same splits by the same tokenizer."""
         return self.manifest["hash"]
 
     @property
     def vocab(self) -> int:
-        """How many tokens the tokenizer knows."""
+        """The size of the tokenizer's vocabulary."""
         return self.manifest["vocab"]
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that it was written by."""
+        """The tokenizer that encoded the corpus."""
         return open_tokenizer(self.folder / "tokenizer")
 
     def tokens(self, split: str) -> np.ndarray:
-        """All tokens of a split, memory-mapped."""
-        place = self.folder / f"{known(split)}.bin"
+        """All tokens of a split, of shape (tokens,), memory-mapped. Raises ValueError for an unknown split."""
+        path = self.folder / f"{check_split(split)}.bin"
         if not self.manifest["splits"][split]["tokens"]:
-            return np.zeros(0, self.manifest["dtype"])  # nothing cannot be mapped
-        return np.memmap(place, dtype=self.manifest["dtype"], mode="r")
+            return np.zeros(0, self.manifest["dtype"])  # an empty file cannot be mapped
+        return np.memmap(path, dtype=self.manifest["dtype"], mode="r")
 
     def ends(self, split: str) -> np.ndarray:
-        """Where each document of a split ends, its separator included."""
-        return np.load(self.folder / f"{known(split)}.ends.npy", mmap_mode="r")
+        """Where each document of a split ends, its separator included; of shape (documents,)."""
+        return np.load(self.folder / f"{check_split(split)}.ends.npy", mmap_mode="r")
 
-    def counts(self, *, memory: int = 2**30, tell: Tell | None = None) -> "Counts":
-        """How often each bigram occurs in train: counted in so much memory the first time, then read."""
+    def counts(self, *, memory: int = 2**30, progress: Progress | None = None) -> "Counts":
+        """How often each bigram occurs in train: counted in `memory` bytes once, read from disk afterwards."""
         from bestiary.corpus.counts import count
 
         folder, tokenizer = self.folder / "counts", self.manifest["tokenizer"]["hash"]
-        return count(self.tokens("train"), self.vocab, tokenizer=tokenizer, memory=memory, folder=folder, tell=tell)
+        return count(
+            self.tokens("train"), self.vocab, tokenizer=tokenizer, memory=memory, folder=folder, progress=progress
+        )
 
     def contexts(self, split: str, length: int, limit: int | None = None) -> np.ndarray:
-        """The first `limit` windows of `length` tokens and the one that follows; row i begins at i * length."""
+        """The first `limit` windows of a split, of shape (windows, length + 1); row i begins at token i * length.
+
+        Raises ValueError if the split has no whole window.
+        """
         if length < 1 or (limit is not None and limit < 1):
             raise ValueError(f"contexts of {length} tokens, at most {limit}: both must be at least 1")
         tokens = self.tokens(split)
@@ -103,62 +108,64 @@ class Corpus:
 
 
 def windows(tokens: np.ndarray, length: int) -> np.ndarray:
-    """Consecutive contexts (n, length + 1), each beginning with the last token of the one before; at least one."""
+    """Consecutive windows of shape (n, length + 1), at least one; each begins with the last token of the one before."""
     length = min(length, len(tokens) - 1)
     return np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[::length].astype(np.int64)
 
 
-def known(split: str) -> str:
+def check_split(split: str) -> str:
+    """The name itself. Raises ValueError if no corpus has such a split."""
     if split not in SPLITS:
         raise ValueError(f"a corpus has no split {split!r} among {list(SPLITS)}")
     return split
 
 
 def open_corpus(folder: Path | str) -> Corpus:
-    """A corpus from its folder. Raises LookupError if there is none, ValueError if it is not whole."""
+    """Open the corpus in a folder. Raises LookupError if there is none, ValueError if it is damaged."""
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
         raise LookupError(f"{folder} is no corpus: write one with `bestiary corpus SOURCE --out {folder}`")
     try:
         manifest = read_json(folder / "manifest.json")
-        made = manifest["format"]
+        written_format = manifest["format"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{folder / 'manifest.json'} is damaged: remove the folder, prepare it again") from None
-    if made != FORMAT:
-        raise ValueError(f"{folder} has format {made}, not {FORMAT}: prepare it again elsewhere")
+    if written_format != FORMAT:
+        raise ValueError(f"{folder} has format {written_format}, not {FORMAT}: prepare it again elsewhere")
     for split in SPLITS:
-        place, size = folder / f"{split}.bin", manifest["splits"][split]["tokens"]
-        needed = size * np.dtype(manifest["dtype"]).itemsize
-        there = place.stat().st_size if place.is_file() else 0
-        if there != needed:
-            raise ValueError(f"{place} has {there:,} bytes instead of {needed:,}: remove the folder, prepare it again")
+        path, tokens = folder / f"{split}.bin", manifest["splits"][split]["tokens"]
+        expected = tokens * np.dtype(manifest["dtype"]).itemsize
+        size = path.stat().st_size if path.is_file() else 0
+        if size != expected:
+            raise ValueError(f"{path} has {size:,} bytes instead of {expected:,}: remove the folder, prepare it again")
     return Corpus(folder, manifest)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a corpus is to be made of."""
+class CorpusRequest:
+    """What a corpus is made of: its source, its tokenizer and how it is split."""
 
     source: str
     column: str
-    tokenizer: Tokenizer | int  # one that there is, or how many tokens a BPE is to be trained for
+    tokenizer: Tokenizer | int  # an existing one, or the vocabulary of a BPE to train
     shares: tuple[float, float]  # of selection and test
     limit: int | None
 
     def texts(self, skipped: Counter[str] | None = None) -> Iterator[str]:
+        """The documents of the source; `skipped` counts what was left out, by kind."""
         return documents(self.source, column=self.column, skipped=skipped)
 
     def split(self, text: str) -> str:
-        """Where a document goes."""
-        (selection, test), at = self.shares, place(text)
-        return "test" if at < test else "selection" if at < test + selection else "train"
+        """The split that a document belongs to."""
+        (selection, test), position = self.shares, hash_position(text)
+        return "test" if position < test else "selection" if position < test + selection else "train"
 
     @cached_property
-    def request(self) -> dict[str, Any]:
-        """As kept in the manifest: files count by their names and sizes, a tokenizer by its hash, wherever they lie."""
+    def identity(self) -> dict[str, Any]:
+        """As stored in the manifest: files by their names and sizes, a tokenizer by its hash, wherever they lie."""
         tokenizer = self.tokenizer.hash if isinstance(self.tokenizer, Tokenizer) else f"bpe-{self.tokenizer}"
-        asked = {"source": state(self.source), "column": self.column, "tokenizer": tokenizer}
-        return {**asked, "shares": list(self.shares), "limit": self.limit}
+        text = {"source": source_fingerprint(self.source), "column": self.column, "tokenizer": tokenizer}
+        return {**text, "shares": list(self.shares), "limit": self.limit}
 
 
 def prepare(
@@ -170,101 +177,103 @@ def prepare(
     shares: tuple[float, float] = (0.05, 0.05),
     column: str = "text",
     limit: int | None = None,
-    tell: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Corpus:
-    """Write a source (see `documents`) as a corpus, or open it if the folder already holds exactly this.
+    """Write a source (see `documents`) as a corpus, or open it if the folder already holds exactly this corpus.
 
-    `tokenizer` is "bpe", trained here for `vocab` tokens, or what `open_tokenizer` opens; `shares` go to selection
-    and test; with a `limit`, the document that fills so many tokens is the last. Raises ValueError if the folder
-    holds anything else, or there is no text.
+    `tokenizer` is "bpe", which trains one of `vocab` tokens, or anything that `open_tokenizer` opens. `shares` are the
+    shares of selection and test. With a `limit`, reading stops after the document that reaches so many tokens.
+    `progress` is called with the documents and tokens so far. Raises ValueError if the folder holds anything else, or
+    if the source has no text.
     """
     folder, shares = Path(folder), (float(shares[0]), float(shares[1]))
     if min(shares) < 0 or sum(shares) >= 1:
         raise ValueError(f"shares of {shares} for selection and test leave nothing to train on: give less than 1")
     if limit is not None and limit < 1:
         raise ValueError(f"a limit of {limit} tokens: give at least 1, or none")
-    opened = (
-        tokenizer if isinstance(tokenizer, Tokenizer) else vocab if tokenizer == "bpe" else open_tokenizer(tokenizer)
-    )
-    wanted = Wanted(KNOWN.get(source, source), column, opened, shares, limit)
+    if not isinstance(tokenizer, Tokenizer) and tokenizer != "bpe":
+        tokenizer = open_tokenizer(tokenizer)
+    encoder = tokenizer if isinstance(tokenizer, Tokenizer) else vocab
+    request = CorpusRequest(NAMED_SOURCES.get(source, source), column, encoder, shares, limit)
     if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
         raise ValueError(f"{folder} lies within its own source {source}: write it elsewhere")
     if folder.is_dir() and any(folder.iterdir()):
-        return same(folder, wanted)
+        return open_requested(folder, request)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    clear(folder)
+    remove_abandoned(folder)
     beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
-        write(beside, wanted, tell)
+        write_corpus(beside, request, progress)
         try_rename(beside, folder)  # or another process was faster
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return same(folder, wanted)
+    return open_requested(folder, request)
 
 
-def same(folder: Path, wanted: Wanted) -> Corpus:
-    """The corpus in a folder. Raises ValueError unless it is the one that is wanted."""
+def open_requested(folder: Path, request: CorpusRequest) -> Corpus:
+    """Open the corpus in a folder. Raises ValueError unless it is the requested one."""
     if not (folder / "manifest.json").is_file():
         raise ValueError(f"{folder} is not empty and no corpus: give another folder")
-    found = open_corpus(folder)
-    there, asked = found.manifest["request"], wanted.request
-    if there != asked:
-        what = ", ".join(
-            f"{name} {there.get(name)} there, {asked[name]} given" for name in asked if there.get(name) != asked[name]
+    corpus = open_corpus(folder)
+    stored, given = corpus.manifest["request"], request.identity
+    if stored != given:
+        differences = ", ".join(
+            f"{name} {stored.get(name)} there, {given[name]} given" for name in given if stored.get(name) != given[name]
         )
         raise ValueError(
-            f"{folder} is another corpus, {short(there)}, not {short(asked)} ({what}): give another folder or remove it"
+            f"{folder} is another corpus, {short_hash(stored)}, not {short_hash(given)} ({differences}): "
+            "give another folder or remove it"
         )
-    return found
+    return corpus
 
 
-def place(text: str) -> float:
-    """A number from 0 to 1 by the hash of a text."""
+def hash_position(text: str) -> float:
+    """A number from 0 to 1 that depends on the hash of a text alone."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
 
 
-def short(content: Any) -> str:
-    """12 digits that tell a value from others."""
+def short_hash(content: Any) -> str:
+    """12 hex digits of the hash of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def state(source: str) -> str:
-    """What tells a source from others, and from itself after a file has come, gone or changed its size."""
+def source_fingerprint(source: str) -> str:
+    """Identifies a source; it changes when a file is added, removed or changes its size."""
     path = Path(sysconfig.get_path("stdlib") if source == "stdlib" else source).expanduser()
     if not path.exists():
         return source
-    found = files(path, only=".py" if source == "stdlib" else "") if path.is_dir() else [path]
-    return f"files {short([(os.path.relpath(file, path), file.stat().st_size) for file in found])}"
+    found = list_files(path, only=".py" if source == "stdlib" else "") if path.is_dir() else [path]
+    return f"files {short_hash([(os.path.relpath(file, path), file.stat().st_size) for file in found])}"
 
 
-def clear(folder: Path) -> None:
-    """Remove what processes that died have left of this corpus."""
-    for left in folder.parent.glob(f".{folder.name}-{32 * '[0-9a-f]'}"):
+def remove_abandoned(folder: Path) -> None:
+    """Remove what processes that died left behind while writing this corpus."""
+    for leftover in folder.parent.glob(f".{folder.name}-{32 * '[0-9a-f]'}"):
         with suppress(FileNotFoundError):
-            if not is_alive(left, now=time.time()):
-                shutil.rmtree(left, ignore_errors=True)
+            if not is_alive(leftover, now=time.time()):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 class Document(NamedTuple):
-    """A document as it is written."""
+    """A document and the split it belongs to."""
 
     split: str
-    size: int  # bytes of text
+    size: int  # bytes of its text in UTF-8
     tokens: np.ndarray
 
 
-class Part:
-    """The files of a split while they are written."""
+class SplitWriter:
+    """Writes the files of one split."""
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
         self.folder, self.split, self.digest = folder, split, hashlib.sha256()
-        self.end = np.array([tokenizer.separator], tokenizer.dtype)
+        self.separator = np.array([tokenizer.separator], tokenizer.dtype)
         self.tokens = self.documents = self.bytes = 0
 
-    def __enter__(self) -> "Part":
+    def __enter__(self) -> "SplitWriter":
         with ExitStack() as stack:
             self.file = stack.enter_context((self.folder / f"{self.split}.bin").open("wb"))
-            self.ends = stack.enter_context(Column(self.folder / f"{self.split}.ends.npy", "<i8"))
+            self.ends = stack.enter_context(ArrayWriter(self.folder / f"{self.split}.ends.npy", "<i8"))
             self.close = stack.pop_all().__exit__
         return self
 
@@ -272,9 +281,10 @@ class Part:
         self.close(*how)
 
     def append(self, documents: list[Document]) -> None:
+        """Write documents at the end, each followed by the separator."""
         if not documents:
             return
-        content = np.concatenate([row for document in documents for row in (document.tokens, self.end)])
+        content = np.concatenate([row for document in documents for row in (document.tokens, self.separator)])
         self.file.write(content.tobytes())
         self.digest.update(content.tobytes())
         self.ends.append(self.tokens + np.cumsum([len(document.tokens) + 1 for document in documents]))
@@ -283,95 +293,100 @@ class Part:
         self.bytes += sum(document.size for document in documents)
 
     @property
-    def sums(self) -> dict[str, int]:
-        """For the manifest; bytes are those of the texts in UTF-8, separators not counted."""
+    def totals(self) -> dict[str, int]:
+        """Documents, tokens and bytes written; bytes are those of the texts in UTF-8, without separators."""
         return {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}
 
 
-def write(folder: Path, wanted: Wanted, tell: Tell | None) -> None:
-    """Write all files of a corpus, the manifest last."""
+def write_corpus(folder: Path, request: CorpusRequest, progress: Progress | None) -> None:
+    """Write all files of a corpus into a new folder, the manifest last."""
     folder.mkdir()
     owner = folder / "owner.json"
     write_file(owner, {"machine": machine(), "process": os.getpid(), "born": process_start(os.getpid())})
-    tokenizer = wanted.tokenizer if isinstance(wanted.tokenizer, Tokenizer) else trained(wanted, wanted.tokenizer)
+    tokenizer = request.tokenizer
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = train_tokenizer(request, tokenizer)
     skipped, documents, tokens = Counter[str](), 0, 0
     with ExitStack() as stack:
-        parts = [stack.enter_context(Part(folder, split, tokenizer)) for split in SPLITS]
-        for batch in encoded(wanted, tokenizer, skipped):
+        parts = [stack.enter_context(SplitWriter(folder, split, tokenizer)) for split in SPLITS]
+        for batch in encode_documents(request, tokenizer, skipped):
             for part in parts:
                 part.append([document for document in batch if document.split == part.split])
-            owner.touch()  # still alive
+            owner.touch()  # a sign of life for processes on other machines
             documents, tokens = documents + len(batch), sum(part.tokens for part in parts)
-            if tell is not None:
-                tell(documents, tokens)
+            if progress is not None:
+                progress(documents, tokens)
     if not documents:
-        raise ValueError(nothing(wanted, "there is no text of two tokens", skipped))
+        raise ValueError(no_text_message(request, "there is no text of two tokens", skipped))
     tokenizer.save(folder / "tokenizer")
     write_file(folder / "origin.json", origin())
     owner.unlink()
-    write_file(folder / "manifest.json", manifest(wanted, tokenizer, parts, skipped))
+    write_file(folder / "manifest.json", build_manifest(request, tokenizer, parts, skipped))
 
 
-def manifest(wanted: Wanted, tokenizer: Tokenizer, parts: list[Part], skipped: Counter[str]) -> dict[str, Any]:
+def build_manifest(
+    request: CorpusRequest, tokenizer: Tokenizer, parts: list[SplitWriter], skipped: Counter[str]
+) -> dict[str, Any]:
+    """The content of manifest.json."""
     return {
         "format": FORMAT,
-        "source": wanted.source,
-        "hash": short([tokenizer.hash, [part.digest.hexdigest() for part in parts]]),
+        "source": request.source,
+        "hash": short_hash([tokenizer.hash, [part.digest.hexdigest() for part in parts]]),
         "tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash},
         "vocab": tokenizer.vocab,
         "dtype": tokenizer.dtype.str,
-        "splits": {part.split: part.sums for part in parts},
-        "skipped": dict(sorted(skipped.items())),  # files and documents, by what is wrong with them
-        "request": wanted.request,
+        "splits": {part.split: part.totals for part in parts},
+        "skipped": dict(sorted(skipped.items())),  # how many files and documents were skipped, by reason
+        "request": request.identity,
     }
 
 
-def nothing(wanted: Wanted, what: str, skipped: Counter[str]) -> str:
-    """Why a source gives no corpus."""
-    told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
-    return f"{what} in {wanted.source}" + (f" (skipped: {told})" if told else "")
+def no_text_message(request: CorpusRequest, what: str, skipped: Counter[str]) -> str:
+    """Says why a source gives no corpus."""
+    reasons = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
+    return f"{what} in {request.source}" + (f" (skipped: {reasons})" if reasons else "")
 
 
-def encoded(wanted: Wanted, tokenizer: Tokenizer, skipped: Counter[str]) -> Iterator[list[Document]]:
-    """The documents of a source up to the limit, a batch at a time."""
-    left = math.inf if wanted.limit is None else wanted.limit
-    for texts in batches(wanted.texts(skipped)):
+def encode_documents(request: CorpusRequest, tokenizer: Tokenizer, skipped: Counter[str]) -> Iterator[list[Document]]:
+    """The documents of a source up to its limit of tokens, a batch at a time."""
+    left = math.inf if request.limit is None else request.limit
+    for texts in group_texts(request.texts(skipped)):
         batch = []
         for text, tokens in zip(texts, tokenizer.encode(texts), strict=True):
             if len(tokens) < 2:
                 skipped["shorter than two tokens"] += 1
             elif left > 0:
-                batch.append(Document(wanted.split(text), len(text.encode()), tokens))
+                batch.append(Document(request.split(text), len(text.encode()), tokens))
                 left -= len(tokens) + 1
         yield batch
         if left <= 0:
             return
 
 
-def batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Texts, as many together as make up a batch."""
+def group_texts(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Groups texts into batches of at least `BATCH_CHARACTERS`, except the last."""
     batch, size = [], 0
     for text in texts:
         batch.append(text)
         size += len(text)
-        if size >= BATCH:
+        if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def trained(wanted: Wanted, vocab: int) -> Tokenizer:
-    """A BPE of the source: from those of its first training documents that come first by their hash."""
-    skipped, found, read = Counter[str](), [], 0
-    for text in wanted.texts(skipped):
+def train_tokenizer(request: CorpusRequest, vocab: int) -> Tokenizer:
+    """Train a BPE on the source: on those of its first training documents whose hashes are smallest."""
+    skipped, candidates, read = Counter[str](), [], 0
+    for text in request.texts(skipped):
         read += len(text)
-        if wanted.split(text) == "train":
-            found.append((place(text), text))
-        if read >= READ:
+        if request.split(text) == "train":
+            candidates.append((hash_position(text), text))
+        if read >= BPE_READ:
             break
-    if not found:
-        raise ValueError(nothing(wanted, "there is no document to train a BPE on", skipped))
-    found.sort(key=itemgetter(0))
-    sizes = np.cumsum([len(text) for _, text in found])
-    return train_bpe([text for _, text in found[: int(np.searchsorted(sizes, SAMPLE)) + 1]], vocab)
+    if not candidates:
+        raise ValueError(no_text_message(request, "there is no document to train a BPE on", skipped))
+    candidates.sort(key=itemgetter(0))
+    sizes = np.cumsum([len(text) for _, text in candidates])
+    return train_bpe([text for _, text in candidates[: int(np.searchsorted(sizes, BPE_CHARACTERS)) + 1]], vocab)

@@ -20,6 +20,7 @@ GROUP = ("length", "pairs", "pattern", "depth", "dim")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """A miniature of the figure, or its published grid."""
     match scale:
         case "smoke":
             yield from grid("mqar(vocab=32, length=16, pairs=2, filler='zero')", (8, 16), range(2), steps=60)
@@ -69,6 +70,7 @@ def published_grid() -> Iterator[Recipe]:
 
 
 def published_mixers(length: int) -> dict[str, str]:
+    """The pattern of each mixer of the published figure, at a length."""
     return {
         "Attention": "attention(dropout=0.1, rotary=False)",
         "Hyena": f"hyena(taps={length})",
@@ -116,7 +118,7 @@ PUBLISHED = {
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each mixer at its best rate, with the interval over seeds and the steps to solve the task."""
     found = curve(best(table, group=GROUP), group=(*GROUP, "rate", "tried", "window"))
-    found["mixer"] = [name(row.pattern, row.length) for row in found.itertuples()]
+    found["mixer"] = [mixer_name(row.pattern, row.length) for row in found.itertuples()]
     columns = [
         "length",
         "pairs",
@@ -153,7 +155,7 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     yield "", panels(contents, x="Model width", levels=levels, note=note)
 
 
-def name(pattern: str, length: int) -> str:
-    """A mixer as the figure calls it."""
+def mixer_name(pattern: str, length: int) -> str:
+    """The name of a pattern in the figure."""
     known = [*SMALL.items(), *published_mixers(length).items()]
     return {text: short for short, text in known}.get(pattern, pattern)

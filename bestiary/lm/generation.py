@@ -1,4 +1,4 @@
-"""Going on from a prompt, a token at a time, with nothing but the state of what was read."""
+"""Continuing a prompt, one token at a time; nothing is kept of what was read but the model's state."""
 
 import torch
 from jaxtyping import Float, Int
@@ -20,9 +20,10 @@ def generate(
     top_k: int | None = None,
     seed: int = 0,
 ) -> Int[Tensor, "batch longer"]:
-    """The prompts with `count` further tokens each, drawn from the `top_k` likeliest; the likeliest at temperature 0.
+    """The prompts followed by `count` new tokens each, sampled from the `top_k` likeliest.
 
-    The prompt is read once, and then each token drawn. The same seed draws the same tokens.
+    At temperature 0 it is always the likeliest token. The same seed samples the same tokens.
+    Raises ValueError for an empty prompt, a negative temperature or a `top_k` below 1.
     """
     if tokens.shape[1] == 0:
         raise ValueError("an empty prompt says nothing to go on from; give the separator of documents")
@@ -34,21 +35,21 @@ def generate(
         logits, state = model(part, state)
     for i in range(count):
         assert logits is not None
-        new = drawn(logits[:, -1], rng, temperature=temperature, top_k=top_k)
+        new = sample_tokens(logits[:, -1], rng, temperature=temperature, top_k=top_k)
         tokens = torch.cat([tokens, new], dim=1)
         if i < count - 1:
             logits, state = model(new, state)
     return tokens
 
 
-def drawn(
+def sample_tokens(
     logits: Float[Tensor, "batch vocab"], rng: torch.Generator, *, temperature: float, top_k: int | None
 ) -> Int[Tensor, "batch 1"]:
-    """A token for each row."""
+    """One token for each row of logits."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     if top_k is not None and top_k < logits.shape[1]:
-        least = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    chances = (logits / temperature).softmax(-1)
-    return torch.multinomial(chances.cpu(), 1, generator=rng).to(logits.device)
+        lowest = logits.topk(top_k).values[:, -1:]
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
+    probabilities = (logits / temperature).softmax(-1)
+    return torch.multinomial(probabilities.cpu(), 1, generator=rng).to(logits.device)

@@ -1,9 +1,9 @@
-"""Tables for a paper, in LaTeX with booktabs."""
+"""The tables of a report in LaTeX, with booktabs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bestiary.report.words import counted, top
+from bestiary.report.words import best_cells, count_noun
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -17,30 +17,32 @@ SPECIAL = {
 }
 
 
-def tables(contents: Mapping[str, Any]) -> str:
-    """A table for each task: a row for each mixer at the width chosen on the selection stream."""
+def latex_tables(contents: Mapping[str, Any]) -> str:
+    """A table for each task, with a row for each mixer at the width chosen on the selection stream."""
     head = "% Needs \\usepackage{booktabs} and \\usepackage{textcomp}, and a wide page for many segments.\n"
     parts = []
     for i, task in enumerate(contents["tasks"]):
-        rows = list(top([c for c in contents["cells"] if c["task"] == i]).values())
-        parts.append(table(task, sorted(rows, key=lambda c: c["mixer"]), f"recall-{i + 1}"))
+        rows = list(best_cells([c for c in contents["cells"] if c["task"] == i]).values())
+        parts.append(latex_table(task, sorted(rows, key=lambda c: c["mixer"]), f"recall-{i + 1}"))
     return head + "\n" + "\n".join(parts)
 
 
-def table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> str:
+def latex_table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> str:
+    """One table: a row for each cell, a column for each test segment."""
     segments = task["segments"] if len(task["segments"]) > 1 else []
     heads = [
         "Mixer",
         "Width",
         "State",
-        *(stacked(part["label"]) for part in segments),
+        *(column_head(part["label"]) for part in segments),
         "Mean" if segments else "Accuracy",
     ]
     columns = [[c["segments"][s] for c in cells] for s in range(len(segments))]
     columns.append([[c["accuracy"], c["low"], c["high"]] for c in cells])
-    written = [numbers(column) for column in columns]
+    written = [format_column(column) for column in columns]
     lines = [
-        " & ".join([escaped(c["mixer"]), str(c["dim"]), state(c), *(column[row] for column in written)]) + r" \\"
+        " & ".join([escape_latex(c["mixer"]), str(c["dim"]), state_text(c), *(column[row] for column in written)])
+        + r" \\"
         for row, c in enumerate(cells)
     ]
     return "\n".join(
@@ -62,8 +64,8 @@ def table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str
     )
 
 
-def numbers(column: Sequence[Sequence[float]]) -> list[str]:
-    """Mean and half of the interval; the highest mean, as it is written, in bold."""
+def format_column(column: Sequence[Sequence[float]]) -> list[str]:
+    """Mean and half the width of its interval; the highest printed mean in bold."""
     best = max(f"{mean:.3f}" for mean, _, _ in column)
     means = [f"{mean:.3f}" for mean, _, _ in column]
     marked = [rf"\mathbf{{{mean}}}" if mean == best else mean for mean in means]
@@ -71,26 +73,28 @@ def numbers(column: Sequence[Sequence[float]]) -> list[str]:
 
 
 def caption(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+    """The caption of a table, with what its numbers are."""
     seeds = min(c["seeds"] for c in cells)
     at_least = (
-        f"at least {counted(seeds, 'seed')}" if seeds < max(c["seeds"] for c in cells) else counted(seeds, "seed")
+        f"at least {count_noun(seeds, 'seed')}" if seeds < max(c["seeds"] for c in cells) else count_noun(seeds, "seed")
     )
     return (
-        f"Accuracy on {escaped(task['label'])}: mean over {at_least} and half of the 95\\,\\% interval, the highest "
-        "mean in bold. Width and learning rate are chosen on the selection stream. State in numbers."
+        f"Accuracy on {escape_latex(task['label'])}: mean over {at_least} and half of the 95\\,\\% interval, "
+        "the highest mean in bold. Width and learning rate are chosen on the selection stream. State in numbers."
     )
 
 
-def state(c: Mapping[str, Any]) -> str:
+def state_text(c: Mapping[str, Any]) -> str:
+    """The numbers in the state, with thousands separated as LaTeX spaces them."""
     return "--" if c["state"] is None else f"{c['state']:,}".replace(",", "{,}")
 
 
-def stacked(text: str) -> str:
-    """The head of a column, an option a line."""
-    lines = r" \\ ".join(map(escaped, text.split(", ")))
+def column_head(text: str) -> str:
+    """The head of a column, one option a line."""
+    lines = r" \\ ".join(map(escape_latex, text.split(", ")))
     return rf"\shortstack{{{lines}}}"
 
 
-def escaped(text: str) -> str:
-    """Text as LaTeX shows it."""
+def escape_latex(text: str) -> str:
+    """Text with the special characters of LaTeX escaped."""
     return "".join(SPECIAL.get(mark, mark) for mark in text)

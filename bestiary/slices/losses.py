@@ -1,4 +1,4 @@
-"""A text in contexts, and the loss of a language model on each of its tokens, from a model or from a file."""
+"""A text cut into contexts, and the loss of a language model on each of its tokens, from a model or from a file."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -22,53 +22,55 @@ if TYPE_CHECKING:
     from bestiary.corpus.tokenizers import Tokenizer
     from bestiary.model import Model
 
-LOGITS = 2**25  # numbers computed at a time
+LOGITS_AT_ONCE = 2**25  # logits computed at a time
 
 
 @dataclass(frozen=True)
 class Text:
-    """Contexts to measure on, and what is known of their tokens; `corpus` is what was counted."""
+    """Contexts to measure on; `corpus` provides the tokenizer and the counts of bigrams."""
 
     name: str
     corpus: "Corpus"
     contexts: "NDArray[np.int64]"  # (n, length + 1)
-    documents: "NDArray[np.int64]"  # (n, length): which document each predicted token is of
-    order: int = 2  # of the n-grams looked for
+    documents: "NDArray[np.int64]"  # (n, length): the number of the document that each predicted token belongs to
+    order: int = 2  # of the n-grams that make a hit
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(contexts, length) of whatever is known of each predicted token."""
+        """(contexts, length), the shape of every property of the predicted tokens."""
         return self.documents.shape  # pyright: ignore[reportReturnType]
 
     @cached_property
     def counts(self) -> "Counts":
+        """How often each bigram occurs in the training split of the corpus."""
         return self.corpus.counts()
 
     @cached_property
     def facets(self) -> Facets:
+        """The facets of every predicted token."""
         return facets(self.contexts, self.counts, order=self.order)
 
     @cached_property
     def bytes(self) -> int:
         """UTF-8 bytes of all predicted tokens."""
-        return int(self.corpus.tokenizer.sizes[self.contexts[:, 1:]].sum())
+        return int(self.corpus.tokenizer.token_sizes[self.contexts[:, 1:]].sum())
 
 
-def of_split(corpus: "Corpus", split: str, length: int, limit: int | None = None, *, order: int = 2) -> Text:
+def split_text(corpus: "Corpus", split: str, length: int, limit: int | None = None, *, order: int = 2) -> Text:
     """The contexts of a split of a corpus, at most `limit`."""
     contexts, name = corpus.contexts(split, length, limit), f"{split} of {corpus.folder.name}"
-    return Text(name, corpus, contexts, owners(contexts.shape, corpus.ends(split)), order)
+    return Text(name, corpus, contexts, document_numbers(contexts.shape, corpus.ends(split)), order)
 
 
-def of_source(
+def source_text(
     source: str, corpus: "Corpus", length: int, limit: int | None = None, *, order: int = 2, column: str = "text"
 ) -> Text:
-    """The contexts of any text, by the tokens and counts of a corpus; what fills no last context is left out.
+    """The contexts of any text, by the tokenizer and counts of a corpus; an incomplete last context is left out.
 
-    A text shorter than a context is one context. Raises ValueError for one of fewer than two tokens.
+    A text shorter than a context is one context. Raises ValueError for a text of fewer than two tokens.
     """
     parts, ends = [], [0]
-    for piece in encoded(documents(source, column=column), corpus):
+    for piece in encode_texts(documents(source, column=column), corpus):
         parts += [piece, np.array([corpus.tokenizer.separator], dtype=piece.dtype)]
         ends.append(ends[-1] + len(piece) + 1)
         if limit is not None and ends[-1] > limit * length:
@@ -77,28 +79,32 @@ def of_source(
     if ends[-1] - len(ends) + 1 < 2:
         raise ValueError(f"{source} has fewer than two tokens")
     contexts = windows(tokens, length)[:limit]
-    return Text(source, corpus, contexts, owners(contexts.shape, np.array(ends[1:])), order)
+    return Text(source, corpus, contexts, document_numbers(contexts.shape, np.array(ends[1:])), order)
 
 
-def encoded(texts: Iterable[str], corpus: "Corpus") -> Iterable["NDArray"]:
+def encode_texts(texts: Iterable[str], corpus: "Corpus") -> Iterable["NDArray"]:
+    """The tokens of each text."""
     for text in texts:
         yield from corpus.tokenizer.encode([text])
 
 
-def owners(shape: tuple[int, ...], ends: "NDArray[np.integer]") -> "NDArray[np.int64]":
-    """Which document each predicted token is of; consecutive contexts share a token, the last and the first."""
+def document_numbers(shape: tuple[int, ...], ends: "NDArray[np.integer]") -> "NDArray[np.int64]":
+    """The number of the document that each predicted token belongs to; consecutive contexts share one token."""
     count, length = shape[0], shape[1] - 1
     return np.searchsorted(ends, np.arange(1, count * length + 1), side="right").reshape(count, length)
 
 
-def of_model(
+def model_losses(
     model: "Model",
     contexts: "NDArray[np.integer]",
     *,
     device: str = "cpu",
-    tell: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> "NDArray[np.float32]":
-    """The loss in nats of each token after the first of each context, under a model of ours."""
+    """The loss in nats of each token after the first of each context (n, length + 1), under a model of this package.
+
+    `progress` is called with the contexts done and their total. Raises ValueError for tokens that it does not know.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -106,26 +112,26 @@ def of_model(
     vocab, found = model.embed.weight.shape[0], []
     if contexts.size and int(contexts.max()) >= vocab:
         raise ValueError(f"the text has token {int(contexts.max())}, the model a vocabulary of {vocab}")
-    size = max(1, LOGITS // (vocab * contexts.shape[1]))
+    size = max(1, LOGITS_AT_ONCE // (vocab * contexts.shape[1]))
     with torch.no_grad():
         for start in range(0, len(contexts), size):
             tokens = torch.from_numpy(contexts[start : start + size].astype(np.int64)).to(device)
             logits = model.parallel(tokens[:, :-1])
             loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
             found.append(loss.view(len(tokens), -1).cpu().numpy())
-            if tell is not None:
-                tell(min(start + size, len(contexts)), len(contexts))
+            if progress is not None:
+                progress(min(start + size, len(contexts)), len(contexts))
     return np.concatenate(found)
 
 
-def of_file(place: Path, shape: tuple[int, int]) -> "NDArray[np.float32]":
-    """Losses from a file of natural-log probabilities: .npy, .npz, .json, .jsonl, or text with a number a line.
+def read_losses(place: Path, shape: tuple[int, int]) -> "NDArray[np.float32]":
+    """Losses from a file of natural-log probabilities: .npy, .npz, .json, .jsonl, or text with one number a line.
 
-    One number for each token after the first of each context, in order. Raises ValueError if there are more or
-    fewer, or if some cannot be log-probabilities.
+    The file has one number for each token after the first of each context, in order; `shape` is (contexts, length).
+    Raises ValueError if there are more or fewer, or if some cannot be log-probabilities.
     """
     try:
-        given = numbers(place)
+        given = read_numbers(place)
     except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as fault:
         what = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise ValueError(f"{place} is no file of log-probabilities ({what})") from None
@@ -139,7 +145,7 @@ def of_file(place: Path, shape: tuple[int, int]) -> "NDArray[np.float32]":
     return -given.reshape(shape).astype(np.float32)
 
 
-def numbers(place: Path) -> "NDArray[np.float64]":
+def read_numbers(place: Path) -> "NDArray[np.float64]":
     """All numbers of a file in order."""
     match place.suffix:
         case ".npy":
@@ -148,31 +154,32 @@ def numbers(place: Path) -> "NDArray[np.float64]":
             with np.load(place, allow_pickle=False) as file:
                 return np.concatenate([file[name].astype(np.float64).ravel() for name in file.files])
         case ".json":
-            return np.array(list(flat(json.loads(place.read_text()))), dtype=np.float64)
+            return np.array(list(flatten(json.loads(place.read_text()))), dtype=np.float64)
         case ".jsonl":
             values = [json.loads(line) for line in place.read_text().splitlines() if line.strip()]
-            return np.array(list(flat(values)), dtype=np.float64)
+            return np.array(list(flatten(values)), dtype=np.float64)
         case _:
             return np.array(place.read_text().split(), dtype=np.float64)
 
 
-def flat(values: Any) -> Iterable[float]:
+def flatten(values: Any) -> Iterable[float]:
+    """The numbers of nested lists, in order."""
     if isinstance(values, list):
         for part in values:
-            yield from flat(part)
+            yield from flatten(part)
     else:
         yield float(values)
 
 
 def bits_per_byte(losses: "NDArray", count: int) -> float:
-    """Comparable between tokenizers: all losses in bits, by the bytes that were predicted."""
+    """The sum of losses (nats) in bits, divided by the bytes that were predicted: comparable between tokenizers."""
     return float(losses.sum(dtype=np.float64)) / np.log(2) / count
 
 
-def retold(text: Text, tokenizer: "Tokenizer") -> tuple["NDArray[np.int64]", int]:
+def retokenize(text: Text, tokenizer: "Tokenizer") -> tuple["NDArray[np.int64]", int]:
     """The same documents in contexts of another tokenizer's tokens, and the bytes predicted in them.
 
-    What fills no last context is left out, here as for the text itself.
+    An incomplete last context is left out, here as for the text itself.
     """
     own, flat = text.corpus.tokenizer, text.contexts[:, 1:].ravel()
     ends = np.flatnonzero(flat == own.separator)
@@ -180,4 +187,4 @@ def retold(text: Text, tokenizer: "Tokenizer") -> tuple["NDArray[np.int64]", int
     texts = [own.decode(piece) for piece in pieces if len(piece)]
     parts = [np.append(part, tokenizer.separator) for part in tokenizer.encode(texts)]
     contexts = windows(np.concatenate(parts), text.shape[1])
-    return contexts, int(tokenizer.sizes[contexts[:, 1:]].sum())
+    return contexts, int(tokenizer.token_sizes[contexts[:, 1:]].sum())

@@ -9,7 +9,7 @@ from bestiary.spec import parse
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 
-def drawn(task: Task, rows: int = 50) -> list[tuple[list[int], list[int], dict[str, list[int]]]]:
+def draw_rows(task: Task, rows: int = 50) -> list[tuple[list[int], list[int], dict[str, list[int]]]]:
     """Rows of tokens, targets and facets in plain Python."""
     batch = task.sample(rows, stream("test"))
     facets = {name: facet.tolist() for name, facet in batch.facets.items()}
@@ -19,21 +19,21 @@ def drawn(task: Task, rows: int = 50) -> list[tuple[list[int], list[int], dict[s
     ]
 
 
-def asked(targets: list[int]) -> list[int]:
+def asked_positions(targets: list[int]) -> list[int]:
     return [time for time, target in enumerate(targets) if target != SILENT]
 
 
-def uniform(values: Tensor, among: int) -> bool:
+def is_uniform(values: Tensor, among: int) -> bool:
     """Whether numbers below `among` are each as frequent, within 4.5 sigma."""
     share = torch.bincount(values.flatten(), minlength=among) / values.numel()
     return len(share) == among and bool((share - 1 / among).abs().max() < 4.5 * (1 / among / values.numel()) ** 0.5)
 
 
-def at_questions(batch: Batch, x: Tensor) -> Tensor:
+def at_asked(batch: Batch, x: Tensor) -> Tensor:
     return x[batch.targets != SILENT]
 
 
-def sampled(text: str, rows: int = 300) -> tuple[Any, Batch]:
+def sample_task(text: str, rows: int = 300) -> tuple[Any, Batch]:
     """A task by its text, and rows of it."""
     task: Task = parse("tasks", text)[0].build()
     return task, task.sample(rows, stream("test", text))

@@ -1,4 +1,4 @@
-"""How runs stand, as lines of text; a store of many runs is told in a few."""
+"""The status of runs as lines of text; runs that failed alike share a few."""
 
 from collections.abc import Iterator, Sequence
 from textwrap import indent
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 SHOWN = 5  # runs listed of those that failed alike
 
 
-def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+def run_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """One line for each run, in columns."""
     cells = [
         [
@@ -25,18 +25,18 @@ def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
 
 
-def failures(store: "Store", rows: Sequence[dict[str, Any]], *, most: int | None = SHOWN) -> Iterator[str]:
-    """Runs that failed alike under one traceback: alike is that its last line is the same. The commonest come first."""
+def failure_lines(store: "Store", rows: Sequence[dict[str, Any]], *, most: int | None = SHOWN) -> Iterator[str]:
+    """Failed runs under their traceback, grouped by its last line; the commonest first, `most` runs of each."""
     by_key = {row["key"]: row for row in rows}
-    for said, trace, keys in alike(store, list(by_key)):
-        found = [by_key[key] for key in keys]
-        yield f"failed {'once' if len(found) == 1 else f'{len(found):,} times'}: {said}"
-        yield from (indent(text, "  ") for text in (trace, *lines(found[:most])))
-        if most is not None and len(found) > most:
-            yield f"  and {len(found) - most:,} more; --all lists every run"
+    for last_line, trace, keys in group_failures(store, list(by_key)):
+        runs = [by_key[key] for key in keys]
+        yield f"failed {'once' if len(runs) == 1 else f'{len(runs):,} times'}: {last_line}"
+        yield from (indent(text, "  ") for text in (trace, *run_lines(runs[:most])))
+        if most is not None and len(runs) > most:
+            yield f"  and {len(runs) - most:,} more; --all lists every run"
 
 
-def alike(store: "Store", keys: Sequence[str]) -> list[tuple[str, str, list[str]]]:
+def group_failures(store: "Store", keys: Sequence[str]) -> list[tuple[str, str, list[str]]]:
     """The last line of each traceback, the traceback, and the runs that failed by it; the commonest first."""
     found: dict[str, tuple[str, list[str]]] = {}
     for key in keys:

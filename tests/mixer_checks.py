@@ -30,7 +30,7 @@ def close(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def convolved(x: Tensor, filter: Tensor) -> Tensor:
+def convolve(x: Tensor, filter: Tensor) -> Tensor:
     """y_t = sum_i filter_i x_{t-i}."""
     y = torch.zeros_like(x)
     for t in range(x.shape[1]):
@@ -39,11 +39,11 @@ def convolved(x: Tensor, filter: Tensor) -> Tensor:
     return y
 
 
-def heads(x: Tensor, count: int) -> Tensor:
+def split_heads(x: Tensor, count: int) -> Tensor:
     return x.unflatten(-1, (count, -1))  # batch, time, heads, width
 
 
-def turned(x: Tensor) -> Tensor:
+def rotate(x: Tensor) -> Tensor:
     """Rotary positions: channel c and its partner half a head away turn by time / 10,000^(c / half)."""
     y, half = torch.empty_like(x), x.shape[-1] // 2
     for t in range(x.shape[1]):

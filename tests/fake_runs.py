@@ -19,7 +19,7 @@ cat /dev/zero > '{store}/.zeros' 2> /dev/null
 """
 
 
-def finished(store: Store, recipe: Recipe, *, right: int = 1, outcome: str = "finished") -> None:
+def add_finished_run(store: Store, recipe: Recipe, *, right: int = 1, outcome: str = "finished") -> None:
     """A run as training leaves it; one that diverged has no test lines."""
     run = store.claim(recipe)
     assert run is not None
@@ -33,12 +33,12 @@ def finished(store: Store, recipe: Recipe, *, right: int = 1, outcome: str = "fi
         run.end(outcome)
 
 
-def filled(store: Store, many: int) -> Store:
+def fill_store(store: Store, many: int) -> Store:
     """`many` runs that are done, the last of which diverged, one that failed and one that was interrupted."""
     tasks = "mqar(vocab=20, length=12, pairs=2), parity(length=8)"
     for seed in range(many):
         made = clean("attention", dim=8, seed=seed, test=tasks) if seed % 3 else clean("attention", dim=8, seed=seed)
-        finished(store, made, outcome="diverged" if seed == many - 1 else "finished")
+        add_finished_run(store, made, outcome="diverged" if seed == many - 1 else "finished")
     for dim, fault in ((3, ZeroDivisionError("nothing to divide by")), (5, KeyboardInterrupt())):
         run = store.claim(clean("attention", dim=dim))
         assert run is not None
@@ -47,9 +47,9 @@ def filled(store: Store, many: int) -> Store:
     return store
 
 
-def unshared(folder: Path, *command: str, disk: str = READ_ONLY) -> "subprocess.CompletedProcess[str]":
+def run_on_other_disk(folder: Path, *command: str, disk: str = READ_ONLY) -> "subprocess.CompletedProcess[str]":
     """Run a command that finds a folder on another disk, as only it sees it; skips where that is not permitted."""
-    if not permitted():
+    if not can_mount():
         pytest.skip("this machine lets nobody mount a disk for one process")
     script = disk.format(store=folder)
     ran = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, "sh", *command]
@@ -57,7 +57,7 @@ def unshared(folder: Path, *command: str, disk: str = READ_ONLY) -> "subprocess.
 
 
 @cache
-def permitted() -> bool:
+def can_mount() -> bool:
     probe = ["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
     try:
         return subprocess.run(probe, capture_output=True, check=False).returncode == 0
