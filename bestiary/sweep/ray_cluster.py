@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bestiary.runs.store import list_claims, machine, read_json
+from bestiary.runs.claims import list_claims, machine, read_owner
+from bestiary.runs.store import DamagedRun
 from bestiary.sweep.jobs import OVER, Job, JobEvent, WorkerConfig
 from bestiary.training.recipe import Recipe
 
@@ -197,10 +198,11 @@ class RayCluster:
     def release(self, worker: WorkerHandle) -> None:
         """Release the claims of a worker that is gone; on another machine they would be valid until they are stale."""
         for recipe in worker.job.recipes if worker.job else ():
-            for claim in list_claims(Path(self.config.folder) / recipe.key)[-1:]:
-                owner = read_json(claim / "owner.json")
-                if (owner["machine"], owner["process"]) == worker.owner:
-                    (claim / "released").touch()
+            with contextlib.suppress(DamagedRun, OSError):  # whoever reads the run will say so
+                for claim in list_claims(Path(self.config.folder) / recipe.key)[-1:]:
+                    owner = read_owner(claim)
+                    if (owner["machine"], owner["process"]) == worker.owner:
+                        (claim / "released").touch()
 
     def close(self) -> None:
         """Stop all workers and release the runs they hold."""

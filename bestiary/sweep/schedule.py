@@ -118,7 +118,7 @@ def follow_up(event: JobEvent, rest: Job, store: Store) -> tuple[list[Job], list
     again = rest._replace(tries=rest.tries + 1)
     last, line = again.tries >= TRIES, str(event.detail)
     for recipe in rest.recipes:
-        store.record_death(recipe.key, line, last=last)
+        store.record_death(recipe, line, last=last)
     if last:
         return [], [Event("failed", recipe, f"{line}, {again.tries} times") for recipe in rest.recipes]
     return split_in_singles(again), [Event("retried", recipe, line) for recipe in rest.recipes]

@@ -17,7 +17,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestiary.runs.store import Store
+from bestiary.runs.store import DamagedRun, Store
 from bestiary.sweep.jobs import Event, Together, WorkerConfig
 from bestiary.sweep.local import Local, cores
 from bestiary.sweep.schedule import devices, sweep
@@ -183,7 +183,7 @@ def follow_runs(left: Sequence[Recipe], store: Store, executor: Any, job: ArrayJ
                 for run in unfinished:
                     yield from run.poll()
                 unfinished = [run for run in unfinished if not run.finished]
-                if over and not any(store.owner(run.recipe.key) for run in unfinished):
+                if over and not any(run.is_owned() for run in unfinished):
                     break  # the claim of a dead job counts until it is stale
                 time.sleep(pause)
             why = check_jobs(jobs)
@@ -239,7 +239,7 @@ class RunProgress:
         """When the last attempt started, in nanoseconds; 0 if there was none."""
         try:
             return (self.place / "origin.json").stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:
             return 0
 
     def restart(self, why: str) -> Iterator[Event]:
@@ -247,8 +247,23 @@ class RunProgress:
         self.started = False
         yield Event("retried", self.recipe, why)
 
+    def is_owned(self) -> bool:
+        """Whether a worker has the run now."""
+        try:
+            return self.store.owner(self.recipe.key) is not None
+        except DamagedRun:
+            return False
+
     def poll(self) -> Iterator[Event]:
         """What happened since the last call."""
+        try:
+            yield from self.read_news()
+        except DamagedRun as fault:
+            self.finished = True
+            yield Event("failed", self.recipe, str(fault))
+
+    def read_news(self) -> Iterator[Event]:
+        """`poll`, unless the folder is damaged. Raises DamagedRun."""
         done = self.recipe in self.store  # before the log is read, so that the log is complete
         failure = None if done else self.store.failure(self.recipe.key, since=self.since)
         if (attempt := self.attempt_time()) != self.attempt:
