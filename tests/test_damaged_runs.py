@@ -276,6 +276,7 @@ def test_a_sweep_fails_what_is_damaged_and_does_the_rest(store: Store, run: Path
     recipes = [small_recipe(seed=0), *(small_recipe(seed=seed, **steps) for seed in (11, 12))]
     kinds = Counter((event.kind, event.recipe.key) for event in sweep(recipes, store, workers=1) if event.recipe)
     assert kinds["failed", run.name] == 1
+    assert not any(kind == "retried" for kind, _ in kinds)
     assert all(kinds["ended", recipe.key] == 1 for recipe in recipes[1:])
 
 

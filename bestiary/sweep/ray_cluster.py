@@ -49,6 +49,7 @@ class WorkerHandle:
     actor: Any
     owner: tuple[str, int] | None = None  # its machine and process, once it is ready
     usable: bool = True  # whether it shares the driver's files
+    reason: str = ""  # why it was stopped
     job: Job | None = None
 
 
@@ -182,12 +183,22 @@ class RayCluster:
         actor = make(Worker).remote(self.config, self.device, os.getcwd(), str(self.probe))
         self.workers[actor.poll.remote()] = WorkerHandle(actor)
 
+    def stop(self, job: Job, reason: str) -> None:
+        """End the actor that has a job."""
+        import ray
+        from ray.exceptions import RayError
+
+        for worker in [worker for worker in self.workers.values() if worker.job is job]:
+            worker.reason = reason
+            with contextlib.suppress(RayError):
+                ray.kill(worker.actor)
+
     def remove_worker(self, worker: WorkerHandle, fault: Exception) -> list[JobEvent]:
         """Release the runs of a worker that died. Returns the event for its job, if it had one."""
         import ray
         from ray.exceptions import RayError
 
-        line = f"the worker died ({type(fault).__name__}: {death_reason(fault)})"
+        line = f"the worker died ({worker.reason or f'{type(fault).__name__}: {death_reason(fault)}'})"
         with contextlib.suppress(RayError):  # it may only be out of reach
             ray.kill(worker.actor)
         self.release(worker)

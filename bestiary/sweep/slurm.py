@@ -44,6 +44,7 @@ def slurm_sweep(
     backend: str = "auto",
     keep: bool = False,
     together: Together = "auto",
+    patience: float | None = None,
 ) -> Generator[Event]:
     """Carry out every recipe that is not done by Slurm jobs, and yield what happens. Closing the iterator cancels them.
 
@@ -58,7 +59,7 @@ def slurm_sweep(
     left = list({recipe.key: recipe for recipe in recipes if recipe not in store}.values())
     executor = make_executor(settings, folder)
     config = WorkerConfig(str(folder.parent), backend, keep, threads, file_system_time(folder))
-    job = ArrayJob((), 0, count, config, device, together, workers)
+    job = ArrayJob((), 0, count, config, device, together, workers, patience)
     return follow_runs(left, store, executor, job)
 
 
@@ -126,6 +127,7 @@ class ArrayJob:
     device: str
     together: Together
     workers: int | None
+    patience: float | None = None
 
     def __call__(self) -> tuple[int, str] | None:
         """Sweep over all recipes, from this job's own place on. Returns errno and message if the disk ended it."""
@@ -136,6 +138,7 @@ class ArrayJob:
             executor=self.executor(),
             device=self.device,
             together=self.together,
+            patience=self.patience,
             part=(self.number, self.count),
         )
         try:
