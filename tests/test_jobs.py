@@ -15,7 +15,7 @@ from test_sweep import SMALL, recipes
 
 from bestiary.runs.store import Outcome, Store, list_claims, read_json
 from bestiary.runs.table import results
-from bestiary.sweep import Event, sweep
+from bestiary.sweep import Event, schedule, sweep
 from bestiary.sweep.jobs import Job, JobEvent, make_jobs
 from bestiary.sweep.schedule import run_jobs
 from bestiary.training.recipe import Recipe, clean
@@ -171,8 +171,67 @@ class Scripted:
         kind = kind.removesuffix(" late")
         return [*ended, JobEvent(job, kind, None, "it died" if kind == "died" else "why")]
 
+    def stop(self, job: Job, reason: str) -> None:
+        self.script.setdefault("stopped", []).append(reason)
+
     def close(self) -> None:
         pass
+
+
+class Hanging(Scripted):
+    """An executor whose worker says of each job that it has started, and then no more until it is stopped."""
+
+    reason = ""
+
+    def poll(self, timeout: float) -> list[JobEvent]:
+        time.sleep(timeout)
+        job = self.job
+        if job is None:
+            return []
+        if self.reason:
+            self.job, reason, self.reason = None, self.reason, ""
+            return [JobEvent(job, "died", None, reason)]
+        return [JobEvent(job, "started", job.recipes[0])] if self.ran.pop(0) else []
+
+    def start(self, job: Job) -> None:
+        self.job, self.ran = job, [True, *[False] * 10_000]
+
+    def stop(self, job: Job, reason: str) -> None:
+        assert job is self.job
+        self.reason = reason
+
+
+def test_a_worker_without_news_is_ended_and_its_death_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "RETRY_PAUSE", 0.04)
+    store, (recipe,) = Store(tmp_path), recipes(1)
+    events = list(run_jobs([Job((recipe,))], store, Hanging({}), wait=True, patience=0.2))
+    assert [event.kind for event in events] == ["started", "retried"] * 2 + ["started", "failed"]
+    assert events[1].detail == "no measurement for 0.2 s"
+    assert store.failure(recipe.key) == "no measurement for 0.2 s\n"
+
+
+def test_without_patience_a_worker_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "RETRY_PAUSE", 0.04)
+    executor, (recipe,) = Hanging({}), recipes(1)
+    events = run_jobs([Job((recipe,))], Store(tmp_path), executor, wait=True)
+    assert next(events).kind == "started"
+    stopper = Thread(target=lambda: (time.sleep(1.0), setattr(executor, "reason", "by hand")))
+    stopper.start()
+    assert next(events).detail == "by hand"
+    events.close()
+    stopper.join()
+
+
+@pytest.mark.slow
+def test_a_run_that_hangs_costs_its_own_worker_only(tmp_path: Path) -> None:
+    file = mixer(tmp_path, "hanging", "h, last = ", "import time; time.sleep(1e4) if len(x) > 2 else None; h, last = ")
+    hanging, (other,) = clean(file, **SMALL), recipes(1)
+    store = Store(tmp_path / "runs")
+    seen = [(e.kind, e.recipe.key) for e in told([hanging, other], store, workers=1, patience=2.0)]
+    assert Counter(kind for kind, key in seen if key == hanging.key) == {"started": 3, "retried": 2, "failed": 1}
+    assert ("ended", other.key) in seen
+    assert store.failure(hanging.key) == "the worker died (no measurement for 2 s)\n"
+    assert store.owner(hanging.key) is None
 
 
 def scripted(folder: Path, script: dict[str, list[str]]) -> tuple[list[list[int]], list[tuple[str, int, Any]]]:

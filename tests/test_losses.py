@@ -225,16 +225,16 @@ def assert_refused(path: Path) -> None:
     assert peak < 2**22
 
 
-def test_archives_that_unpack_to_gigabytes_are_not_unpacked(tmp_path: Path) -> None:
+def test_archives_that_unpack_to_a_thousand_times_their_size_are_not_unpacked(tmp_path: Path) -> None:
     zeros = bytes(2**20)
     with (
         zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("a.npy", "w", force_zip64=True) as member,
     ):
-        member.write(header("(67108864,)"))
-        for _ in range(512):
+        member.write(header("(4194304,)"))
+        for _ in range(32):
             member.write(zeros)
-    assert (tmp_path / "bomb.npz").stat().st_size < 2**20
+    assert (tmp_path / "bomb.npz").stat().st_size < 2**16
     assert_refused(tmp_path / "bomb.npz")
     with zipfile.ZipFile(tmp_path / "many.npz", "w") as archive:
         for i in range(1200):

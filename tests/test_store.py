@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import pytest
 
 from bestiary.cli import _app
-from bestiary.runs.store import STALE_AFTER, ClaimLost, DamagedRun, Run, Store, machine, process_start, write_file
+from bestiary.runs.claims import STALE_AFTER
+from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store, machine, process_start, write_file
 from bestiary.training.recipe import Recipe, clean
 from tests.fake_runs import run_on_other_disk
 
@@ -79,7 +80,7 @@ def test_a_run_whose_worker_was_killed_is_taken_up_at_once(store: Store, recipe:
     process.kill()
     process.join()
     with claimed(store, recipe) as run:
-        run.end("finished")
+        run.end("diverged")
     assert store.read(recipe.key).log == []
 
 
@@ -141,7 +142,6 @@ def test_an_interrupted_run_is_released_and_is_no_failure(store: Store, recipe: 
 def test_half_a_last_line_is_not_read(store: Store, recipe: Recipe) -> None:
     with claimed(store, recipe) as run:
         run.append(LINE)
-        run.end("finished")
     with (store.folder / recipe.key / "log.jsonl").open("a") as log:
         log.write('{"step": 2, "spl')
     assert store.read(recipe.key).log == [LINE]

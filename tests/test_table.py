@@ -124,7 +124,7 @@ def test_what_is_kept_of_a_run_is_json_to_the_bit() -> None:
     assert repr(json.loads(json.dumps(kept))) == repr(kept)
     assert kept["so far"] == {
         **{"outcome": "solved", "pattern": "attention", "dim": 8, "rate": 0.1, "seed": 2},
-        **{"step": 9, "selection": 1.0},
+        **{"step": 9, "selection": 1.0, "checked": False},
     }
     unfinished = index_parts(Record("key", recipe, None, log()[:2]))
     assert (unfinished["segments"], unfinished["so far"]["outcome"], unfinished["so far"]["step"]) == ([], None, 5)

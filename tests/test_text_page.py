@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from browsing import Reader
 
 from bestiary.slices.page import Passage, write_page
+from bestiary.slices.tables import FACETS, first_words, interval_sentences, page_figures, plural, selection_note
 
 PIECES = [
     "<|endoftext|>",
@@ -442,6 +444,50 @@ def test_on_a_phone_a_tap_shows_the_card_below_and_touching_elsewhere_closes_it(
     assert token(page, 9).bounding_box()["y"] < box["y"]
     page.locator("#title").dispatch_event("pointerdown")
     assert not page.locator("#card").is_visible()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_each_figure_can_be_read_at_any_width(opened: Callable[..., Any], tmp_path: Path, width: int) -> None:
+    """Curves as `slice` draws them, with their letters no smaller than 8 pixels."""
+    rows = [{"model": name, "low": low, "loss": 2.0, "half": 0.1} for name in "ab" for low in (1, 2, 4, 8, 1024)]
+    figures = list(page_figures({name: pd.DataFrame(rows) for name in FACETS}))
+    names = ("mamba2", "attention")
+    write_page(
+        tmp_path / "a.html", title="", sentences=[], passages=[CODE], names=names, figures=figures, caption="Means."
+    )
+    page = opened(tmp_path / "a.html", viewport={"width": width, "height": 844})
+    boxes = [figure.bounding_box() for figure in page.locator(".figures figure").all()]
+    assert len(boxes) == 3
+    assert len({box["y"] for box in boxes}) == (1 if width > 1000 else 3)
+    assert all(260 < box["width"] <= width for box in boxes)
+    scale = "(svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+    for svg in page.locator(".figures svg").all():
+        assert 7 * svg.evaluate(scale) >= 8  # the smallest letters are of 7 points, a unit of the drawing each
+    assert page.locator(".figures p").inner_text() == "Means."
+
+
+def test_titles_are_first_words() -> None:
+    assert first_words("  Some\n\tfew\ufffd words ") == "Some few words"
+    assert first_words("word " * 30) == ("word " * 12).strip() + "…"
+    assert first_words("x" * 200) == "x" * 60 + "…"
+    assert first_words(" \n") == ""
+
+
+@pytest.mark.parametrize(("models", "what"), [(1, "the highest loss on hits"), (2, "the largest gap on hits")])
+def test_what_is_shown_is_told_for_one_model_and_for_two(models: int, what: str) -> None:
+    assert (
+        selection_note(models) == f"Shown are the contexts with {what}, one of each document in turn: no random sample."
+    )
+    assert "one of each piece in turn" in selection_note(models, "piece")
+
+
+def test_one_document_is_no_documents() -> None:
+    assert [plural(count, "document") for count in (0, 1, 1234)] == ["0 documents", "1 document", "1,234 documents"]
+    assert interval_sentences(1, "piece") == ["A single piece has no intervals."]
+    assert len(interval_sentences(19, "document")) == 2
+    assert interval_sentences(20, "document") == ["Intervals of 95 % are over 20 documents."]
+    assert "say nothing about other documents" in interval_sentences(30, "piece")[-1]
 
 
 @pytest.mark.slow

@@ -241,6 +241,7 @@ def write_results(
         passages=tables.select_passages(text, list(losses.values()), threshold),
         names=names,
         figures=list(tables.page_figures(curves)),
+        caption=tables.CURVE_NOTE,
     )
     for path in [*(out / f"{name}.csv" for name in frames), *paths, out / "tokens.npz", out / "page.html"]:
         typer.echo(str(path))

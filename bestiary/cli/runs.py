@@ -186,6 +186,9 @@ def status(
     failed = [row for row in rows if row["state"] == "failed"]
     others = [row for row in rows if row["state"] not in ("failed", "to come") and (every or not row["outcome"])]
     lines = [*run_lines(others), *failure_lines(runs, failed, most=None if every else SHOWN)]
+    if unchecked := sum(not row.get("checked", True) for row in rows):
+        runs = "1 run is" if unchecked == 1 else f"{unchecked:,} runs are"
+        lines.append(f"{runs} unchecked: version 0.1 wrote no digests of files")
     lines.append(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or f"no runs in {store}")
     typer.echo("\n".join(lines))
     warn_damaged(damaged)

@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from bestiary.lm.distributed import TrainingGroup, training_group
 from bestiary.lm.pretraining import Parallel, Pretraining
 from bestiary.lm.speed import flops_per_token, peak_flops
+from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
 from bestiary.runs.store import Run, Store, origin, read_json, write_file
 from bestiary.tasks._task import SILENT, stream
-from bestiary.training.train import TOKENS, Diverged, is_matrix, keep_freed_memory
+from bestiary.training.train import TOKENS, Diverged, keep_freed_memory
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -183,7 +184,7 @@ class TrainingLoop:
         if self.device.type == "cuda" and recipe.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # for the read-out, which autocast leaves alone
         self.model = recipe.build().to(self.device)
-        self.decayed = {name for name, weight in self.model.named_parameters() if is_matrix(weight)}
+        self.decayed = decayed_names(self.model)
         self.flops = flops_per_token(recipe, sum(weight.numel() for weight in self.model.parameters()))
         objective = Objective(self.model, recipe.precision, compile=config.compile)
         self.objective = group.wrap(objective, self.model)

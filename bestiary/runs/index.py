@@ -16,11 +16,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bestiary.runs.store import DamagedRun, Record, Store, damaged_run
+from bestiary.runs.files import FAULTS
+from bestiary.runs.record import DamagedRun, Record, damaged_run
+from bestiary.runs.store import Store
 
 NAME = ".index.sqlite"
-FILES = ("recipe.json", "done", "log.jsonl")  # what a run is read from
+FILES = ("recipe.json", "done", "log.jsonl", "origin.json")  # what a run is read from
 SOURCES = (
+    "runs/record.py",
     "runs/store.py",
     "training/recipe.py",
     "runs/index.py",
@@ -47,11 +50,11 @@ def cached_parts(
             parts = compute(record)
         except DamagedRun as fault:
             found[key] = fault
-        except (LookupError, TypeError, ValueError, ArithmeticError) as fault:
+        except FAULTS as fault:
             found[key] = damaged_run(store.folder / key, fault)
         else:
             found[key] = parts[part]
-            if record.ended is not None and all(stamps[key]):
+            if record.ended is not None and all(stamps[key][:3]):
                 new.append((key, stamps[key], parts))
         if len(new) == BATCH:
             writable, new = writable and save(index, new), []
@@ -67,7 +70,7 @@ def file_stamps(place: str) -> tuple[str, ...] | None:
         try:
             status = os.stat(f"{place}/{name}")
         except (FileNotFoundError, NotADirectoryError):
-            stamps.append("")
+            stamps.append("link" if os.path.islink(f"{place}/{name}") else "")
         except OSError as fault:  # it exists; reading it will say what is wrong
             stamps.append(str(fault.errno))
         else:

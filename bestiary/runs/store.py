@@ -9,10 +9,10 @@
                failure.txt          the traceback of the last attempt, if it failed
                done                 how the run ended; written last
 
-A worker claims a run by renaming a prepared folder to the next free claim. On any file system only one worker
-succeeds. A claim is alive while its process is alive on this machine, or while its heartbeat is fresh on another. When
-a claim is dead, the next worker makes a new one and the run starts over. Every file but the log is written under
+A worker claims a run before it carries it out (see `claims`). When a claim is dead, the next worker makes a new one
+and the run starts over. Every file but the log is written under
 another name and then renamed, so that no reader sees half of it. If the log ends in half a line, that line is ignored.
+`done` holds the digests of the other files, which are checked when they are read.
 """
 
 import json
@@ -32,42 +32,53 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from bestiary._version import __version__
+from bestiary.runs.claims import (
+    claim_number,
+    is_alive,
+    list_claims,
+    machine,
+    owner_of_this_process,
+    process_start,
+    read_owner,
+    try_rename,
+)
+from bestiary.runs.digests import digest
+from bestiary.runs.files import FAULTS, read_bytes, read_json, reason, write_file
+from bestiary.runs.record import KEPT, DamagedRun, Outcome, Record, damaged_run, read_record, verified
 
 if TYPE_CHECKING:
     from torch import nn
 
     from bestiary.training.recipe import Recipe
 
-STALE_AFTER = 600.0  # seconds without a heartbeat after which a claim from another machine is dead
+__all__ = [
+    "ClaimLost",
+    "DamagedRun",
+    "Outcome",
+    "Record",
+    "Run",
+    "Store",
+    "damaged_run",
+    "environment",
+    "is_alive",
+    "list_claims",
+    "machine",
+    "origin",
+    "process_start",
+    "read_json",
+    "try_rename",
+    "verified",
+    "write_file",
+]
 HEARTBEAT = 15.0  # seconds between heartbeats
-
-
-class DamagedRun(Exception):
-    """A run's folder cannot be read, or does not hold what it says."""
+WEIGHTS = "weights.safetensors"
 
 
 class ClaimLost(Exception):
     """Another worker has taken over this run."""
-
-
-class Outcome(NamedTuple):
-    """How a run ended."""
-
-    outcome: str  # "solved" (stopped early), "finished" or "diverged"
-    seconds: float
-    note: str = ""
-
-
-class Record(NamedTuple):
-    """A run as it is on disk: its recipe, how it ended (None if it has not) and its measurements."""
-
-    key: str
-    recipe: dict[str, Any]
-    ended: Outcome | None
-    log: list[dict[str, Any]]
 
 
 class Store:
@@ -81,13 +92,19 @@ class Store:
         return (self.folder / recipe.key / "done").is_file()
 
     def claim(self, recipe: "Recipe") -> "Run | None":
-        """The run, ready to be carried out; None if it is done or another worker has it."""
+        """The run, ready to be carried out; None if it is done or another worker has it.
+
+        Raises DamagedRun if the folder of the run, or a former claim in it, is damaged.
+        """
         if recipe in self:
             return None
         place = self.folder / recipe.key
+        if os.path.lexists(place) and not place.is_dir():
+            raise damaged_run(place, "it is no folder")
         place.mkdir(parents=True, exist_ok=True)
         claims = list_claims(place)
-        prepared, claim = place / f".claim-{uuid.uuid4().hex}", place / f"claim-{len(claims)}"
+        number = claim_number(claims[-1]) + 1 if claims else 0
+        prepared, claim = place / f".claim-{uuid.uuid4().hex}", place / f"claim-{number}"
         try:
             prepared.mkdir()
             write_file(prepared / "owner.json", owner_of_this_process())
@@ -100,54 +117,68 @@ class Store:
         return None
 
     def owner(self, key: str) -> str | None:
-        """The host and process that is carrying out a run now; None if nobody is."""
+        """The host and process that is carrying out a run now; None if nobody is. Raises DamagedRun."""
         claims = list_claims(self.folder / key)
         if not claims or not is_alive(claims[-1], now=time.time()):
             return None
-        owner = read_json(claims[-1] / "owner.json")
+        owner = read_owner(claims[-1])
         return f"{owner['machine'].split(' ')[0]}, process {owner['process']}"
 
-    def record_death(self, key: str, reason: str, *, last: bool) -> None:
-        """Record that the worker of a run died; if this was the last try, also as the failure of the run."""
+    def silence(self, key: str) -> float:
+        """Seconds since the last measurement of a run that is being carried out, or since it was claimed."""
         place = self.folder / key
-        if claims := list_claims(place):
-            write_file(claims[-1] / "died", reason + "\n")
-        if last and place.is_dir():
-            write_file(place / "failure.txt", reason + "\n")
+        times = [0.0]
+        for sign in (place / "log.jsonl", *list_claims(place)[-1:]):
+            with suppress(OSError):
+                times.append(sign.stat().st_mtime)
+        return time.time() - max(times)
+
+    def record_death(self, recipe: "Recipe", line: str, *, last: bool) -> None:
+        """Record that the worker of a run died; if this was the last try, also as the failure of the run."""
+        place = self.folder / recipe.key
+        with suppress(DamagedRun):
+            for claim in list_claims(place)[-1:]:
+                write_file(claim / "died", line + "\n")
+        if last:
+            self.record_failure(recipe, line)
+
+    def record_failure(self, recipe: "Recipe", text: str) -> None:
+        """Record why a run failed. If its worker never got as far as to claim it, this starts its folder."""
+        place = self.folder / recipe.key
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(place / "recipe.json"):
+            write_file(place / "recipe.json", recipe.json())
+        write_file(place / "failure.txt", text + "\n")
 
     def failure(self, key: str, *, since: float = 0.0) -> str | None:
         """The traceback of the last attempt, if it failed after `since` (seconds by the file system's clock)."""
-        place = self.folder / key / "failure.txt"
-        try:
-            return place.read_text() if place.stat().st_mtime >= since else None
-        except FileNotFoundError:
-            return None
-
-    def read(self, key: str) -> Record:
-        """A run's recipe, outcome and measurements. Raises DamagedRun if they cannot be read."""
         place = self.folder / key
         try:
-            done = read_json(place / "done") if (place / "done").is_file() else None
-            ended = None if done is None else Outcome(**done)
-            return Record(key, read_json(place / "recipe.json"), ended, read_log(place / "log.jsonl"))
-        except (OSError, ValueError, TypeError) as fault:
-            raise damaged_run(place, fault) from None
+            text = read_bytes(place / "failure.txt").decode(errors="replace")
+            return text if (place / "failure.txt").stat().st_mtime >= since else None
+        except FileNotFoundError:
+            return None
+        except FAULTS as fault:
+            raise damaged_run(place, f"failure.txt: {reason(fault)}") from None
+
+    def read(self, key: str) -> Record:
+        """A run's recipe, outcome and measurements. Raises DamagedRun if anything is wrong with them."""
+        return read_record(self.folder / key)
 
     def run_keys(self) -> list[str]:
         """The keys of all runs that were started, in order. Folders with a dot in their name are set aside."""
         if not self.folder.is_dir():
             return []
         with os.scandir(self.folder) as entries:
-            places = [(entry.name, entry.path) for entry in entries if "." not in entry.name and entry.is_dir()]
-        return sorted(
-            name for name, path in places if any(os.path.exists(f"{path}/{file}") for file in ("recipe.json", "done"))
-        )
+            return sorted(entry.name for entry in entries if "." not in entry.name and is_run(entry))
 
 
-def damaged_run(place: Path, fault: Exception) -> DamagedRun:
-    """The error that says what is wrong with a run's folder, and how to set it aside."""
-    reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-    return DamagedRun(f"{place} cannot be read ({reason}); set it aside with: mv {place} {place}.damaged")
+def is_run(entry: os.DirEntry[str]) -> bool:
+    """Whether a run was started in this folder, or it cannot be told since the folder is damaged."""
+    try:
+        return entry.is_dir() and any(os.path.lexists(f"{entry.path}/{file}") for file in ("recipe.json", "done"))
+    except OSError:
+        return True
 
 
 class Run:
@@ -158,7 +189,8 @@ class Run:
         self.details: dict[str, Any] = {}  # more for origin.json, such as the device
         self.records_failure = True  # whether an exception is this run's own
         self.step = 0  # of the last measurement
-        self.next = place / f"claim-{int(claim.name.partition('-')[2]) + 1}"
+        self.kept = list(KEPT)  # files whose digests will be recorded
+        self.next = place / f"claim-{claim_number(claim) + 1}"
         self.start_time, self.stopped = time.monotonic(), threading.Event()
 
     def __enter__(self) -> "Run":
@@ -216,8 +248,12 @@ class Run:
         from safetensors.torch import save_file
 
         beside = self.place / f".weights-{uuid.uuid4().hex}"
+        beside.touch()
+        mode = beside.stat().st_mode  # as the umask has it; `save_file` lets only the owner read
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
-        beside.replace(self.place / "weights.safetensors")
+        beside.chmod(mode)
+        beside.replace(self.place / WEIGHTS)
+        self.kept.append(WEIGHTS)
 
     def release(self) -> None:
         """Give up the claim, so that another worker may take the run."""
@@ -233,7 +269,9 @@ class Run:
         """Mark the run as done. Raises ClaimLost if another worker holds it now."""
         self.check_held()
         os.fsync(self.log.fileno())
-        ended = Outcome(outcome, round(time.monotonic() - self.start_time, 2), note)
+        digests = {file: digest(self.place / file) for file in dict.fromkeys(self.kept)}
+        ended = Outcome(outcome, round(time.monotonic() - self.start_time, 2), note, digests)
+        ended = ended._replace(digests=digests | {"done": ended.own_digest()})
         write_file(self.place / "done", ended._asdict())
         return ended
 
@@ -242,67 +280,6 @@ class Run:
         while not self.stopped.wait(HEARTBEAT):
             with suppress(OSError):  # the disk may come back; if not, the run fails when it writes
                 (self.claim / "owner.json").touch()
-
-
-def is_alive(claim: Path, *, now: float) -> bool:
-    """Whether the worker that made a claim is still at work; `now` is in seconds by the file system's clock."""
-    if (claim / "released").exists():
-        return False
-    owner = read_json(claim / "owner.json")
-    if owner["machine"] == machine():
-        return process_start(owner["process"]) == owner["born"]
-    return now - (claim / "owner.json").stat().st_mtime < STALE_AFTER
-
-
-def list_claims(place: Path) -> list[Path]:
-    """The claims on a run, oldest first."""
-    claims = []
-    while (claim := place / f"claim-{len(claims)}").is_dir():
-        claims.append(claim)
-    return claims
-
-
-def try_rename(prepared: Path, place: Path) -> bool:
-    """Rename a folder, unless the new name is taken; whether it was renamed."""
-    try:
-        prepared.rename(place)
-    except OSError:
-        if place.exists():
-            return False
-        raise
-    return True
-
-
-def owner_of_this_process() -> dict[str, Any]:
-    """What owner.json says of this process."""
-    return {"machine": machine(), "process": os.getpid(), "born": process_start(os.getpid())}
-
-
-@cache
-def machine() -> str:
-    """A name for this machine: equal for two processes exactly if process numbers mean the same to both."""
-    boot_id, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    boot = boot_id.read_text().strip() if boot_id.exists() else str(uuid.getnode())
-    space = os.readlink(namespace) if namespace.is_symlink() else ""
-    return f"{socket.gethostname()} {boot} {space}"
-
-
-def process_start(process: int) -> str:
-    """When a process started, "" if it does not run; tells it from a later process with the same number."""
-    status = Path(f"/proc/{process}/stat")
-    try:
-        state, *fields = status.read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else fields[18]  # a zombie has ended
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return ""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return "alive"
 
 
 def origin() -> dict[str, Any]:
@@ -332,34 +309,3 @@ def commit() -> str | None:
         check=False,
     )
     return result.stdout.strip() or None
-
-
-def write_file(place: Path, content: Any) -> None:
-    """Write text, or anything else as JSON. After a crash the file is there whole or not at all."""
-    beside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
-    try:
-        with beside.open("w") as file:
-            file.write(content if isinstance(content, str) else json.dumps(content, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(place)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-
-
-def read_json(place: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(place.read_text())
-
-
-def read_log(place: Path) -> list[dict[str, Any]]:
-    """The measurements of a log; a last line that was cut off is left out."""
-    if not place.exists():
-        return []
-    *lines, _ = place.read_text().split("\n")
-    measurements = json.loads(f"[{','.join(lines)}]")  # all at once takes half the time of one by one
-    if len(measurements) != len(lines):
-        raise ValueError(f"{len(lines)} lines hold {len(measurements)} measurements")
-    return measurements

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # imported only where a table is built: `bestiary status` doe
     from bestiary.training.recipe import Recipe
 
 SOLVED = 0.99  # a task counts as solved from this selection accuracy on
+QUIET = 300.0  # seconds without a measurement after which a run at work is shown as quiet
 WORKS = 0.9  # a learning rate works if the mean selection accuracy over seeds reaches this
 
 
@@ -39,6 +40,7 @@ def index_parts(record: Record) -> dict[str, Any]:
     curve = selection_curve(record.log)
     so_far = {"outcome": record.ended and record.ended.outcome, "pattern": pattern_text(record)}
     so_far |= {name: record.recipe[name] for name in ("dim", "rate", "seed")}
+    so_far |= {"checked": record.ended is None or bool(record.ended.digests)}
     so_far |= {"step": record.log[-1]["step"] if record.log else 0, "selection": curve[-1][1] if curve else math.nan}
     return {"so far": so_far, "segments": list(segment_rows(record)) if record.ended else []}
 
@@ -184,7 +186,8 @@ def progress(store: Store, recipes: "Sequence[Recipe] | None" = None) -> "tuple[
 def run_states(store: Store, recipes: "Sequence[Recipe] | None" = None) -> tuple[list[dict[str, Any]], list[str]]:
     """The state of every run: its outcome if it is done, or at work (and where), failed, interrupted, or to come.
 
-    The runs of the recipes, or all in the store if none are given. Also a line about each run that cannot be read.
+    The runs of the recipes, or all in the store if none are given. `checked` is false for runs from before 0.2, whose
+    files have no digests. Also returns a line about each run that cannot be read.
     """
     rows, damaged = [], []
     keys = store.run_keys() if recipes is None else [recipe.key for recipe in recipes]
@@ -195,15 +198,34 @@ def run_states(store: Store, recipes: "Sequence[Recipe] | None" = None) -> tuple
         elif isinstance(found[key], DamagedRun):
             damaged.append(str(found[key]))
         else:
-            outcome = found[key]["outcome"]
-            rows.append({"state": outcome or unfinished_state(store, key), **found[key], "key": key})
+            try:
+                state = found[key]["outcome"] or unfinished_state(store, key)
+            except DamagedRun as fault:
+                damaged.append(str(fault))
+            else:
+                rows.append({"state": state, **found[key], "key": key})
     return rows, damaged
+
+
+def damaged_runs(store: Store, keys: Iterable[str]) -> dict[str, str]:
+    """A line about each run that cannot be read, by its key; `results` leaves these out."""
+    found = cached_parts(store, keys, index_parts, part="so far")
+    return {key: str(fault) for key, fault in found.items() if isinstance(fault, DamagedRun)}
 
 
 def unfinished_state(store: Store, key: str) -> str:
     """The state of a run that is not done: at work, failed or interrupted."""
     owner = store.owner(key)
+    if owner and (silence := store.silence(key)) > QUIET:
+        return f"at work: {owner}, no measurement for {duration(silence)}"
     return f"at work: {owner}" if owner else "failed" if store.failure(key) else "interrupted"
+
+
+def duration(seconds: float) -> str:
+    """A time in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def scaled_accuracy(accuracy: float, chance: float) -> float:

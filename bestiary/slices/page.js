@@ -121,6 +121,8 @@ function placeCard(card, span, earlier) {
   const [x, y] = ways.find((way) => seen(way) && clear(way)) ?? ways.find(seen) ?? ways[0];
   card.style.left = `${x - stage.left}px`;
   card.style.top = `${y - stage.top}px`;
+  const covered = last.bottom - card.getBoundingClientRect().top + 12; // on a phone the card is at the screen's edge
+  if (getComputedStyle(card).position === "fixed" && covered > 0) scrollBy(0, covered);
 }
 function drawTrace(from, to) {
   const stage = find("stage").getBoundingClientRect(), svg = (tag, attributes) => {

@@ -38,8 +38,10 @@ def write_page(
     passages: Sequence[Passage],
     names: Sequence[str],
     figures: Sequence[str] = (),
+    caption: str = "",
 ) -> None:
-    """Write the page about one or two models; `sentences` stand at its top, `figures` are complete SVG documents.
+    """Write the page about one or two models; `sentences` stand at its top, `figures` are complete SVG documents,
+    `caption` stands below them.
 
     Raises ValueError for another number of models, no passage, a passage whose lists do not fit each other, or a
     figure that is not SVG.
@@ -56,7 +58,7 @@ def write_page(
         "TITLE": escape(title),
         "CSS": package_file("report", "page.css") + package_file("slices", "page.css"),
         "SUMMARY": "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences),
-        "FIGURES": "".join(map(figure_html, figures)),
+        "FIGURES": "".join(map(figure_html, figures)) + (f"<p>{escape(caption)}</p>" if caption else ""),
         "BESTIARY": f"Bestiary {__version__}",
         "DATA": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         "JS": package_file("report", "shared.js") + package_file("slices", "page.js"),

@@ -161,6 +161,7 @@ def selection_note(models: int, unit: str = "document") -> str:
     return f"Shown are the contexts with {what} on hits, one of each {unit} in turn: no random sample."
 
 
+CURVE_NOTE = "Mean and 95 % interval over documents; each bin at its lower edge, 0.5 is never."
 FACETS = {  # the tables of curves, by name: title and x axis
     "distance": ("Hits", "Tokens back"),
     "count": ("Repeated bigrams", "Count in training"),
@@ -171,8 +172,7 @@ FACETS = {  # the tables of curves, by name: title and x axis
 def curve_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Perplexity on hits by distance, and by count of repeated and of new bigrams."""
     shown = {FACETS[name][0]: table for name, table in tables.items() if not table.empty}
-    note = "Mean and 95 % interval over documents; each bin at its lower edge, 0.5 is never."
-    return loss_figure(shown, x=dict(FACETS.values()), note=note)
+    return loss_figure(shown, x=dict(FACETS.values()), note=CURVE_NOTE)
 
 
 def page_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:

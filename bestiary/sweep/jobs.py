@@ -74,6 +74,10 @@ class Executor(Protocol):
         """What the workers reported since the last call; waits at most `timeout` seconds for something."""
         ...
 
+    def stop(self, job: Job, reason: str) -> None:
+        """End the worker that has a job. `poll` then reports that it died, for this reason."""
+        ...
+
     def close(self) -> None:
         """Stop all workers and release the runs they hold."""
         ...

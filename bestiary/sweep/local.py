@@ -32,6 +32,7 @@ class Local:
         self.context.set_forkserver_preload(PRELOAD)
         self.workers: dict[Any, tuple[BaseProcess, str]] = {}  # by our end of the pipe to it
         self.jobs: dict[Any, Job] = {}
+        self.reasons: dict[Any, str] = {}  # why workers were stopped
 
     def slots(self) -> int:
         """How many jobs can run at the same time."""
@@ -73,13 +74,20 @@ class Local:
             events.append(event)
         return events
 
+    def stop(self, job: Job, reason: str) -> None:
+        """End the process that has a job."""
+        for pipe in [pipe for pipe, held in self.jobs.items() if held is job]:
+            self.reasons[pipe] = reason
+            self.workers[pipe][0].kill()
+
     def remove_worker(self, pipe: Any) -> str:
         """Free the slot of a worker that died. Returns a line that says how it died."""
         process, device = self.workers.pop(pipe)
         process.join()
         pipe.close()
+        reason = self.reasons.pop(pipe, f"exit code {process.exitcode}")
         self.unused.append(device)
-        return f"the worker died (exit code {process.exitcode})"
+        return f"the worker died ({reason})"
 
     def close(self) -> None:
         """Stop all workers."""

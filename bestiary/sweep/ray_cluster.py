@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bestiary.runs.store import list_claims, machine, read_json
+from bestiary.runs.claims import list_claims, machine, read_owner
+from bestiary.runs.store import DamagedRun
 from bestiary.sweep.jobs import OVER, Job, JobEvent, WorkerConfig
 from bestiary.training.recipe import Recipe
 
@@ -48,6 +49,7 @@ class WorkerHandle:
     actor: Any
     owner: tuple[str, int] | None = None  # its machine and process, once it is ready
     usable: bool = True  # whether it shares the driver's files
+    reason: str = ""  # why it was stopped
     job: Job | None = None
 
 
@@ -181,12 +183,22 @@ class RayCluster:
         actor = make(Worker).remote(self.config, self.device, os.getcwd(), str(self.probe))
         self.workers[actor.poll.remote()] = WorkerHandle(actor)
 
+    def stop(self, job: Job, reason: str) -> None:
+        """End the actor that has a job."""
+        import ray
+        from ray.exceptions import RayError
+
+        for worker in [worker for worker in self.workers.values() if worker.job is job]:
+            worker.reason = reason
+            with contextlib.suppress(RayError):
+                ray.kill(worker.actor)
+
     def remove_worker(self, worker: WorkerHandle, fault: Exception) -> list[JobEvent]:
         """Release the runs of a worker that died. Returns the event for its job, if it had one."""
         import ray
         from ray.exceptions import RayError
 
-        line = f"the worker died ({type(fault).__name__}: {death_reason(fault)})"
+        line = f"the worker died ({worker.reason or f'{type(fault).__name__}: {death_reason(fault)}'})"
         with contextlib.suppress(RayError):  # it may only be out of reach
             ray.kill(worker.actor)
         self.release(worker)
@@ -197,10 +209,11 @@ class RayCluster:
     def release(self, worker: WorkerHandle) -> None:
         """Release the claims of a worker that is gone; on another machine they would be valid until they are stale."""
         for recipe in worker.job.recipes if worker.job else ():
-            for claim in list_claims(Path(self.config.folder) / recipe.key)[-1:]:
-                owner = read_json(claim / "owner.json")
-                if (owner["machine"], owner["process"]) == worker.owner:
-                    (claim / "released").touch()
+            with contextlib.suppress(DamagedRun, OSError):  # whoever reads the run will say so
+                for claim in list_claims(Path(self.config.folder) / recipe.key)[-1:]:
+                    owner = read_owner(claim)
+                    if (owner["machine"], owner["process"]) == worker.owner:
+                        (claim / "released").touch()
 
     def close(self) -> None:
         """Stop all workers and release the runs they hold."""

@@ -4,6 +4,7 @@ The scheduler keeps nothing that matters: finished runs are in the store, and a 
 from there. A worker that dies is replaced, and the runs it held are tried again, `TRIES` times in all.
 """
 
+import math
 import os
 import time
 from collections import deque
@@ -28,6 +29,7 @@ from bestiary.sweep.local import Local, cores
 from bestiary.training.recipe import Recipe
 
 RETRY_PAUSE = 2.0  # seconds until a run that another worker has is looked at again
+STARTUP = 60.0  # seconds more that a worker may take until its first news: it loads torch
 TRIES = 3  # workers that may die while they have the same job
 
 
@@ -41,6 +43,7 @@ def sweep(
     backend: str = "auto",
     keep: bool = False,
     together: Together = "auto",
+    patience: float | None = None,
     executor: Executor | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> Generator[Event]:
@@ -49,6 +52,7 @@ def sweep(
     `workers` run at a time (by default one for each core or device) with `threads` each. The default is one thread
     whatever the number of workers, since another number of threads rounds sums in another order. Small recipes of one
     shape are trained `together`, see `make_jobs`. An `executor` says where the workers run; by default on this machine.
+    A worker that has given no measurement for `patience` seconds is ended, and its runs are tried again.
     Runs that another worker has are waited for, and carried out if it dies. With `part` (i, n) this is the i-th of n
     sweeps that share the recipes: it starts at another place, splits groups for all n, and does not wait.
     Raises OSError when the disk is full or read-only. Any other failure is an event, and the sweep goes on.
@@ -68,16 +72,19 @@ def sweep(
     try:
         jobs = make_jobs(to_do, slots=slots * part[1], device=device, together=together)
         first = len(jobs) * part[0] // part[1]
-        yield from run_jobs(jobs[first:] + jobs[:first], store, executor, wait=part[1] == 1)
+        yield from run_jobs(jobs[first:] + jobs[:first], store, executor, wait=part[1] == 1, patience=patience)
     finally:
         executor.close()
 
 
-def run_jobs(jobs: Sequence[Job], store: Store, executor: Executor, *, wait: bool) -> Iterator[Event]:
+def run_jobs(
+    jobs: Sequence[Job], store: Store, executor: Executor, *, wait: bool, patience: float | None = None
+) -> Iterator[Event]:
     """What happens while the jobs are carried out."""
     left, resting, order = deque(jobs), [], count()
     at_work: dict[int, set[str]] = {}  # keys of the runs that each job has not ended yet, by the identity of the job
     held: dict[int, Job] = {}
+    deadlines: dict[int, float] = {}  # of the next news of each job, if somebody is impatient
     while left or resting or at_work:
         while resting and resting[0][0] <= time.monotonic():
             left.append(heappop(resting)[2])
@@ -85,20 +92,25 @@ def run_jobs(jobs: Sequence[Job], store: Store, executor: Executor, *, wait: boo
             job = left.popleft()
             at_work[id(job)], held[id(job)] = {recipe.key for recipe in job.recipes}, job
             executor.start(job)
+            deadlines[id(job)] = time.monotonic() + (patience or math.inf) + STARTUP
         for event in executor.poll(RETRY_PAUSE / 4):
             open_runs = at_work.get(id(event.job), set())
+            deadlines[id(event.job)] = time.monotonic() + (patience or math.inf)
             if event.recipe is not None and event.kind in ("ended", "failed", "waiting"):
                 open_runs.discard(event.recipe.key)
             if event.kind == "waiting" and event.recipe is not None and wait:
                 heappush(resting, (time.monotonic() + RETRY_PAUSE, next(order), Job((event.recipe,))))
             if event.kind in OVER:
-                del at_work[id(event.job)], held[id(event.job)]
+                del at_work[id(event.job)], held[id(event.job)], deadlines[id(event.job)]
                 rest = event.job._replace(recipes=tuple(r for r in event.job.recipes if r.key in open_runs))
                 more, events = follow_up(event, rest, store)
                 left.extendleft(reversed(more))
                 yield from events
             elif event.recipe is not None:
                 yield Event(event.kind, event.recipe, event.detail)
+        for late in [job for job in held.values() if deadlines[id(job)] < time.monotonic()]:
+            deadlines[id(late)] = math.inf
+            executor.stop(late, f"no measurement for {patience:g} s")
 
 
 def follow_up(event: JobEvent, rest: Job, store: Store) -> tuple[list[Job], list[Event]]:
@@ -118,7 +130,7 @@ def follow_up(event: JobEvent, rest: Job, store: Store) -> tuple[list[Job], list
     again = rest._replace(tries=rest.tries + 1)
     last, line = again.tries >= TRIES, str(event.detail)
     for recipe in rest.recipes:
-        store.record_death(recipe.key, line, last=last)
+        store.record_death(recipe, line, last=last)
     if last:
         return [], [Event("failed", recipe, f"{line}, {again.tries} times") for recipe in rest.recipes]
     return split_in_singles(again), [Event("retried", recipe, line) for recipe in rest.recipes]

@@ -17,7 +17,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bestiary.runs.store import Store
+from bestiary.runs.store import DamagedRun, Store
 from bestiary.sweep.jobs import Event, Together, WorkerConfig
 from bestiary.sweep.local import Local, cores
 from bestiary.sweep.schedule import devices, sweep
@@ -44,6 +44,7 @@ def slurm_sweep(
     backend: str = "auto",
     keep: bool = False,
     together: Together = "auto",
+    patience: float | None = None,
 ) -> Generator[Event]:
     """Carry out every recipe that is not done by Slurm jobs, and yield what happens. Closing the iterator cancels them.
 
@@ -58,7 +59,7 @@ def slurm_sweep(
     left = list({recipe.key: recipe for recipe in recipes if recipe not in store}.values())
     executor = make_executor(settings, folder)
     config = WorkerConfig(str(folder.parent), backend, keep, threads, file_system_time(folder))
-    job = ArrayJob((), 0, count, config, device, together, workers)
+    job = ArrayJob((), 0, count, config, device, together, workers, patience)
     return follow_runs(left, store, executor, job)
 
 
@@ -126,6 +127,7 @@ class ArrayJob:
     device: str
     together: Together
     workers: int | None
+    patience: float | None = None
 
     def __call__(self) -> tuple[int, str] | None:
         """Sweep over all recipes, from this job's own place on. Returns errno and message if the disk ended it."""
@@ -136,6 +138,7 @@ class ArrayJob:
             executor=self.executor(),
             device=self.device,
             together=self.together,
+            patience=self.patience,
             part=(self.number, self.count),
         )
         try:
@@ -183,7 +186,7 @@ def follow_runs(left: Sequence[Recipe], store: Store, executor: Any, job: ArrayJ
                 for run in unfinished:
                     yield from run.poll()
                 unfinished = [run for run in unfinished if not run.finished]
-                if over and not any(store.owner(run.recipe.key) for run in unfinished):
+                if over and not any(run.is_owned() for run in unfinished):
                     break  # the claim of a dead job counts until it is stale
                 time.sleep(pause)
             why = check_jobs(jobs)
@@ -239,7 +242,7 @@ class RunProgress:
         """When the last attempt started, in nanoseconds; 0 if there was none."""
         try:
             return (self.place / "origin.json").stat().st_mtime_ns
-        except FileNotFoundError:
+        except OSError:
             return 0
 
     def restart(self, why: str) -> Iterator[Event]:
@@ -247,8 +250,23 @@ class RunProgress:
         self.started = False
         yield Event("retried", self.recipe, why)
 
+    def is_owned(self) -> bool:
+        """Whether a worker has the run now."""
+        try:
+            return self.store.owner(self.recipe.key) is not None
+        except DamagedRun:
+            return False
+
     def poll(self) -> Iterator[Event]:
         """What happened since the last call."""
+        try:
+            yield from self.read_news()
+        except DamagedRun as fault:
+            self.finished = True
+            yield Event("failed", self.recipe, str(fault))
+
+    def read_news(self) -> Iterator[Event]:
+        """`poll`, unless the folder is damaged. Raises DamagedRun."""
         done = self.recipe in self.store  # before the log is read, so that the log is complete
         failure = None if done else self.store.failure(self.recipe.key, since=self.since)
         if (attempt := self.attempt_time()) != self.attempt:

@@ -121,7 +121,8 @@ class Tracker:
             if event.detail.split == "selection" and event.detail.segment == last:
                 self.log_measurements(key)
         elif event.kind == "ended":
-            self.end(key, event.detail._asdict())
+            outcome, seconds, note, *_ = event.detail
+            self.end(key, {"outcome": outcome, "seconds": seconds, "note": note})
         elif event.kind == "failed":
             self.end(key, {"outcome": "failed", "note": str(event.detail)})
 

@@ -3,10 +3,10 @@
 import errno
 import gc
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from bestiary.runs.store import ClaimLost, Run, Store
+from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store
 from bestiary.sweep.jobs import Job, JobEvent, WorkerConfig
 from bestiary.training.recipe import Recipe
 
@@ -52,16 +52,21 @@ def claim_runs(job: Job, config: WorkerConfig, device: str, report: Report) -> l
     for recipe in job.recipes:
         failure = None if config.since is None else store.failure(recipe.key, since=config.since)
         if failure is not None:
-            report(JobEvent(job, "failed", recipe, failure.strip().splitlines()[-1]))
+            report(JobEvent(job, "failed", recipe, (failure.strip().splitlines() or ["no traceback"])[-1]))
             continue
-        run = store.claim(recipe)
+        try:
+            run = store.claim(recipe)
+            ended = store.read(recipe.key).ended if run is None and recipe in store else None
+        except DamagedRun as fault:
+            with suppress(OSError):  # it may not even be a folder
+                store.record_failure(recipe, str(fault))
+            report(JobEvent(job, "failed", recipe, str(fault)))
+            continue
         if run is not None:
             run.details = {"device": device, "backend": config.backend, "threads": config.threads}
             runs.append(run)
-        elif recipe in store:
-            report(JobEvent(job, "ended", recipe, store.read(recipe.key).ended))
         else:
-            report(JobEvent(job, "waiting", recipe))
+            report(JobEvent(job, "waiting" if ended is None else "ended", recipe, ended))
     return runs
 
 

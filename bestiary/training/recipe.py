@@ -5,6 +5,7 @@ import json
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -162,8 +163,7 @@ class Recipe(StrictModel):
     @property
     def key(self) -> str:
         """The name of the run: equal exactly for equal recipes, wherever the user's own files are."""
-        identity = {"format": FORMAT, **self.field_values(lambda part: part.identity)}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        return hashed_key(self.field_values(lambda part: part.identity), FORMAT)
 
     @property
     def shape_key(self) -> str:
@@ -187,6 +187,34 @@ class Recipe(StrictModel):
         if not self.select:
             del plain["select"]  # runs made before this field existed keep their keys
         return {n: [write(s) for s in v] if n in SPECS else v for n, v in plain.items()}
+
+
+def is_key_of(key: str, stored: dict[str, Any]) -> bool:
+    """Whether a run of this name has this stored recipe. Imports nothing that the recipe names."""
+    if not isinstance(stored, dict) or not {"pattern", "dim", "rate", "seed"} <= stored.keys():
+        raise ValueError("it is no recipe")
+    fields = {name: stored_identities(value) for name, value in stored.items()}
+    return any(hashed_key(fields, number) == key for number in range(FORMAT, 0, -1))
+
+
+def stored_identities(value: Any) -> Any:
+    """A stored value in which each spec is what `Spec.identity` gives."""
+    if not (isinstance(value, list) and value and isinstance(value[0], dict)):
+        return value
+    return [
+        {
+            "name": Path(part["name"]).stem if part["source"] else part["name"],
+            "options": {name: stored_identities(option) for name, option in part["options"].items()},
+            "source": part["source"],
+        }
+        for part in value
+    ]
+
+
+def hashed_key(fields: dict[str, Any], number: int) -> str:
+    """The key of a recipe with these fields, under a format."""
+    identity = {"format": number, **fields}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def has_dropout(part: Spec) -> bool:
