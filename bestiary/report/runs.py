@@ -10,7 +10,7 @@ import pandas as pd
 
 from bestiary.report.command import pattern_text
 from bestiary.runs.store import DamagedRun, Record, Store, damaged_run
-from bestiary.runs.table import selection_curve
+from bestiary.runs.table import segment_rows, selection_curve
 from bestiary.spec import locate
 from bestiary.training.recipe import SPECS, Recipe
 
