@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Corpora = Annotated[Path, typer.Option("--corpus", help="Folder of a corpus (see `bestiary corpus`).")]
 Models = Annotated[Path, typer.Option("--store", help="Folder of the trained models.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that a model's folder brings.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many contexts.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many contexts, spread evenly over the text.")]
 DEFAULT = Path("corpora/stdlib")
 
 
