@@ -31,7 +31,7 @@ def build_model(pattern: str) -> tuple[Model, dict[str, Any]]:
 
 
 def save_model(pattern: str, folder: Path) -> Model:
-    from bestiary.lm.huggingface import save_pretrained
+    from bestiary.lm.conversion import save_pretrained
 
     model, settings = build_model(pattern)
     save_pretrained(model, settings, small_tokenizer(), folder)
@@ -144,9 +144,10 @@ def test_the_loss_of_each_token_is_the_cross_entropy(build: Any, tmp_path: Path)
 
 
 def test_what_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> None:
-    from bestiary.lm.huggingface import open_causal, save_pretrained
+    from bestiary.lm.conversion import save_pretrained
+    from bestiary.lm.huggingface import open_causal
 
-    with pytest.raises(LookupError, match="there is no folder"):
+    with pytest.raises(LookupError, match="there is no file or folder"):
         open_causal(tmp_path / "none")
     with pytest.raises(LookupError, match="no config.json"):
         open_causal(tmp_path)
@@ -172,7 +173,8 @@ def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_
     from safetensors.torch import save_file
 
     from bestiary.corpus.tokenizers import open_tokenizer, train_bpe
-    from bestiary.lm.huggingface import export_run, open_causal
+    from bestiary.lm.conversion import export_run
+    from bestiary.lm.huggingface import open_causal
     from bestiary.lm.pretraining import Pretraining
     from bestiary.runs.store import put
 

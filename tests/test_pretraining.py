@@ -13,7 +13,7 @@ import torch
 from small_text import losses, read_log, recipe, stop_at, write_corpus
 from torch.nn import functional as F
 
-from bestiary.corpus.corpus import Corpus
+from bestiary.corpus.corpus import Corpus, open_corpus
 from bestiary.lm.generation import generate
 from bestiary.lm.loop import learning_rate, pretrain, read_sequences
 from bestiary.lm.pretraining import Pretraining, open_run
@@ -155,6 +155,23 @@ def test_a_run_belongs_to_one_worker_and_one_corpus(text: Corpus, tmp_path: Path
         next(pretrain(recipe(vocab=5), text, tmp_path))
     with pytest.raises(LookupError, match="is no run"):
         open_run(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["selection", "test"])
+def test_what_could_not_be_scored_is_refused_before_it_is_trained(text: Corpus, tmp_path: Path, split: str) -> None:
+    short = {**text.manifest, "splits": text.manifest["splits"] | {split: {"tokens": 16}}}
+    np.zeros(16, np.uint16).tofile(text.folder / f"{split}.bin")
+    (text.folder / "manifest.json").write_text(json.dumps(short))
+    given = open_corpus(text.folder)
+    with pytest.raises(ValueError, match=f"{split} of .* has 16 tokens: one context of 16 needs 17"):
+        next(pretrain(recipe(), given, tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_corpus_without_its_tokenizer_is_refused_before_training(text: Corpus, tmp_path: Path) -> None:
+    (text.folder / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        next(pretrain(recipe(), text, tmp_path / "models"))
 
 
 def test_bfloat16_trains_to_about_the_same_loss(text: Corpus, tmp_path: Path) -> None:

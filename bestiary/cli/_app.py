@@ -26,6 +26,9 @@ app = typer.Typer(
 )
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # what a full disk fails with
+
+
 class Scale(StrEnum):
     """How much of an experiment is carried out."""
 
@@ -70,7 +73,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as fault:
-        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        if fault.errno in FULL:
             told = f"the disk is full ({fault}); free some and give the same command again"
         elif fault.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             told = f"the store is read-only ({fault}); name a folder that can be written with --store or --figures"
@@ -85,7 +88,11 @@ def user_input() -> Iterator[None]:
     """Faults in here are the user's: one line, exit status 2."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, OSError, SyntaxError, ImportError) as fault:
+    except OSError as fault:
+        if fault.errno in FULL:
+            raise  # not the user's mistake: `main` says what to do
+        refuse(str(fault))
+    except (ValueError, TypeError, LookupError, SyntaxError, ImportError) as fault:
         refuse(str(fault.args[0]) if isinstance(fault, LookupError) else str(fault))
 
 

@@ -220,7 +220,7 @@ def evaluated(name: str, tasks: Sequence[str], *, limit: int | None, device: str
 
     with TemporaryDirectory() as folder:
         if is_run(Path(name)):
-            from bestiary.lm.huggingface import export_run
+            from bestiary.lm.conversion import export_run
 
             export_run(name, folder)
         model = folder if is_run(Path(name)) else name

@@ -79,28 +79,45 @@ def pretrain(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the models with their sizes.")] = False,
+    trust_checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--trust-checkpoint", help="Resume from a sharded checkpoint of version 0.1: a pickle, which can run code."
+        ),
+    ] = False,
 ) -> None:
     """Train language models. The same command resumes a stopped run from its last checkpoint."""
     from bestiary.corpus.corpus import open_corpus
+    from bestiary.lm.loop import check_corpus
     from bestiary.lm.loop import pretrain as train
 
     with user_input():
         text = open_corpus(corpus)
+        check_model_store(store)
         recipes = select_recipes(suite, size, only, text, dict(setting(part) for part in settings or ()))
         for recipe in recipes.values():
             recipe.check()
+            check_corpus(recipe, text)
     if dry_run:
         show_recipes(recipes)
         return
-    options = {"device": device, "accumulate": accumulate, "parallel": parallel, "save_every": save_every}
+    options: dict[str, Any] = {"device": device, "accumulate": accumulate, "parallel": parallel}
+    options |= {"save_every": save_every, "compile": compile, "trust_checkpoint": trust_checkpoint}
     for name, recipe in recipes.items():
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
             done = ", done already" if (store / recipe.key / "done").is_file() else ""
             typer.echo(f"{name}: {store / recipe.key}{done}")
         with user_input():
-            rows = train(recipe, text, store, **options, compile=compile)  # pyright: ignore[reportArgumentType]
-            for row in rows:
+            for row in train(recipe, text, store, **options):
                 typer.echo(format_row(row, recipe))
+
+
+def check_model_store(store: Path) -> None:
+    """Raises ValueError for a folder that is something else than one of trained models."""
+    kinds = {"manifest.json": "a corpus", "config.json": "a Hugging Face model", "recipe.json": "a single run"}
+    for file, kind in kinds.items():
+        if (store / file).exists():
+            raise ValueError(f"{store} is {kind}, not a folder of trained models; name another with --store")
 
 
 def format_row(row: dict[str, Any], recipe: "Pretraining") -> str:
@@ -242,7 +259,7 @@ def convert(
 ) -> None:
     """Write a trained model as a Hugging Face folder."""
     with user_input():
-        from bestiary.lm.huggingface import export_run
+        from bestiary.lm.conversion import export_run
 
         export_run(run, out)
     typer.echo(f"{out}: AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)")

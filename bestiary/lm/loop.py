@@ -16,12 +16,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bestiary.lm.checkpoint import load_state, read_checkpoint, save_state, write_checkpoint
 from bestiary.lm.distributed import TrainingGroup, training_group
+from bestiary.lm.files import write_digests, write_tensors
 from bestiary.lm.pretraining import Parallel, Pretraining
 from bestiary.lm.speed import flops_per_token, peak_flops
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
-from bestiary.runs.store import Run, Store, get, origin, put
+from bestiary.runs.digests import digest_bytes
+from bestiary.runs.store import Run, Store, origin, put
 from bestiary.tasks._task import SILENT, stream
 from bestiary.training.train import TOKENS, Diverged, is_matrix, keep_memory
 
@@ -40,6 +43,7 @@ class ExecutionConfig(NamedTuple):
     parallel: Parallel = "none"
     save_every: int = SAVE_EVERY
     compile: bool = False
+    trust_checkpoint: bool = False  # read a sharded checkpoint of version 0.1, whose index is a pickle
 
 
 def pretrain(
@@ -52,6 +56,7 @@ def pretrain(
     parallel: Parallel = "none",
     save_every: int = SAVE_EVERY,
     compile: bool = False,
+    trust_checkpoint: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Train in `folder`/`key`, or resume there from the last checkpoint, yielding the new rows of the log.
 
@@ -59,18 +64,27 @@ def pretrain(
     `tokens` (trained on so far) and, for training, `tokens_per_second`, `mfu` (the share of the peak that this is) and
     `rate`. A run that diverges ends there and is recorded as diverged in `done`. A step reads its sequences in
     `accumulate` parts; `parallel` splits them between the processes that torchrun has started. Both change rounding
-    only. Raises ValueError if recipe, corpus and options do not fit, or if another process holds the run.
+    only. With `trust_checkpoint` it also resumes from a sharded checkpoint of version 0.1, which is a pickle. Raises
+    ValueError if recipe, corpus and options do not fit, if a checkpoint is damaged or another process holds the run.
     """
+    check_corpus(recipe, corpus)
+    if recipe.batch % accumulate or accumulate < 1:
+        raise ValueError(f"{recipe.batch} sequences a step do not fall into {accumulate} equal parts")
+    config = ExecutionConfig(device, accumulate, parallel, save_every, compile, trust_checkpoint)
+    yield from run_pretraining(recipe, corpus, Path(folder), config)
+
+
+def check_corpus(recipe: Pretraining, corpus: "Corpus") -> None:
+    """Raises ValueError for a corpus on which the recipe cannot be trained and scored to the end."""
     if recipe.corpus != corpus.hash:
         raise ValueError(f"the recipe is for corpus {recipe.corpus}, {corpus.folder} is {corpus.hash}")
     if recipe.vocab < corpus.vocab:
         raise ValueError(f"the recipe's {recipe.vocab} tokens are fewer than the {corpus.vocab} of {corpus.folder}")
-    if recipe.batch % accumulate or accumulate < 1:
-        raise ValueError(f"{recipe.batch} sequences a step do not fall into {accumulate} equal parts")
-    config = ExecutionConfig(
-        device=device, accumulate=accumulate, parallel=parallel, save_every=save_every, compile=compile
-    )
-    yield from run_pretraining(recipe, corpus, Path(folder), config)
+    count_contexts(corpus.tokens("train"), recipe.context)
+    for split in ("selection", "test"):
+        corpus.contexts(split, recipe.context, 1)
+    if not (tokenizer := corpus.folder / "tokenizer" / "tokenizer.json").is_file():
+        raise ValueError(f"{tokenizer} is missing, and the trained model could not read text without it")
 
 
 class Objective(nn.Module):
@@ -112,6 +126,20 @@ class ResumableRun(Run):
         place = self.place / "log.jsonl"
         put(place, place.read_bytes()[:size].decode())
         self.log = place.open("a")
+
+    def log_digest(self, size: int) -> str:
+        """The digest of the first `size` bytes of the log."""
+        return digest_bytes((self.place / "log.jsonl").read_bytes()[:size])
+
+    def check_log(self, record: dict[str, Any]) -> None:
+        """Raises ValueError unless the log begins as the record of the checkpoint says."""
+        path, size = self.place / "log.jsonl", record["log"]
+        whole = path.is_file() and path.stat().st_size >= size
+        if not whole or ("log_digest" in record and self.log_digest(size) != record["log_digest"]):
+            raise ValueError(
+                f"{path} is damaged: it is not the log that its checkpoint knows; "
+                f"remove {self.place / 'checkpoint'} to start the run over"
+            )
 
     def flush_log(self) -> int:
         """Write the log to disk; its size in bytes. Raises Lost if another worker holds the run now."""
@@ -216,14 +244,16 @@ class TrainingLoop:
         yield self.evaluate("test", recipe.test_rows)
         weights = self.group.full_weights(self.model)
         if self.run is not None:
-            self.save_model(self.run, weights)
+            self.save_model(weights)
 
-    def save_model(self, run: ResumableRun, weights: dict[str, Tensor]) -> None:
+    def save_model(self, weights: dict[str, Tensor]) -> None:
         """Write the trained model and its tokenizer, and remove the checkpoint."""
         shutil.copytree(self.corpus.folder / "tokenizer", self.folder / "tokenizer", dirs_exist_ok=True)
         trained = self.recipe.build()
         trained.load_state_dict(weights)
-        run.keep(trained)
+        write_tensors(self.folder / "weights.safetensors", trained.state_dict())
+        tokenizer = sorted(path.relative_to(self.folder) for path in (self.folder / "tokenizer").rglob("*"))
+        write_digests(self.folder, ["recipe.json", "weights.safetensors", *map(str, tokenizer)])
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def train_step(self) -> None:
@@ -298,21 +328,26 @@ class TrainingLoop:
         if self.run is not None:
             folder.mkdir(exist_ok=True)
             shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
         self.group.broadcast(None)
-        self.group.save(self.model, self.optimizer, new)
+        files = save_state(self.group, self.model, self.optimizer, new)
         if self.run is not None:
-            put(folder / "last.json", {"step": self.step, "log": log_size, "sum": total})
+            log = {"log": log_size, "log_digest": self.run.log_digest(log_size)}
+            write_checkpoint(folder, {"step": self.step, **log, "sum": total, "files": files})
             for old in folder.glob("step-*"):
                 if old != new:
                     shutil.rmtree(old)
 
     def resume(self) -> None:
         """Return to the last checkpoint, or to the start, and cut the log back to it."""
-        path = self.folder / "checkpoint" / "last.json"
-        last = self.group.broadcast(get(path) if self.run is not None and path.is_file() else None)
+        folder = self.folder / "checkpoint"
+        last = self.group.broadcast(read_checkpoint(folder) if self.run is not None else None)
         if last is not None:
+            if self.run is not None:
+                self.run.check_log(last)
             self.step = last["step"]
-            self.group.load(self.model, self.optimizer, path.with_name(f"step-{self.step}"))
+            place, trust = folder / f"step-{self.step}", self.config.trust_checkpoint
+            load_state(self.group, self.model, self.optimizer, place, last, trust=trust)
             self.sum.fill_(last["sum"] if self.group.rank == 0 else 0.0)
         if self.run is not None:
             self.run.truncate_log(0 if last is None else last["log"])
@@ -330,9 +365,7 @@ def read_sequences(text: np.ndarray, recipe: Pretraining, indices: range) -> Int
     Each epoch starts at a random offset, cuts the text from there into contexts, each with the token that follows,
     and visits them in a random order. Raises ValueError for a text shorter than two contexts.
     """
-    context, count = recipe.context, len(text) // recipe.context - 1
-    if count < 1:
-        raise ValueError(f"{len(text)} tokens to train on are fewer than two contexts of {context}")
+    context, count = recipe.context, count_contexts(text, recipe.context)
     starts = []
     for index in indices:
         epoch, position = divmod(index, count)
@@ -340,6 +373,14 @@ def read_sequences(text: np.ndarray, recipe: Pretraining, indices: range) -> Int
         starts.append(offset + int(order[position]) * context)
     rows = np.stack([text[start : start + context + 1] for start in starts])
     return torch.from_numpy(rows.astype(np.int64))
+
+
+def count_contexts(text: np.ndarray, context: int) -> int:
+    """How many contexts an epoch reads. Raises ValueError for a text shorter than two contexts."""
+    count = len(text) // context - 1
+    if count < 1:
+        raise ValueError(f"{len(text)} tokens to train on are fewer than two contexts of {context}")
+    return count
 
 
 @lru_cache(maxsize=2)
