@@ -211,6 +211,28 @@ def test_drawn_tokens_follow_the_seed_and_are_among_the_likeliest() -> None:
         generate(model, prompt[:, :0], 1)
 
 
+def test_the_smallest_temperature_is_greedy_and_one_that_is_no_number_is_refused() -> None:
+    model, prompt = Model(40, dim=16, depth=1, pattern=parse("mixers", "attention")), torch.randint(40, (2, 9))
+    greedy = generate(model, prompt, 8, temperature=0.0)
+    for temperature in (1e-40, 5e-324):
+        assert torch.equal(generate(model, prompt, 8, temperature=temperature, top_k=5), greedy)
+    for temperature in (math.inf, math.nan, -1.0):
+        with pytest.raises(ValueError, match="must be a finite number, at least 0"):
+            generate(model, prompt, 8, temperature=temperature)
+    with torch.no_grad():
+        model.embed.weight[7] = math.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="logits are not numbers"):
+            generate(model, prompt, 8, temperature=temperature)
+
+
+def test_tokens_that_the_tokenizer_lacks_are_never_written() -> None:
+    model, prompt = Model(400, dim=16, depth=1, pattern=parse("mixers", "attention")), torch.randint(40, (4, 9))
+    assert generate(model, prompt, 30).max() >= 40
+    for options in ({}, {"temperature": 0.0}, {"top_k": 390}):
+        assert generate(model, prompt, 30, vocab=40, **options).max() < 40
+
+
 def check_sizes(size: str) -> None:
     laptop = SIZES[size].training["context"] == 256
     models = suite("zoology", size, corpus="x", vocab=4096 if laptop else 50257)

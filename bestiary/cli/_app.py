@@ -73,7 +73,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as fault:
-        if fault.errno in FULL:
+        if is_full_disk(fault):
             told = f"the disk is full ({fault}); free some and give the same command again"
         elif fault.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             told = f"the store is read-only ({fault}); name a folder that can be written with --store or --figures"
@@ -83,13 +83,18 @@ def main() -> None:
         sys.exit(1)
 
 
+def is_full_disk(fault: OSError) -> bool:
+    """Whether an error says that the disk is full, here or in a process that worked for this one."""
+    return fault.errno in FULL or any(f"[Errno {code}]" in str(fault) for code in FULL)
+
+
 @contextmanager
 def user_input() -> Iterator[None]:
     """Faults in here are the user's: one line, exit status 2."""
     try:
         yield
     except OSError as fault:
-        if fault.errno in FULL:
+        if is_full_disk(fault):
             raise  # not the user's mistake: `main` says what to do
         refuse(str(fault))
     except (ValueError, TypeError, LookupError, SyntaxError, ImportError) as fault:

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     from numpy.typing import NDArray
 
     from bestiary.corpus.tokenizers import Tokenizer
@@ -179,49 +178,3 @@ def written(
 def is_run(place: Path) -> bool:
     """Whether a folder is a run of ours, and not what was converted from one."""
     return (place / "recipe.json").is_file() and not (place / "config.json").is_file()
-
-
-def causal(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
-    """A model and its tokenizer, for whoever takes either kind."""
-    from bestiary.training.train import found_device
-
-    found_device(device)
-    if is_run(Path(name)):
-        from bestiary.corpus.tokenizers import open_tokenizer
-        from bestiary.lm.pretraining import open_run
-
-        return open_run(Path(name))[1].to(device), open_tokenizer(Path(name) / "tokenizer")
-    from bestiary.lm.huggingface import open_causal
-
-    return open_causal(name, trust=trust, device=device)
-
-
-def probed(name: str, *, rows: int, device: str, trust: bool, **sizes: Sequence[int]) -> "pd.DataFrame":
-    """Recall asked in text, `rows` questions of each kind, at each difficulty."""
-    import pandas as pd
-
-    from bestiary.lm.probe import probe
-
-    found = []
-    for row in probe(*causal(name, device=device, trust=trust), contexts=-(-rows // 4), **cast(Any, sizes)):
-        found.append(row)
-        typer.echo(f"\rasked {sum(each.asked for each in found):,} questions", nl=False, err=True)
-    typer.echo("", err=True)
-    return pd.DataFrame(found)
-
-
-def evaluated(name: str, tasks: Sequence[str], *, limit: int | None, device: str, trust: bool) -> "pd.DataFrame":
-    """Tasks of lm-evaluation-harness; a run of ours is converted first."""
-    from tempfile import TemporaryDirectory
-
-    import pandas as pd
-
-    from bestiary.lm.harness import evaluate
-
-    with TemporaryDirectory() as folder:
-        if is_run(Path(name)):
-            from bestiary.lm.conversion import export_run
-
-            export_run(name, folder)
-        model = folder if is_run(Path(name)) else name
-        return pd.DataFrame(evaluate(model, tasks, limit=limit, trust=trust, device=device))

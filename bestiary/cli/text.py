@@ -172,7 +172,7 @@ def generate(
     run: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
     count: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from so many of the likeliest tokens.")] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
@@ -187,7 +187,8 @@ def generate(
         _, model = open_run(run)
         tokenizer = open_tokenizer(str(run / "tokenizer"))
         start = torch.tensor([[tokenizer.separator, *tokenizer.encode([prompt])[0].tolist()]])
-        tokens = continue_prompt(model, start, count, temperature=temperature, top_k=top_k, seed=seed)
+        options = {"temperature": temperature, "top_k": top_k, "seed": seed, "vocab": tokenizer.vocab}
+        tokens = continue_prompt(model, start, count, **options)
     typer.echo(prompt + tokenizer.decode(tokens[0, start.shape[1] :].tolist()))
 
 
@@ -220,8 +221,11 @@ def slice_text(
 ) -> None:
     """Split a language model's loss into AR hits and the rest, and the gap to another model likewise."""
     from bestiary.cli._slicing import report, sliced
+    from bestiary.lm.models import check_name
 
     with user_input():
+        for name in (model, *([against] if against else [])):
+            check_name(name)
         given = sliced(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
         names = [model, *([against] if against else [])]
         report(given, names, threshold=threshold, out=out, device=device, trust=trust)
@@ -239,16 +243,18 @@ def probe(
     trust: Trust = False,
 ) -> None:
     """Test recall in plain text: key and value, phone book and needle."""
-    from bestiary.cli._slicing import probed
+    from bestiary.cli._measuring import check_table_file, probe_model
     from bestiary.cli.console import show as show_table
+    from bestiary.runs.store import put
 
     with user_input():
         sizes = {"shots": parse_integers(shots), "entries": parse_integers(entries), "words": parse_integers(words)}
-        table = probed(model, **sizes, rows=rows, device=device, trust=trust)
+        check_table_file(out)
+        table = probe_model(model, **sizes, rows=rows, device=device, trust=trust)
     show_table(table)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out, index=False)
+        with user_input():
+            put(out, table.to_csv(index=False))
         typer.echo(str(out))
 
 
@@ -274,11 +280,11 @@ def evaluate(
     trust: Trust = False,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a language model."""
-    from bestiary.cli._slicing import evaluated
+    from bestiary.cli._measuring import evaluate_model
     from bestiary.cli.console import show as show_table
 
     with user_input():
-        table = evaluated(model, split_names(tasks), limit=limit, device=device, trust=trust)
+        table = evaluate_model(model, split_names(tasks), limit=limit, device=device, trust=trust)
     if table.empty:
         refuse("lm-evaluation-harness gave no number", status=1)
     show_table(table)

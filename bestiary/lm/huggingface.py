@@ -26,6 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bestiary.lm.files import DIGESTS, check_digests, read_object
 from bestiary.lm.models import check_name, is_path
+from bestiary.mixers._cost import weighted_costs
 from bestiary.model import Model, ModelState
 from bestiary.spec import read_specs
 
@@ -164,9 +165,14 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits, the mean next-token loss given `labels` (-100 is ignored), and the state if it is cached."""
+        """Logits, the mean next-token loss given `labels` (-100 is ignored), and the state if it is cached.
+
+        Where a trainer reads a batch in parts, `num_items_in_batch` is the number of targets in all of them, and the
+        loss is the part's share of the batch's mean, so that the gradients of the parts add up to that of the batch.
+        """
         cached = bool(use_cache) or past_key_values is not None
         check_mask(attention_mask, padding_right=not cached)
         for name in ("inputs_embeds", "output_attentions", "output_hidden_states"):
@@ -177,16 +183,28 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
             past = StateCache() if past is None else past
             logits, past.state = self.model(input_ids, past.state)
         else:
-            logits = self.model.parallel(input_ids)
-        loss = None if labels is None else next_token_loss(logits, labels)
+            with weighted_costs(1.0 if labels is None else share_of_batch(labels, num_items_in_batch)):
+                logits = self.model.parallel(input_ids)
+        loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
         logits = logits[:, -logits_to_keep:] if logits_to_keep else logits
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)  # pyright: ignore
         return output.to_tuple() if return_dict is False else output
 
 
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean loss in nats of the token after each position, of logits (batch, time, vocab)."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device))
+def next_token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """The loss in nats of the token after each position, of logits (batch, time, vocab): the mean, or sum / count."""
+    predictions, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device)
+    if count is None:
+        return F.cross_entropy(predictions, targets)
+    total = F.cross_entropy(predictions, targets, reduction="sum")
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+
+
+def share_of_batch(labels: Tensor, count: Tensor | int | None) -> Tensor | float:
+    """The share of a batch's `count` targets that these labels hold; 1 if they are the whole batch."""
+    if count is None:
+        return 1.0
+    return (labels[:, 1:] != -100).sum() / (count.to(labels.device) if isinstance(count, Tensor) else count)
 
 
 def check_mask(mask: Tensor | None, *, padding_right: bool) -> None:
