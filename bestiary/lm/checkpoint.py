@@ -41,8 +41,9 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
     record = content if content.keys() == OLD_FIELDS else unseal(content, str(path))
     if not all(isinstance(record.get(name), int) and record[name] >= 0 for name in ("step", "log")):
         raise ValueError(f"{path} is damaged: it names no step of training and no size of the log")
-    if any(Path(name).name != name for name in record.get("files", ())):
-        raise ValueError(f"{path} is damaged: it names files elsewhere")
+    files = record.get("files", {})
+    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
+        raise ValueError(f"{path} is damaged: it names no files, or files elsewhere")
     return record
 
 

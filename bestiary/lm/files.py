@@ -69,7 +69,10 @@ def check_digests(folder: Path) -> bool:
     """Whether the folder records digests. Raises ValueError, naming the file, if one that it records is not right."""
     if not (folder / DIGESTS).is_file():
         return False
-    for name, expected in read_record(folder / DIGESTS)["files"].items():
+    files = read_record(folder / DIGESTS).get("files")
+    if not isinstance(files, dict):
+        raise ValueError(f"{folder / DIGESTS} is damaged: it names no files")
+    for name, expected in files.items():
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{folder / DIGESTS} is damaged: it names {name}, a file elsewhere")
         if not (folder / name).is_file():
