@@ -63,7 +63,8 @@ def evaluate_model(name: str, tasks: Sequence[str], *, limit: int | None, device
 
     from bestiary.lm.harness import evaluate
     from bestiary.lm.journal import Journal
-    from bestiary.lm.models import check_name, is_run, open_model
+    from bestiary.lm.models import open_model
+    from bestiary.lm.names import check_name, is_run
 
     check_name(name)
     with TemporaryDirectory() as folder:

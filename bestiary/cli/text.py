@@ -221,7 +221,7 @@ def slice_text(
 ) -> None:
     """Split a language model's loss into AR hits and the rest, and the gap to another model likewise."""
     from bestiary.cli._slicing import report, sliced
-    from bestiary.lm.models import check_name
+    from bestiary.lm.names import check_name
 
     with user_input():
         for name in (model, *([against] if against else [])):

@@ -25,7 +25,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bestiary.lm.files import DIGESTS, check_digests, read_object
-from bestiary.lm.models import check_name, is_path
+from bestiary.lm.names import check_name, is_path
 from bestiary.mixers._cost import weighted_costs
 from bestiary.model import Model, ModelState
 from bestiary.spec import read_specs
