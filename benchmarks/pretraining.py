@@ -18,7 +18,7 @@ from bestiary.lm.distributed import TrainingGroup
 from bestiary.lm.loop import ExecutionConfig, TrainingLoop
 from bestiary.lm.pretraining import Pretraining
 from bestiary.lm.speed import measure_matmul_flops
-from bestiary.training.train import keep_memory
+from bestiary.training.train import keep_freed_memory
 
 
 class Noise:
@@ -34,7 +34,7 @@ class Noise:
 
 def main(rounds: int = 9, dim: int = 192, depth: int = 6, heads: int = 3, *rest: int) -> None:
     context, batch, vocab = rest or (256, 8, 4096)
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
     size: dict[str, Any] = {"dim": dim, "depth": depth, "context": context, "batch": batch, "vocab": vocab}
     recipe = Pretraining(corpus="noise", pattern=f"attention(heads={heads})", **size)

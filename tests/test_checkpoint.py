@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_text import losses, read_log, recipe, stop_at, write_corpus
+from small_text import loss_rows, read_log, read_until, small_recipe, write_corpus
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from bestiary.corpus.corpus import Corpus
 from bestiary.lm.loop import pretrain
 from bestiary.lm.pretraining import open_run
-from bestiary.runs.store import put
+from bestiary.runs.store import write_file
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ class Hostile:
 
 def stopped_run(text: Corpus, folder: Path) -> Path:
     """The folder of a run that was stopped after its checkpoint at step 14."""
-    stop_at(pretrain(recipe(), text, folder, save_every=7), 15)
-    return folder / recipe().key
+    read_until(pretrain(small_recipe(), text, folder, save_every=7), 15)
+    return folder / small_recipe().key
 
 
 def write_as_before(monkeypatch: pytest.MonkeyPatch, *, sharded: bool) -> None:
@@ -60,7 +60,7 @@ def write_as_before(monkeypatch: pytest.MonkeyPatch, *, sharded: bool) -> None:
         return {}
 
     def write_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:
-        put(folder / "last.json", {name: record[name] for name in ("step", "log", "sum")})
+        write_file(folder / "last.json", {name: record[name] for name in ("step", "log", "sum")})
 
     monkeypatch.setattr("bestiary.lm.loop.save_state", save_state)
     monkeypatch.setattr("bestiary.lm.loop.write_checkpoint", write_checkpoint)
@@ -78,7 +78,7 @@ def test_a_hostile_checkpoint_runs_nothing(text: Corpus, tmp_path: Path, file: s
         record.write_text(json.dumps({name: json.loads(record.read_text())[name] for name in ("step", "log", "sum")}))
     message = {".metadata": "is a pickle.*--trust-checkpoint", "state.pt": "holds more than tensors"}[file]
     with pytest.raises(ValueError, match=message if old_record else r"shard-0\.safetensors"):
-        next(pretrain(recipe(), text, tmp_path / "models"))
+        next(pretrain(small_recipe(), text, tmp_path / "models"))
     assert not canary.exists()
 
 
@@ -86,16 +86,23 @@ def test_a_hostile_checkpoint_runs_nothing(text: Corpus, tmp_path: Path, file: s
 def test_a_checkpoint_of_version_0_1_is_resumed_to_the_bit(
     text: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, sharded: bool
 ) -> None:
-    whole = losses(list(pretrain(recipe(), text, tmp_path / "whole")))
+    whole = loss_rows(list(pretrain(small_recipe(), text, tmp_path / "whole")))
     with monkeypatch.context() as patch:
         write_as_before(patch, sharded=sharded)
         run = stopped_run(text, tmp_path / "cut")
     if sharded:
         with pytest.raises(ValueError, match="--trust-checkpoint"):
-            next(pretrain(recipe(), text, tmp_path / "cut"))
-    rows = list(pretrain(recipe(), text, tmp_path / "cut", trust_checkpoint=sharded))
+            next(pretrain(small_recipe(), text, tmp_path / "cut"))
+    rows = list(pretrain(small_recipe(), text, tmp_path / "cut", trust_checkpoint=sharded))
     assert rows[0]["step"] == 15
-    assert losses(read_log(run)) == whole
+    assert loss_rows(read_log(run)) == whole
+
+
+def forget_digests(run: Path) -> None:
+    """Make a run one of version 0.1, which recorded no digests."""
+    done = json.loads((run / "done").read_text())
+    put_back = {name: value for name, value in done.items() if name != "digests"}
+    write_file(run / "done", put_back)
 
 
 def flip(path: Path, position: float) -> None:
@@ -118,41 +125,42 @@ def test_a_flipped_bit_of_what_a_run_resumes_from_is_named(
     if file == "checkpoint/last.json" and position == 1.0:  # the last line break
         return
     with pytest.raises(ValueError, match=f"{run / file} is damaged"):
-        next(pretrain(recipe(), text, tmp_path / "models"))
+        next(pretrain(small_recipe(), text, tmp_path / "models"))
 
 
-@pytest.mark.parametrize("file", ["weights.safetensors", "recipe.json", "tokenizer/tokenizer.json", "digests.json"])
+@pytest.mark.parametrize("file", ["weights.safetensors", "recipe.json", "tokenizer/tokenizer.json", "done"])
 def test_a_flipped_bit_of_a_trained_model_is_named(text: Corpus, tmp_path: Path, file: str) -> None:
-    list(pretrain(recipe(), text, tmp_path))
-    run = tmp_path / recipe().key
+    list(pretrain(small_recipe(), text, tmp_path))
+    run = tmp_path / small_recipe().key
     flip(run / file, 0.6)
-    with pytest.raises(ValueError, match=f"{run / file} is damaged"):
+    message = f"{run} cannot be read .done: " if file == "done" else f"{run / file} is damaged"
+    with pytest.raises(ValueError, match=message):
         open_run(run)
 
 
 def test_a_model_without_digests_is_read_and_said_to_be_unchecked(
     text: Corpus, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    list(pretrain(recipe(), text, tmp_path))
-    run = tmp_path / recipe().key
+    list(pretrain(small_recipe(), text, tmp_path))
+    run = tmp_path / small_recipe().key
     with caplog.at_level(logging.WARNING):
         open_run(run)
         assert not caplog.messages
-        (run / "digests.json").unlink()
+        forget_digests(run)
         open_run(run)
-    assert caplog.messages == [f"{run} records no digests, so its files are used unchecked"]
+    assert caplog.messages == [f"{run} records no digests of its weights, so they are used unchecked"]
 
 
 @pytest.mark.parametrize("size", [0, 5, 400, -1])
 def test_truncated_weights_and_those_of_another_model_are_one_line(text: Corpus, tmp_path: Path, size: int) -> None:
     from bestiary.lm.files import write_tensors
 
-    list(pretrain(recipe(), text, tmp_path))
-    run = tmp_path / recipe().key
-    (run / "digests.json").unlink()
+    list(pretrain(small_recipe(), text, tmp_path))
+    run = tmp_path / small_recipe().key
+    forget_digests(run)
     weights = run / "weights.safetensors"
     if size < 0:
-        write_tensors(weights, recipe(dim=8).build().state_dict())
+        write_tensors(weights, small_recipe(dim=8).build().state_dict())
     else:
         weights.write_bytes(weights.read_bytes()[:size])
     with pytest.raises(ValueError, match="another model" if size < 0 else "damaged") as told:
@@ -163,7 +171,7 @@ def test_truncated_weights_and_those_of_another_model_are_one_line(text: Corpus,
 
 def test_weights_have_the_mode_of_the_umask(text: Corpus, tmp_path: Path) -> None:
     run = stopped_run(text, tmp_path)
-    list(pretrain(recipe(), text, tmp_path / "done"))
+    list(pretrain(small_recipe(), text, tmp_path / "done"))
     files = [
         run / "checkpoint" / "step-14" / "shard-0.safetensors",
         tmp_path / "done" / run.name / "weights.safetensors",

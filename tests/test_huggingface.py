@@ -177,14 +177,14 @@ def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_
     from bestiary.lm.conversion import export_run
     from bestiary.lm.huggingface import open_causal
     from bestiary.lm.pretraining import Pretraining
-    from bestiary.runs.store import put
+    from bestiary.runs.store import write_file
 
     for i, tokenizer in enumerate((open_tokenizer("bytes"), train_bpe([TEXT, "a swan"], 270))):
         run, folder = tmp_path / f"run{i}", tmp_path / f"folder{i}"
         recipe = Pretraining(corpus="0" * 12, vocab=tokenizer.vocab, pattern="gated_delta", dim=16, depth=1)
         model = recipe.build().eval()
         tokenizer.save(run / "tokenizer")
-        put(run / "recipe.json", recipe.json())
+        write_file(run / "recipe.json", recipe.json())
         save_file(model.state_dict(), run / "weights.safetensors")
         export_run(run, folder)
         opened, theirs = open_causal(folder)
@@ -246,16 +246,15 @@ def build_and_wrap(pattern: str) -> Any:
 def run_folder(folder: Path, **changes: Any) -> Path:
     """A run on text that was trained for no step at all."""
     from bestiary.corpus.tokenizers import open_tokenizer
-    from bestiary.lm.files import write_digests, write_tensors
+    from bestiary.lm.files import write_tensors
     from bestiary.lm.pretraining import Pretraining
-    from bestiary.runs.store import put
+    from bestiary.runs.store import write_file
 
     fields = {"corpus": "0" * 12, "vocab": 257, "pattern": "gated_delta", "dim": 16, "depth": 1} | changes
     recipe = Pretraining(**fields)
     open_tokenizer("bytes").save(folder / "tokenizer")
-    put(folder / "recipe.json", recipe.json())
+    write_file(folder / "recipe.json", recipe.json())
     write_tensors(folder / "weights.safetensors", recipe.build().state_dict())
-    write_digests(folder, ["recipe.json", "weights.safetensors", "tokenizer/tokenizer.json"])
     return folder
 
 

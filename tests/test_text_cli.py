@@ -96,7 +96,7 @@ def test_any_text_is_sliced_by_the_counts_of_a_corpus(place: Path) -> None:
     of, out = runs(place), place / "mine"
     given = ["--corpus", place / "corpus", "--length", 16, "--threshold", 0, "--out", out]
     told = bestiary("slice", of["attention"], place / "mine.txt", *given)
-    assert "of 1 documents" in told
+    assert "of 1 document in contexts" in told
     assert "A single document has no intervals." in told
     assert "[" not in told.split("mine.txt: ")[1].splitlines()[0]
     assert np.load(out / "tokens.npz")["hits"].any()
@@ -198,20 +198,14 @@ bestiary.cli.main()
 """
 
 
-def test_a_full_disk_of_a_worker_is_the_same_sentence(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from bestiary.cli import _app
+def test_a_full_disk_of_a_worker_is_the_same_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    from typer import Exit
 
-    def fail() -> None:
-        with _app.user_input():
-            raise ChildProcessError("attention: OSError: [Errno 28] No space left on device: 'models/x'")
+    from bestiary.cli._errors import user_input
 
-    monkeypatch.setattr(_app, "app", fail)
-    monkeypatch.setattr(_app.signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit) as told:
-        _app.main()
-    assert told.value.code == 1
+    with pytest.raises(Exit) as told, user_input():
+        raise ChildProcessError("attention: OSError: [Errno 28] No space left on device: 'models/x'")
+    assert told.value.exit_code == 1
     assert "the disk is full (attention: OSError" in capsys.readouterr().err
 
 
@@ -224,7 +218,7 @@ def test_a_full_disk_is_one_sentence(verb: str, place: Path, tmp_path: Path) -> 
     done = subprocess.run([sys.executable, "-c", FULL, *map(str, given)], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "bestiary: the disk is full" in done.stderr
-    assert "free some and give the same command again" in done.stderr
+    assert "free some space and give the same command again" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

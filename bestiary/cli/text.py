@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bestiary.cli._app import Device, app, refuse, user_input
-from bestiary.cli.runs import setting
+from bestiary.cli._trust import TrustFiles
+from bestiary.cli.runs import parse_settings
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -33,12 +34,15 @@ def corpus(
     column: Annotated[str, typer.Option(help="Of JSON lines, Parquet and data sets.")] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="End with the document that fills so many tokens.")] = None,
     memory: Annotated[int, typer.Option(min=1, help="MiB for counting bigrams.")] = 1024,
+    selection: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents for selection.")] = 0.05,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents for the test.")] = 0.05,
 ) -> None:
     """Tokenise a text, split it by document, and count its bigrams."""
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
-        made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit)
+        shares = (selection, test)
+        made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit, shares=shares)
         counts = made.counts(memory=memory * 2**20)
     rows = [{"split": split, **part} for split, part in made.manifest["splits"].items()]
     import pandas as pd
@@ -46,13 +50,18 @@ def corpus(
     show_table(pd.DataFrame(rows))
     typer.echo(f"{made.folder}: {made.vocab:,} tokens of {made.manifest['tokenizer']['name']}, hash {made.hash}")
     typer.echo(f"{counts.total:,} bigrams in training, {counts.distinct:,} of them different")
+    if made.manifest["skipped"]:
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in made.manifest["skipped"].items())
+        typer.echo(f"skipped: {skipped}")
+    if made.unit == "piece":
+        typer.echo("long documents were cut into pieces, and each piece was put into a split by itself")
 
 
 def prepared(source: str, out: Path, **how: Any) -> "Corpus":
     """A corpus, written if it is not there, with news on the way."""
-    from bestiary.corpus.corpus import prepare
+    from bestiary.corpus.prepare import prepare
 
-    return prepare(source, out, **how, tell=news("documents", "tokens"))
+    return prepare(source, out, **how, progress=news("documents", "tokens"))
 
 
 def news(*names: str) -> Callable[..., None]:
@@ -94,7 +103,7 @@ def pretrain(
     with user_input():
         text = open_corpus(corpus)
         check_model_store(store)
-        recipes = select_recipes(suite, size, only, text, dict(setting(part) for part in settings or ()))
+        recipes = select_recipes(suite, size, only, text, parse_settings(settings or ()))
         for recipe in recipes.values():
             recipe.check()
             check_corpus(recipe, text)
@@ -157,7 +166,7 @@ def show_recipes(recipes: "dict[str, Pretraining]") -> None:
     """Print a table of the models with their sizes."""
     import pandas as pd
 
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
     from bestiary.lm.suites import count_parameters
 
     rows = []
@@ -175,6 +184,7 @@ def generate(
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from so many of the likeliest tokens.")] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    _files: TrustFiles = None,
 ) -> None:
     """Continue a prompt with a trained model, token by token with its state."""
     with user_input():
@@ -218,17 +228,18 @@ def slice_text(
     ] = None,
     device: Device = "cpu",
     trust: Trust = False,
+    _files: TrustFiles = None,
 ) -> None:
     """Split a language model's loss into AR hits and the rest, and the gap to another model likewise."""
-    from bestiary.cli._slicing import report, sliced
+    from bestiary.cli._slicing import open_text, slice_models
     from bestiary.lm.names import check_name
 
     with user_input():
         for name in (model, *([against] if against else [])):
             check_name(name)
-        given = sliced(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
+        given = open_text(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
         names = [model, *([against] if against else [])]
-        report(given, names, threshold=threshold, out=out, device=device, trust=trust)
+        slice_models(given, names, threshold=threshold, out=out, device=device, trust=trust)
 
 
 @app.command()
@@ -241,11 +252,12 @@ def probe(
     out: Annotated[Path | None, typer.Option(help="File for the table, .csv.")] = None,
     device: Device = "cpu",
     trust: Trust = False,
+    _files: TrustFiles = None,
 ) -> None:
     """Test recall in plain text: key and value, phone book and needle."""
     from bestiary.cli._measuring import check_table_file, probe_model
-    from bestiary.cli.console import show as show_table
-    from bestiary.runs.store import put
+    from bestiary.cli.console import print_table as show_table
+    from bestiary.runs.store import write_file
 
     with user_input():
         sizes = {"shots": parse_integers(shots), "entries": parse_integers(entries), "words": parse_integers(words)}
@@ -254,7 +266,7 @@ def probe(
     show_table(table)
     if out is not None:
         with user_input():
-            put(out, table.to_csv(index=False))
+            write_file(out, table.to_csv(index=False))
         typer.echo(str(out))
 
 
@@ -262,6 +274,7 @@ def probe(
 def convert(
     run: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, for AutoModelForCausalLM.from_pretrained.")],
+    _files: TrustFiles = None,
 ) -> None:
     """Write a trained model as a Hugging Face folder."""
     with user_input():
@@ -278,10 +291,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents of each task.")] = None,
     device: Device = "cpu",
     trust: Trust = False,
+    _files: TrustFiles = None,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a language model."""
     from bestiary.cli._measuring import evaluate_model
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
         table = evaluate_model(model, split_names(tasks), limit=limit, device=device, trust=trust)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from bestiary.lm.files import disk_errors, read_object, write_digests
 from bestiary.lm.huggingface import SETTINGS, wrap_model
 from bestiary.model import Model
-from bestiary.runs.store import put
+from bestiary.runs.store import write_file
 
 if TYPE_CHECKING:
     from bestiary.corpus.tokenizers import Tokenizer
@@ -51,7 +51,7 @@ def save_pretrained(
                                "AutoModelForCausalLM": "modeling_bestiary.BestiaryForCausalLM"}  # fmt: skip
     wrapped.save_pretrained(folder)
     fast.save_pretrained(folder)
-    put(folder / "modeling_bestiary.py", CODE)
+    write_file(folder / "modeling_bestiary.py", CODE)
 
 
 def export_run(run: Path | str, folder: Path | str) -> None:
@@ -73,7 +73,7 @@ def export_run(run: Path | str, folder: Path | str) -> None:
         beside.mkdir(parents=True)
         with disk_errors(folder):
             save_pretrained(model, {name: getattr(recipe, name) for name in SETTINGS}, tokenizer, beside)
-        put(beside / "recipe.json", recipe.json())
+        write_file(beside / "recipe.json", recipe.json())
         for file in beside.iterdir():
             file.chmod((beside / "recipe.json").stat().st_mode)  # safetensors lets only the owner read
         write_digests(beside, sorted(file.name for file in beside.iterdir()))

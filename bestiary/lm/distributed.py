@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bestiary.lm.pretraining import Parallel
 from bestiary.model import Model
-from bestiary.training.train import found_device
+from bestiary.training.train import find_device
 
 
 class TrainingGroup:
@@ -71,11 +71,11 @@ class TrainingGroup:
 def training_group(parallel: Parallel, device: str) -> Iterator[TrainingGroup]:
     """The group of processes in which torchrun has started this one, or this process alone. Raises ValueError."""
     if parallel == "none":
-        yield TrainingGroup(found_device(device))
+        yield TrainingGroup(find_device(device))
         return
     if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]:
         raise ValueError(f"parallel={parallel!r} needs processes started by torchrun: {missing} are not set")
-    local = found_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)
+    local = find_device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device)
     if local.type == "cuda":
         torch.cuda.set_device(local)
     started_here = not distributed.is_initialized()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bestiary.runs.digests import check, digest, digest_bytes
-from bestiary.runs.store import put
+from bestiary.runs.store import write_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -52,7 +52,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def write_record(path: Path, content: Mapping[str, Any]) -> None:
     """Write a record."""
-    put(path, seal(content))
+    write_file(path, seal(content))
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from bestiary.lm.files import DIGESTS, check_digests, read_object
 from bestiary.lm.names import check_name, is_path
 from bestiary.mixers._cost import weighted_costs
 from bestiary.model import Model, ModelState
-from bestiary.spec import read_specs
+from bestiary.spec import LAYERS, read_specs, reading_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,7 +65,10 @@ class BestiaryConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **given: Any) -> None:
-        self.pattern = [part.stored for part in read_specs("mixers", self.pattern)]
+        if not 0 < self.depth <= LAYERS:
+            raise ValueError(f"a model has 1 to {LAYERS:,} layers, not {self.depth}")
+        with reading_data():  # a configuration never brings code of its own
+            self.pattern = [part.stored for part in read_specs("mixers", self.pattern)]
         super().__post_init__(**given)
 
     @property
@@ -125,7 +128,8 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BestiaryConfig) -> None:
         super().__init__(config)
-        with torch.device("cpu" if torch.get_default_device().type == "meta" else torch.get_default_device()):
+        device = torch.get_default_device()
+        with reading_data(), torch.device("cpu" if device.type == "meta" else device):
             self.model = Model(
                 config.vocab_size,
                 dim=config.dim,

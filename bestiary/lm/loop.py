@@ -18,15 +18,16 @@ from torch.nn import functional as F
 
 from bestiary.lm.checkpoint import load_state, read_checkpoint, save_state, write_checkpoint
 from bestiary.lm.distributed import TrainingGroup, training_group
-from bestiary.lm.files import write_digests, write_tensors
+from bestiary.lm.files import write_tensors
 from bestiary.lm.pretraining import Parallel, Pretraining
 from bestiary.lm.speed import flops_per_token, peak_flops
+from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
 from bestiary.runs.digests import digest_bytes
-from bestiary.runs.store import Run, Store, origin, put
+from bestiary.runs.store import WEIGHTS, Run, Store, origin, write_file
 from bestiary.tasks._task import SILENT, stream
-from bestiary.training.train import TOKENS, Diverged, is_matrix, keep_memory
+from bestiary.training.train import TOKENS, Diverged, keep_freed_memory
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -112,8 +113,8 @@ class ResumableRun(Run):
 
     def open(self) -> None:
         (self.place / "failure.txt").unlink(missing_ok=True)
-        put(self.place / "recipe.json", self.recipe.json())
-        put(self.place / "origin.json", origin() | self.how)
+        write_file(self.place / "recipe.json", self.recipe.json())
+        write_file(self.place / "origin.json", origin() | self.details)
         for part in self.recipe.pattern:
             if part.source and part.name.endswith(".py"):
                 (self.place / "source").mkdir(exist_ok=True)
@@ -124,7 +125,7 @@ class ResumableRun(Run):
         """Keep the first `size` bytes of the log, in a new file: a former owner may still hold the old one open."""
         self.log.close()
         place = self.place / "log.jsonl"
-        put(place, place.read_bytes()[:size].decode())
+        write_file(place, place.read_bytes()[:size].decode())
         self.log = place.open("a")
 
     def log_digest(self, size: int) -> str:
@@ -142,8 +143,8 @@ class ResumableRun(Run):
             )
 
     def flush_log(self) -> int:
-        """Write the log to disk; its size in bytes. Raises Lost if another worker holds the run now."""
-        self.held()
+        """Write the log to disk; its size in bytes. Raises ClaimLost if another worker holds the run now."""
+        self.check_held()
         os.fsync(self.log.fileno())
         return self.log.tell()
 
@@ -161,7 +162,7 @@ def run_pretraining(
             return
         run = claim if isinstance(claim, ResumableRun) else None
         if run is not None:
-            run.how = {"corpus": str(corpus.folder), "workers": group.size, **config._asdict()}
+            run.details = {"corpus": str(corpus.folder), "workers": group.size, **config._asdict()}
         with run or nullcontext():
             loop = TrainingLoop(recipe, corpus, folder / recipe.key, run=run, group=group, config=config)
             try:
@@ -201,7 +202,7 @@ class TrainingLoop:
         group: TrainingGroup,
         config: ExecutionConfig,
     ) -> None:
-        keep_memory()
+        keep_freed_memory()
         self.recipe, self.corpus, self.folder = recipe, corpus, folder
         self.run, self.group, self.config = run, group, config
         if recipe.batch % (config.accumulate * group.size):
@@ -211,7 +212,7 @@ class TrainingLoop:
         if self.device.type == "cuda" and recipe.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # for the read-out, which autocast leaves alone
         self.model = recipe.build().to(self.device)
-        self.decayed = {name for name, weight in self.model.named_parameters() if is_matrix(weight)}
+        self.decayed = decayed_names(self.model)
         self.flops = flops_per_token(recipe, sum(weight.numel() for weight in self.model.parameters()))
         objective = Objective(self.model, recipe.precision, compile=config.compile)
         self.objective = group.wrap(objective, self.model)
@@ -244,16 +245,16 @@ class TrainingLoop:
         yield self.evaluate("test", recipe.test_rows)
         weights = self.group.full_weights(self.model)
         if self.run is not None:
-            self.save_model(weights)
+            self.save_model(self.run, weights)
 
-    def save_model(self, weights: dict[str, Tensor]) -> None:
+    def save_model(self, run: ResumableRun, weights: dict[str, Tensor]) -> None:
         """Write the trained model and its tokenizer, and remove the checkpoint."""
         shutil.copytree(self.corpus.folder / "tokenizer", self.folder / "tokenizer", dirs_exist_ok=True)
         trained = self.recipe.build()
         trained.load_state_dict(weights)
-        write_tensors(self.folder / "weights.safetensors", trained.state_dict())
-        tokenizer = sorted(path.relative_to(self.folder) for path in (self.folder / "tokenizer").rglob("*"))
-        write_digests(self.folder, ["recipe.json", "weights.safetensors", *map(str, tokenizer)])
+        write_tensors(self.folder / WEIGHTS, trained.state_dict())
+        tokenizer = sorted(path for path in (self.folder / "tokenizer").rglob("*") if path.is_file())
+        run.kept += [WEIGHTS, *(str(path.relative_to(self.folder)) for path in tokenizer)]
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def train_step(self) -> None:

@@ -21,10 +21,10 @@ def open_model(name: str | Path, *, device: str = "cpu", trust: bool = False) ->
 
     Code that comes with a model of Hugging Face runs only if `trust`.
     """
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
     check_name(name)
-    found_device(device)
+    find_device(device)
     if is_run(name):
         from bestiary.corpus.tokenizers import open_tokenizer
         from bestiary.lm.pretraining import open_run

@@ -7,8 +7,7 @@
                checkpoint/          what a stopped run resumes from
                tokenizer/           a copy of the tokenizer of the corpus
                weights.safetensors  the trained model
-               digests.json         of recipe, tokenizer and weights
-               done                 written last
+               done                 written last, with the digests of the other files
 """
 
 import hashlib
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bestiary.lm.files import check_digests, load_weights, read_object
-from bestiary.spec import Mixers, Natural, Positive
-from bestiary.training.recipe import Amount, Checked, Share
+from bestiary.lm.files import load_weights, read_object
+from bestiary.runs.store import verified
+from bestiary.spec import Depth, Mixers, Natural, Positive
+from bestiary.training.recipe import Amount, Share, StrictModel
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
@@ -33,7 +33,7 @@ FORMAT = 1  # raised when pretraining changes its meaning, so that old runs are 
 Parallel = Literal["none", "ddp", "fsdp"]
 
 
-class Pretraining(Checked):
+class Pretraining(StrictModel):
     """A language model, and how it is trained to predict the next token of a corpus.
 
     The defaults are those of Based (Arora et al., 2024): AdamW with betas 0.9 and 0.95, weight decay 0.1 on matrices,
@@ -45,7 +45,7 @@ class Pretraining(Checked):
     vocab: Positive
     pattern: Mixers
     dim: Positive = 128
-    depth: Positive = 4
+    depth: Depth = 4
     channel: Literal["mlp", "swiglu", "none", "copy"] = "swiglu"
     positions: Natural = 0  # learned position vectors; 0 is none
     dropout: Share = 0.0  # of the embeddings, while training
@@ -130,7 +130,8 @@ def open_run(folder: Path | str) -> "tuple[Pretraining, Model]":
     weights = run / "weights.safetensors"
     if not (run / "recipe.json").is_file():
         raise LookupError(f"{run} is no run: it holds no recipe.json")
-    checked = check_digests(run)
+    tokenizer = sorted(str(path.relative_to(run)) for path in (run / "tokenizer").rglob("*") if path.is_file())
+    checked = all([verified(run, file) for file in ("recipe.json", *tokenizer)])
     stored = read_object(run / "recipe.json")
     if stored.get("kind") != "pretraining":
         raise LookupError(f"{run} is a run on a task, not on text; train one with: bestiary pretrain")
@@ -138,9 +139,9 @@ def open_run(folder: Path | str) -> "tuple[Pretraining, Model]":
         done = run / "done"
         state = read_object(done).get("outcome") if done.is_file() else "not done; go on with it first"
         raise LookupError(f"{run} holds no weights: the run is {state}")
-    if not checked:
-        log.warning("%s records no digests, so its files are used unchecked", run)
-    recipe = Pretraining(**stored)
+    if not (verified(run, weights.name) and checked):
+        log.warning("%s records no digests of its weights, so they are used unchecked", run)
+    recipe = Pretraining.read(stored)
     model = recipe.build()
     load_weights(model, weights)
     return recipe, model.eval()

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, ShortConv, Where, rank_of, step_sizes, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, ShortConv, Where, check_rank, step_sizes, take
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -26,8 +26,11 @@ class Mamba(Mixer):
 
     family: ClassVar = "state space"
     variants: ClassVar = ("state=4, conv=1, expand=1, rank=2",)
+    without_decay: ClassVar = ("rate",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, and h."""
+
         conv: Float[Tensor, "batch past inner"]
         h: Float[Tensor, "batch inner state"]
 
@@ -41,14 +44,14 @@ class Mamba(Mixer):
         rank: Positive | None = None,
     ) -> None:
         super().__init__()
-        inner, rank = expand * dim, rank_of(dim, math.ceil(dim / 16) if rank is None else rank)
+        inner, rank = expand * dim, check_rank(dim, math.ceil(dim / 16) if rank is None else rank)
         self.widths = rank, state, state
         self.into, self.gate = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
         self.conv = ShortConv(inner, conv, bias=True)
         self.low, self.dt = nn.Linear(inner, sum(self.widths), bias=False), nn.Linear(rank, inner)
         nn.init.uniform_(self.dt.weight, -(rank**-0.5), rank**-0.5)
         self.dt.bias.data.copy_(step_sizes((inner,)))
-        self.rate = undecayed(torch.arange(1.0, state + 1).log().repeat(inner, 1))
+        self.rate = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
         self.skip = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, dim, bias=False)
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bestiary.ops.backend import Backend, choose, compiled
-from bestiary.ops.precision import wide
+from bestiary.ops.backend import Backend, choose, compile_once
+from bestiary.ops.precision import upcast
 
 Way = Literal["auto", "loop", "tree"]
 
@@ -36,9 +36,11 @@ def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto", backend: Bac
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"the scan computes with real or complex numbers, not {x.dtype}")
     given = x.dtype
-    a, x, state = wide(a), wide(x), wide(state)
+    a, x, state = upcast(a), upcast(x), upcast(state)
+    if x.shape[1] == 0:
+        return x.to(given), state
     if choose("scan", backend, x) == "compiled":
-        h = compiled(tree)(a, x, state)
+        h = compile_once(tree)(a, x, state)
     elif way == "loop" or (way == "auto" and x.device.type == "cpu"):
         h = loop(a, x, state)
     else:
@@ -47,10 +49,12 @@ def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto", backend: Bac
 
 
 def loop(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
+    """All h_t, one position after another."""
     return _Loop.apply(a.expand_as(x), x, state.expand_as(x[:, 0]), False)
 
 
 def tree(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
+    """All h_t, by composing neighbours, twice as many at each step."""
     x = torch.cat([x[:, :1] + a[:, :1] * state.unsqueeze(1), x[:, 1:]], dim=1)
     reach = 1
     while reach < x.shape[1]:
@@ -90,9 +94,9 @@ class _Loop(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
         """Elementwise, so the new axis can join the batch."""
         *tensors, backward = inputs
-        moved = [
+        batched = [
             x.movedim(d, 0) if d is not None else x.expand(info.batch_size, *x.shape)
             for x, d in zip(tensors, in_dims, strict=False)
         ]
-        h = _Loop.apply(*(x.flatten(0, 1) for x in moved), backward)
+        h = _Loop.apply(*(x.flatten(0, 1) for x in batched), backward)
         return h.unflatten(0, (info.batch_size, -1)), 0
