@@ -51,6 +51,11 @@ BROKEN_MIXERS = {  # how to break a token shift, and the laws that must notice
     "looks at its neighbours": ("pass", "y = x + before + x.mean(0, keepdim=True)", {"batch independence"}),
     "has an idle weight": ("self.idle = nn.Parameter(torch.ones(3))", "y = x + before", {"gradients"}),
     "overflows": ("pass", "y = (x + before).exp()", {"float32 range"}),
+    "divides by a norm": (
+        "pass",
+        "y = x + before + before / (before.norm(dim=-1, keepdim=True) + 1e-12)",
+        {"zero inputs"},
+    ),
     "asks for numbers": ("pass", "y = (x + before) * (1 + float(x.sum()) * 0)", {"meta"}),
     "draws outside torch": (
         "import random; self.odd = nn.Parameter(torch.tensor(random.random()))",

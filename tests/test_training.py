@@ -1,7 +1,9 @@
 """Training: a pure stream of measurements, and the data it is drawn from."""
 
 import math
+import pickle
 from collections import Counter
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -101,6 +103,21 @@ def test_weight_decay_leaves_vectors_and_marked_weights_alone() -> None:
     everything, nothing = decay_groups(clean("mamba", **SMALL, decay="all"), model)
     assert len(everything["params"]) == len(names)
     assert nothing["params"] == []
+
+
+def decayed_names(model: torch.nn.Module) -> set[str]:
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return {names[id(weight)] for weight in decay_groups(clean("mamba", **SMALL), model)[0]["params"]}
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "s4d", "titans", "rwkv6", "parallel('mamba3, h3')"])
+def test_weight_decay_spares_the_same_weights_of_any_copy(mixer: str) -> None:
+    model = clean(mixer, **SMALL).build()
+    wanted = decayed_names(model)
+    loaded = clean(mixer, **SMALL).build()
+    loaded.load_state_dict(model.state_dict(), assign=True)
+    for copy in (deepcopy(model), loaded, pickle.loads(pickle.dumps(model)), deepcopy(model).to(torch.float64)):
+        assert decayed_names(copy) == wanted
 
 
 def test_training_stops_early_on_the_selection_stream() -> None:

@@ -22,6 +22,7 @@ from bestiary.tasks._task import stream
 TIME = 131  # a prime length, beyond two chunks of 64
 CUTS = ((1,), (2,), (31,), (32,), (33,), (63,), (64,), (65,), (130,), (1, 2, 5, 70, 71))
 CLOSE = 1e-8
+STEEPEST = 1e7  # a gradient after zero inputs: two norms in a row have a slope of 1,000 each
 
 
 def build_perturbed(checked: Spec, *, seed: int = 0, by: float = 0.1, dtype: torch.dtype = torch.float64) -> Mixer:
@@ -188,6 +189,21 @@ def float_range(checked: Spec) -> None:
                 raise Broken(f"inputs of size 100 make the {name} infinite or NaN")
 
 
+def zero_inputs(checked: Spec) -> None:
+    """Gradients stay bounded in float32 where inputs are zero: everywhere, at the start, between others, at the end."""
+    x = random_inputs(time=41, dtype=torch.float32)
+    holes = x.clone()
+    holes[:, [*range(9), 15, *range(20, 26), *range(33, 41)]] = 0
+    pull = random_inputs(time=41, seed=1, dtype=torch.float32)
+    for by in (0.0, 0.1):
+        for given in (torch.zeros_like(x), holes):
+            mixer, given = build_perturbed(checked, by=by, dtype=torch.float32), given.clone().requires_grad_()
+            (run_mixer(mixer, given)[0] * pull).sum().backward()
+            for name, weight in (("input", given), *mixer.named_parameters()):
+                if weight.grad is not None and not weight.grad.abs().amax() <= STEEPEST:
+                    raise Broken(f"after zero inputs the gradient of {name} reaches {weight.grad.abs().amax():.1e}")
+
+
 def meta(checked: Spec) -> None:
     """The state on the meta device is as large as elsewhere, so that shapes are enough to measure memory."""
     for time in (1, 40):
@@ -253,6 +269,7 @@ MIXER_LAWS: dict[str, Law] = {
     "parallel form": parallel_form,
     "gradients": gradients,
     "float32 range": float_range,
+    "zero inputs": zero_inputs,
     "meta": meta,
     "stacking": stacking,
     "seeding": seeding,

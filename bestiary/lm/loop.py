@@ -19,11 +19,12 @@ from torch.nn import functional as F
 from bestiary.lm.distributed import Team, gathered
 from bestiary.lm.pretraining import Parallel, Pretraining
 from bestiary.lm.speed import peak, work
+from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
 from bestiary.runs.store import Run, Store, get, origin, put
 from bestiary.tasks._task import SILENT, stream
-from bestiary.training.train import TOKENS, Diverged, is_matrix, keep_memory
+from bestiary.training.train import TOKENS, Diverged, keep_memory
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -169,7 +170,7 @@ class Loop:
         if self.device.type == "cuda" and recipe.precision == "bfloat16":
             torch.set_float32_matmul_precision("high")  # of the read-out, which autocast leaves alone
         self.model = recipe.build().to(self.device)
-        self.decayed = {name for name, weight in self.model.named_parameters() if is_matrix(weight)}
+        self.decayed = decayed_names(self.model)
         self.flops = work(recipe, sum(weight.numel() for weight in self.model.parameters()))
         self.objective = team.wrapped(Objective(self.model, recipe.precision, compile=how.compile), self.model)
         self.optimizer = torch.optim.AdamW(self.groups(), betas=recipe.betas, fused=True)

@@ -1,12 +1,12 @@
 """S4D: a fixed diagonal state-space model per head (Gu et al., 2022)."""
 
 import math
+from typing import ClassVar
 
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
-from bestiary.mixers._mixer import undecayed
 from bestiary.ops import convolution
 from bestiary.ops.precision import upcast
 
@@ -22,13 +22,15 @@ class Diagonal(nn.Module):
     (0.001, 0.1).
     """
 
+    without_decay: ClassVar = ("decay", "turn", "b", "c")
+
     def __init__(self, heads: int, modes: int) -> None:
         super().__init__()
         self.log_dt = nn.Parameter(torch.empty(heads).uniform_(math.log(1e-3), math.log(0.1)))
-        self.decay = undecayed(torch.full((heads, modes), math.log(0.5)))  # log of -Re A
-        self.turn = undecayed(math.pi * torch.arange(modes).repeat(heads, 1))  # Im A
-        self.b = undecayed(torch.stack([torch.ones(heads, modes), torch.zeros(heads, modes)]))
-        self.c = undecayed(torch.randn(2, heads, modes) * 0.5**0.5)
+        self.decay = nn.Parameter(torch.full((heads, modes), math.log(0.5)))  # log of -Re A
+        self.turn = nn.Parameter(math.pi * torch.arange(modes).repeat(heads, 1))  # Im A
+        self.b = nn.Parameter(torch.stack([torch.ones(heads, modes), torch.zeros(heads, modes)]))
+        self.c = nn.Parameter(torch.randn(2, heads, modes) * 0.5**0.5)
 
     def forward(self, u: Inputs, modes: Modes | None) -> Inputs:
         """Every y_t, as a convolution with the impulse response, and what is left of the modes before."""

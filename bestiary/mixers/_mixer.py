@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bestiary.ops import convolution
 from bestiary.ops.drive import Drive, Matrix
@@ -51,6 +50,7 @@ class Mixer(nn.Module):
 
     family: ClassVar[Family | None] = None  # where a table of mixers lists it
     variants: ClassVar[tuple[str, ...]] = ()  # other options under which the laws are checked too: "window=8"
+    without_decay: ClassVar[tuple[str, ...]] = ()  # parameters with two axes or more that weight decay is to spare
     reads_tokens: bool = False  # whether a model is to pass it, as `tokens=`, the tokens that x stands for
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -160,11 +160,18 @@ def linear(width: int, out: int, *, bias: bool = False, std: float = 0.02) -> nn
     return made
 
 
-def undecayed(weight: Tensor) -> nn.Parameter:
-    """A parameter without weight decay: it has two axes or more but is no matrix, such as rates per channel."""
-    made = nn.Parameter(weight)
-    made.undecayed = True  # pyright: ignore[reportAttributeAccessIssue]
-    return made
+def decayed_names(model: nn.Module) -> set[str]:
+    """The names of the parameters that weight decay acts on: all with two axes or more, but for `without_decay`.
+
+    A module of any kind may have that class attribute: names of its own parameters that have two axes or more but are
+    no matrices, such as rates per channel. It belongs to the class, so that copies of a model decay alike.
+    """
+    spared = {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        for name in getattr(module, "without_decay", ())
+    }
+    return {name for name, weight in model.named_parameters() if weight.ndim >= 2} - spared
 
 
 def head_width(dim: int, heads: int) -> int:
@@ -182,8 +189,12 @@ def check_rank(dim: int, rank: int) -> int:
 
 
 def normalize(x: Tensor) -> Tensor:
-    """x divided by its length along the last axis."""
-    return F.normalize(x, dim=-1)
+    """x / sqrt(|x|^2 + 1e-6) along the last axis: of length 1, but for short vectors, with a slope of 1,000 at most.
+
+    The epsilon is that of flash-linear-attention and transformers. Dividing by max(|x|, 1e-12), as torch.nn.functional
+    does, has a slope of 1e12 at zero, which gradients do not survive where an input is zero.
+    """
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 def step_sizes(shape: tuple[int, ...], *, low: float = 1e-3, high: float = 0.1) -> Tensor:

@@ -4,17 +4,20 @@ The network maps keys to values as f(x) = x + LayerNorm(layer ... GELU layer(x))
 row is the bias. From a key k and a value v it learns by the gradient of |f(k) - v|^2 / 2. Gradients of a mini-batch
 are all taken at the same weights and a linear layer's is the product of what entered it and of the slope of the
 loss at what left it, so the weights after each token need not be written out to be used.
+
+At an output without variance, such as that of a zero key at the start, LayerNorm has a slope of 1 / sqrt(EPS), and what
+is learnt there one of 1 / EPS, which multiplies from mini-batch to mini-batch. So no gradient passes through what is
+learnt where the variance is below EPS; values are those of the formula.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from bestiary.mixers._mixer import undecayed
 
 Weights = tuple[Tensor, ...]  # of each layer: batch heads width+1 out
 
@@ -24,12 +27,14 @@ EPS = 1e-6
 class Network(nn.Module):
     """f, with weights that start as N(0, 0.02), biases zero, and its slow parts: the norm's scale and shift."""
 
+    without_decay: ClassVar = ("scale", "shift")
+
     def __init__(self, heads: int, widths: Sequence[int]) -> None:
         super().__init__()
         drawn = (0.02 * torch.randn(heads, width, out) for width, out in pairwise(widths))
         self.start = nn.ParameterList(F.pad(weight, (0, 0, 0, 1)) for weight in drawn)
-        self.scale = undecayed(torch.ones(heads, 1, widths[-1]))
-        self.shift = undecayed(torch.zeros(heads, 1, widths[-1]))
+        self.scale = nn.Parameter(torch.ones(heads, 1, widths[-1]))
+        self.shift = nn.Parameter(torch.zeros(heads, 1, widths[-1]))
 
     def initial(self, batch: int) -> Weights:
         """The start weights, for each sequence of a batch."""
@@ -46,7 +51,8 @@ class Network(nn.Module):
         miss = (normed * self.scale + self.shift + k - v) * self.scale
         away = miss - miss.mean(-1, keepdim=True) - normed * (miss * normed).mean(-1, keepdim=True)
         variance = last.var(-1, correction=0, keepdim=True) if len(last) else last[..., :1]  # torch warns of no rows
-        slopes = [away / (variance + EPS).sqrt()]
+        slope = away / (variance + EPS).sqrt()
+        slopes = [torch.where(variance < EPS, slope.detach(), slope)]  # the slope of a slope is 1 / EPS there
         for weight, before in zip(weights[:0:-1], left[-2::-1], strict=True):
             slopes.insert(0, slopes[0] @ weight[..., :-1, :].mT * gelu_gradient(before))
         return entered, slopes

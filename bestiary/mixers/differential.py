@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bestiary.mixers._mixer import Chosen, Features, State, head_width, undecayed
+from bestiary.mixers._mixer import Chosen, Features, State, head_width
 from bestiary.mixers._softmax import CachedAttention, Positions, append_cache, merge_heads, new_positions, split_heads
 from bestiary.ops.attention import attend, rotate
 from bestiary.spec import Positive
@@ -26,6 +26,7 @@ class Differential(CachedAttention):
 
     family: ClassVar = "softmax"
     variants: ClassVar = ("heads=4, layer=3",)
+    without_decay: ClassVar = ("balance",)
 
     class Memory(NamedTuple):
         """Keys and values of all positions so far."""
@@ -41,7 +42,7 @@ class Differential(CachedAttention):
             raise ValueError(f"layers are counted from 0, not {layer}")
         self.heads, self.start = heads, 0.8 - 0.6 * math.exp(-0.3 * layer)
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
-        self.balance = undecayed(0.1 * torch.randn(2, 2, dim // heads // 2))  # [[a, b], [a', b']]
+        self.balance = nn.Parameter(0.1 * torch.randn(2, 2, dim // heads // 2))  # [[a, b], [a', b']]
         self.norm = nn.RMSNorm(dim // heads, eps=1e-5)
 
     def update_cache(self, x: Features, state: State) -> Any:

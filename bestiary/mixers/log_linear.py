@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, linear, step_sizes, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, linear, step_sizes, take
 from bestiary.ops.drive import Matrix
 from bestiary.spec import Positive
 
@@ -34,6 +34,7 @@ class LogLinear(Mixer):
 
     family: ClassVar = "gated linear"
     variants: ClassVar = ("heads=4, state=8, expand=1, conv=1, levels=4",)
+    without_decay: ClassVar = ("strength",)
 
     class Memory(NamedTuple):
         """The state after the inputs read so far."""
@@ -62,7 +63,7 @@ class LogLinear(Mixer):
         self.dt, self.step = linear(dim, self.heads), nn.Parameter(step_sizes((self.heads,)))
         self.rate = nn.Parameter(torch.arange(1.0, self.heads + 1).log())
         self.skip = nn.Parameter(torch.ones(self.heads))
-        self.levels, self.strength = linear(dim, self.heads * levels), undecayed(torch.ones(self.heads, levels))
+        self.levels, self.strength = linear(dim, self.heads * levels), nn.Parameter(torch.ones(self.heads, levels))
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, blocks, time = (None, (), 0) if state is None else state

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, ShortConv, Where, check_rank, step_sizes, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, ShortConv, Where, check_rank, step_sizes, take
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -26,6 +26,7 @@ class Mamba(Mixer):
 
     family: ClassVar = "state space"
     variants: ClassVar = ("state=4, conv=1, expand=1, rank=2",)
+    without_decay: ClassVar = ("rate",)
 
     class Memory(NamedTuple):
         """The last inputs of the convolution, and h."""
@@ -50,7 +51,7 @@ class Mamba(Mixer):
         self.low, self.dt = nn.Linear(inner, sum(self.widths), bias=False), nn.Linear(rank, inner)
         nn.init.uniform_(self.dt.weight, -(rank**-0.5), rank**-0.5)
         self.dt.bias.data.copy_(step_sizes((inner,)))
-        self.rate = undecayed(torch.arange(1.0, state + 1).log().repeat(inner, 1))
+        self.rate = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
         self.skip = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, dim, bias=False)
 

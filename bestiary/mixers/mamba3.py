@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, step_sizes, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, step_sizes, take
 from bestiary.ops.drive import Drive, Matrix
 from bestiary.ops.recurrence import outer, run
 from bestiary.spec import Positive
@@ -34,6 +34,7 @@ class Mamba3(Mixer):
 
     family: ClassVar = "state space"
     variants: ClassVar = ("state=6, head=16, angles=3, expand=1",)
+    without_decay: ClassVar = ("bias_k", "bias_q")
 
     class Memory(NamedTuple):
         """S without its turns, and the last write."""
@@ -63,7 +64,7 @@ class Mamba3(Mixer):
         self.value, self.gate = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
         self.into = nn.Linear(dim, sum(self.widths), bias=False)
         self.norm_k, self.norm_q = nn.RMSNorm(state, eps=1e-5), nn.RMSNorm(state, eps=1e-5)
-        self.bias_k, self.bias_q = undecayed(torch.ones(heads, state)), undecayed(torch.ones(heads, state))
+        self.bias_k, self.bias_q = nn.Parameter(torch.ones(heads, state)), nn.Parameter(torch.ones(heads, state))
         self.dt = nn.Parameter(step_sizes((heads,)))
         self.skip = nn.Parameter(torch.ones(heads))
         self.out = nn.Linear(inner, dim, bias=False)

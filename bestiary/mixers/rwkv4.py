@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take
 from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
@@ -30,6 +30,7 @@ class RWKV4(Mixer):
 
     family: ClassVar = "gated linear"
     variants: ClassVar = ("layer=3, layers=4",)
+    without_decay: ClassVar = ("mix",)
 
     class Memory(NamedTuple):
         """The last input, and the decayed sums."""
@@ -44,7 +45,7 @@ class RWKV4(Mixer):
         if not 0 <= layer < layers:
             raise ValueError(f"rwkv4(layer={layer}): there are layers 0 to {layers - 1}")
         depth, rest, channel = layer / max(1, layers - 1), 1 - layer / layers, torch.arange(dim) / dim
-        self.mix = undecayed(torch.stack([channel ** (0.5 * rest), channel**rest, channel**rest + 0.3 * depth]))
+        self.mix = nn.Parameter(torch.stack([channel ** (0.5 * rest), channel**rest, channel**rest + 0.3 * depth]))
         self.decay = nn.Parameter(-5 + 8 * (torch.arange(dim) / max(1, dim - 1)) ** (0.7 + 1.3 * depth))
         self.bonus = nn.Parameter(math.log(0.3) + 0.5 * ((torch.arange(dim) + 1) % 3 - 1))
         self.r, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))

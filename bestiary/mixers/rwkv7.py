@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, normalize, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, normalize, take
 from bestiary.ops.drive import Drive, Matrix
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
@@ -29,6 +29,7 @@ class RWKV7(Mixer):
 
     family: ClassVar = "delta"
     variants: ClassVar = ("heads=1, layer=3, layers=4",)
+    without_decay: ClassVar = ("mix", "bonus")
 
     class Memory(NamedTuple):
         """The last input, and S."""
@@ -47,7 +48,7 @@ class RWKV7(Mixer):
         zigzag = zigzag * zigzag.abs()
         self.shape = heads, width, width
         powers = (rest * torch.tensor([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])).unsqueeze(1)
-        self.mix = undecayed(1 - (channel / dim) ** powers)
+        self.mix = nn.Parameter(1 - (channel / dim) ** powers)
         self.r, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
         for part, bound in ((self.r, 0.5), (self.k, 0.05), (self.v, 0.5), (self.out, 0.0)):
             nn.init.uniform_(part.weight, -bound / dim**0.5, bound / dim**0.5)
@@ -57,7 +58,7 @@ class RWKV7(Mixer):
         self.gate = low_rank(dim, low_rank_width(dim, 5.0), nn.Sigmoid(), None)
         self.remove = nn.Parameter(0.71 - 0.1 * (ramp - 0.5))
         self.replace = nn.Parameter(torch.full((dim,), 1.02))
-        self.bonus = undecayed(torch.full((heads, width), -0.04))
+        self.bonus = nn.Parameter(torch.full((heads, width), -0.04))
         self.norm = nn.GroupNorm(heads, dim, eps=64e-5)
         nn.init.constant_(self.norm.weight, ((layer + 1) / layers) ** 0.7)
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Features, Mixer, Past, ShortConv, head_width, undecayed
+from bestiary.mixers._mixer import Features, Mixer, Past, ShortConv, head_width
 from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
@@ -30,6 +30,7 @@ class SLSTM(Mixer):
 
     family: ClassVar = "recurrent"
     variants: ClassVar = ("heads=1, conv=1",)
+    without_decay: ClassVar = ("bias",)
 
     class Memory(NamedTuple):
         """The last inputs of the convolution, h, and c and n as mean and log weight."""
@@ -49,7 +50,7 @@ class SLSTM(Mixer):
         self.mixed, self.plain = (nn.Parameter(torch.randn(heads, width, 2 * width) * std) for _ in range(2))
         self.again = nn.Parameter(torch.zeros(heads, width, 4 * width))
         forget = 5 - 12 * torch.linspace(0, 1, width) ** 0.3
-        self.bias = undecayed(F.pad(forget, (width, 2 * width)).repeat(heads, 1))
+        self.bias = nn.Parameter(F.pad(forget, (width, 2 * width)).repeat(heads, 1))
         self.norm = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:

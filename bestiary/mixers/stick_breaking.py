@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, undecayed
+from bestiary.mixers._mixer import Chosen
 from bestiary.mixers._softmax import MultiHeadAttention, Positions, causal_mask, merge_heads
 from bestiary.spec import Positive
 
@@ -25,10 +25,11 @@ class StickBreaking(MultiHeadAttention):
 
     family: ClassVar = "softmax"
     variants: ClassVar = ("heads=4",)
+    without_decay: ClassVar = ("rest",)
 
     def __init__(self, dim: int, *, heads: Positive = 2) -> None:
         super().__init__(dim, heads, rotary=False)
-        self.rest = undecayed(torch.zeros(heads, 1, dim // heads))
+        self.rest = nn.Parameter(torch.zeros(heads, 1, dim // heads))
         self.norm = nn.GroupNorm(heads, dim)
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:

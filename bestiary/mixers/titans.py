@@ -11,7 +11,9 @@ are products of the decays of M and S. `depth` layers, hidden ones four times as
 Departs from the paper: this is the memory alone, without attention and without persistent tokens. The residual and
 the LayerNorm in f, as in TTT, are not the paper's but both public implementations have them. The paper states no
 initialisation: here linear maps and M_0 are N(0, 0.02), biases zero but that of alpha, -4, so that little is
-forgotten; the scale 1 / width of theta is that of TTT.
+forgotten; the scale 1 / width of theta is that of TTT. No gradient of the model's loss passes through a step at an
+output whose variance is below 1e-6, such as that of a zero input, where it would grow without bound. Unit vectors are
+x / sqrt(|x|^2 + 1e-6), whose slope at zero is 1,000.
 """
 
 from typing import ClassVar, NamedTuple

@@ -118,7 +118,7 @@ class Group:
         self.members, self.recipes, self.shell = list(range(len(recipes))), list(recipes), Hidden(models[0])
         weights, self.buffers = stack_module_state([Hidden(model) for model in models])  # pyright: ignore[reportArgumentType]
         self.weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
-        self.decayed = {name: decayed(recipes[0], w) for name, w in self.shell.named_parameters()}
+        self.decayed = decayed(recipes[0], self.shell)
         self.randomness = "same" if len({recipe.seed for recipe in recipes}) == 1 else "error"
         self.adam, self.step = self.ready(sum(w[0].numel() for w in self.weights.values()), {})
 
@@ -171,7 +171,7 @@ class Group:
         parts = change.split([w[0].numel() for w in weights], dim=1)
         for (name, w), part, grad in zip(self.weights.items(), parts, grads, strict=True):
             shape = (-1, *(1 for _ in w.shape[1:]))
-            if self.decayed[name] and grad is not None:
+            if name in self.decayed and grad is not None:
                 w.mul_(keep.view(shape))
             w.addcmul_(part.view_as(w), rates.view(shape))
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
@@ -103,22 +104,18 @@ def rate(recipe: Recipe, step: int) -> float:
 def decay_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
     """Parameters with weight decay and without."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for weight in model.parameters():
-        groups[decayed(recipe, weight)].append(weight)
+    names = decayed(recipe, model)
+    for name, weight in model.named_parameters():
+        groups[name in names].append(weight)
     return [
         {"params": groups[True], "weight_decay": recipe.weight_decay},
         {"params": groups[False], "weight_decay": 0.0},
     ]
 
 
-def decayed(recipe: Recipe, weight: nn.Parameter) -> bool:
-    """Whether weight decay acts on it."""
-    return recipe.decay == "all" or is_matrix(weight)
-
-
-def is_matrix(weight: nn.Parameter) -> bool:
-    """Whether weight decay acts on it under "matrices": two dimensions or more, and not marked by a mixer."""
-    return weight.ndim >= 2 and not getattr(weight, "undecayed", False)
+def decayed(recipe: Recipe, model: nn.Module) -> set[str]:
+    """The names of the parameters that weight decay acts on."""
+    return {name for name, _ in model.named_parameters()} if recipe.decay == "all" else decayed_names(model)
 
 
 def batches(recipe: Recipe) -> Iterator[Batch]:
