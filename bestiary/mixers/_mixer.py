@@ -5,18 +5,18 @@ from abc import abstractmethod
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.ops import convolution
 from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.positions import Where, take
 from bestiary.ops.recurrence import run
 
 Features = Float[Tensor, "batch time dim"]
 Chosen = Float[Tensor, "batch _ dim"]  # at chosen positions, or at all
 Past = Float[Tensor, "batch _ channels"]  # what a convolution has read and still needs
-Where = Int[Tensor, "batch asked"]
 Family = Literal[
     "softmax",
     "sparse",
@@ -60,13 +60,6 @@ class Mixer(nn.Module):
         What training needs. The same numbers as `forward`; overridden where they come with less work.
         """
         return take(self(x)[0], where)
-
-
-def take(x: Float[Tensor, "batch time *rest"], where: Where | None) -> Float[Tensor, "batch _ *rest"]:
-    """The positions `where` of each sequence, or all."""
-    if where is None:
-        return x
-    return x.gather(1, where.reshape(*where.shape, *(1 for _ in x.shape[2:])).expand(-1, -1, *x.shape[2:]))
 
 
 class FastWeight(Mixer):
