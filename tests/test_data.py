@@ -1,6 +1,7 @@
 """Export and SQL: the numbers in a file or a query are those in the store, and a mistake is one line."""
 
 import math
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
