@@ -99,7 +99,7 @@ def test_an_error_without_sense_says_where_it_arose(tmp_path: Path) -> None:
     for fault, message in {
         "{}['splits']": "there is no entry 'splits' (in {file}, line 2); what was read there is damaged",
         "[][0]": "there are too few entries (list index out of range) (in {file}, line 2)",
-        "eof()": "a file ends too early (in {file}, line 2)",
+        "eof()": "a file ends too early (in {file}, line 6)",
         "None.get": "'NoneType' object has no attribute 'get' (in {file}, line 2)",
         "nest(0)": "something is nested too deeply to be read",
     }.items():
@@ -309,7 +309,7 @@ def test_progress_without_a_terminal_is_whole_lines(capsys: pytest.CaptureFixtur
 
 
 def test_durations_are_in_the_unit_that_suits_them() -> None:
-    seconds = (0.0, 0.004, 0.4, 35, 240, 9000, 300_000)
+    seconds = (0.0, 0.004, 0.4, 35.0, 240.0, 9000.0, 300_000.0)
     assert [format_seconds(s) for s in seconds] == ["0 s", "4 ms", "0.4 s", "35 s", "4 min", "2.5 h", "3 days"]
 
 

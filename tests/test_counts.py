@@ -153,7 +153,7 @@ def test_a_count_that_was_stopped_goes_on_after_its_parts(tmp_path: Path, memory
 
 @pytest.mark.parametrize("writes", range(11))
 def test_a_kill_at_any_write_loses_nothing(tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens, put, left = draw_tokens(7_000, 300), counts.put, iter(range(writes))
+    tokens, put, left = draw_tokens(7_000, 300), counts.write_file, iter(range(writes))
 
     def failing(place: Path, content: Any) -> None:
         if next(left, None) is None:
@@ -161,7 +161,7 @@ def test_a_kill_at_any_write_loses_nothing(tmp_path: Path, writes: int, monkeypa
         put(place, content)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="power"):
-        patch.setattr(counts, "put", failing)
+        patch.setattr(counts, "write_file", failing)
         count(tokens, 300, folder=tmp_path, memory=SMALL)
     with pytest.raises(ValueError, match="no finished counts"):
         open_counts(tmp_path)
@@ -195,7 +195,7 @@ def flip_last_bit(place: Path) -> None:
 def test_a_count_that_is_done_is_opened_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = draw_tokens(9_000, 300)
     count(tokens, 300, folder=tmp_path)
-    for writer in ("count_in_memory", "lock_folder", "put"):
+    for writer in ("count_in_memory", "lock_folder", "write_file"):
         monkeypatch.setattr(counts, writer, None)
     assert as_dictionary(count(tokens, 300, folder=tmp_path)) == count_by_dictionary(tokens)
 

@@ -15,7 +15,8 @@ IDS = [str(file.relative_to(ROOT)) for file in FILES]
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_a_file_can_be_read_in_one_sitting(file: Path) -> None:
     lines = len(file.read_text().splitlines())
-    assert lines <= (160 if file.parent.name in ("mixers", "tasks") else 450)
+    shared = file.name.startswith("_")  # parts that several mixers or tasks have in common
+    assert lines <= ((200 if shared else 160) if file.parent.name in ("mixers", "tasks") else 450)
 
 
 @pytest.mark.parametrize("file", FILES, ids=IDS)

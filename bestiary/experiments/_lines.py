@@ -34,4 +34,6 @@ def name_mixers(table: pd.DataFrame, patterns: Mapping[str, str]) -> pd.DataFram
 def seeds_note(found: pd.DataFrame) -> str:
     """The note below a figure: how many seeds and answers its points have."""
     seeds, answers = found["seeds"].min(), found["answers"].min()
-    return f"Mean over seeds (at least {seeds}) and 95 % interval; at least {count_noun(answers, 'answer')} a point."
+    return (
+        f"Mean over seeds (at least {seeds}) and 95 % interval; at least {count_noun(int(answers), 'answer')} a point."
+    )
