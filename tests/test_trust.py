@@ -220,7 +220,7 @@ def test_a_run_with_a_file_of_ones_own_keeps_its_key(tmp_path: Path) -> None:
     (tmp_path / "my mixers" / "a b.py").write_text(MINE)
     small = ("steps=2", "every=1", "batch=4", "dim=8", "selection_rows=4", "test_rows=4", "--task", "parity(length=8)")
     given = [sys.executable, "-m", "bestiary.cli", "train", "--layers", '"my mixers/a b.py", attention', *small]
-    for said in ("finished", "1 of 1 runs are done already"):
+    for said in ("finished", "done already"):
         ran = subprocess.run(given, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr
         assert said in ran.stdout
@@ -349,3 +349,28 @@ def test_a_checkpoint_is_never_unpickled(file: str, model: tuple[Path, Canary], 
     done = command(*given, folder=place)
     assert not mark.exists(), f"{file} was unpickled"
     assert not done.fault, done.trace
+
+
+def test_no_file_of_a_checkpoint_is_unpickled(model: tuple[Path, Canary], tmp_path: Path) -> None:
+    from bestiary.corpus.corpus import open_corpus
+    from bestiary.lm.loop import pretrain
+    from bestiary.lm.pretraining import Pretraining
+
+    place, mark = model[0], tmp_path / "unpickled"
+    corpus, small = open_corpus(place / "corpus"), ("context=8", "batch=2", "steps=4", "every=1", "dim=8", "depth=1")
+    fields = {name: int(value) for name, _, value in (part.partition("=") for part in small)}
+    made = Pretraining(corpus=corpus.hash, vocab=corpus.vocab, pattern="attention", test_rows=2, **fields)
+    rows: Any = pretrain(made, corpus, place / "stopped", save_every=1)
+    while next(rows)["step"] < 3:
+        pass
+    rows.close()
+    files = [path for path in (place / "stopped" / made.key / "checkpoint").rglob("*") if path.is_file()]
+    assert len(files) >= 2
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(pickle.dumps(Bomb(mark)))
+        given = ("pretrain", "attention", *small, "test_rows=2", "--corpus", "corpus", "--store", "stopped")
+        done = command(*given, folder=place)
+        assert not mark.exists(), f"{file.name} was unpickled"
+        assert (done.status, done.fault) == (2, ""), done.trace
+        file.write_bytes(content)
