@@ -163,7 +163,7 @@ def test_a_probe_goes_on_after_a_kill_and_keeps_to_its_own_file(place: Path, mon
     out.write_text("mine")
     assert "is there and no table of `probe`" in bestiary(*given, status=2)
     assert out.read_text() == "mine"
-    assert "File exists" in bestiary(*given[:-1], place / "answers.csv" / "x.csv", status=2)
+    assert "is a file, where a folder is needed" in bestiary(*given[:-1], place / "answers.csv" / "x.csv", status=2)
 
 
 @pytest.mark.parametrize("verb", ["probe", "evaluate", "slice"])
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_sentence(verb: str, place: Path, tmp_path: Path) -> 
             "are fewer than two contexts of 100000",
         ),
         (["corpus", "texst"], "no source 'texst'"),
-        (["pretrain", "attention", "context=1000", "--corpus", "short", "--store", "m"], "one context of 1,000 needs"),
+        (["pretrain", "attention", "context=2000", "--corpus", "corpus", "--store", "m"], "one context of 2,000 needs"),
         (["pretrain", "attention", "--corpus", "corpus", "--store", "corpus"], "corpus is a corpus, not a folder of"),
         (["convert", "base_conv", "texts"], "texts is not empty and no conversion of"),
         (["convert", "base_conv", "base_conv"], "is not empty and no conversion of"),
@@ -254,8 +254,6 @@ def test_a_mistake_is_one_line(
     monkeypatch.chdir(place)
     (place / "empty.txt").write_text("")
     (place / "binary.bin").write_bytes(b"a\0b")
-    if not (place / "short").exists():
-        bestiary("corpus", write_documents(place / "few", 20), "--out", place / "short", "--vocab", 300)
     given = [str(runs(place)["base_conv"]) if part == "base_conv" else part for part in arguments]
     told = bestiary(*given, status=2)
     assert message in told.replace("\n", " ")
