@@ -99,7 +99,7 @@ def test_an_error_without_sense_says_where_it_arose(tmp_path: Path) -> None:
     for fault, message in {
         "{}['splits']": "there is no entry 'splits' (in {file}, line 2); what was read there is damaged",
         "[][0]": "there are too few entries (list index out of range) (in {file}, line 2)",
-        "eof()": "a file ends too early (in {file}, line 2)",
+        "eof()": "a file ends too early (in {file}, line 6)",
         "None.get": "'NoneType' object has no attribute 'get' (in {file}, line 2)",
         "nest(0)": "something is nested too deeply to be read",
     }.items():
@@ -124,13 +124,13 @@ DISK = (
     "import errno, sys; from bestiary import cli; from bestiary.corpus import corpus\n"
     "from bestiary.lm import huggingface\n"
     "def full(*given, **named): raise OSError(errno.{code}, '{text}', 'somewhere')\n"
-    "corpus.prepare = corpus.open_corpus = huggingface.export = full\n"
+    "corpus.prepare = corpus.open_corpus = huggingface.export_run = full\n"
     "from pathlib import Path; Path.write_text = full\n"
     "sys.argv = ['bestiary', *sys.argv[1:]]; cli.main()\n"
 )
 
 
-@pytest.mark.parametrize("verb", [["corpus", "x"], ["pretrain", "attention"], ["convert", "a", "b"], ["report"]])
+@pytest.mark.parametrize("verb", [["corpus"], ["pretrain", "attention"], ["convert", "a", "b"], ["report"]])
 def test_a_disk_that_is_full_or_read_only_is_told_by_every_verb(verb: list[str], tmp_path: Path) -> None:
     if verb == ["report"]:
         fill_store(Store(tmp_path / "runs"), 2)

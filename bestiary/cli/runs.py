@@ -1,6 +1,7 @@
 """Verbs that make runs and read them: train, run, status and plot."""
 
 import ast
+import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def train(
     recipe: Annotated[str, typer.Option(help="A named recipe to start from (see `bestiary list recipes`).")] = "clean",
     store: StoreFolder = Path("runs"),
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the run; one for each core if not given.")
+        int | None, typer.Option(min=1, help="Threads of the run; OMP_NUM_THREADS, or one for each core, if not given.")
     ] = None,
     device: Device = "cpu",
     backend: Backend = "auto",
@@ -67,7 +68,8 @@ def train(
     from bestiary.cli._estimate import print_estimate, print_levels
     from bestiary.sweep import cores
 
-    threads = threads or cores()
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    threads = threads or (int(wanted) if wanted.isdecimal() else 0) or cores()
     with user_input():
         chosen = build_recipe(recipe, layers, settings or (), task)
         check_recipes([chosen], device, backend, elsewhere=False)
