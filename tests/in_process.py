@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -45,6 +46,8 @@ class Done(NamedTuple):
             return f"exit status {self.status} without a word"
         if "Traceback (most recent" in self.err:
             return "a traceback is printed"
+        if vague := re.search(r"bestiary: (.*\(in [\w/. -]+\.py, line \d+\))", self.err):
+            return f"nobody foresaw: {vague[1][:160]}"
         return ""
 
 

@@ -52,3 +52,8 @@ def rotate_plainly(x: Tensor) -> Tensor:
             y[:, t, ..., c] = one * math.cos(angle) - two * math.sin(angle)
             y[:, t, ..., c + half] = one * math.sin(angle) + two * math.cos(angle)
     return y
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / sqrt(|x|^2 + 1e-6), as flash-linear-attention and transformers have unit vectors."""
+    return x / ((x * x).sum(-1, keepdim=True) + 1e-6) ** 0.5

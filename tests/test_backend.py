@@ -120,6 +120,7 @@ def test_auto_is_what_was_set_and_is_announced_once(
 ) -> None:
     monkeypatch.setattr(backend, "_set", ["auto"])
     backend.log_backend.cache_clear()
+    monkeypatch.setattr(backend._native, "library", lambda: "there is no compiler")
     x = torch.zeros(1)
     with caplog.at_level(logging.INFO, logger="bestiary.ops.backend"):
         assert [backend.choose("recurrence", "auto", x) for _ in range(3)] == ["torch"] * 3

@@ -228,6 +228,9 @@ def goes_on(store: Store, run: Path, file: str, tmp_path: Path) -> None:
     others = {small_recipe(seed=seed).key for seed in (1, 2)}
     assert set(pd.read_csv(table)["key"]) == set(pd.read_csv(tmp_path / "log.csv")["key"]) == others
     assert page.exists()
+    for name in ("log", "runs"):
+        _, output = bestiary("sql", f"select string_agg(distinct key, '/' order by key) as keys from {name}", *where)
+        assert output.split()[-1] == "/".join(sorted(others))
 
 
 def test_a_folder_that_is_a_loop_of_links_is_named(store: Store, run: Path) -> None:

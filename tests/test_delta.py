@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,10 +20,6 @@ def streams(mixer: Any, x: Tensor, widths: list[int], heads: int) -> list[Tensor
         for i in range(min(t + 1, len(filter))):
             y[:, t] += filter[i] * u[:, t - i]
     return [z.unflatten(-1, (heads, -1)) for z in (y * torch.sigmoid(y)).split([heads * w for w in widths], dim=-1)]
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:

@@ -62,7 +62,9 @@ def test_one_process_goes_on_where_two_were_killed_and_two_where_one_was(text: C
     given = small_recipe(pattern=PATTERN)
     whole = loss_rows(list(pretrain(given, text, tmp_path / "whole")))
     assert torchrun(text, tmp_path / "two", "fsdp", end=15) != 0
-    assert (tmp_path / "two" / given.key / "checkpoint" / "step-14" / ".metadata").is_file()
+    checkpoint = tmp_path / "two" / given.key / "checkpoint"
+    files = sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*.*"))
+    assert files == ["last.json", "step-14/shard-0.safetensors", "step-14/shard-1.safetensors"]
     rows = list(pretrain(given, text, tmp_path / "two"))
     assert rows[0]["step"] == 15
     read_until(pretrain(given, text, tmp_path / "one", save_every=7), 15)

@@ -1,5 +1,6 @@
 """Our models as Hugging Face models: the same numbers, with and without the state, through a folder and back."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def build_model(pattern: str) -> tuple[Model, dict[str, Any]]:
 
 
 def save_model(pattern: str, folder: Path) -> Model:
-    from bestiary.lm.huggingface import save_pretrained
+    from bestiary.lm.conversion import save_pretrained
 
     model, settings = build_model(pattern)
     save_pretrained(model, settings, small_tokenizer(), folder)
@@ -144,9 +145,10 @@ def test_the_loss_of_each_token_is_the_cross_entropy(build: Any, tmp_path: Path)
 
 
 def test_what_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> None:
-    from bestiary.lm.huggingface import open_causal, save_pretrained
+    from bestiary.lm.conversion import save_pretrained
+    from bestiary.lm.huggingface import open_causal
 
-    with pytest.raises(LookupError, match="there is no folder"):
+    with pytest.raises(LookupError, match="there is no file or folder"):
         open_causal(tmp_path / "none")
     with pytest.raises(LookupError, match="no config.json"):
         open_causal(tmp_path)
@@ -172,7 +174,8 @@ def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_
     from safetensors.torch import save_file
 
     from bestiary.corpus.tokenizers import open_tokenizer, train_bpe
-    from bestiary.lm.huggingface import export_run, open_causal
+    from bestiary.lm.conversion import export_run
+    from bestiary.lm.huggingface import open_causal
     from bestiary.lm.pretraining import Pretraining
     from bestiary.runs.store import write_file
 
@@ -192,6 +195,136 @@ def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_
         given = torch.from_numpy(tokens).unsqueeze(0)
         torch.testing.assert_close(opened(given).logits, model.parallel(given))
         assert Pretraining(**json.loads((folder / "recipe.json").read_text())) == recipe
+
+
+def train_step(pattern: str, rows: list[dict[str, Any]], folder: Path, *, batch: int, parts: int) -> dict[str, Any]:
+    """What one step of plain gradient descent by the Trainer leaves of the weights."""
+    from transformers import Trainer, TrainingArguments
+
+    from bestiary.lm.huggingface import wrap_model
+
+    torch.manual_seed(0)
+    model = wrap_model(*build_model(pattern)).train()
+    arguments = TrainingArguments(
+        output_dir=str(folder), per_device_train_batch_size=batch, gradient_accumulation_steps=parts, max_steps=1,
+        optim="sgd", learning_rate=1.0, max_grad_norm=0.0, lr_scheduler_type="constant", report_to=[],
+        save_strategy="no", use_cpu=True, disable_tqdm=True, seed=0,
+    )  # fmt: skip
+    Trainer(model=model, args=arguments, train_dataset=rows).train()  # pyright: ignore
+    return {name: weight.detach() for name, weight in model.named_parameters()}
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize(
+    ("pattern", "ignored"),
+    [("gated_delta", False), ("gated_delta", True), ("selected(select='learned', penalty=3.0)", False)],
+)
+def test_a_batch_read_in_parts_by_the_trainer_has_the_gradient_of_the_whole(
+    pattern: str, tmp_path: Path, *, ignored: bool
+) -> None:
+    pytest.importorskip("accelerate")
+    rng, rows = np.random.default_rng(0), []
+    for i in range(8):
+        tokens = rng.integers(0, 720, 12)
+        labels = np.where(np.arange(12) < i, -100, tokens) if ignored else tokens
+        rows.append({"input_ids": tokens.tolist(), "labels": labels.tolist()})
+    whole = train_step(pattern, rows, tmp_path, batch=8, parts=1)
+    parts = train_step(pattern, rows, tmp_path, batch=2, parts=4)
+    start = dict(build_and_wrap(pattern).named_parameters())
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=1e-5, atol=1e-6, msg=name)
+    assert any((weight - start[name]).abs().max() > 1e-3 for name, weight in whole.items())
+
+
+def build_and_wrap(pattern: str) -> Any:
+    from bestiary.lm.huggingface import wrap_model
+
+    torch.manual_seed(0)
+    return wrap_model(*build_model(pattern))
+
+
+def run_folder(folder: Path, **changes: Any) -> Path:
+    """A run on text that was trained for no step at all."""
+    from bestiary.corpus.tokenizers import open_tokenizer
+    from bestiary.lm.files import write_tensors
+    from bestiary.lm.pretraining import Pretraining
+    from bestiary.runs.store import write_file
+
+    fields = {"corpus": "0" * 12, "vocab": 257, "pattern": "gated_delta", "dim": 16, "depth": 1} | changes
+    recipe = Pretraining(**fields)
+    open_tokenizer("bytes").save(folder / "tokenizer")
+    write_file(folder / "recipe.json", recipe.json())
+    write_tensors(folder / "weights.safetensors", recipe.build().state_dict())
+    return folder
+
+
+def test_a_conversion_replaces_itself_and_nothing_else(tmp_path: Path) -> None:
+    from bestiary.lm.conversion import export_run
+    from bestiary.lm.huggingface import open_causal
+
+    one, other = run_folder(tmp_path / "one"), run_folder(tmp_path / "other", dim=8)
+    out = tmp_path / "out"
+    out.mkdir()
+    for _ in range(2):
+        export_run(one, out)
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert {"config.json", "digests.json", "model.safetensors", "tokenizer.json"} <= files.keys()
+    mode = (tmp_path / "one" / "recipe.json").stat().st_mode
+    assert {path.stat().st_mode for path in out.iterdir()} == {mode}
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    (tmp_path / "file").touch()
+    for place in (out, tmp_path / "mine", one, tmp_path / "file"):
+        with pytest.raises(ValueError, match="is not empty and no conversion of"):
+            export_run(other, place)
+    (out / "notes.txt").touch()
+    with pytest.raises(ValueError, match="is not empty and no conversion of"):
+        export_run(one, out)
+    (out / "notes.txt").unlink()
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+    open_causal(out)
+
+
+def test_a_full_disk_leaves_nothing_of_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    from bestiary.lm.conversion import export_run
+
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    run = run_folder(tmp_path / "run")
+    monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
+    with pytest.raises(OSError, match="No space left") as told:
+        export_run(run, tmp_path / "out")
+    assert told.value.errno == errno.ENOSPC
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("damage", ["flip", "empty", "half", "null", "deep"])
+def test_a_damaged_folder_is_one_line(file: str, damage: str, tmp_path: Path) -> None:
+    from bestiary.lm.conversion import export_run
+    from bestiary.lm.huggingface import open_causal
+
+    export_run(run_folder(tmp_path / "run"), tmp_path / "out")
+    path = tmp_path / "out" / file
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    path.write_bytes(
+        {"flip": bytes(flipped), "empty": b"", "half": content[: len(content) // 2], "null": b"null",
+         "deep": b"[" * 100_000}[damage]
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"damaged") as told:
+        open_causal(tmp_path / "out")
+    assert str(path) in str(told.value)
+    (tmp_path / "out" / "digests.json").unlink()
+    if damage != "flip":
+        with pytest.raises((ValueError, LookupError)) as told:
+            open_causal(tmp_path / "out")
+        assert "\n" not in str(told.value)
+        assert str(tmp_path / "out") in str(told.value)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
@@ -251,6 +384,56 @@ print(model(torch.arange(12).unsqueeze(0)).logits.sum().item())
         assert float(run.stdout) == pytest.approx(model.parallel(tokens).sum().item())
 
 
+def write_task(folder: Path, asked: list[tuple[str, int]]) -> None:
+    """A task of the harness named `mine` that chooses between two words after each text."""
+    rows = [{"text": text, "choices": ["apple", "wolf"], "label": label} for text, label in asked]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "tasks").mkdir()
+    (folder / "tasks" / "mine.yaml").write_text(f"""task: mine
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {folder / "rows.jsonl"}}}
+  cache_dir: {folder / "cache"}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{text}}}}"
+doc_to_choice: choices
+doc_to_target: label
+metric_list: [{{metric: acc}}]
+""")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("positions", [0, 64])
+def test_a_long_text_is_read_whole_or_said_to_be_cut_and_no_request_is_run_twice(
+    positions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    from bestiary.lm.harness import evaluate
+    from bestiary.lm.huggingface import wrap_model
+    from bestiary.lm.journal import Journal
+    from bestiary.lm.reader import make_reader
+
+    monkeypatch.setitem(SHAPE, "positions", positions)
+    model, tokenizer = wrap_model(*build_model("gated_delta")), small_tokenizer()
+    asked = [("The swan: a tiger. " * 600 + "An apple", 0), ("The oak is", 1)]
+    write_task(tmp_path, asked)
+    journal, seen = Journal(tmp_path / "journal.jsonl", {}), []
+    options = {"include": tmp_path / "tasks", "journal": journal, "progress": lambda *counts: seen.append(counts)}
+    (result,) = evaluate((model, tokenizer), ["mine"], **options)
+    assert result.cut == (0 if positions == 0 else 2)
+    assert (seen[0], seen[-1]) == ((0, 4), (4, 4))
+    if positions == 0:
+        read = make_reader(model, tokenizer)
+        wanted = [read([(text, word)])[0].log_likelihood for text, _ in asked for word in (" apple", " wolf")]
+        found = sorted(kept["answer"][0] for kept in journal.results.values())
+        assert found == pytest.approx(sorted(wanted), rel=1e-4)
+    monkeypatch.setattr(model, "forward", None)
+    again = Journal(tmp_path / "journal.jsonl", {})
+    assert evaluate((model, tokenizer), ["mine"], **options | {"journal": again}) == [result]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_harness_measures_what_is_counted_by_hand(tmp_path: Path) -> None:
@@ -260,21 +443,7 @@ def test_the_harness_measures_what_is_counted_by_hand(tmp_path: Path) -> None:
 
     save_model(PATTERNS[0], tmp_path / "model")
     asked = [("The swan: tiger", i % 2) for i in range(6)] + [("a piano", 1), ("an oak", 0)]
-    rows = [{"text": text, "choices": ["apple", "wolf"], "label": label} for text, label in asked]
-    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "mine.yaml").write_text(f"""task: mine
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {tmp_path / "rows.jsonl"}}}
-  cache_dir: {tmp_path / "cache"}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{text}}}}"
-doc_to_choice: choices
-doc_to_target: label
-metric_list: [{{metric: acc}}]
-""")
+    write_task(tmp_path, asked)
     written = (tmp_path / "tasks" / "mine.yaml").read_text().replace("multiple_choice", "generate_until")
     written = written.replace("task: mine", "task: said").replace("metric: acc", "metric: exact_match")
     written = written.replace("doc_to_target: label", "doc_to_target: '{{choices[label]}}'").replace(

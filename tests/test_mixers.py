@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs, unit
 from torch import nn
 from torch.nn import functional as F
 
@@ -135,7 +135,7 @@ def test_gated_delta() -> None:
     mixer, x = build_mixer("gated_delta(heads=2, key=8, value=6)"), inputs()
     mixed = F.silu(convolve_plainly(mixer.qkv(x), mixer.conv.filter))
     q, k, v = (z.unflatten(-1, (2, -1)) for z in mixed.split([16, 16, 12], dim=-1))
-    q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+    q, k = unit(q), unit(k)
     alpha, beta = (-mixer.rate.exp() * F.softplus(mixer.decay(x) + mixer.dt)).exp(), mixer.beta(x).sigmoid()
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
     for t in range(TIME):

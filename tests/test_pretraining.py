@@ -13,7 +13,7 @@ import torch
 from small_text import loss_rows, read_log, read_until, small_recipe, write_corpus
 from torch.nn import functional as F
 
-from bestiary.corpus.corpus import Corpus
+from bestiary.corpus.corpus import Corpus, open_corpus
 from bestiary.lm.generation import generate
 from bestiary.lm.loop import learning_rate, pretrain, read_sequences
 from bestiary.lm.pretraining import Pretraining, open_run
@@ -157,6 +157,23 @@ def test_a_run_belongs_to_one_worker_and_one_corpus(text: Corpus, tmp_path: Path
         open_run(tmp_path)
 
 
+@pytest.mark.parametrize("split", ["selection", "test"])
+def test_what_could_not_be_scored_is_refused_before_it_is_trained(text: Corpus, tmp_path: Path, split: str) -> None:
+    short = {**text.manifest, "splits": text.manifest["splits"] | {split: {"tokens": 16}}}
+    np.zeros(16, np.uint16).tofile(text.folder / f"{split}.bin")
+    (text.folder / "manifest.json").write_text(json.dumps(short))
+    given = open_corpus(text.folder)
+    with pytest.raises(ValueError, match=f"{split} of .* has 16 tokens: one context of 16 needs 17"):
+        next(pretrain(small_recipe(), given, tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_corpus_without_its_tokenizer_is_refused_before_training(text: Corpus, tmp_path: Path) -> None:
+    (text.folder / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        next(pretrain(small_recipe(), text, tmp_path / "models"))
+
+
 def test_bfloat16_trains_to_about_the_same_loss(text: Corpus, tmp_path: Path) -> None:
     exact, rough = (
         list(pretrain(small_recipe(precision=p, steps=8), text, tmp_path))[-1] for p in ("float32", "bfloat16")
@@ -194,6 +211,28 @@ def test_drawn_tokens_follow_the_seed_and_are_among_the_likeliest() -> None:
     assert rank.max() == 2
     with pytest.raises(ValueError, match="an empty prompt"):
         generate(model, prompt[:, :0], 1)
+
+
+def test_the_smallest_temperature_is_greedy_and_one_that_is_no_number_is_refused() -> None:
+    model, prompt = Model(40, dim=16, depth=1, pattern=parse("mixers", "attention")), torch.randint(40, (2, 9))
+    greedy = generate(model, prompt, 8, temperature=0.0)
+    for temperature in (1e-40, 5e-324):
+        assert torch.equal(generate(model, prompt, 8, temperature=temperature, top_k=5), greedy)
+    for temperature in (math.inf, math.nan, -1.0):
+        with pytest.raises(ValueError, match="must be a finite number, at least 0"):
+            generate(model, prompt, 8, temperature=temperature)
+    with torch.no_grad():
+        model.embed.weight[7] = math.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="logits are not numbers"):
+            generate(model, prompt, 8, temperature=temperature)
+
+
+def test_tokens_that_the_tokenizer_lacks_are_never_written() -> None:
+    model, prompt = Model(400, dim=16, depth=1, pattern=parse("mixers", "attention")), torch.randint(40, (4, 9))
+    assert generate(model, prompt, 30).max() >= 40
+    for options in ({}, {"temperature": 0.0}, {"top_k": 390}):
+        assert generate(model, prompt, 30, vocab=40, **options).max() < 40
 
 
 def check_sizes(size: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from bestiary.lm.journal import Journal
 from bestiary.lm.probe import CITIES, DID, HOW, NAMES, NOUNS, SURNAMES, WHEN, WHO, probe
 from bestiary.lm.reader import Reader, Score, cached_step, choose_step, make_reader, uncached_step
 from bestiary.runs.intervals import wilson
@@ -67,6 +68,40 @@ def test_what_guesses_scores_chance_and_a_tie_is_a_guess() -> None:
         assert row.ranked == pytest.approx(row.chance)
         assert row.exact == 0.0
         assert (row.low, row.high) == wilson(row.ranked, row.asked)
+
+
+def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path: Path) -> None:
+    whole, asked, seen = list(probe(recording_reader([]), **TINY)), [], []
+    read = recording_reader(asked)
+
+    def interrupted(rows: Sequence[tuple[str, str]]) -> Sequence[Score]:
+        if len({prompt for prompt, _ in asked}) >= 20:
+            raise KeyboardInterrupt
+        return read(rows)
+
+    with Journal(tmp_path / "j.jsonl", {"of": "this"}) as journal, pytest.raises(KeyboardInterrupt):
+        list(probe(interrupted, journal=journal, **TINY))
+    before = len(asked)
+    with Journal(tmp_path / "j.jsonl", {"of": "this"}) as journal:
+        rows = list(probe(read, journal=journal, progress=lambda *counts: seen.append(counts), **TINY))
+    assert repr(rows) == repr(whole)
+    assert len({prompt for prompt, _ in asked}) == len({prompt for prompt, _ in asked[:before]}) + 96 - before // 7
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == ((before // 7, 96), (96, 96))
+
+
+def test_a_model_of_nan_is_refused() -> None:
+    import torch
+
+    from bestiary.corpus.tokenizers import open_tokenizer
+    from bestiary.model import Model
+    from bestiary.spec import parse
+
+    model = Model(257, dim=8, depth=1, pattern=parse("mixers", "attention")).eval()
+    with torch.no_grad():
+        model.embed.weight[100] = torch.nan
+    with pytest.raises(ValueError, match="logits are not numbers"):
+        next(probe(model, open_tokenizer("bytes"), **TINY))
 
 
 def test_the_same_seed_asks_the_same_and_another_asks_otherwise() -> None:

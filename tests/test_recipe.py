@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from bestiary.spec import trust
 from bestiary.spec.loading import TRUSTED
 from bestiary.training.recipe import NAMED, Recipe, based, clean, iclr24
-from bestiary.training.train import learning_rate
+from bestiary.training.train import learning_rate, score
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -117,3 +118,42 @@ def test_based_is_the_published_mixture() -> None:
     assert sum(made.distinct) == 707
     assert [(dict(s.options)["length"], dict(s.options)["pairs"]) for s in made.test][-1] == (1024, 256)
     assert made.steps == 32 * 707
+
+
+FEW = [
+    *("duplicate(length=3, symbols=2)", "n_back(length=3, symbols=2)", "n_back(length=4, symbols=2)"),
+    *("n_back(length=5, symbols=2)", "p_hop(hops=3, length=2)", "in_context_recall(vocab=6, length=4)"),
+    *("missing_duplicate(length=3, symbols=3)", "solve_equation(length=6, modulus=4)", "flip_flop(pairs=2)"),
+    *("duplicate", "n_back(length=12, symbols=2)", "parity(length=8)", "solve_equation", "mqar"),
+]
+
+
+@pytest.mark.parametrize("task", FEW)
+def test_what_could_not_be_scored_after_training_is_refused_before(task: str) -> None:
+    tried = recipe(train=task, dim=8, depth=1, selection_rows=600, test_rows=600)
+    faults = []
+    for name in (tried.steer, "test"):
+        try:
+            list(score(tried.build(), tried.test, name, 600))
+        except ValueError as fault:
+            faults.append(str(fault))
+    if faults:
+        with pytest.raises(ValueError, match=f"cannot be trained and scored: {re.escape(faults[0])[:30]}"):
+            tried.check()
+    else:
+        tried.check()
+    assert bool(faults) == (task in FEW[:9])
+
+
+def test_positions_must_reach_to_the_end_of_the_longest_test() -> None:
+    tasks = {"train": "mqar(length=32, pairs=4)", "test": "mqar(length=64, pairs=4)"}
+    recipe(**tasks, positions=64).check()
+    with pytest.raises(ValueError, match="positions=63 are too few: the longest task has 64 tokens"):
+        recipe(**tasks, positions=63).check()
+
+
+@pytest.mark.parametrize("field", ["rate", "weight_decay", "clip", "dropout", "stop"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_fields_are_finite(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field}="):
+        recipe(**{field: value})

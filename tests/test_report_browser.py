@@ -223,7 +223,7 @@ def test_a_page_of_the_smoke_scale_and_its_figures_are_marked(browser: Any, tmp_
     opened = Reader(browser, (tmp_path / "report.html").as_uri())
     assert opened.page.locator("header .smoke").text_content() == "smoke scale: not a result"
     assert opened.count("#frontier svg text.smoke") == opened.count("#learning svg text.smoke") == 1
-    assert opened.faults == []
+    assert opened.errors == []
 
 
 def test_markup_in_a_name_is_shown_as_text(browser: Any, tmp_path: Path) -> None:

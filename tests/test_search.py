@@ -22,6 +22,7 @@ from bestiary.sweep.search import (
     windows,
 )
 from bestiary.training.recipe import Recipe, clean
+from bestiary.training.size import match_width
 
 
 def step(low: float, high: float) -> Callable[[float], float]:
@@ -201,6 +202,31 @@ def test_match_prints_the_widths_and_the_ratio_reached() -> None:
     assert done.exit_code == 0, done.output
     assert "attention(rotary=False)" in done.output
     assert "ratio" in done.output
+
+
+def test_match_keeps_the_table_when_one_pattern_has_no_match() -> None:
+    from bestiary.cli import app
+
+    arguments = ["match", "attention(rotary=False)", "lru", "--like", "short_conv", "dim=64", "--by", "state"]
+    done = CliRunner().invoke(app, [*arguments, "--task", "mqar(vocab=64, length=32, pairs=2)", "--tolerance", "0.01"])
+    assert done.exit_code == 1
+    rows = [line for line in done.output.splitlines() if line.strip().startswith(("short_conv", "attention", "lru"))]
+    assert [line.split()[0] for line in rows] == ["short_conv", "lru"]
+    assert "bestiary: attention(rotary=False) has no width within 1%: the nearest has " in done.output
+
+
+@pytest.mark.parametrize(
+    "search_for",
+    [
+        lambda: search.rates(1e-4, math.inf, 3),
+        lambda: search.rates(math.nan, 1.0, 3),
+        lambda: search.next_rates({1e-3: 0.5}, within=math.nan),
+        lambda: match_width("attention", made(1e-3), tolerance=math.nan),
+    ],
+)
+def test_numbers_that_are_none_are_refused(search_for: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="nan|inf"):
+        search_for()
 
 
 def test_searching_without_optuna_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

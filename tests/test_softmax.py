@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, rotate_plainly, split_heads
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, rotate_plainly, split_heads, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -108,7 +108,7 @@ def test_path(options: str) -> None:
     for t in range(TIME):
         mixed[:, t] = sum(taps[i] * low[:, t - i] for i in range(min(t + 1, len(taps))))
     w = split_heads(F.silu(mixed), count)
-    w, beta = w / w.norm(dim=-1, keepdim=True), 2 * mixer.beta(x).sigmoid()
+    w, beta = unit(w), 2 * mixer.beta(x).sigmoid()
     q, k, v = (split_heads(z, count) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
     one, y = torch.eye(head, dtype=torch.float64), torch.zeros_like(v)
     reflect = one - beta[..., None, None] * w.unsqueeze(-1) * w.unsqueeze(-2)

@@ -14,7 +14,7 @@ import pytest
 
 from bestiary.runs.store import Store, list_claims
 from bestiary.runs.table import results
-from bestiary.sweep import sweep
+from bestiary.sweep import cores, default_threads, sweep
 from bestiary.training.recipe import Recipe, clean
 
 SMALL: dict[str, Any] = {
@@ -68,6 +68,14 @@ def test_failures_and_divergence_are_recorded_and_the_sweep_goes_on(tmp_path: Pa
     assert [recipe in store for recipe in asked] == [False, True, True]
     table, _ = results(store, [recipe.key for recipe in asked])
     assert set(table["outcome"]) == {"diverged", ends[asked[2].key].detail.outcome}
+
+
+@pytest.mark.parametrize(("value", "expected"), [("3", 3), ("2,4", 2), ("", None), ("0", None), ("all", None)])
+def test_a_run_alone_has_the_threads_that_the_environment_allows(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: int | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert default_threads() == (expected or cores())
 
 
 def test_a_worker_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -90,7 +90,7 @@ def test_titans(depth: int, chunk: int) -> None:
     mixer, x = build_mixer(f"titans(heads={heads}, depth={depth}, chunk={chunk})"), inputs()
     mixed = convolved(x @ mixer.streams.project.weight.T, mixer.streams.conv)
     q, k, v = ((z * z.sigmoid()).unflatten(-1, (heads, -1)) for z in mixed.chunk(3, dim=-1))
-    q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+    q, k = unit(q), unit(k)
     theta, eta, alpha = mixer.theta(x).sigmoid() / width, mixer.eta(x).sigmoid(), mixer.alpha(x).sigmoid()
     y = torch.zeros_like(v)
     for b in range(BATCH):

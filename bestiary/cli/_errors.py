@@ -56,7 +56,8 @@ def user_input() -> Iterator[None]:
     except USER_ERRORS as fault:
         if os.environ.get("BESTIARY_TRACEBACK"):
             raise
-        refuse(explain(fault), status=1 if isinstance(fault, OSError) and fault.errno in DISK else 2)
+        of_disk = isinstance(fault, OSError) and (fault.errno in DISK or is_full_disk(fault))
+        refuse(explain(fault), status=1 if of_disk else 2)
 
 
 def refuse(message: str, *, status: int = 2) -> NoReturn:
@@ -91,9 +92,14 @@ def explain(fault: BaseException) -> str:
     return f"{message}{location(fault)}; what was read there is damaged or of another form"
 
 
+def is_full_disk(fault: OSError) -> bool:
+    """Whether the disk is full, for this process or for one that worked for it and whose error is passed on as text."""
+    return fault.errno in FULL or any(f"[Errno {code}]" in str(fault) for code in FULL)
+
+
 def explain_os_error(fault: OSError) -> str:
     """An error of the file system in one line, with what to do about it."""
-    if fault.errno in FULL:
+    if is_full_disk(fault):
         return f"the disk is full ({fault}); free some space and give the same command again"
     place = f"{str(fault.filename)!r}" if fault.filename is not None else ""
     if fault.errno in READ_ONLY:

@@ -46,6 +46,23 @@ class StatusLine:
         sys.stderr.flush()
 
 
+class Progress(StatusLine):
+    """How much is done, of how much, and about how long the rest takes: called with both whenever that changes."""
+
+    def __init__(self, what: str, *, every: float = 3 * EVERY) -> None:
+        super().__init__(every=every)
+        self.what, self.first, self.started = what, -1, 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.first < 0:  # what was done before says nothing of the speed
+            self.first, self.started = done, now
+        text = f"{done:,} of {total:,} {self.what}"
+        if self.first < done < total:
+            text += f", about {format_seconds((now - self.started) * (total - done) / (done - self.first))} left"
+        self.show(text, last=done in (self.first, total))
+
+
 def format_seconds(seconds: float | int) -> str:
     """A duration in the unit that suits it: `0.4 s`, `35 s`, `4 min`, `2.5 h`, `3 days`."""
     if seconds < 0.01:

@@ -5,13 +5,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import typer
 
 if TYPE_CHECKING:
     import numpy as np
-    import pandas as pd
     from numpy.typing import NDArray
 
     from bestiary.corpus.tokenizers import Tokenizer
@@ -250,49 +249,3 @@ def write_results(
 def is_run(place: Path) -> bool:
     """Whether a folder is a trained run of this package, and not one converted for Hugging Face."""
     return (place / "recipe.json").is_file() and not (place / "config.json").is_file()
-
-
-def open_causal_model(name: str, *, device: str, trust: bool) -> tuple[Any, Any]:
-    """Open a model and its tokenizer, from a run or from Hugging Face."""
-    from bestiary.training.train import find_device
-
-    find_device(device)
-    if is_run(Path(name)):
-        from bestiary.corpus.tokenizers import open_tokenizer
-        from bestiary.lm.pretraining import open_run
-
-        return open_run(Path(name))[1].to(device), open_tokenizer(Path(name) / "tokenizer")
-    from bestiary.lm.huggingface import open_causal
-
-    return open_causal(name, trust=trust, device=device)
-
-
-def probe_model(name: str, *, rows: int, device: str, trust: bool, **sizes: Sequence[int]) -> "pd.DataFrame":
-    """Ask a model to recall in text: `rows` questions of each kind at each difficulty, as a table."""
-    import pandas as pd
-
-    from bestiary.lm.probe import probe
-
-    found = []
-    for row in probe(*open_causal_model(name, device=device, trust=trust), contexts=-(-rows // 4), **cast(Any, sizes)):
-        found.append(row)
-        typer.echo(f"\rasked {sum(each.asked for each in found):,} questions", nl=False, err=True)
-    typer.echo("", err=True)
-    return pd.DataFrame(found)
-
-
-def evaluate_model(name: str, tasks: Sequence[str], *, limit: int | None, device: str, trust: bool) -> "pd.DataFrame":
-    """Run tasks of lm-evaluation-harness; a run of this package is converted first."""
-    from tempfile import TemporaryDirectory
-
-    import pandas as pd
-
-    from bestiary.lm.harness import evaluate
-
-    with TemporaryDirectory() as folder:
-        if is_run(Path(name)):
-            from bestiary.lm.huggingface import export_run
-
-            export_run(name, folder)
-        model = folder if is_run(Path(name)) else name
-        return pd.DataFrame(evaluate(model, tasks, limit=limit, trust=trust, device=device))

@@ -46,7 +46,8 @@ MEASURED = {
     "asked": "BIGINT",
 }
 LOG = """
-create {kind} log as select {key} as key, * exclude (filename) from read_json({files}, filename = true,
+create {kind} log as select {key} as key, * exclude (filename, further, extra), coalesce(extra, further) as extra
+from read_json({files}, filename = true,
 format = 'newline_delimited', ignore_errors = true, columns = {{{columns}}})
 where split is not null and not contains(key, '.')"""  # a line cut off is read as a row of NULLs
 NO_LOG = """
@@ -160,19 +161,18 @@ def run_query(
     """The answer to a query over a store. What the query names is loaded first; then files are out of its reach."""
     import duckdb
 
-    from bestiary.runs.table import results, run_states
+    from bestiary.runs.table import damaged_runs, results
 
-    named = set(re.findall(r"\w+", query.casefold()))
-    create_tables(connection, store.folder, loaded=set() if allow_files else named)
+    named, keys = set(re.findall(r"\w+", query.casefold())), store.run_keys()
+    damaged = damaged_runs(store, keys)
+    warn_damaged(list(damaged.values()))
+    whole = [key for key in keys if key not in damaged] if damaged else ["*"]
+    create_tables(connection, store.folder, whole, loaded=set() if allow_files else named)
     if "results" in named:  # the one table that is made here, from every log
-        table, damaged = results(store, store.run_keys())
+        table, _ = results(store, keys)
         if table.empty:
-            warn_damaged(damaged)
             refuse(f"no run is done in {store.folder}, so there are no results; `log` and `runs` have what was begun")
         connection.register("results", to_plain_columns(table))
-    else:
-        _, damaged = run_states(store)
-    warn_damaged(damaged)
     try:
         if not allow_files:
             connection.execute(LOCK)
@@ -185,15 +185,16 @@ def run_query(
         refuse(" ".join(str(fault).partition("\n\nLINE ")[0].split()) + hint)
 
 
-def create_tables(connection: "duckdb.DuckDBPyConnection", folder: Path, *, loaded: Container[str]) -> None:
-    """Define `log` and `runs` over a store that has at least one run: as tables if loaded, else as views of files."""
+def create_tables(
+    connection: "duckdb.DuckDBPyConnection", folder: Path, keys: Sequence[str], *, loaded: Container[str]
+) -> None:
+    """Define `log` and `runs` over runs of a store (["*"] is all): as tables if loaded, else as views of files."""
     from bestiary.training.recipe import SPECS, Recipe
 
     relation = {name: "table" if name in loaded else "view" for name in ("log", "runs")}
     columns = MEASURED | {"extra": "JSON", "further": "JSON"}  # "further" in logs before 0.2
-    if any(folder.glob("*/log.jsonl")):
+    if files := file_literals(folder, keys, "log.jsonl"):
         column_types = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
-        files = glob_literal(folder, "log.jsonl")
         connection.execute(LOG.format(kind=relation["log"], key=KEY, files=files, columns=column_types))
     else:
         columns.pop("further")
@@ -208,15 +209,20 @@ def create_tables(connection: "duckdb.DuckDBPyConnection", folder: Path, *, load
     ]
     files = {"recipe": "recipe.json", "origin": "origin.json", "ended": "done"}
     contents = [f"try_cast(max(content) filter (file = '{file}') as JSON) as {name}" for name, file in files.items()]
-    patterns = f"[{', '.join(glob_literal(folder, file) for file in files.values())}]"
+    read = file_literals(folder, keys, *files.values())
+    if not read:
+        refuse(f"no run in {folder} can be read")
     connection.execute(
-        RUNS.format(kind=relation["runs"], key=KEY, fields=", ".join(fields), files=", ".join(contents), read=patterns)
+        RUNS.format(kind=relation["runs"], key=KEY, fields=", ".join(fields), files=", ".join(contents), read=read)
     )
 
 
-def glob_literal(folder: Path, file: str) -> str:
-    """The glob of a file of every run, as a string literal of DuckDB."""
-    return "'" + f"{glob.escape(str(folder))}/*/{file}".replace("'", "''") + "'"
+def file_literals(folder: Path, keys: Sequence[str], *files: str) -> str:
+    """The files of these runs that exist, as a list of globs that DuckDB reads; "" if there are none."""
+    escaped, places = glob.escape(str(folder)), [(key, file) for key in keys for file in files]
+    found = [f"{escaped}/{key}/{file}" for key, file in places if next(folder.glob(f"{key}/{file}"), None)]
+    literals = ", ".join("'" + path.replace("'", "''") + "'" for path in found)
+    return literals and f"[{literals}]"
 
 
 def measurement_table(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":

@@ -1,7 +1,6 @@
 """Verbs that make runs and read them: train, run, status and plot."""
 
 import ast
-import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -57,7 +56,7 @@ def train(
     recipe: Annotated[str, typer.Option(help="A named recipe to start from (see `bestiary list recipes`).")] = "clean",
     store: StoreFolder = Path("runs"),
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the run; OMP_NUM_THREADS, or one for each core, if not given.")
+        int | None, typer.Option(min=1, help="Threads of the run; OMP_NUM_THREADS or one for each core if not given.")
     ] = None,
     device: Device = "cpu",
     backend: Backend = "auto",
@@ -66,10 +65,9 @@ def train(
 ) -> None:
     """Train one model on one task and score it, beside what guessing scores."""
     from bestiary.cli._estimate import print_estimate, print_levels
-    from bestiary.sweep import cores
+    from bestiary.sweep import default_threads
 
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    threads = threads or (int(wanted) if wanted.isdecimal() else 0) or cores()
+    threads = threads or default_threads()
     with user_input():
         chosen = build_recipe(recipe, layers, settings or (), task)
         check_recipes([chosen], device, backend, elsewhere=False)
@@ -131,6 +129,10 @@ def run(
     slurm: Slurm = "",
     track: Track = "",
     keep: Keep = False,
+    patience: Annotated[
+        float | None,
+        typer.Option(min=1, help="End a worker that has given no measurement for so many seconds, and try again."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the runs, with an estimate of their time.")
     ] = False,
@@ -159,7 +161,7 @@ def run(
         list_runs(recipes, device=device, threads=threads)
         return
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
-    how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track}
+    how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track, "patience": patience}
     failed, table = run_recipes(f"{experiment} {scale}", recipes, store, **how)
     while more := next_recipes(module, table, scale, recipes):
         typer.echo(f"{count_noun(len(more), 'run')} more, after those")
@@ -189,8 +191,8 @@ def status(
     others = [row for row in rows if row["state"] not in ("failed", "to come") and (every or not row["outcome"])]
     lines = [*run_lines(others), *failure_lines(runs, failed, most=None if every else SHOWN)]
     if unchecked := sum(not row.get("checked", True) for row in rows):
-        runs = "1 run is" if unchecked == 1 else f"{unchecked:,} runs are"
-        lines.append(f"{runs} unchecked: version 0.1 wrote no digests of files")
+        count = "1 run is" if unchecked == 1 else f"{unchecked:,} runs are"
+        lines.append(f"{count} unchecked: version 0.1 wrote no digests of files")
     lines.append(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or f"no runs in {store}")
     typer.echo("\n".join(lines))
     warn_damaged(damaged)
@@ -275,6 +277,7 @@ def run_recipes(
     gpus: float | None = None,
     slurm: str = "",
     track: str = "",
+    patience: float | None = None,
     detail: bool = False,
 ) -> "tuple[int, pd.DataFrame]":
     """Check every recipe, run what is not done, and read the results. Returns how many failed, and the table."""
@@ -288,7 +291,8 @@ def run_recipes(
     with user_input():
         check_recipes(recipes, device, backend, elsewhere=bool(ray or slurm))
         trackers = make_sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
-        events = start_sweep(recipes, store, **how, together=together, ray=ray, gpus=gpus, slurm=slurm)
+        how |= {"together": together, "patience": patience}
+        events = start_sweep(recipes, store, **how, ray=ray, gpus=gpus, slurm=slurm)
     done = sum(recipe in store for recipe in recipes)
     if done:
         typer.echo(f"{done} of {count_noun(len(recipes), 'run')} done already, in {folder}")

@@ -149,7 +149,8 @@ def match(
     import pandas as pd
 
     from bestiary.cli.console import print_table
-    from bestiary.training.size import Match, match_widths, size
+    from bestiary.spec import parse
+    from bestiary.training.size import Match, match_width, size
 
     layer_patterns = [text for text in patterns if not re.match(r"\s*\w+=", text)]
     with user_input():
@@ -157,11 +158,17 @@ def match(
         if not layer_patterns:
             refuse("give patterns to match, as in bestiary match 'attention' --like 'base_conv, based'")
         reference.check()
-        matches = {like: Match(reference, 1.0)} | match_widths(
-            layer_patterns, reference, match=by.value, tolerance=tolerance
-        )
+        matches, misses = {like: Match(reference, 1.0)}, []
+        for text in layer_patterns:
+            parse("mixers", text)  # what is no pattern ends this; what has no match is told beside the others
+            try:
+                matches[text] = match_width(text, reference, match=by.value, tolerance=tolerance)
+            except ValueError as fault:
+                misses.append(str(fault))
     rows: list[dict[str, Any]] = [
         {"pattern": text, "dim": one.recipe.dim, **size(one.recipe)._asdict(), "ratio": f"{one.ratio:.3f}"}
         for text, one in matches.items()
     ]
     print_table(pd.DataFrame(rows).rename(columns={"flops": "flops a token"}))
+    if misses:
+        refuse("\nbestiary: ".join(misses), status=1)

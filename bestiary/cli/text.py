@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Corpora = Annotated[Path, typer.Option("--corpus", help="Folder of a corpus (see `bestiary corpus`).")]
 Models = Annotated[Path, typer.Option("--store", help="Folder of the trained models.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that a model's folder brings.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many contexts.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many contexts, spread evenly over the text.")]
 DEFAULT = Path("corpora/stdlib")
 
 
@@ -88,28 +88,45 @@ def pretrain(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the models with their sizes.")] = False,
+    trust_checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--trust-checkpoint", help="Resume from a sharded checkpoint of version 0.1: a pickle, which can run code."
+        ),
+    ] = False,
 ) -> None:
     """Train language models. The same command resumes a stopped run from its last checkpoint."""
     from bestiary.corpus.corpus import open_corpus
+    from bestiary.lm.loop import check_corpus
     from bestiary.lm.loop import pretrain as train
 
     with user_input():
         text = open_corpus(corpus)
+        check_model_store(store)
         recipes = select_recipes(suite, size, only, text, parse_settings(settings or ()))
         for recipe in recipes.values():
             recipe.check()
+            check_corpus(recipe, text)
     if dry_run:
         show_recipes(recipes)
         return
-    options = {"device": device, "accumulate": accumulate, "parallel": parallel, "save_every": save_every}
+    options: dict[str, Any] = {"device": device, "accumulate": accumulate, "parallel": parallel}
+    options |= {"save_every": save_every, "compile": compile, "trust_checkpoint": trust_checkpoint}
     for name, recipe in recipes.items():
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
             done = ", done already" if (store / recipe.key / "done").is_file() else ""
             typer.echo(f"{name}: {store / recipe.key}{done}")
         with user_input():
-            rows = train(recipe, text, store, **options, compile=compile)  # pyright: ignore[reportArgumentType]
-            for row in rows:
+            for row in train(recipe, text, store, **options):
                 typer.echo(format_row(row, recipe))
+
+
+def check_model_store(store: Path) -> None:
+    """Raises ValueError for a folder that is something else than one of trained models."""
+    kinds = {"manifest.json": "a corpus", "config.json": "a Hugging Face model", "recipe.json": "a single run"}
+    for file, kind in kinds.items():
+        if (store / file).exists():
+            raise ValueError(f"{store} is {kind}, not a folder of trained models; name another with --store")
 
 
 def format_row(row: dict[str, Any], recipe: "Pretraining") -> str:
@@ -164,7 +181,7 @@ def generate(
     run: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
     count: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from so many of the likeliest tokens.")] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     _files: TrustFiles = None,
@@ -180,7 +197,8 @@ def generate(
         _, model = open_run(run)
         tokenizer = open_tokenizer(str(run / "tokenizer"))
         start = torch.tensor([[tokenizer.separator, *tokenizer.encode([prompt])[0].tolist()]])
-        tokens = continue_prompt(model, start, count, temperature=temperature, top_k=top_k, seed=seed)
+        options = {"temperature": temperature, "top_k": top_k, "seed": seed, "vocab": tokenizer.vocab}
+        tokens = continue_prompt(model, start, count, **options)
     typer.echo(prompt + tokenizer.decode(tokens[0, start.shape[1] :].tolist()))
 
 
@@ -214,8 +232,11 @@ def slice_text(
 ) -> None:
     """Split a language model's loss into AR hits and the rest, and the gap to another model likewise."""
     from bestiary.cli._slicing import open_text, slice_models
+    from bestiary.lm.names import check_name
 
     with user_input():
+        for name in (model, *([against] if against else [])):
+            check_name(name)
         given = open_text(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
         names = [model, *([against] if against else [])]
         slice_models(given, names, threshold=threshold, out=out, device=device, trust=trust)
@@ -234,16 +255,18 @@ def probe(
     _files: TrustFiles = None,
 ) -> None:
     """Test recall in plain text: key and value, phone book and needle."""
-    from bestiary.cli._slicing import probe_model
+    from bestiary.cli._measuring import check_table_file, probe_model
     from bestiary.cli.console import print_table as show_table
+    from bestiary.runs.store import write_file
 
     with user_input():
         sizes = {"shots": parse_integers(shots), "entries": parse_integers(entries), "words": parse_integers(words)}
+        check_table_file(out)
         table = probe_model(model, **sizes, rows=rows, device=device, trust=trust)
     show_table(table)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out, index=False)
+        with user_input():
+            write_file(out, table.to_csv(index=False))
         typer.echo(str(out))
 
 
@@ -255,7 +278,7 @@ def convert(
 ) -> None:
     """Write a trained model as a Hugging Face folder."""
     with user_input():
-        from bestiary.lm.huggingface import export_run
+        from bestiary.lm.conversion import export_run
 
         export_run(run, out)
     typer.echo(f"{out}: AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)")
@@ -271,7 +294,7 @@ def evaluate(
     _files: TrustFiles = None,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a language model."""
-    from bestiary.cli._slicing import evaluate_model
+    from bestiary.cli._measuring import evaluate_model
     from bestiary.cli.console import print_table as show_table
 
     with user_input():

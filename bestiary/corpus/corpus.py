@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bestiary.corpus.counts import open_array
 from bestiary.corpus.spans import TokenBytes
 from bestiary.corpus.tokenizers import Tokenizer, open_tokenizer
 from bestiary.runs.digests import check, digest_bytes
@@ -74,8 +75,18 @@ class Corpus:
         return self.mapped(f"{check_split(split)}.bin", self.manifest["dtype"])
 
     def ends(self, split: str) -> np.ndarray:
-        """Where each document of a split ends, its separator included; of shape (documents,)."""
-        return np.load(self.checked(f"{check_split(split)}.ends.npy"), mmap_mode="r")
+        """Where each document of a split ends, its separator included; of shape (documents,).
+
+        Raises ValueError for an unknown split, or a damaged file.
+        """
+        path, totals = self.checked(f"{check_split(split)}.ends.npy"), self.manifest["splits"][split]
+        try:
+            ends = open_array(path)
+        except ValueError as fault:
+            raise ValueError(f"{fault}: {AGAIN}") from None
+        if len(ends) != totals["documents"] or (len(ends) and ends[-1] != totals["tokens"]):
+            raise ValueError(f"{path} is damaged (it does not end where the tokens do): {AGAIN}")
+        return ends
 
     def token_bytes(self, split: str) -> TokenBytes:
         """The bytes of text that the tokens of a split stand for.

@@ -200,7 +200,7 @@ def open_counts(folder: Path | str, tokenizer: str | None = None, *, vocab: int 
     try:
         counts, checksums = read_counts(folder)
         intact = [zlib.crc32(values.data) for values in (counts.keys, counts.counts)] == checksums
-    except (OSError, ValueError, TypeError, LookupError, EOFError) as fault:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as fault:
         raise ValueError(f"{folder} is damaged ({str(fault).splitlines()[0]}): remove it, count again") from None
     if not intact:
         raise ValueError(f"{folder} is damaged (its checksums do not hold): remove it, count again")
@@ -215,7 +215,7 @@ def read_counts(folder: Path) -> tuple[Counts, list[int]]:
     header = read_json(folder / "counts.json")
     if header["format"] != FORMAT:
         raise ValueError(f"its format is {header['format']}, not {FORMAT}")
-    keys, counts = (np.asarray(np.load(folder / name, mmap_mode="r")) for name in ("keys.npy", "counts.npy"))
+    keys, counts = (np.asarray(open_array(folder / name)) for name in ("keys.npy", "counts.npy"))
     return Counts(header["vocab"], header["tokenizer"], header["total"], keys, counts), header["checksums"]
 
 
@@ -231,6 +231,18 @@ def write_counts(folder: Path, chunks: Iterable[Chunk], header: Header, total: i
     checks = {"distinct": keys.length, "checksums": [keys.checksum, counts.checksum]}
     write_file(folder / "counts.json", {"format": FORMAT, **header._asdict(), "total": total, **checks})
     return read_counts(folder)[0]
+
+
+def open_array(path: Path) -> np.ndarray:
+    """An .npy file of one row of integers, memory-mapped. Raises ValueError, naming the file, if it is damaged."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as fault:  # numpy raises nearly anything for a damaged file
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise ValueError(f"{path} is damaged ({reason[:200]})") from None
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise ValueError(f"{path} is damaged (an array of {found.dtype} of shape {found.shape})")
+    return found
 
 
 class ArrayWriter:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -272,9 +272,9 @@ def read_tokenizer(definition: Path | None, configuration: Path | None, name: st
     try:
         text = definition.read_bytes().decode()
         library = tokenizers.Tokenizer.from_str(text)
-        known = json.loads(configuration.read_text()) if configuration and configuration.is_file() else {}
     except Exception as fault:  # the library raises nothing narrower
         raise ValueError(f"{definition} is no tokenizer: {str(fault).splitlines()[0]}") from None
+    known = read_config(configuration) if configuration and configuration.is_file() else {}
     end = known.get("eos_token") or next(
         (name for name in COMMON_ENDS if library.token_to_id(name) is not None), END_OF_TEXT
     )
@@ -285,6 +285,18 @@ def read_tokenizer(definition: Path | None, configuration: Path | None, name: st
     separator = library.token_to_id(end)
     assert separator is not None
     return Tokenizer(text, known.get("bestiary", name), separator)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The configuration beside a tokenizer. Raises ValueError if it is damaged."""
+    try:
+        known = json.loads(path.read_text())
+        end = known.get("eos_token")
+        if not isinstance(end["content"] if isinstance(end, dict) else end, str | None):
+            raise TypeError(f"an eos_token of {end!r}")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
+        raise ValueError(f"{path} is no configuration of a tokenizer: {str(fault).splitlines()[0][:200]}") from None
+    return known
 
 
 def download(name: str, file: str) -> Path | None:

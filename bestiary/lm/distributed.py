@@ -1,27 +1,13 @@
-"""Training in several processes, as torchrun starts them: with copies of the model (DDP) or shards of it (FSDP2).
-
-The checkpoint of sharded training is one of torch.distributed.checkpoint, written by every process at once; any other
-is a file of plain tensors. Each can be resumed by any number of processes, in any of the three ways. The first has an
-index (`.metadata`) that torch keeps as a pickle: resume only from shards that your own processes wrote.
-"""
+"""Training in several processes, as torchrun starts them: with copies of the model (DDP) or shards of it (FSDP2)."""
 
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
-)
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
@@ -29,8 +15,6 @@ from torch.nn.parallel import DistributedDataParallel
 from bestiary.lm.pretraining import Parallel
 from bestiary.model import Model
 from bestiary.training.train import find_device
-
-FULL = StateDictOptions(full_state_dict=True)
 
 
 class TrainingGroup:
@@ -70,36 +54,17 @@ class TrainingGroup:
             distributed.broadcast_object_list(values, device=self.device)
         return values[0]
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in all of them."""
+        values = [value]
+        if self.parallel != "none":
+            values = [None] * self.size
+            distributed.all_gather_object(values, value)
+        return values
+
     def full_weights(self, model: nn.Module) -> dict[str, Any]:
         """All weights of the model, on the CPU; complete in the first process only."""
         return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-        """Write weights and optimizer into a new folder, complete when this returns in the first process."""
-        sharded = self.parallel == "fsdp"
-        weights, moments = get_state_dict(model, optimizer, options=None if sharded else FULL)
-        state = {"model": weights, "optimizer": moments}
-        if sharded:
-            save(state, checkpoint_id=folder)
-        elif self.rank == 0:
-            folder.mkdir()
-            with (folder / "state.pt").open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-        """Read weights and optimizer back from a folder, however many processes wrote it."""
-        if (plain := folder / "state.pt").is_file():
-            state, options = torch.load(plain, map_location="cpu", weights_only=True), FULL
-        else:
-            weights, moments = get_state_dict(model, optimizer)
-            state, options = {"model": weights, "optimizer": moments}, None
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as it should be, alone
-                load(state, checkpoint_id=folder)
-        states = {"model_state_dict": state["model"], "optim_state_dict": state["optimizer"]}
-        set_state_dict(model, optimizer, **cast(Any, states), options=options)
 
 
 @contextmanager

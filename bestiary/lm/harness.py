@@ -5,11 +5,12 @@ data come from the hub. A task of your own is a YAML file in the folder `include
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bestiary.lm.journal import Journal
 from bestiary.spec import nearest
 
 RECALL = ("swde", "fda", "squad_completion")
@@ -24,6 +25,7 @@ class TaskResult(NamedTuple):
     error: float  # standard error of `value`; nan where the harness gives none
     asked: int  # documents
     shots: int
+    cut: int  # requests longer than the model reads, whose beginnings were left out
 
 
 def evaluate(
@@ -37,28 +39,33 @@ def evaluate(
     include: Path | str | None = None,
     trust: bool = False,
     device: str = "cpu",
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[TaskResult]:
     """Every metric of the tasks for a model: a name, a folder, or a model with its tokenizer.
 
-    `limit` is the number of documents of each task, `longest` the number of tokens that the model may read, if its
-    configuration does not say. Our models read padded rows only where nothing is generated; there, `batch` must be 1.
+    `limit` is the number of documents of each task, `longest` the number of tokens that the model may read: what its
+    configuration says if not given, and without a limit if that says nothing. Our models read padded rows only where
+    nothing is generated; there, `batch` must be 1. Requests whose answers are in `journal` are not run again;
+    `progress` is called with how many requests are answered, and of how many.
     Raises LookupError for an unknown task, or one whose data cannot be loaded.
     """
     if find_spec("lm_eval") is None:
         raise ImportError("evaluating needs lm-evaluation-harness: pip install 'bestiary[eval]'")
     from lm_eval.evaluator import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
+    from bestiary.lm.harness_model import HarnessModel
     from bestiary.lm.huggingface import open_causal
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     task_objects, manager = load_tasks(list(tasks), include)
     opened, tokenizer = model if isinstance(model, tuple) else open_causal(model, trust=trust, device=device)
-    wrapper = HFLM(pretrained=opened, tokenizer=tokenizer, batch_size=batch, max_length=longest)
+    options = {"pretrained": opened, "tokenizer": tokenizer, "batch_size": batch, "max_length": longest}
+    wrapper = HarnessModel(journal or Journal(), progress, **options)
     results = simple_evaluate(
         wrapper, tasks=task_objects, task_manager=manager, num_fewshot=shots, limit=limit, log_samples=False
     )
-    return list(read_results(results or {}))
+    return list(read_results(results or {}, wrapper.cuts))
 
 
 def load_tasks(tasks: list[str], include: Path | str | None) -> tuple[list[Any], Any]:
@@ -87,8 +94,8 @@ def suggest_task(name: str, known: Sequence[str]) -> str:
     return nearest(name, [*RECALL, *(task for task in known if task.startswith(name[:4]))][:12])
 
 
-def read_results(results: Any) -> Iterator[TaskResult]:
-    """The numbers in what the harness returns."""
+def read_results(results: Any, cuts: Mapping[str, int]) -> Iterator[TaskResult]:
+    """The numbers in what the harness returns; `cuts` counts the requests of each task that were cut."""
     for task, numbers in results.get("results", {}).items():
         for key, value in numbers.items():
             metric, _, kind = key.partition(",")
@@ -98,4 +105,5 @@ def read_results(results: Any) -> Iterator[TaskResult]:
             counts, shots = results["n-samples"][task], results["n-shot"].get(task, 0)
             error = float(error) if isinstance(error, int | float) else float("nan")
             name = metric if kind == "none" else f"{metric} ({kind})"
-            yield TaskResult(task, name, float(value), error, int(counts["effective"]), int(shots))
+            asked = int(counts["effective"])
+            yield TaskResult(task, name, float(value), error, asked, int(shots), cuts.get(task, 0))

@@ -4,7 +4,7 @@ Importing this file makes `AutoConfig` and `AutoModelForCausalLM` know the folde
 with `trust_remote_code=True` they open without it. No pickle is ever loaded.
 """
 
-import json
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,19 +20,18 @@ from transformers import (
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from bestiary.lm.files import DIGESTS, check_digests, read_object
+from bestiary.lm.names import check_name, is_path
+from bestiary.mixers._cost import weighted_costs
 from bestiary.model import Model, ModelState
-from bestiary.runs.store import write_file
 from bestiary.spec import LAYERS, read_specs, reading_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from bestiary.corpus.tokenizers import Tokenizer
 
 SETTINGS = ("vocab", "dim", "depth", "pattern", "channel", "positions", "dropout")  # of `Model`, as in a recipe
 FORWARD_ARGUMENTS = (
@@ -45,12 +44,6 @@ FORWARD_ARGUMENTS = (
     "return_dict",
 )
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-CODE = '''"""Lets `trust_remote_code=True` find the model in the package `bestiary`, which must be installed."""
-
-from bestiary.lm.huggingface import BestiaryConfig, BestiaryForCausalLM
-
-__all__ = ["BestiaryConfig", "BestiaryForCausalLM"]
-'''
 
 
 class BestiaryConfig(PreTrainedConfig):
@@ -176,9 +169,14 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits, the mean next-token loss given `labels` (-100 is ignored), and the state if it is cached."""
+        """Logits, the mean next-token loss given `labels` (-100 is ignored), and the state if it is cached.
+
+        Where a trainer reads a batch in parts, `num_items_in_batch` is the number of targets in all of them, and the
+        loss is the part's share of the batch's mean, so that the gradients of the parts add up to that of the batch.
+        """
         cached = bool(use_cache) or past_key_values is not None
         check_mask(attention_mask, padding_right=not cached)
         for name in ("inputs_embeds", "output_attentions", "output_hidden_states"):
@@ -189,16 +187,28 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
             past = StateCache() if past is None else past
             logits, past.state = self.model(input_ids, past.state)
         else:
-            logits = self.model.parallel(input_ids)
-        loss = None if labels is None else next_token_loss(logits, labels)
+            with weighted_costs(1.0 if labels is None else share_of_batch(labels, num_items_in_batch)):
+                logits = self.model.parallel(input_ids)
+        loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
         logits = logits[:, -logits_to_keep:] if logits_to_keep else logits
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)  # pyright: ignore
         return output.to_tuple() if return_dict is False else output
 
 
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean loss in nats of the token after each position, of logits (batch, time, vocab)."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device))
+def next_token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """The loss in nats of the token after each position, of logits (batch, time, vocab): the mean, or sum / count."""
+    predictions, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device)
+    if count is None:
+        return F.cross_entropy(predictions, targets)
+    total = F.cross_entropy(predictions, targets, reduction="sum")
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+
+
+def share_of_batch(labels: Tensor, count: Tensor | int | None) -> Tensor | float:
+    """The share of a batch's `count` targets that these labels hold; 1 if they are the whole batch."""
+    if count is None:
+        return 1.0
+    return (labels[:, 1:] != -100).sum() / (count.to(labels.device) if isinstance(count, Tensor) else count)
 
 
 def check_mask(mask: Tensor | None, *, padding_right: bool) -> None:
@@ -242,48 +252,6 @@ def wrap_model(model: Model, settings: Mapping[str, Any]) -> BestiaryForCausalLM
     return wrapped.train(model.training)
 
 
-def save_pretrained(
-    model: Model, settings: Mapping[str, Any], tokenizer: "Tokenizer | PreTrainedTokenizerFast", folder: Path | str
-) -> None:
-    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` open; `settings` are what built the model.
-
-    Raises ValueError if the tokenizer has more tokens than the model.
-    """
-    vocab, folder = settings["vocab"], Path(folder)
-    fast = tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else to_fast_tokenizer(tokenizer)
-    if len(fast) > vocab:
-        raise ValueError(f"the tokenizer has {len(fast)} tokens, the model a vocabulary of {vocab}")
-    wrapped = wrap_model(model, settings)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(wrapped.config, name, getattr(fast, name))
-        setattr(wrapped.generation_config, name, getattr(fast, name))
-    wrapped.config.auto_map = {"AutoConfig": "modeling_bestiary.BestiaryConfig",
-                               "AutoModelForCausalLM": "modeling_bestiary.BestiaryForCausalLM"}  # fmt: skip
-    wrapped.save_pretrained(folder)
-    fast.save_pretrained(folder)
-    write_file(folder / "modeling_bestiary.py", CODE)
-
-
-def export_run(run: Path | str, folder: Path | str) -> None:
-    """Write the model of a pretraining run as a Hugging Face folder, with its recipe. Raises LookupError."""
-    from bestiary.corpus.tokenizers import open_tokenizer
-    from bestiary.lm.pretraining import open_run
-
-    recipe, model = open_run(Path(run))
-    tokenizer = open_tokenizer(Path(run) / "tokenizer")
-    save_pretrained(model, {name: getattr(recipe, name) for name in SETTINGS}, tokenizer, folder)
-    write_file(Path(folder) / "recipe.json", recipe.json())
-
-
-def to_fast_tokenizer(tokenizer: "Tokenizer") -> PreTrainedTokenizerFast:
-    """One of our tokenizers for transformers; the separator of documents becomes the end and the padding token."""
-    from tokenizers import Tokenizer as Library
-
-    library = Library.from_str(tokenizer.definition)
-    end = library.id_to_token(tokenizer.separator)
-    return PreTrainedTokenizerFast(tokenizer_object=library, eos_token=end, pad_token=end)
-
-
 def open_causal(
     name: str | Path, *, trust: bool = False, device: str = "cpu", dtype: Any = "auto"
 ) -> tuple[PreTrainedModel, Any]:
@@ -292,8 +260,10 @@ def open_causal(
     Code that comes with a model runs only if `trust`. Raises LookupError if there is no such model, ValueError if
     it cannot be used.
     """
+    check_name(name)
     if is_path(name):
-        check_folder(Path(name), trust=trust)
+        name = Path(name).expanduser()
+        check_folder(name, trust=trust)
     options = {"trust_remote_code": trust}
     try:
         config = AutoConfig.from_pretrained(str(name), **options)
@@ -301,7 +271,7 @@ def open_causal(
             str(name), config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(str(name), **options)
-    except (OSError, ValueError) as fault:
+    except Exception as fault:  # what damaged files and models of others fail with is not documented
         raise explain_error(str(name), fault, trust=trust) from None
     model, info = opened
     if missing := sorted(info["missing_keys"]):
@@ -310,28 +280,23 @@ def open_causal(
     return model.to(device).eval(), tokenizer
 
 
-def is_path(name: str | Path) -> bool:
-    """Whether this names a folder, not a model on the hub."""
-    text = str(name)
-    return isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).is_dir()
-
-
 def check_folder(folder: Path, *, trust: bool) -> None:
     """Raises LookupError for a folder without a model, ValueError for one whose code is not trusted."""
     if not folder.is_dir():
-        raise LookupError(f"there is no folder {folder}, nor could a model of the hub have that name")
+        raise LookupError(f"{folder} is no folder of a model")
     if not (folder / "config.json").is_file():
         hint = "; it is a run of ours, which must be exported first" if (folder / "recipe.json").is_file() else ""
         raise LookupError(f"{folder} holds no config.json, so it is no Hugging Face model{hint}")
     if not any((folder / file).is_file() for file in WEIGHTS):
         raise LookupError(f"{folder} holds no weights: model.safetensors is missing")
-    config = json.loads((folder / "config.json").read_text())
-    if (
-        "AutoModelForCausalLM" in config.get("auto_map", {})
-        and not trust
-        and not is_known_type(config.get("model_type", ""))
-    ):
+    config = read_object(folder / "config.json")
+    has_code = "AutoModelForCausalLM" in str(config.get("auto_map"))
+    if has_code and not trust and not is_known_type(str(config.get("model_type"))):
         raise untrusted_code(str(folder))
+    try:
+        check_digests(folder)
+    except ValueError as fault:
+        raise ValueError(f"{fault}; if you changed it yourself, remove {folder / DIGESTS}") from None
 
 
 def is_known_type(kind: str) -> bool:
@@ -347,10 +312,12 @@ def untrusted_code(name: str) -> ValueError:
 
 
 def explain_error(name: str, fault: Exception, *, trust: bool) -> Exception:
-    """The error of opening a model, in one line."""
-    what = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+    """The error of opening a model, in one line; a full disk as it is."""
+    what = " ".join(line.strip() for line in str(fault).strip().splitlines()[:2]) or type(fault).__name__
     if "trust_remote_code" in str(fault) and not trust:
         return untrusted_code(name)
+    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return fault
     if isinstance(fault, OSError) and not is_path(name):
         return LookupError(f"no model {name!r} here, and the hub has none or cannot be reached ({what})")
     return ValueError(f"{name} cannot be opened ({what})")

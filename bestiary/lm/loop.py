@@ -16,13 +16,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bestiary.lm.checkpoint import load_state, read_checkpoint, save_state, write_checkpoint
 from bestiary.lm.distributed import TrainingGroup, training_group
+from bestiary.lm.files import write_tensors
 from bestiary.lm.pretraining import Parallel, Pretraining
 from bestiary.lm.speed import flops_per_token, peak_flops
 from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
-from bestiary.runs.store import Run, Store, origin, read_json, write_file
+from bestiary.runs.digests import digest_bytes
+from bestiary.runs.store import WEIGHTS, Run, Store, origin, write_file
 from bestiary.tasks._task import SILENT, stream
 from bestiary.training.train import TOKENS, Diverged, keep_freed_memory
 
@@ -41,6 +44,7 @@ class ExecutionConfig(NamedTuple):
     parallel: Parallel = "none"
     save_every: int = SAVE_EVERY
     compile: bool = False
+    trust_checkpoint: bool = False  # read a sharded checkpoint of version 0.1, whose index is a pickle
 
 
 def pretrain(
@@ -53,6 +57,7 @@ def pretrain(
     parallel: Parallel = "none",
     save_every: int = SAVE_EVERY,
     compile: bool = False,
+    trust_checkpoint: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Train in `folder`/`key`, or resume there from the last checkpoint, yielding the new rows of the log.
 
@@ -60,18 +65,27 @@ def pretrain(
     `tokens` (trained on so far) and, for training, `tokens_per_second`, `mfu` (the share of the peak that this is) and
     `rate`. A run that diverges ends there and is recorded as diverged in `done`. A step reads its sequences in
     `accumulate` parts; `parallel` splits them between the processes that torchrun has started. Both change rounding
-    only. Raises ValueError if recipe, corpus and options do not fit, or if another process holds the run.
+    only. With `trust_checkpoint` it also resumes from a sharded checkpoint of version 0.1, which is a pickle. Raises
+    ValueError if recipe, corpus and options do not fit, if a checkpoint is damaged or another process holds the run.
     """
+    check_corpus(recipe, corpus)
+    if recipe.batch % accumulate or accumulate < 1:
+        raise ValueError(f"{recipe.batch} sequences a step do not fall into {accumulate} equal parts")
+    config = ExecutionConfig(device, accumulate, parallel, save_every, compile, trust_checkpoint)
+    yield from run_pretraining(recipe, corpus, Path(folder), config)
+
+
+def check_corpus(recipe: Pretraining, corpus: "Corpus") -> None:
+    """Raises ValueError for a corpus on which the recipe cannot be trained and scored to the end."""
     if recipe.corpus != corpus.hash:
         raise ValueError(f"the recipe is for corpus {recipe.corpus}, {corpus.folder} is {corpus.hash}")
     if recipe.vocab < corpus.vocab:
         raise ValueError(f"the recipe's {recipe.vocab} tokens are fewer than the {corpus.vocab} of {corpus.folder}")
-    if recipe.batch % accumulate or accumulate < 1:
-        raise ValueError(f"{recipe.batch} sequences a step do not fall into {accumulate} equal parts")
-    config = ExecutionConfig(
-        device=device, accumulate=accumulate, parallel=parallel, save_every=save_every, compile=compile
-    )
-    yield from run_pretraining(recipe, corpus, Path(folder), config)
+    count_contexts(corpus.tokens("train"), recipe.context)
+    for split in ("selection", "test"):
+        corpus.contexts(split, recipe.context, 1)
+    if not (tokenizer := corpus.folder / "tokenizer" / "tokenizer.json").is_file():
+        raise ValueError(f"{tokenizer} is missing, and the trained model could not read text without it")
 
 
 class Objective(nn.Module):
@@ -114,8 +128,22 @@ class ResumableRun(Run):
         write_file(place, place.read_bytes()[:size].decode())
         self.log = place.open("a")
 
+    def log_digest(self, size: int) -> str:
+        """The digest of the first `size` bytes of the log."""
+        return digest_bytes((self.place / "log.jsonl").read_bytes()[:size])
+
+    def check_log(self, record: dict[str, Any]) -> None:
+        """Raises ValueError unless the log begins as the record of the checkpoint says."""
+        path, size = self.place / "log.jsonl", record["log"]
+        whole = path.is_file() and path.stat().st_size >= size
+        if not whole or ("log_digest" in record and self.log_digest(size) != record["log_digest"]):
+            raise ValueError(
+                f"{path} is damaged: it is not the log that its checkpoint knows; "
+                f"remove {self.place / 'checkpoint'} to start the run over"
+            )
+
     def flush_log(self) -> int:
-        """Write the log to disk; its size in bytes. Raises Lost if another worker holds the run now."""
+        """Write the log to disk; its size in bytes. Raises ClaimLost if another worker holds the run now."""
         self.check_held()
         os.fsync(self.log.fileno())
         return self.log.tell()
@@ -224,7 +252,9 @@ class TrainingLoop:
         shutil.copytree(self.corpus.folder / "tokenizer", self.folder / "tokenizer", dirs_exist_ok=True)
         trained = self.recipe.build()
         trained.load_state_dict(weights)
-        run.save_weights(trained)
+        write_tensors(self.folder / WEIGHTS, trained.state_dict())
+        tokenizer = sorted(path for path in (self.folder / "tokenizer").rglob("*") if path.is_file())
+        run.kept += [WEIGHTS, *(str(path.relative_to(self.folder)) for path in tokenizer)]
         shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def train_step(self) -> None:
@@ -299,21 +329,26 @@ class TrainingLoop:
         if self.run is not None:
             folder.mkdir(exist_ok=True)
             shutil.rmtree(new, ignore_errors=True)
+            new.mkdir()
         self.group.broadcast(None)
-        self.group.save(self.model, self.optimizer, new)
+        files = save_state(self.group, self.model, self.optimizer, new)
         if self.run is not None:
-            write_file(folder / "last.json", {"step": self.step, "log": log_size, "sum": total})
+            log = {"log": log_size, "log_digest": self.run.log_digest(log_size)}
+            write_checkpoint(folder, {"step": self.step, **log, "sum": total, "files": files})
             for old in folder.glob("step-*"):
                 if old != new:
                     shutil.rmtree(old)
 
     def resume(self) -> None:
         """Return to the last checkpoint, or to the start, and cut the log back to it."""
-        path = self.folder / "checkpoint" / "last.json"
-        last = self.group.broadcast(read_json(path) if self.run is not None and path.is_file() else None)
+        folder = self.folder / "checkpoint"
+        last = self.group.broadcast(read_checkpoint(folder) if self.run is not None else None)
         if last is not None:
+            if self.run is not None:
+                self.run.check_log(last)
             self.step = last["step"]
-            self.group.load(self.model, self.optimizer, path.with_name(f"step-{self.step}"))
+            place, trust = folder / f"step-{self.step}", self.config.trust_checkpoint
+            load_state(self.group, self.model, self.optimizer, place, last, trust=trust)
             self.sum.fill_(last["sum"] if self.group.rank == 0 else 0.0)
         if self.run is not None:
             self.run.truncate_log(0 if last is None else last["log"])
@@ -331,9 +366,7 @@ def read_sequences(text: np.ndarray, recipe: Pretraining, indices: range) -> Int
     Each epoch starts at a random offset, cuts the text from there into contexts, each with the token that follows,
     and visits them in a random order. Raises ValueError for a text shorter than two contexts.
     """
-    context, count = recipe.context, len(text) // recipe.context - 1
-    if count < 1:
-        raise ValueError(f"{len(text)} tokens to train on are fewer than two contexts of {context}")
+    context, count = recipe.context, count_contexts(text, recipe.context)
     starts = []
     for index in indices:
         epoch, position = divmod(index, count)
@@ -341,6 +374,14 @@ def read_sequences(text: np.ndarray, recipe: Pretraining, indices: range) -> Int
         starts.append(offset + int(order[position]) * context)
     rows = np.stack([text[start : start + context + 1] for start in starts])
     return torch.from_numpy(rows.astype(np.int64))
+
+
+def count_contexts(text: np.ndarray, context: int) -> int:
+    """How many contexts an epoch reads. Raises ValueError for a text shorter than two contexts."""
+    count = len(text) // context - 1
+    if count < 1:
+        raise ValueError(f"{len(text)} tokens to train on are fewer than two contexts of {context}")
+    return count
 
 
 @lru_cache(maxsize=2)

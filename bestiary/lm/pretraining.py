@@ -7,22 +7,26 @@
                checkpoint/          what a stopped run resumes from
                tokenizer/           a copy of the tokenizer of the corpus
                weights.safetensors  the trained model
-               done                 written last
+               done                 written last, with the digests of the other files
 """
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bestiary.runs.store import read_json
+from bestiary.lm.files import load_weights, read_object
+from bestiary.runs.store import verified
 from bestiary.spec import Depth, Mixers, Natural, Positive
 from bestiary.training.recipe import Amount, Share, StrictModel
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when pretraining changes its meaning, so that old runs are not taken for new ones
 
@@ -119,20 +123,25 @@ class Pretraining(StrictModel):
 
 
 def open_run(folder: Path | str) -> "tuple[Pretraining, Model]":
-    """The recipe and the trained model in the folder of a run. Raises LookupError if it has none."""
+    """The recipe and the trained model in the folder of a run. Raises LookupError if it has none,
+    ValueError, naming the file, if one is damaged.
+    """
     run = Path(folder)
     weights = run / "weights.safetensors"
     if not (run / "recipe.json").is_file():
         raise LookupError(f"{run} is no run: it holds no recipe.json")
-    stored = read_json(run / "recipe.json")
+    tokenizer = sorted(str(path.relative_to(run)) for path in (run / "tokenizer").rglob("*") if path.is_file())
+    checked = all([verified(run, file) for file in ("recipe.json", *tokenizer)])
+    stored = read_object(run / "recipe.json")
     if stored.get("kind") != "pretraining":
         raise LookupError(f"{run} is a run on a task, not on text; train one with: bestiary pretrain")
     if not weights.is_file():
-        state = read_json(run / "done")["outcome"] if (run / "done").is_file() else "not done; go on with it first"
+        done = run / "done"
+        state = read_object(done).get("outcome") if done.is_file() else "not done; go on with it first"
         raise LookupError(f"{run} holds no weights: the run is {state}")
-    from safetensors.torch import load_file
-
+    if not (verified(run, weights.name) and checked):
+        log.warning("%s records no digests of its weights, so they are used unchecked", run)
     recipe = Pretraining.read(stored)
     model = recipe.build()
-    model.load_state_dict(load_file(weights))
+    load_weights(model, weights)
     return recipe, model.eval()

@@ -11,16 +11,19 @@ writing an answer still shows what it remembers, against a known level of chance
 models are asked the same questions, whatever their tokenizer.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+from bestiary.lm.journal import Journal
 from bestiary.lm.reader import Reader, make_reader
 from bestiary.runs.intervals import wilson
 from bestiary.spec import nearest
 
+FORMAT = 1  # raised when other questions are asked, so that old answers are not taken for new ones
 NOUNS = """
 apple arrow basket beacon beard bell bench blanket bottle branch brick bridge brush bucket butter button cabin camel
 candle canoe carpet castle cedar cello cherry clover coffee comet copper coral cotton crane crown curtain dagger daisy
@@ -148,13 +151,16 @@ def probe(
     choices: int = 16,
     seed: int = 0,
     text: Path | str | None = None,
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Row]:
     """One `Row` for each difficulty of each task, from a causal model and its tokenizer, or from a `Reader` alone.
 
     `entries` is the number of facts in mqar and the phone book, `words` the number of other words that follow the
     facts of mqar or surround the needles; these words are made up, or taken from the file `text`. Each row asks
     `contexts` x `questions` questions, at most `questions` about the same context (about needles one).
-    Raises ValueError, before anything is asked, for a difficulty that is impossible.
+    Questions whose answers are in `journal` are not asked again; `progress` is called with how many are answered, and
+    of how many. Raises ValueError, before anything is asked, for a difficulty that is impossible.
     """
     settings = list(list_settings(tasks, entries=entries, words=words, needles=needles, depths=depths, shots=shots))
     for setting in settings:
@@ -163,9 +169,21 @@ def probe(
     other = None if text is None else Path(text).read_text().split()
     if other is not None and len(other) < max(words):
         raise ValueError(f"{text} has {len(other)} words, {max(words)} are asked for")
-    total = contexts * questions
+    total, journal = contexts * questions, journal or Journal()
     options = {"total": total, "questions": questions, "choices": choices, "seed": seed, "other": other}
-    return (measure(read, setting, **options) for setting in settings)
+
+    def rows() -> Iterator[Row]:
+        for i, setting in enumerate(settings):
+
+            def tell(asked: int, before: int = i * total) -> None:
+                if progress is not None:
+                    progress(before + asked, len(settings) * total)
+
+            yield measure(read, setting, journal=journal, tell=tell, **options)
+        if progress is not None:
+            progress(len(settings) * total, len(settings) * total)
+
+    return rows()
 
 
 def list_settings(
@@ -213,25 +231,37 @@ def measure(
     choices: int,
     seed: int,
     other: list[str] | None,
+    journal: Journal,
+    tell: Callable[[int], None],
 ) -> Row:
     """Ask `total` questions of one difficulty, context by context."""
     exact, ranked, length, asked, context = 0.0, 0.0, 0, 0, 0
     while asked < total:
-        rng = Random(f"{seed} {setting.task} {setting.entries} {setting.words} {context}")
-        batch = draw_questions(rng, setting, min(questions, total - asked), choices, other)
-        scores = iter(read([(question.prompt, choice) for question in batch for choice in question.choices]))
-        for question in batch:
-            answers = [next(scores) for _ in question.choices]
-            best = max(score.log_likelihood for score in answers)
-            ties = sum(score.log_likelihood == best for score in answers)
-            exact += answers[0].greedy
-            ranked += (answers[0].log_likelihood == best) / ties
-            length += len(question.prompt.split())
-        asked, context = asked + len(batch), context + 1
+        key = json.dumps([*setting, context])
+        if key not in journal:
+            tell(asked)
+            rng = Random(f"{seed} {setting.task} {setting.entries} {setting.words} {context}")
+            journal.add(key, ask(read, draw_questions(rng, setting, min(questions, total - asked), choices, other)))
+        for greedy, first, words in journal[key]:
+            exact, ranked, length = exact + greedy, ranked + first, length + words
+        asked, context = asked + len(journal[key]), context + 1
     low, high = wilson(ranked / asked, asked)
     task, entries, _, depth, shots = setting
     shares = (exact / asked, ranked / asked, 1 / min(choices, entries - shots), low, high)
     return Row(task, shots, round(length / asked), entries, depth, *shares, asked)
+
+
+def ask(read: Reader, batch: list[Question]) -> list[tuple[bool, float, int]]:
+    """For each question: is the answer exact, how far is it ranked first (less in a tie), the words of the prompt."""
+    scores = iter(read([(question.prompt, choice) for question in batch for choice in question.choices]))
+    results = []
+    for question in batch:
+        answers = [next(scores) for _ in question.choices]
+        best = max(score.log_likelihood for score in answers)
+        ties = sum(score.log_likelihood == best for score in answers)
+        first = (answers[0].log_likelihood == best) / ties
+        results.append((answers[0].greedy, first, len(question.prompt.split())))
+    return results
 
 
 def draw_questions(rng: Random, setting: Setting, count: int, choices: int, other: list[str] | None) -> list[Question]:

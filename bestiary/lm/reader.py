@@ -52,7 +52,7 @@ def make_reader(model: Any, tokenizer: Any, *, rows: int = 16) -> Reader:
 
 
 def score_answers(step: Step, prompt: "Tensor", answers: list[list[int]], state: Any) -> list[Score]:
-    """Scores of answers (lists of tokens) to a prompt of shape (1, time), read after `state`."""
+    """Scores of answers (lists of tokens) to a prompt of shape (1, time), read after `state`. Raises ValueError."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -70,6 +70,8 @@ def score_answers(step: Step, prompt: "Tensor", answers: list[list[int]], state:
         if i + 1 < tokens.shape[1]:
             logits, state = step(token.unsqueeze(1), state)
             last = logits[:, -1]
+    if bool(sums.isnan().any()):
+        raise ValueError("the model's logits are not numbers (nan): it diverged, or its weights are damaged")
     return [Score(*pair) for pair in zip(sums.tolist(), greedy.tolist(), strict=True)]
 
 

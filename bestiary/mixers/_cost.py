@@ -1,5 +1,7 @@
 """A cost that a mixer adds to the loss of any model it is part of, such as a penalty on what it selects."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,10 +25,23 @@ class _AddCost(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+        del inputs, output
+        ctx.weight = _weight[-1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        del ctx
         (grad,) = grads
-        return grad, grad.new_ones(())
+        return grad, grad.new_ones(()) * ctx.weight
+
+
+_weight: list[float | Tensor] = [1.0]
+
+
+@contextmanager
+def weighted_costs(weight: float | Tensor) -> Iterator[None]:
+    """Costs of models that are run in here count so much: for a batch that is read in parts, the share of the part."""
+    _weight.append(weight)
+    try:
+        yield
+    finally:
+        _weight.pop()

@@ -7,17 +7,17 @@ from functools import wraps
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.ops import convolution
 from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.positions import Where, take
 from bestiary.ops.recurrence import run
 
 Features = Float[Tensor, "batch time dim"]
 Chosen = Float[Tensor, "batch _ dim"]  # at chosen positions, or at all of them
 Past = Float[Tensor, "batch _ channels"]  # what a convolution has read and still needs
-Where = Int[Tensor, "batch asked"]
 Family = Literal[
     "softmax",
     "sparse",
@@ -98,13 +98,6 @@ def _parallel_if_any(parallel: Callable[..., Any]) -> Callable[..., Any]:
         return parallel(self, x, *args, **kwargs)
 
     return guarded
-
-
-def take(x: Float[Tensor, "batch time *rest"], where: Where | None) -> Float[Tensor, "batch _ *rest"]:
-    """x at the positions `where` of each sequence, or all of x."""
-    if where is None:
-        return x
-    return x.gather(1, where.reshape(*where.shape, *(1 for _ in x.shape[2:])).expand(-1, -1, *x.shape[2:]))
 
 
 class FastWeight(Mixer):

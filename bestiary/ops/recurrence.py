@@ -34,7 +34,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.ops import _fla
+from bestiary.ops import _fla, _native
 from bestiary.ops.backend import Backend, choose, compile_once
 from bestiary.ops.drive import Drive, Matrix, Value
 from bestiary.ops.precision import upcast
@@ -67,13 +67,16 @@ def run(drive: Drive, state: Matrix, *, chunk: int = 32, backend: Backend = "aut
         raise ValueError(f"the recurrence computes with real numbers, not {given}")
     if time == 0:
         return drive.v.clone(), upcast(state)
-    chosen = choose("recurrence", backend, drive.q) if time > 1 else "torch"
+    parts = [x for x in (*drive[:4], *(drive.erase or ()), *(drive.rewrite or ()), state) if x is not None]
+    chosen = choose("recurrence", backend, *parts, pays=_native.pays(drive)) if time > 1 else "torch"
     if chosen == "fla":
         y, state = _fla.run(drive, state)
         return y.to(given), state
     drive, state = drive.map(upcast), upcast(state)
     if time == 1:
         y, state = step(drive, state)
+    elif chosen == "native":
+        y, state = _native.run(drive, state)
     else:
         y, state = (compile_once(chunks) if chosen == "compiled" else chunks)(drive, state, chunk)
     return y.to(given), state

@@ -75,7 +75,7 @@ def read_outcome(place: Path) -> Outcome | None:
     """How the run ended; None if it has not. Raises ValueError."""
     if not os.path.lexists(place / "done"):
         return None
-    fields = {"digests": {}} | read_fields(place / "done", outcome=str, seconds=NUMBERS, note=str)
+    fields: dict[str, Any] = {"digests": {}} | read_fields(place / "done", outcome=str, seconds=NUMBERS, note=str)
     if sorted(fields) != sorted(Outcome._fields) or not isinstance(fields["digests"], dict):
         raise ValueError(f"done: it has other fields than {', '.join(Outcome._fields)}")
     ended = Outcome(**fields)

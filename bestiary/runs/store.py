@@ -189,7 +189,7 @@ class Run:
         self.details: dict[str, Any] = {}  # more for origin.json, such as the device
         self.records_failure = True  # whether an exception is this run's own
         self.step = 0  # of the last measurement
-        self.kept = list(KEPT)  # files whose digests will be recorded
+        self.kept: list[str] = list(KEPT)  # files whose digests will be recorded
         self.next = place / f"claim-{claim_number(claim) + 1}"
         self.start_time, self.stopped = time.monotonic(), threading.Event()
 

@@ -126,6 +126,12 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
+def default_threads() -> int:
+    """The threads of a run that has this machine to itself: OMP_NUM_THREADS if set, otherwise one for each core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else cores()
+
+
 def cores() -> int:
     """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,7 +20,7 @@ CarryOut = Callable[[list[Recipe]], "pd.DataFrame"]  # carries recipes out and r
 
 def rates(low: float, high: float, count: int) -> tuple[float, ...]:
     """A logarithmic grid from low to high, to three significant figures, so that its recipes keep their keys."""
-    if not (0 < low < high and count >= 2):
+    if not (0 < low < high < math.inf and count >= 2):
         raise ValueError(f"no {count} rates from {low:g} to {high:g}: give 0 < low < high and a count of 2 or more")
     return tuple(round_rate(low * (high / low) ** (i / (count - 1))) for i in range(count))
 
@@ -82,7 +82,7 @@ def next_rates(scores: Mapping[float, float], *, within: float, works: float = W
     If no rate works, the middles on both sides of the best one. Every round halves an edge in the logarithm, until
     there is nothing left to try.
     """
-    if within <= 1:
+    if not 1 < within < math.inf:
         raise ValueError(f"an edge is known to within a factor above 1, not {within:g}")
     if not scores:
         return []

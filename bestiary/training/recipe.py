@@ -19,7 +19,7 @@ SPECS = ("train", "test", "select", "pattern")  # fields made of specs
 FORMAT = 1  # raised when training changes its meaning, so that old runs are not taken for new ones
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 def describe_error(error: Any) -> str:
@@ -103,9 +103,7 @@ class Recipe(StrictModel):
 
     every: Positive = 25  # steps between two scores on the selection stream
     stop: Share | None = 0.995  # stop at this selection accuracy, the mean over segments
-    steer: Literal["selection", "test"] = (
-        "selection"  # the stream scored as "selection"; many papers used the test stream
-    )
+    steer: Literal["selection", "test"] = "selection"  # the stream scored as "selection"; papers often took the test
     selection_rows: Positive = 512  # for each segment
     test_rows: Positive = 3000
 
@@ -155,6 +153,21 @@ class Recipe(StrictModel):
                 features=tasks[0].features,
                 bottleneck=tasks[0].length if tasks[0].bottleneck else 0,
             )
+
+    def check(self) -> None:
+        """Raise ValueError if the model cannot be built, or if it could not be scored after it is trained."""
+        from bestiary.training.rows import check_rows
+
+        super().check()
+        longest = max(task.build().length for task in self.train + self.test + self.select)
+        if 0 < self.positions < longest:
+            raise ValueError(f"positions={self.positions} are too few: the longest task has {longest} tokens")
+        for task in self.train:
+            check_rows(task, "train", self.batch)
+        for task in self.select or self.test:
+            check_rows(task, self.steer, self.selection_rows)
+        for task in self.test:
+            check_rows(task, "test", self.test_rows)
 
     def json(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As stored: every option resolved, and `Recipe(**stored)` is this recipe again."""

@@ -137,26 +137,35 @@ def match_widths(
     dims: Iterable[int] = range(4, 513, 4),
     tolerance: float = 0.2,
 ) -> dict[str, Match]:
-    """For each pattern (by its text, or by a name), the recipe at the width whose count is nearest to that of `like`.
+    """`match_width` of several patterns, by their text or by a name. Raises ValueError if one of them has no match."""
+    named = patterns if isinstance(patterns, Mapping) else {text: text for text in patterns}
+    widths = sorted(set(dims))
+    return {
+        name: match_width(text, like, match=match, dims=widths, tolerance=tolerance) for name, text in named.items()
+    }
+
+
+def match_width(
+    text: str, like: Recipe, *, match: Count = "state", dims: Iterable[int] = range(4, 513, 4), tolerance: float = 0.2
+) -> Match:
+    """The recipe with this pattern at the width whose count is nearest to that of `like`.
 
     Skips widths at which the pattern cannot be built. The count must not fall as the width grows; it never does for
     our mixers. Raises ValueError if no width comes within the tolerance, and names the nearest.
     """
-    named = patterns if isinstance(patterns, Mapping) else {text: text for text in patterns}
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"tolerance={tolerance} is no share of a count; 0.2 accepts a fifth more or less")
     widths, wanted, count = sorted(set(dims)), COUNTS[match](like), COUNTS[match]
-    found = {}
-    for name, text in named.items():
-        candidates = [recipe for recipe in recipes_at_widths(text, like, widths) if can_build(recipe)]
-        if not candidates:
-            raise ValueError(f"{text} can be built at none of {len(widths)} widths; give other dims")
-        place = bisect_left(candidates, wanted, key=count)
-        nearest = min(candidates[max(0, place - 1) : place + 1], key=lambda recipe: abs(count(recipe) / wanted - 1))
-        ratio = count(nearest) / wanted
-        if abs(ratio - 1) > tolerance:
-            described = f"{count(nearest):,.0f} {match} at width {nearest.dim}, {ratio:.2f} of the {wanted:,.0f} wanted"
-            raise ValueError(f"{text} has no width within {tolerance:.0%}: the nearest has {described}")
-        found[name] = Match(nearest, ratio)
-    return found
+    candidates = [recipe for recipe in recipes_at_widths(text, like, widths) if can_build(recipe)]
+    if not candidates:
+        raise ValueError(f"{text} can be built at none of {len(widths)} widths; give other dims")
+    place = bisect_left(candidates, wanted, key=count)
+    nearest = min(candidates[max(0, place - 1) : place + 1], key=lambda recipe: abs(count(recipe) / wanted - 1))
+    ratio = count(nearest) / wanted
+    if not abs(ratio - 1) <= tolerance:
+        described = f"{count(nearest):,.0f} {match} at width {nearest.dim}, {ratio:.2f} of the {wanted:,.0f} wanted"
+        raise ValueError(f"{text} has no width within {tolerance:.0%}: the nearest has {described}")
+    return Match(nearest, ratio)
 
 
 def recipes_at_widths(text: str, like: Recipe, widths: Iterable[int]) -> Iterable[Recipe]:

@@ -18,8 +18,8 @@ from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 from bestiary.training.recipe import Recipe
+from bestiary.training.rows import CHUNK
 
-CHUNK = 256  # rows of a selection or test batch; another number would be other data
 LOGITS = 2**25  # logits computed at a time when scoring
 TOKENS = 2**17  # tokens read at a time when scoring
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
