@@ -124,13 +124,13 @@ DISK = (
     "import errno, sys; from bestiary import cli; from bestiary.corpus import corpus\n"
     "from bestiary.lm import huggingface\n"
     "def full(*given, **named): raise OSError(errno.{code}, '{text}', 'somewhere')\n"
-    "corpus.prepare = corpus.open_corpus = huggingface.export = full\n"
+    "corpus.prepare = corpus.open_corpus = huggingface.export_run = full\n"
     "from pathlib import Path; Path.write_text = full\n"
     "sys.argv = ['bestiary', *sys.argv[1:]]; cli.main()\n"
 )
 
 
-@pytest.mark.parametrize("verb", [["corpus", "x"], ["pretrain", "attention"], ["convert", "a", "b"], ["report"]])
+@pytest.mark.parametrize("verb", [["corpus"], ["pretrain", "attention"], ["convert", "a", "b"], ["report"]])
 def test_a_disk_that_is_full_or_read_only_is_told_by_every_verb(verb: list[str], tmp_path: Path) -> None:
     if verb == ["report"]:
         fill_store(Store(tmp_path / "runs"), 2)

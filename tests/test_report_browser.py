@@ -199,6 +199,33 @@ def test_the_page_never_scrolls_sideways(browser: Any, written: Path, width: int
     assert opened.errors == []
 
 
+OVERLAPS = """(svg) => {
+  const boxes = [...svg.querySelectorAll("text")].map((t) => [t.textContent, t.getBoundingClientRect()]);
+  const meet = (a, b) => a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 2 && b.top < a.bottom - 2;
+  return boxes.flatMap(([s, a], i) => boxes.slice(i + 1).filter(([, b]) => meet(a, b)).map(([t]) => `${s} | ${t}`));
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_curves_are_tall_enough_and_no_text_of_theirs_lies_on_another(browser: Any, written: Path, width: int) -> None:
+    opened = Reader(browser, written.as_uri(), viewport={"width": width, "height": 800})
+    for section in ("frontier", "rates", "distance", "learning"):
+        drawing = opened.page.locator(f"#{section} figure svg")
+        assert drawing.evaluate(OVERLAPS) == []
+        assert drawing.evaluate("svg => svg.clientHeight") > 390
+        assert drawing.evaluate("svg => svg.clientWidth / svg.viewBox.baseVal.width") == pytest.approx(1, abs=0.02)
+
+
+def test_a_page_of_the_smoke_scale_and_its_figures_are_marked(browser: Any, tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    finished(store, recipe(), 0.5)
+    (tmp_path / "report.html").write_text(report(store, smoke=True).html)
+    opened = Reader(browser, (tmp_path / "report.html").as_uri())
+    assert opened.page.locator("header .smoke").text_content() == "smoke scale: not a result"
+    assert opened.count("#frontier svg text.smoke") == opened.count("#learning svg text.smoke") == 1
+    assert opened.errors == []
+
+
 def test_markup_in_a_name_is_shown_as_text(browser: Any, tmp_path: Path) -> None:
     from bestiary.spec import spec
 

@@ -63,7 +63,7 @@ class Progress(StatusLine):
         self.show(text, last=done in (self.first, total))
 
 
-def format_seconds(seconds: float) -> str:
+def format_seconds(seconds: float | int) -> str:
     """A duration in the unit that suits it: `0.4 s`, `35 s`, `4 min`, `2.5 h`, `3 days`."""
     if seconds < 0.01:
         return f"{1000 * seconds:.1g} ms" if seconds >= 0.0001 else "0 s"
