@@ -94,7 +94,11 @@ def page(package: Package, module: Module) -> str:
 
 def exported(package: Package, module: Module) -> str:
     """What the package's face passes on from its parts."""
-    names = next(ast.literal_eval(n.value) for n in module.tree.body if isinstance(n, ast.Assign) and "__all__" in ast.unparse(n.targets[0]))
+    names = next(
+        ast.literal_eval(n.value)
+        for n in module.tree.body
+        if isinstance(n, ast.Assign) and "__all__" in ast.unparse(n.targets[0])
+    )
     homes = {full.rpartition(".")[2]: full for full in package.linked if full.count(".") >= 2}
     rows = [f"- {{py:obj}}`{name} <{package.resolve(name, module) or homes[name]}>`" for name in names if name in homes]
     return "Names that `from bestiary import ...` gives:\n\n" + "\n".join(rows)
@@ -123,7 +127,9 @@ def signature(package: Package, module: Module, part: Member) -> str:
     """A name with its arguments, names of ours written in full, so that they are links."""
     node = part.node
     if part.kind == "class":
-        init = next((n for n in ast.iter_child_nodes(node) if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
+        init = next(
+            (n for n in ast.iter_child_nodes(node) if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None
+        )
         return part.name + (f"({arguments(package, module, init, bound=True)})" if init else "")
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or part.kind == "property":
         return part.name
@@ -182,7 +188,11 @@ def options(package: Package, module: Module, part: Member) -> Iterator[str]:
                 if node.returns:
                     yield f":type: {json.dumps(full(package, module, node.returns))}"
             elif part.kind == "method":
-                known = {"abstractmethod": "abstractmethod", "classmethod": "classmethod", "staticmethod": "staticmethod"}
+                known = {
+                    "abstractmethod": "abstractmethod",
+                    "classmethod": "classmethod",
+                    "staticmethod": "staticmethod",
+                }
                 yield from (f":{known[mark]}:" for mark in sorted(marks) if mark in known)
 
 

@@ -70,7 +70,9 @@ def kind_of(kind: Any) -> str:
     kind = kinds[0]
     if isinstance(kind, type) and issubclass(kind, Enum):
         return " or ".join(choice.value for choice in kind)
-    return {"str": "text", "Path": "path", "int": "whole number", "float": "number"}.get(getattr(kind, "__name__", ""), "")
+    return {"str": "text", "Path": "path", "int": "whole number", "float": "number"}.get(
+        getattr(kind, "__name__", ""), ""
+    )
 
 
 def default(part: Any) -> str:

@@ -1,12 +1,34 @@
-"""Equations as the docstrings write them, `S_t = alpha_t S_{t-1} + k_t v_t^T`, as MathML, which browsers draw offline."""
+"""Equations as docstrings write them, `S_t = alpha_t S_{t-1} + k_t v_t^T`, as MathML, which browsers draw offline."""
 
 import re
 from html import escape
 
 GREEK = dict(
     zip(
-        "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi pi rho sigma tau phi chi psi omega".split(),
-        "α β γ δ ε ζ η θ κ λ μ ν ξ π ρ σ τ φ χ ψ ω".split(),
+        [
+            "alpha",
+            "beta",
+            "gamma",
+            "delta",
+            "epsilon",
+            "zeta",
+            "eta",
+            "theta",
+            "kappa",
+            "lambda",
+            "mu",
+            "nu",
+            "xi",
+            "pi",
+            "rho",
+            "sigma",
+            "tau",
+            "phi",
+            "chi",
+            "psi",
+            "omega",
+        ],
+        ["α", "β", "γ", "δ", "ε", "ζ", "η", "θ", "κ", "λ", "μ", "ν", "ξ", "π", "ρ", "σ", "τ", "φ", "χ", "ψ", "ω"],
         strict=True,
     )
 ) | {"Lambda": "Λ", "Delta": "Δ", "lam": "λ"}
@@ -79,7 +101,9 @@ class Reader:
     def space(self) -> str:
         """A gap between two things that would else run together, such as words."""
         before, after = self.peek(-2), self.peek()
-        words = after[0] in ("name", "code", "number") and (before[0] in ("name", "code", "number") or before[1] in ",;)")
+        words = after[0] in ("name", "code", "number") and (
+            before[0] in ("name", "code", "number") or before[1] in ",;)"
+        )
         long = max(len(GREEK.get(before[1], before[1])), len(GREEK.get(after[1], after[1]))) > 1 or before[1] in ",;"
         return '<mspace width="0.3em"></mspace>' if words and long else ""
 
@@ -129,7 +153,9 @@ class Reader:
 
     def is_starred(self) -> bool:
         """Whether an asterisk belongs to the name before it, as in f(M*)."""
-        return self.peek()[1] == "*" and self.at > 0 and self.peek(-1)[0] == "name" and self.peek(1)[1] in (")", ",", "")
+        return (
+            self.peek()[1] == "*" and self.at > 0 and self.peek(-1)[0] == "name" and self.peek(1)[1] in (")", ",", "")
+        )
 
     def script(self, *, power: bool = False) -> str:
         """What stands in an index or a power: one thing, or many in braces or brackets."""

@@ -52,7 +52,9 @@ def markdown(doc: str, link: Callable[[str], str], *, equations: bool = False) -
         elif kind == "code" and equations:
             parts.append(equation_block(text))
         else:
-            language = "python" if kind == "doctest" or re.search(r"^(def |class |from |assert )", text, re.M) else "text"
+            language = (
+                "python" if kind == "doctest" or re.search(r"^(def |class |from |assert )", text, re.M) else "text"
+            )
             parts.append(f"```{language}\n{text}\n```")
     return "\n\n".join(parts)
 
