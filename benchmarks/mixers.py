@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bestiary.ops.drive import Drive
 from bestiary.ops.recurrence import run
 from bestiary.spec import names, parse
-from bestiary.training.train import keep_memory
+from bestiary.training.train import keep_freed_memory
 
 DIM, LENGTHS, CONTEXTS = 128, (256, 1024, 4096, 8192), (1024, 16384)
 
@@ -128,7 +128,7 @@ def speeds_of(mixer: Any) -> Iterator[float]:
 
 
 if __name__ == "__main__":
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
     what, *chosen = sys.argv[1:] or ["peers"]
     match what:

@@ -14,11 +14,11 @@ import torch
 from _bench import interleaved, machine, ratio, told
 from _plain_gpt import GPT
 
-from bestiary.lm.distributed import Team
-from bestiary.lm.loop import How, Loop
+from bestiary.lm.distributed import TrainingGroup
+from bestiary.lm.loop import ExecutionConfig, TrainingLoop
 from bestiary.lm.pretraining import Pretraining
-from bestiary.lm.speed import matrix_rate
-from bestiary.training.train import keep_memory
+from bestiary.lm.speed import measure_matmul_flops
+from bestiary.training.train import keep_freed_memory
 
 
 class Noise:
@@ -34,34 +34,36 @@ class Noise:
 
 def main(rounds: int = 9, dim: int = 192, depth: int = 6, heads: int = 3, *rest: int) -> None:
     context, batch, vocab = rest or (256, 8, 4096)
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
     size: dict[str, Any] = {"dim": dim, "depth": depth, "context": context, "batch": batch, "vocab": vocab}
     recipe = Pretraining(corpus="noise", pattern=f"attention(heads={heads})", **size)
-    place = Path(tempfile.gettempdir())
-    ours = Loop(recipe, cast(Any, Noise(vocab)), place, run=None, team=Team(torch.device("cpu")), how=How())
+    folder = Path(tempfile.gettempdir())
+    group = TrainingGroup(torch.device("cpu"))
+    noise = cast(Any, Noise(vocab))
+    ours = TrainingLoop(recipe, noise, folder, run=None, group=group, config=ExecutionConfig())
     plain = GPT(vocab, dim, depth, heads)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True)
-    given = torch.randint(0, vocab, (batch, context + 1))
+    tokens = torch.randint(0, vocab, (batch, context + 1))
 
     def update() -> None:
         ours.step = 1
-        ours.update()
+        ours.train_step()
 
-    def plainly() -> None:
-        plain(given[:, :-1], given[:, 1:]).backward()
+    def update_plain() -> None:
+        plain(tokens[:, :-1], tokens[:, 1:]).backward()
         torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     counts = [sum(weight.numel() for weight in model.parameters()) for model in (ours.model, plain)]
     print(f"pretraining: {size}, {heads} heads; parameters {counts}; {machine()}")
-    taken = interleaved({"Bestiary": update, "plain PyTorch": plainly}, rounds=rounds)
+    taken = interleaved({"Bestiary": update, "plain PyTorch": update_plain}, rounds=rounds)
     print(told(taken))
     print(f"  plain PyTorch takes {ratio(taken, 'plain PyTorch', 'Bestiary'):.2f} times as long")
-    most = matrix_rate(1, 2048)
+    peak = measure_matmul_flops(1, 2048)
     speed = ours.flops * batch * context / statistics.median(taken["Bestiary"])
-    print(f"  {speed / 1e9:.0f} of {most / 1e9:.0f} GFLOP/s in matrix products, attention as the whole square")
+    print(f"  {speed / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s in matrix products, attention as the whole square")
 
 
 if __name__ == "__main__":

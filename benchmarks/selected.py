@@ -19,7 +19,7 @@ import torch
 from _bench import machine
 
 from bestiary.spec import parse
-from bestiary.training.train import keep_memory
+from bestiary.training.train import keep_freed_memory
 
 DIM, LENGTHS, ROUNDS = 128, (256, 512, 1024, 2048, 4096, 8192), 5
 WAYS = {
@@ -72,7 +72,7 @@ def measure(learn: bool) -> None:
 
 
 if __name__ == "__main__":
-    keep_memory()
+    keep_freed_memory()
     torch.set_num_threads(1)
     match sys.argv[1:]:
         case []:

@@ -15,15 +15,16 @@ from _bench import alone, interleaved, machine, peak, ratio, told
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from bestiary.lm.speed import measure_matmul_flops
 from bestiary.tasks._task import SILENT
 from bestiary.training.recipe import clean
-from bestiary.training.train import batches, decay_groups, keep_memory, update
+from bestiary.training.train import batches, decay_groups, keep_freed_memory, update
 
 RECIPE = clean("attention", batch=512, steps=10_000)
 
 
 def main(rounds: int) -> None:
-    keep_memory()
+    keep_freed_memory()
     model, batch = RECIPE.build(), next(batches(RECIPE))
     optimizer = torch.optim.AdamW(decay_groups(RECIPE, model), lr=RECIPE.rate, fused=True)
 
@@ -50,7 +51,7 @@ def main(rounds: int) -> None:
         asked()
     speed, rate = (
         counter.get_total_flops() / statistics.median(taken["logits where asked"]),
-        matrix_rate(torch.get_num_threads(), 2048),
+        measure_matmul_flops(torch.get_num_threads(), 2048),
     )
     print(f"  ratio: {ratio(taken, 'logits everywhere', 'logits where asked'):.1f}")
     print(

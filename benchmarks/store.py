@@ -26,7 +26,7 @@ TASKS = "mqar(length=16, pairs=2, vocab=64), mqar(length=32, pairs=4, vocab=64)"
 STATUS = "from bestiary.cli import main; import sys; sys.argv = ['bestiary', 'status', '--store', {!r}]; main()"
 RESULTS = (
     "from bestiary.runs.store import Store; from bestiary.runs.table import results; "
-    "s = Store({!r}); results(s, s.begun())"
+    "s = Store({!r}); results(s, s.run_keys())"
 )
 ROUNDS = 3
 CLAIMS = 200

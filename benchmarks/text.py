@@ -16,9 +16,9 @@ import numpy as np
 from _bench import interleaved, machine, ratio, told
 from numpy.typing import NDArray
 
-from bestiary.corpus.counts import MEMORY, SLICE, Counts, bigrams, count
+from bestiary.corpus.counts import CHUNK, MEMORY, Counts, bigram_keys, count
 from bestiary.slices.hits import facets
-from bestiary.slices.slices import Bootstrap, Sums, verdict
+from bestiary.slices.slices import Estimates, Sums, share_or_reason
 
 TOKENS = 2**26
 LOOKUPS = 2**20
@@ -27,7 +27,7 @@ CONTEXTS, LENGTH, THRESHOLD = 4096, 256, 50
 VOCABS = (4_096, 50_257, 128_256)  # ours, of GPT-2, of Llama 3
 
 
-def zipf(length: int, vocab: int) -> NDArray[np.integer]:
+def zipf_tokens(length: int, vocab: int) -> NDArray[np.integer]:
     """Tokens of which the r-th most frequent is as frequent as 1 / r, in the type that a corpus keeps them in."""
     rng = np.random.default_rng(0)
     shares = np.cumsum(1 / np.arange(1, vocab + 1))
@@ -36,26 +36,26 @@ def zipf(length: int, vocab: int) -> NDArray[np.integer]:
     return np.resize(names[ranks], length)
 
 
-def table(tokens: NDArray[np.integer], vocab: int) -> Callable[[], Any]:
+def table_of_counters(tokens: NDArray[np.integer], vocab: int) -> Callable[[], Any]:
     """Counting into one counter for each pair of tokens."""
 
     def counting() -> None:
         counters = np.zeros(vocab**2, dtype=np.uint32)
-        for at in range(0, len(tokens) - 1, SLICE):
-            some = tokens[at : at + SLICE + 1]
+        for at in range(0, len(tokens) - 1, CHUNK):
+            some = tokens[at : at + CHUNK + 1]
             np.add.at(counters, some[:-1].astype(np.int64) * vocab + some[1:], np.uint32(1))
 
     return counting
 
 
-def counting(name: str, tokens: NDArray[np.integer], vocab: int) -> Counts:
+def benchmark_counting(name: str, tokens: NDArray[np.integer], vocab: int) -> Counts:
     """Tokens a second in plenty and in little memory, against a table of counters where that fits in memory."""
     sizes = {f"sorting in {memory >> 20} MiB": memory for memory in (MEMORY, MEMORY // 16)}
     ways: dict[str, Callable[[], Any]] = {
         way: lambda memory=memory: count(tokens, vocab, memory=memory) for way, memory in sizes.items()
     }
     if 4 * vocab**2 <= MEMORY:
-        ways["a table of counters"] = table(tokens, vocab)
+        ways["a table of counters"] = table_of_counters(tokens, vocab)
     print(f"counting: {len(tokens):,} tokens, {name}, vocabulary {vocab:,}; {machine()}")
     taken, (plenty, *_) = interleaved(ways, rounds=ROUNDS), sizes
     print(told(taken))
@@ -65,22 +65,22 @@ def counting(name: str, tokens: NDArray[np.integer], vocab: int) -> Counts:
     return count(tokens, vocab)
 
 
-def lookups(counts: Counts, tokens: NDArray[np.integer]) -> None:
+def benchmark_lookups(counts: Counts, tokens: NDArray[np.integer]) -> None:
     """Bigrams looked up a second, against a search for each in the order of the text."""
     first, second = tokens[:LOOKUPS], tokens[LOOKUPS : 2 * LOOKUPS]
 
     def unsorted() -> Any:
-        keys = bigrams(first, second, counts.vocab)
+        keys = bigram_keys(first, second, counts.vocab)
         at = np.searchsorted(counts.keys, keys).clip(max=counts.distinct - 1)
         return np.where(counts.keys[at] == keys, counts.counts[at], 0)
 
-    taken = interleaved({"sorted first": lambda: counts.of(first, second), "as they come": unsorted}, rounds=ROUNDS)
+    taken = interleaved({"sorted first": lambda: counts.lookup(first, second), "as they come": unsorted}, rounds=ROUNDS)
     print(f"looking up: {len(first):,} bigrams of {counts.distinct:,}\n{told(taken)}")
     speed = len(first) / median(taken["sorted first"]) / 1e6
     print(f"  {speed:.1f} M lookups/s, ratio {ratio(taken, 'as they come', 'sorted first'):.1f}")
 
 
-def allocated(tokens: NDArray[np.integer], vocab: int, memory: int) -> None:
+def measure_memory(tokens: NDArray[np.integer], vocab: int, memory: int) -> None:
     """The most that counting allocates, beyond the tokens and what is mapped from files."""
     tracemalloc.start()
     count(tokens, vocab, memory=memory)
@@ -89,25 +89,25 @@ def allocated(tokens: NDArray[np.integer], vocab: int, memory: int) -> None:
     print(f"  counting in {memory >> 20} MiB, vocabulary {vocab:,}: {most / 2**20:.0f} MiB allocated at most")
 
 
-def read(row: list[int], seen: Counts) -> list[bool]:
+def hits_by_dictionary(row: list[int], seen: Counts) -> list[bool]:
     """The hits of one context, by a dictionary: what finding them is measured against."""
     found, before = [], set[tuple[int, int]]()
-    rare = (seen.of(np.array(row[:-1]), np.array(row[1:])) <= THRESHOLD).tolist()
+    rare = (seen.lookup(np.array(row[:-1]), np.array(row[1:])) <= THRESHOLD).tolist()
     for i, pair in enumerate(zip(row[:-1], row[1:], strict=True)):
         found.append(pair in before and rare[i])
         before.add(pair)
     return found
 
 
-def hits(counts: Counts, tokens: NDArray[np.integer]) -> None:
+def benchmark_hits(counts: Counts, tokens: NDArray[np.integer]) -> None:
     """Tokens a second of all facets, and of hits alone by a dictionary in plain Python."""
     contexts = np.array(tokens[: CONTEXTS * LENGTH + 1]).astype(np.int64)
     rows = np.lib.stride_tricks.sliding_window_view(contexts, LENGTH + 1)[::LENGTH]
     few = rows[: len(rows) // 8]
-    assert [read(row, counts) for row in few.tolist()] == facets(few, counts).hits(THRESHOLD).tolist()
+    assert [hits_by_dictionary(row, counts) for row in few.tolist()] == facets(few, counts).hits(THRESHOLD).tolist()
     ways = {
         "every facet, by sorting": lambda: facets(few, counts),
-        "hits alone, by a dictionary": lambda: [read(row, counts) for row in few.tolist()],
+        "hits alone, by a dictionary": lambda: [hits_by_dictionary(row, counts) for row in few.tolist()],
     }
     taken = interleaved(ways, rounds=ROUNDS)
     print(f"finding hits: {few[:, 1:].size:,} tokens in contexts of {LENGTH}\n{told(taken)}")
@@ -118,8 +118,8 @@ def hits(counts: Counts, tokens: NDArray[np.integer]) -> None:
     documents = np.arange(found.size).reshape(found.shape) // 5000
 
     def slicing() -> None:
-        text = Bootstrap(Sums.of(losses, found, documents))
-        verdict(text, "model", "reference")
+        text = Estimates(Sums.from_losses(losses, found, documents))
+        share_or_reason(text, "model", "reference")
 
     seconds = median(interleaved({"slicing": slicing}, rounds=ROUNDS)["slicing"])
     print(f"slicing two models with intervals: {found.size / seconds / 1e6:.1f} M tokens/s")
@@ -127,17 +127,17 @@ def hits(counts: Counts, tokens: NDArray[np.integer]) -> None:
 
 def main(corpus: str | None) -> None:
     for vocab in VOCABS:
-        tokens = zipf(TOKENS, vocab)
-        lookups(counting("Zipf", tokens, vocab), tokens)
-        allocated(tokens, vocab, MEMORY // 16)
+        tokens = zipf_tokens(TOKENS, vocab)
+        benchmark_lookups(benchmark_counting("Zipf", tokens, vocab), tokens)
+        measure_memory(tokens, vocab, MEMORY // 16)
     if corpus is not None:
         from bestiary.corpus.corpus import open_corpus
 
         opened = open_corpus(corpus)
         tokens = opened.tokens("train")
-        counts = counting(corpus, tokens, opened.vocab)
-        lookups(counts, tokens)
-        hits(counts, tokens)
+        counts = benchmark_counting(corpus, tokens, opened.vocab)
+        benchmark_lookups(counts, tokens)
+        benchmark_hits(counts, tokens)
 
 
 if __name__ == "__main__":

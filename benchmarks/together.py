@@ -20,10 +20,10 @@ import torch
 from _bench import machine
 
 from bestiary.sweep import cores
-from bestiary.sweep.jobs import stack
+from bestiary.sweep.jobs import stack_size
 from bestiary.training.recipe import Recipe, clean
-from bestiary.training.together import Group, shared_batches
-from bestiary.training.train import batches, decay_groups, keep_memory, update
+from bestiary.training.together import Stack, stacked_batches
+from bestiary.training.train import batches, decay_groups, keep_freed_memory, update
 
 WIDTHS = (16, 32, 64, 128)
 PATTERNS = ("attention", "base_conv, gated_delta(heads=1)")
@@ -38,8 +38,8 @@ def recipes(pattern: str, dim: int, batch: int, count: int) -> list[Recipe]:
 def ways(pattern: str, dim: int, batch: int, count: int, device: str) -> dict[str, Callable[[int], None]]:
     """So many steps of all models, one after another or as one; a few models of the first way stand for all."""
     made = recipes(pattern, dim, batch, count)
-    group = Group(made, [recipe.build().to(device) for recipe in made])
-    stacked = shared_batches(group)
+    group = Stack(made, [recipe.build().to(device) for recipe in made])
+    stacked = stacked_batches(group)
     few = []
     for recipe in made[:4]:
         model = recipe.build().to(device)
@@ -63,7 +63,7 @@ def ways(pattern: str, dim: int, batch: int, count: int, device: str) -> dict[st
 def serve(line: Connection, *given: Any) -> None:
     """Do what is asked for, in a process of its own."""
     torch.set_num_threads(1)
-    keep_memory()
+    keep_freed_memory()
     found = ways(*given)
     for way in found.values():
         way(5 if given[-1] != "cpu" else 1)
@@ -107,7 +107,7 @@ def main(rounds: int, device: str) -> None:
             print(f"{pattern}, {count} models of batch {batch} x 32")
             for dim in WIDTHS:
                 taken = measured(rounds, pattern, dim, batch, count, device)
-                best = stack(recipes(pattern, dim, batch, 1)[0], device)
+                best = stack_size(recipes(pattern, dim, batch, 1)[0], device)
                 for processes in dict.fromkeys(n for _, n in taken):
                     alone, whole = taken["alone", processes], taken["together", processes]
                     ratios = [b / a for a, b in zip(alone, whole, strict=True)]

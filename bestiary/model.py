@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._composition import told
+from bestiary.mixers._composition import token_kwargs
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, linear, take
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Tokens
@@ -21,13 +21,13 @@ SEGMENT = 2**14  # tokens
 class Model(nn.Module):
     """Layer i mixes time with `pattern[i % len(pattern)]`, then channels as `channel` says; the head is tied.
 
-    `channel="mlp"` is a GELU network four times as wide, `"swiglu"` the gated one of Llama, `"none"` leaves it out,
-    and `"copy"` adds the normalised stream to itself after each mixer, which is what the original code's Identity
-    state mixer comes to.
-    `positions` learned position vectors are added to the embeddings (0: none); `dropout` acts on their sum.
-    Embeddings are drawn N(0, 0.02); layer norms precede each part and the head, as in GPT-2. With `features`, the
-    input is real vectors of that width and the embedding is the head alone; with `bottleneck`, that many positions
-    are all answered from the output at the last.
+    `channel="mlp"` is a GELU network four times as wide, `"swiglu"` the gated one of Llama, and `"none"` leaves it out.
+    `"copy"` adds the normalised stream to itself after each mixer, which is what the Identity state mixer of the
+    original code amounts to.
+    `positions` learned position vectors are added to the embeddings (0: none); `dropout` acts on their sum. Embeddings
+    are drawn N(0, 0.02). A layer norm precedes each part and the head, as in GPT-2. With `features`, the input is real
+    vectors of that width, and the embedding serves as the head alone. With `bottleneck`, that many positions are all
+    answered from the output at the last position.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class Model(nn.Module):
     def forward(
         self, tokens: Tokens, state: "ModelState | None" = None
     ) -> tuple[Float[Tensor, "batch time vocab"], "ModelState"]:
-        """Logits everywhere, and the state after the last token. Obeys the law of the mixers."""
+        """Logits at every position, and the state after the last token. Obeys the law of the mixers."""
         time, past = (0, [None] * len(self.layers)) if state is None else state
-        x, known = self.embedded(tokens, time), self.known(tokens)
+        x, known = self.embed_tokens(tokens, time), self.mixer_tokens(tokens)
         states = []
         for layer, before in zip(self.layers, past, strict=True):
             x, after = layer(x, before, known)
@@ -65,30 +65,33 @@ class Model(nn.Module):
         return self.norm(x) @ self.embed.weight.T, ModelState(time + tokens.shape[1], states)
 
     def parallel(self, tokens: Tokens, where: Where | None = None) -> Float[Tensor, "batch _ vocab"]:
-        """Logits of whole sequences at the positions `where`, or at all."""
+        """Logits of whole sequences at the positions `where`, or at all positions."""
         return self.hidden(tokens, where) @ self.embed.weight.T
 
     def hidden(self, tokens: Tokens, where: Where | None = None) -> Chosen:
-        """What the head reads at the positions `where` of whole sequences, the last layer working there only."""
-        x, known = self.embedded(tokens, 0), self.known(tokens)
+        """What the head reads at the positions `where` of whole sequences; the last layer is computed only there."""
+        x, known = self.embed_tokens(tokens, 0), self.mixer_tokens(tokens)
         asked = where if self.decoder is None else torch.full_like(tokens[:, :1], tokens.shape[1] - 1)
         for i, layer in enumerate(self.layers, start=1):
             x = cast(Layer, layer).parallel(x, asked if i == len(self.layers) else None, known)
-        return self.norm(x) if self.decoder is None else take(self.decoder(self.norm(x)), where)
+        x = self.norm(x)
+        return x if self.decoder is None or x.shape[1] == 0 else take(self.decoder(x), where)
 
     def answer(self, batch: Batch) -> tuple[Float[Tensor, "answers vocab"], Int[Tensor, " answers"]]:
-        """Logits and targets at the positions where something is asked, row by row.
+        """Logits and targets of all questions, row by row.
 
-        Beyond SEGMENT tokens the sequence is read in segments, so that memory does not grow with its length.
+        Sequences longer than SEGMENT tokens are read in segments, so that memory does not grow with their length.
         """
-        where = batch.asked()
-        read = self.parallel if batch.targets.shape[1] <= SEGMENT or self.decoder is not None else self.read_on
+        where = batch.question_positions()
+        read = (
+            self.parallel if batch.targets.shape[1] <= SEGMENT or self.decoder is not None else self.answer_in_segments
+        )
         logits, targets = read(batch.tokens, where), batch.targets.gather(1, where)
         asked = targets != SILENT
         return logits[asked], targets[asked]
 
-    def read_on(self, tokens: Tokens, where: Where) -> Float[Tensor, "batch asked vocab"]:
-        """What `parallel` gives, by passing the state from segment to segment."""
+    def answer_in_segments(self, tokens: Tokens, where: Where) -> Float[Tensor, "batch asked vocab"]:
+        """The logits of `parallel`, computed by passing the state from segment to segment."""
         state, logits = None, self.embed.weight.new_zeros(*where.shape, len(self.embed.weight))
         for start in range(0, tokens.shape[1], SEGMENT):
             found, state = self(tokens[:, start : start + SEGMENT], state)
@@ -97,11 +100,12 @@ class Model(nn.Module):
             logits = torch.where(inside.unsqueeze(-1), here, logits)
         return logits
 
-    def known(self, tokens: Tokens) -> Tokens | None:
-        """What a mixer may be told of the tokens: real vectors have no identity."""
+    def mixer_tokens(self, tokens: Tokens) -> Tokens | None:
+        """The tokens as mixers may read them: None where the input is real vectors."""
         return tokens if self.read is None else None
 
-    def embedded(self, tokens: Tokens, time: int) -> Features:
+    def embed_tokens(self, tokens: Tokens, time: int) -> Features:
+        """Embeddings of tokens that start at position `time`. Raises ValueError beyond the learned positions."""
         x = self.embed(tokens) if self.read is None else self.read(tokens)
         if self.positions is not None:
             end = time + tokens.shape[1]
@@ -112,7 +116,7 @@ class Model(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Many outputs from one: a code of each position is added, and two layers read the sum (MAD, section 3.1)."""
+    """Many outputs from one: adds a code of each position, and two layers read the sum (MAD, section 3.1)."""
 
     def __init__(self, dim: int, positions: int) -> None:
         super().__init__()
@@ -135,7 +139,7 @@ class ModelState(NamedTuple):
 
 
 class Layer(nn.Module):
-    """Mix along time, then along channels, each behind a norm and beside the stream."""
+    """Mix along time, then along channels; each part reads the normalised stream and adds to it."""
 
     def __init__(self, dim: int, mixer: Spec, channel: Channel) -> None:
         super().__init__()
@@ -145,18 +149,20 @@ class Layer(nn.Module):
         self.channel = {"mlp": mlp, "swiglu": SwiGLU}.get(channel, lambda _: nn.Identity())(dim)
 
     def forward(self, x: Features, state: State, tokens: Tokens | None = None) -> tuple[Features, State]:
-        y, state = self.mixer(self.before_mixer(x), state, **told(self.mixer, tokens))
+        y, state = self.mixer(self.before_mixer(x), state, **token_kwargs(self.mixer, tokens))
         return self.mix_channels(x + y), state
 
     def parallel(self, x: Features, where: Where | None = None, tokens: Tokens | None = None) -> Chosen:
-        mixed = self.mixer.parallel(self.before_mixer(x), where, **told(self.mixer, tokens))
+        mixed = self.mixer.parallel(self.before_mixer(x), where, **token_kwargs(self.mixer, tokens))
         return self.mix_channels(take(x, where) + mixed)
 
     def mix_channels(self, x: Chosen) -> Chosen:
+        """The stream after the channel mixer."""
         return x if self.before_channel is None else x + self.channel(self.before_channel(x))
 
 
 def mlp(dim: int) -> nn.Module:
+    """A GELU network four times as wide."""
     return nn.Sequential(linear(dim, 4 * dim, bias=True), nn.GELU(), linear(4 * dim, dim, bias=True))
 
 
@@ -174,6 +180,7 @@ class SwiGLU(nn.Module):
 
 
 def embedding(count: int, dim: int) -> nn.Embedding:
+    """A table drawn N(0, 0.02)."""
     made = nn.Embedding(count, dim)
     nn.init.normal_(made.weight, std=0.02)
     return made
@@ -194,19 +201,20 @@ def memory(build: Callable[[], nn.Module], *, time: int, dim: int | None = None)
     with torch.device("meta"):
         given = torch.zeros(1, time, dtype=torch.long) if dim is None else torch.zeros(1, time, dim)
         _, state = build()(given)
-    return sized(state)
+    return measure_state(state)
 
 
-def sized(state: Any) -> Memory:
-    kept = [leaf for leaf in leaves(state) if isinstance(leaf, Tensor)]
+def measure_state(state: Any) -> Memory:
+    """The size of all tensors in a state."""
+    kept = [leaf for leaf in state_leaves(state) if isinstance(leaf, Tensor)]
     numbers = sum(leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in kept)
     return Memory(numbers, sum(leaf.numel() * leaf.element_size() for leaf in kept))
 
 
-def leaves(state: Any) -> Iterable[Any]:
+def state_leaves(state: Any) -> Iterable[Any]:
     """Tensors, positions and gaps of a state, in order."""
     if isinstance(state, tuple | list):
         for part in state:
-            yield from leaves(part)
+            yield from state_leaves(part)
     else:
         yield state

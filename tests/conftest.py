@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from browsing import launched
+from browsing import launch_browser
+
+from bestiary.spec.loading import TRUSTED
 
 
 def pytest_configure() -> None:
@@ -17,6 +19,11 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_trusted() -> None:
+    TRUSTED.clear()  # each test names the files that it runs
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    yield from launched()
+    yield from launch_browser()

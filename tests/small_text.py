@@ -14,7 +14,7 @@ HASH, VOCAB = "0123456789ab", 60
 SIZES = {"train": 6000, "selection": 800, "test": 800}
 
 
-def written(folder: Path) -> Corpus:
+def write_corpus(folder: Path) -> Corpus:
     """The corpus, without a tokenizer."""
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
@@ -29,21 +29,21 @@ def written(folder: Path) -> Corpus:
     return open_corpus(folder)
 
 
-def recipe(**changes: Any) -> Pretraining:
+def small_recipe(**changes: Any) -> Pretraining:
     shape = {"pattern": "attention(heads=2)", "dim": 16, "depth": 2, "context": 16, "batch": 4}
     length = {"steps": 20, "every": 5, "warmup": 4, "rate": 1e-2, "selection_rows": 12, "test_rows": 20}
     return Pretraining(**({"corpus": HASH, "vocab": VOCAB} | shape | length | changes))
 
 
-def losses(rows: list[dict[str, Any]]) -> list[tuple[int, str, float]]:
+def loss_rows(rows: list[dict[str, Any]]) -> list[tuple[int, str, float]]:
     return [(row["step"], row["split"], row["loss"]) for row in rows]
 
 
-def logged(folder: Path) -> list[dict[str, Any]]:
+def read_log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def stopped(rows: Iterator[dict[str, Any]], step: int) -> None:
+def read_until(rows: Iterator[dict[str, Any]], step: int) -> None:
     """Read rows up to a step and leave it there."""
     while next(rows)["step"] < step:
         pass

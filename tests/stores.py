@@ -47,7 +47,7 @@ def line(step: int, split: str, segment: int, accuracy: float) -> dict[str, Any]
         "loss": 100.0,
         "right": right,
         "asked": 1000,
-        "further": {},
+        "extra": {},
     }
 
 

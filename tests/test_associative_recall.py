@@ -5,7 +5,7 @@ import torch
 
 from bestiary.spec import spec
 from bestiary.tasks._task import SILENT, stream
-from bestiary.tasks.associative_recall import AssociativeRecall, occupied
+from bestiary.tasks.associative_recall import AssociativeRecall, occupancy
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,8 @@ def test_training_may_score_the_next_token_everywhere() -> None:
 
 
 def test_occupancy_is_a_distribution() -> None:
-    assert occupied(2, 3) == pytest.approx([0, 1 / 3, 2 / 3])
-    assert sum(occupied(20, 9)) == pytest.approx(1)
+    assert occupancy(2, 3) == pytest.approx([0, 1 / 3, 2 / 3])
+    assert sum(occupancy(20, 9)) == pytest.approx(1)
 
 
 def test_too_many_keys_are_refused() -> None:

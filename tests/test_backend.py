@@ -119,7 +119,8 @@ def test_auto_is_what_was_set_and_is_announced_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(backend, "_set", ["auto"])
-    backend.announce.cache_clear()
+    backend.log_backend.cache_clear()
+    monkeypatch.setattr(backend._native, "library", lambda: "there is no compiler")
     x = torch.zeros(1)
     with caplog.at_level(logging.INFO, logger="bestiary.ops.backend"):
         assert [backend.choose("recurrence", "auto", x) for _ in range(3)] == ["torch"] * 3
@@ -151,6 +152,6 @@ def test_a_chunk_has_a_position() -> None:
 
 
 def test_engines_in_use_are_watched() -> None:
-    with backend.watched() as engines:
+    with backend.record_engines() as engines:
         run(drive("gla", 1.0), torch.zeros(2, 3, 8, 5, dtype=torch.float64))
     assert engines == {"recurrence"}

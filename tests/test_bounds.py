@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bestiary.constructions import bounds
-from bestiary.constructions._construction import measured, score
+from bestiary.constructions._construction import measure_size, score
 from bestiary.constructions.catalogue import CATALOGUE
 
 
@@ -59,7 +59,7 @@ def test_a_square_memory_holds_as_many_orthogonal_keys_as_it_is_wide() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_least_squares_is_exact_up_to_the_width_and_never_worse_than_the_others(seed: int) -> None:
-    shares = {rule: [bounds.recalled(rule, n, 32, 512, seed=seed) for n in (32, 96)] for rule in bounds.RULES}
+    shares = {rule: [bounds.simulated_accuracy(rule, n, 32, 512, seed=seed) for n in (32, 96)] for rule in bounds.RULES}
     assert shares["least squares"][0] == 1.0
     assert shares["hebbian"][1] < 1.0
     for other in shares.values():
@@ -68,10 +68,10 @@ def test_least_squares_is_exact_up_to_the_width_and_never_worse_than_the_others(
 
 def test_the_delta_rule_corrects_what_its_key_reads() -> None:
     rng = np.random.default_rng(0)
-    key, value = bounds.unit(rng.normal(size=(5, 8))), rng.normal(size=(5, 3))
-    memory = bounds.corrected(key, value)
+    key, value = bounds.unit_rows(rng.normal(size=(5, 8))), rng.normal(size=(5, 3))
+    memory = bounds.delta_memory(key, value)
     assert np.allclose(key[-1] @ memory, value[-1], atol=1e-12)
-    once = bounds.corrected(key[:1], value[:1])
+    once = bounds.delta_memory(key[:1], value[:1])
     assert np.allclose(once, np.outer(key[0], value[0]), atol=1e-12)
 
 
@@ -82,7 +82,7 @@ def test_no_construction_recalls_with_less_state_than_the_bits_need(name: str) -
     batch, made = entry.draw(vocab, length), entry.build(vocab, length)
     right, asked = score(made, batch)
     assert right == asked
-    assert measured(made, batch.tokens).state >= bounds.least_state(asked // len(batch.tokens), vocab)
+    assert measure_size(made, batch.tokens).state >= bounds.least_state(asked // len(batch.tokens), vocab)
 
 
 def test_the_table_says_more_about_a_state_and_how_sure_it_is() -> None:

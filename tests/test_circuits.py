@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from plainly import same
+from mixer_helpers import assert_same
 from torch import Tensor
 
 from bestiary.constructions import primitives
@@ -54,7 +54,7 @@ PRIMITIVES: dict[str, tuple[Callable[[], Positioned], Callable[[Tensor], Tensor]
 def test_a_primitive_does_what_it_says_and_remembers_the_other_channels(name: str) -> None:
     make, wanted = PRIMITIVES[name]
     x = torch.randn(2, ROWS, DIM, dtype=torch.float64)
-    same(make()(x)[0], wanted(x))
+    assert_same(make()(x)[0], wanted(x))
 
 
 @pytest.mark.parametrize("name", PRIMITIVES)
@@ -63,7 +63,7 @@ def test_a_primitive_may_be_cut_anywhere(name: str, cut: int) -> None:
     layer, x = PRIMITIVES[name][0](), torch.randn(2, ROWS, DIM, dtype=torch.float64)
     head, state = layer(x[:, :cut])
     tail = [layer(x[:, cut:], state)[0]]
-    same(torch.cat([head, *tail], dim=1), layer(x)[0])
+    assert_same(torch.cat([head, *tail], dim=1), layer(x)[0])
 
 
 def test_rows_beyond_a_column_are_refused() -> None:

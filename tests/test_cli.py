@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bestiary.cli._progress import StatusLine, format_seconds
+from bestiary.runs.store import Store
+from tests.fake_runs import fill_store
 
 SMALL = [
     "train=mqar(vocab=20,length=12,pairs=2)",
@@ -37,7 +42,7 @@ def recipes(scale):
 '''
 
 
-def bestiary(*arguments: str, folder: Path, status: int = 0, traces: int = 0) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: str, folder: Path, status: int = 0, traces: int = 0) -> subprocess.CompletedProcess[str]:
     """Run the command line in a folder of its own."""
     command = [sys.executable, "-m", "bestiary.cli", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=240)
@@ -46,7 +51,7 @@ def bestiary(*arguments: str, folder: Path, status: int = 0, traces: int = 0) ->
     return done
 
 
-def experiment(folder: Path, *, layers: str = "'attention'", steps: int = 10) -> Path:
+def write_experiment(folder: Path, *, layers: str = "'attention'", steps: int = 10) -> Path:
     file = folder / "question.py"
     file.write_text(EXPERIMENT.replace("LAYERS", layers).replace("STEPS", str(steps)))
     return file
@@ -70,14 +75,88 @@ def experiment(folder: Path, *, layers: str = "'attention'", steps: int = 10) ->
         (["show", "atention"], "did you mean 'attention'"),
         (["check", "./nowhere.py"], "there is no file"),
         (["list", "mixer"], "did you mean 'mixers'"),
-        (["plot", "figure2"], "no run of it is done in runs; first: bestiary run figure2 --scale small"),
+        (["plot", "figure2"], "runs does not exist; first: bestiary run figure2 --scale small"),
+        (["run", "figure2", "--dry-run", "--device", "cuda:9"], "there is no device 'cuda:9' here"),
+        (["status", "figure2", "--store", "typo"], "the store typo does not exist"),
+        (
+            ["plot", "figure2", "--store", "typo"],
+            "typo does not exist; first: bestiary run figure2 --scale small --store",
+        ),
+        (["export", "--to", "x.csv", "--store", "typo"], "the store typo does not exist"),
+        (["report", "typo"], "there is no folder typo"),
+        (["show", "0123456789ab", "--store", "typo"], "the store typo does not exist"),
+        (["show", "\udcff"], "the argument '\\udcff' is no valid UTF-8"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line_with_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = bestiary(*arguments, folder=tmp_path, status=2)
+    done = run_cli(*arguments, folder=tmp_path, status=2)
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_error_without_sense_says_where_it_arose(tmp_path: Path) -> None:
+    for fault, message in {
+        "{}['splits']": "there is no entry 'splits' (in {file}, line 2); what was read there is damaged",
+        "[][0]": "there are too few entries (list index out of range) (in {file}, line 2)",
+        "eof()": "a file ends too early (in {file}, line 2)",
+        "None.get": "'NoneType' object has no attribute 'get' (in {file}, line 2)",
+        "nest(0)": "something is nested too deeply to be read",
+    }.items():
+        file = tmp_path / "mine.py"
+        file.write_text(
+            f"def recipes(scale):\n    yield {fault}\n\ndef eof():\n    import pickle\n    pickle.loads(b'')\n"
+            "def nest(x):\n    nest(x)\nsummary = figures = print\n"
+        )
+        done = run_cli("run", "./mine.py", folder=tmp_path, status=2)
+        assert message.format(file=file) in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_message_that_was_written_for_the_user_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def recipes(scale):\n    raise KeyError('no such scale')\nsummary = figures = print\n"
+    )
+    assert run_cli("run", "./mine.py", folder=tmp_path, status=2).stderr == "bestiary: no such scale\n"
+
+
+DISK = (
+    "import errno, sys; from bestiary import cli; from bestiary.corpus import corpus\n"
+    "from bestiary.lm import huggingface\n"
+    "def full(*given, **named): raise OSError(errno.{code}, '{text}', 'somewhere')\n"
+    "corpus.prepare = corpus.open_corpus = huggingface.export = full\n"
+    "from pathlib import Path; Path.write_text = full\n"
+    "sys.argv = ['bestiary', *sys.argv[1:]]; cli.main()\n"
+)
+
+
+@pytest.mark.parametrize("verb", [["corpus", "x"], ["pretrain", "attention"], ["convert", "a", "b"], ["report"]])
+def test_a_disk_that_is_full_or_read_only_is_told_by_every_verb(verb: list[str], tmp_path: Path) -> None:
+    if verb == ["report"]:
+        fill_store(Store(tmp_path / "runs"), 2)
+    for code, text, message in (
+        (
+            "ENOSPC",
+            "No space left on device",
+            "the disk is full ([Errno 28] No space left on device: 'somewhere'); free",
+        ),
+        ("EROFS", "Read-only file system", "'somewhere' cannot be used (Read-only file system); name a place"),
+    ):
+        (tmp_path / "program.py").write_text(DISK.format(code=code, text=text))
+        command = [sys.executable, "program.py", *verb]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.startswith(f"bestiary: {message}")
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_completion_of_the_shell_knows_verbs_and_experiments() -> None:
+    asked = {"COMP_WORDS": "bestiary run fig", "COMP_CWORD": "2", "_BESTIARY_COMPLETE": "complete_bash"}
+    program = "from bestiary.cli import app; app(prog_name='bestiary')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["figure2"]
 
 
 def test_help_is_quick_because_torch_is_not_imported() -> None:
@@ -88,61 +167,72 @@ def test_help_is_quick_because_torch_is_not_imported() -> None:
 
 def test_everything_listed_can_be_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bestiary.cli.describe.LENGTHS", (1, 64))
-    lines = bestiary("list", folder=tmp_path).stdout.splitlines()
+    lines = run_cli("list", folder=tmp_path).stdout.splitlines()
     assert [line for line in lines if not line.startswith(" ")] == ["mixers", "tasks", "experiments", "recipes"]
     names = [line.split()[0] for line in lines if line.startswith(" ")]
     assert {"attention", "mqar", "figure2", "iclr24"} <= set(names)
-    from bestiary.cli.describe import anything
+    from bestiary.cli.describe import describe
 
     for name in names:
-        assert len(list(anything(name, dim=16))) > 3
+        assert len(list(describe(name, dim=16))) > 3
 
 
 def test_a_name_of_several_things_shows_them_all(tmp_path: Path) -> None:
-    shown = bestiary("show", "based", folder=tmp_path).stdout
+    shown = run_cli("show", "based", folder=tmp_path).stdout
     assert "--- recipe based ---" in shown
     assert "--- mixer based ---" in shown
-    assert "---" not in bestiary("show", "based(features=4)", folder=tmp_path).stdout
+    assert "---" not in run_cli("show", "based(features=4)", folder=tmp_path).stdout
 
 
 def test_showing_a_mixer_measures_its_memory(tmp_path: Path) -> None:
-    shown = bestiary("show", "attention(window=8)", "--dim", "32", folder=tmp_path).stdout
+    shown = run_cli("show", "attention(window=8)", "--dim", "32", folder=tmp_path).stdout
     assert "window     8" in shown
     assert "448 numbers" in shown  # 7 keys and values of width 32
 
 
 def test_training_leaves_a_run_that_can_be_shown_and_is_not_repeated(tmp_path: Path) -> None:
-    done = bestiary("train", "--layers", "attention", "--keep", *SMALL, folder=tmp_path)
+    done = run_cli("train", "--layers", "attention", "--keep", *SMALL, folder=tmp_path)
+    assert re.match(r"about [\d.]+ m?s: 4 steps of [\d.]+ m?s and the evaluations", done.stdout)
     assert "step      2  loss" in done.stdout
+    assert re.search(r"accuracy 0\.\d+  [\d.]+ (m?s|min) left", done.stdout)
+    chance, result = re.search(
+        r"Chance is (0\.\d+), the plateau .* 0\.500\. The accuracy (0\.\d+)", done.stdout
+    ).groups()
+    assert float(chance) == 0.1
+    assert f"{result}  " in done.stdout.splitlines()[-1]
+    assert ("is not above chance" in done.stdout) or ("not above the plateau" in done.stdout)
     (run,) = (tmp_path / "runs").glob("[!.]*")
     assert (run / "weights.safetensors").exists()
-    shown = bestiary("show", run.name, folder=tmp_path).stdout
+    shown = run_cli("show", run.name, folder=tmp_path).stdout
     assert "attention" in shown
     assert "of 120 right" in shown
-    again = bestiary("train", "--layers", "attention", *SMALL, folder=tmp_path)
-    assert "1 of 1 runs are done already" in again.stdout
+    again = run_cli("train", "--layers", "attention", *SMALL, folder=tmp_path)
+    assert "1 of 1 run done already" in again.stdout
+    assert "about" not in again.stdout
 
 
 def test_an_experiment_ends_with_a_table_and_figures_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    experiment(tmp_path)
-    done = bestiary("run", "./question.py", folder=tmp_path)
+    write_experiment(tmp_path)
+    done = run_cli("run", "./question.py", folder=tmp_path)
     assert "[4/4]" in done.stdout
     *_, csv, svg, png = done.stdout.splitlines()
     assert (svg, png, csv) == tuple(f"figures/question-small.{kind}" for kind in ("svg", "png", "csv"))
     assert (tmp_path / csv).read_text().startswith("length,pairs,mixer,")
     assert (tmp_path / svg).stat().st_size > 1000
-    status = bestiary("status", "./question.py", folder=tmp_path).stdout
+    status = run_cli("status", "./question.py", folder=tmp_path).stdout
     assert "4 finished" in status
     (tmp_path / svg).unlink()
-    again = bestiary("plot", "./question.py", folder=tmp_path)
+    again = run_cli("plot", "./question.py", folder=tmp_path)
     assert (tmp_path / svg).exists()
     assert "accuracy" in again.stdout
 
 
 def test_a_dry_run_estimates_and_runs_nothing(tmp_path: Path) -> None:
-    experiment(tmp_path)
-    done = bestiary("run", "./question.py", "--dry-run", folder=tmp_path)
-    assert "4 runs, about" in done.stdout
+    write_experiment(tmp_path)
+    done = run_cli("run", "./question.py", "--dry-run", folder=tmp_path)
+    assert re.search(r"4 runs, about [\d.]+ (ms|s|min) of one process", done.stdout)
+    assert "0.0 hours" not in done.stdout
+    assert "measuring" not in done.stderr
     assert not (tmp_path / "runs").exists()
 
 
@@ -151,27 +241,27 @@ def test_a_failing_run_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(
         text.replace("h, last =", "assert x.shape[2] < 9 or len(x) < 3, 'too wide'; h, last =")
     )
-    experiment(tmp_path, layers="'./bad.py'")
-    done = bestiary("run", "./question.py", folder=tmp_path, status=1, traces=1)
+    write_experiment(tmp_path, layers="'./bad.py'")
+    done = run_cli("run", "./question.py", folder=tmp_path, status=1, traces=1)
     assert done.stdout.count("failed: AssertionError: too wide") == 2
     assert "failed 2 times: AssertionError: too wide" in done.stderr
-    assert "2 runs failed; their tracebacks are in failure.txt" in done.stderr
+    assert "2 runs failed or cannot be read; tracebacks are in failure.txt" in done.stderr
     assert "accuracy" in done.stdout
 
 
 def test_a_damaged_run_is_named_and_the_rest_is_shown(tmp_path: Path) -> None:
-    experiment(tmp_path)
-    bestiary("run", "./question.py", folder=tmp_path)
+    write_experiment(tmp_path)
+    run_cli("run", "./question.py", folder=tmp_path)
     run = sorted((tmp_path / "runs").glob("[!.]*"))[0]
     (run / "recipe.json").write_text("{")
     for verb in ("run", "plot", "status"):
-        done = bestiary(verb, "./question.py", folder=tmp_path, status=1)
+        done = run_cli(verb, "./question.py", folder=tmp_path, status=1)
         assert f"set it aside with: mv runs/{run.name} runs/{run.name}.damaged" in done.stderr
     assert "accuracy" in done.stdout or "3 finished" in done.stdout
 
 
 def test_an_interrupted_sweep_stops_with_130_and_goes_on_later(tmp_path: Path) -> None:
-    experiment(tmp_path, steps=100_000)
+    write_experiment(tmp_path, steps=100_000)
     command = [sys.executable, "-m", "bestiary.cli", "run", "./question.py"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
@@ -181,34 +271,63 @@ def test_an_interrupted_sweep_stops_with_130_and_goes_on_later(tmp_path: Path) -
         os.kill(going.pid, signal.SIGINT)
         _, errors = going.communicate(timeout=60)
     assert going.returncode == 130
-    assert errors.strip() == "stopped after 0 of 4 runs; the same command goes on from there"
-    status = bestiary("status", "./question.py", folder=tmp_path).stdout
+    assert errors == "stopped after 0 of 4 runs; the same command goes on from there\n"
+    status = run_cli("status", "./question.py", folder=tmp_path).stdout
     assert "interrupted" in status
     assert "at work" not in status
 
 
 def test_checking_tells_an_honest_mixer_from_a_leaky_one(tmp_path: Path) -> None:
     examples = Path("examples").resolve()
-    assert "every law holds" in bestiary("check", f"{examples}/my_mixer.py", folder=tmp_path).stdout
-    leaky = bestiary("check", f"{examples}/leaky_mixer.py", folder=tmp_path, status=1).stdout
+    assert "every law holds" in run_cli("check", f"{examples}/my_mixer.py", folder=tmp_path).stdout
+    leaky = run_cli("check", f"{examples}/leaky_mixer.py", folder=tmp_path, status=1).stdout
     assert "BROKEN  causality: the output at position 0 changes when the input at position 1 does" in leaky
+
+
+def test_a_mixer_that_cannot_be_stacked_at_speed_prints_no_raw_warning(tmp_path: Path) -> None:
+    text = Path("examples/my_mixer.py").read_text()
+    (tmp_path / "slow.py").write_text(text.replace("h, last =", "x = x + 0 * torch.histc(x.detach()).sum(); h, last ="))
+    assert run_cli("check", "./slow.py", folder=tmp_path).stderr == ""
+
+
+def test_figures_of_the_smoke_scale_are_marked_and_others_are_not(tmp_path: Path) -> None:
+    write_experiment(tmp_path)
+    for scale in ("smoke", "small"):
+        run_cli("run", "./question.py", "--scale", scale, folder=tmp_path)
+        drawn = (tmp_path / f"figures/question-{scale}.svg").read_text()
+        assert ("smoke scale: not a result" in drawn) == (scale == "smoke")
+
+
+def test_progress_without_a_terminal_is_whole_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    for every, shown in ((10.0, "note\nthree\n"), (0.0, "one\ntwo\nnote\nthree\n")):
+        with StatusLine(every=every) as progress:
+            for text in ("one", "two"):
+                progress.show(text)
+            progress.note("note")
+            progress.show("three", last=True)
+        assert capsys.readouterr().err == shown
+
+
+def test_durations_are_in_the_unit_that_suits_them() -> None:
+    seconds = (0.0, 0.004, 0.4, 35, 240, 9000, 300_000)
+    assert [format_seconds(s) for s in seconds] == ["0 s", "4 ms", "0.4 s", "35 s", "4 min", "2.5 h", "3 days"]
 
 
 def test_a_file_with_two_classes_or_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text("class A: ...\nclass B: ...\n")
     (tmp_path / "none.py").write_text("x = 1\n")
     for name in ("two", "none"):
-        done = bestiary("check", f"./{name}.py", folder=tmp_path, status=2)
+        done = run_cli("check", f"./{name}.py", folder=tmp_path, status=2)
         assert "must define one public class" in done.stderr
 
 
 def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path: Path) -> None:
-    experiment(tmp_path)
-    bestiary("run", "./question.py", "--workers", "1", folder=tmp_path)
+    write_experiment(tmp_path)
+    run_cli("run", "./question.py", "--workers", "1", folder=tmp_path)
     program = (
         "import errno, sys; from bestiary import cli; from bestiary.sweep import local, jobs\n"
-        "full = lambda job: jobs.Told(job, 'full', None, (errno.ENOSPC, 'runs/x'))\n"
-        "local.Local.hear = lambda self, timeout: [full(job) for job in self.jobs.values()]\n"
+        "full = lambda job: jobs.JobEvent(job, 'disk full', None, (errno.ENOSPC, 'runs/x'))\n"
+        "local.Local.poll = lambda self, timeout: [full(job) for job in self.jobs.values()]\n"
         "if __name__ == '__main__':\n    sys.argv = ['bestiary', 'train', *sys.argv[1:]]; cli.main()\n"
     )
     (tmp_path / "program.py").write_text(program)
@@ -217,11 +336,11 @@ def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path: Path) -> None
     )
     assert done.returncode == 1
     assert done.stderr.strip().startswith("bestiary: the disk is full")
-    assert "4 finished" in bestiary("status", "./question.py", folder=tmp_path).stdout
+    assert "4 finished" in run_cli("status", "./question.py", folder=tmp_path).stdout
 
 
 def test_origin_names_versions_and_recipe_names_every_option(tmp_path: Path) -> None:
-    bestiary("train", *SMALL, folder=tmp_path)
+    run_cli("train", *SMALL, folder=tmp_path)
     (run,) = (tmp_path / "runs").glob("[!.]*")
     assert json.loads((run / "origin.json").read_text())["versions"]["torch"]
     assert json.loads((run / "recipe.json").read_text())["pattern"][0]["options"]["rotary"] is True

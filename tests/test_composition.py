@@ -5,29 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from plainly import inputs, made, same
+from mixer_helpers import assert_same, build_mixer, inputs
 
 from bestiary.spec import parse, spec
 from bestiary.training.recipe import Recipe, clean
 
 
 def test_serial_applies_its_parts_in_order() -> None:
-    mixer, x = made("serial('base_conv, attention')"), inputs()
+    mixer, x = build_mixer("serial('base_conv, attention')"), inputs()
     first, second = mixer.parts
-    same(mixer(x)[0], second(first(x)[0])[0])
+    assert_same(mixer(x)[0], second(first(x)[0])[0])
 
 
 def test_parallel_adds_its_parts() -> None:
-    mixer, x = made("parallel('base_conv, attention, h3')"), inputs()
-    same(mixer(x)[0], mixer.parts[0](x)[0] + mixer.parts[1](x)[0] + mixer.parts[2](x)[0])
+    mixer, x = build_mixer("parallel('base_conv, attention, h3')"), inputs()
+    assert_same(mixer(x)[0], mixer.parts[0](x)[0] + mixer.parts[1](x)[0] + mixer.parts[2](x)[0])
 
 
 def test_a_gated_sum_weighs_its_parts_by_the_input() -> None:
-    mixer, x = made("gated_sum('base_conv, attention')"), inputs()
+    mixer, x = build_mixer("gated_sum('base_conv, attention')"), inputs()
     one, two = (part(x)[0] for part in mixer.parts)
     logits = x @ mixer.gate.weight.T + mixer.gate.bias
     share = torch.sigmoid(logits[..., :1] - logits[..., 1:])
-    same(mixer(x)[0], share * one + (1 - share) * two)
+    assert_same(mixer(x)[0], share * one + (1 - share) * two)
 
 
 def test_a_mixer_of_mixers_is_named_by_them() -> None:
@@ -40,10 +40,10 @@ def test_a_mixer_of_mixers_is_named_by_them() -> None:
 
 
 def test_a_stored_recipe_of_mixers_of_mixers_is_the_recipe_again() -> None:
-    made = clean("serial('base_conv, parallel(mixers=\"attention(window=8), based\")')")
-    read = Recipe(**json.loads(json.dumps(made.json())))
-    assert read == made
-    assert read.key == made.key
+    recipe = clean("serial('base_conv, parallel(mixers=\"attention(window=8), based\")')")
+    read = Recipe(**json.loads(json.dumps(recipe.json())))
+    assert read == recipe
+    assert read.key == recipe.key
 
 
 def test_a_file_within_a_mixer_is_known_by_its_content(tmp_path: Path) -> None:

@@ -5,16 +5,25 @@ from functools import partial
 
 import pytest
 import torch
-from plainly import same
+from mixer_helpers import assert_same
 from torch import Tensor
 
 from bestiary.constructions import bounds
-from bestiary.constructions._construction import Construction, measured, score, width_of_codes
-from bestiary.constructions._triplets import solved, triplets
+from bestiary.constructions._construction import Construction, code_width, measure_size, score
+from bestiary.constructions._triplets import draw_triplets, solve_triplets
 from bestiary.constructions.all_distances import all_distances
 from bestiary.constructions.catalogue import CATALOGUE
 from bestiary.constructions.memories import Rule, memory_of
-from bestiary.constructions.reflections import S3, matrix, parity, permutations, products, reflection, swaps, words
+from bestiary.constructions.reflections import (
+    S3,
+    draw_words,
+    parity,
+    permutation_matrix,
+    permutations,
+    products,
+    reflection,
+    swaps,
+)
 from bestiary.constructions.softmax_attention import PATTERN, softmax_attention
 from bestiary.constructions.some_distances import some_distances
 from bestiary.constructions.sorting import sorting
@@ -80,19 +89,19 @@ def test_a_construction_reads_on_after_any_cut_or_says_that_it_cannot(name: str)
             return
         for cut in (made.stride, tokens.shape[1] // 2 // made.stride * made.stride):
             head, state = made(tokens[:, :cut])
-            same(torch.cat([head, made(tokens[:, cut:], state)[0]], dim=1), whole)
+            assert_same(torch.cat([head, made(tokens[:, cut:], state)[0]], dim=1), whole)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if "state" not in entry.proved])
 def test_what_needs_the_whole_sequence_has_no_state_to_count(name: str) -> None:
     entry = CATALOGUE[name]
-    assert measured(entry.build(*entry.tiny[0]), entry.draw(*entry.tiny[0]).tokens).state is None
+    assert measure_size(entry.build(*entry.tiny[0]), entry.draw(*entry.tiny[0]).tokens).state is None
 
 
 @pytest.mark.parametrize("vocab", [16, 40, 100])
 @pytest.mark.parametrize("make", [triplet_attention, lambda vocab: all_distances(vocab, 10), lambda v: sorting(v, 10)])
 def test_triplets_without_an_answer_get_none(vocab: int, make: object) -> None:
-    batch = triplets(3, 10, vocab, rng())
+    batch = draw_triplets(3, 10, vocab, rng())
     silent = batch.targets[:, 2::3] == SILENT
     assert not make(vocab)(batch.tokens)[0][silent].any()  # pyright: ignore[reportCallIssue]
 
@@ -101,7 +110,7 @@ def test_triplets_without_an_answer_get_none(vocab: int, make: object) -> None:
 
 
 def test_one_channel_less_mistakes_the_two_tokens_that_share_one() -> None:
-    vocab, batch = 12, triplets(40, 12, 12, rng())
+    vocab, batch = 12, draw_triplets(40, 12, 12, rng())
     found = right(triplet_attention(vocab, width=vocab - 1), batch)
     key, _, query = batch.tokens.unflatten(1, (-1, 3)).unbind(2)
     answered = batch.targets[:, 2::3] != SILENT
@@ -116,7 +125,7 @@ def test_one_channel_less_mistakes_the_two_tokens_that_share_one() -> None:
 def test_one_sign_less_leaves_the_first_of_two_values() -> None:
     task = spec("tasks", "mqar", vocab=8192, length=64, pairs=8, filler="zero").build()
     batch = task.draw(16, "test", 0)
-    least = width_of_codes(8192)
+    least = code_width(8192)
     _, targets = batch.tokens, batch.targets[batch.targets != SILENT]
     assert right(softmax_attention(8192, 64), batch).all()
     found = right(softmax_attention(8192, 64, bits=least - 1), batch)
@@ -124,7 +133,7 @@ def test_one_sign_less_leaves_the_first_of_two_values() -> None:
 
 
 def test_one_distance_less_leaves_the_farthest_unanswered() -> None:
-    batch = triplets(60, 8, 16, rng())
+    batch = draw_triplets(60, 8, 16, rng())
     back, found = asked_back(batch), right(all_distances(16, 8, distances=6), batch)
     assert (back == 7).any()
     assert found[back < 7].all()
@@ -133,9 +142,9 @@ def test_one_distance_less_leaves_the_farthest_unanswered() -> None:
 
 def test_one_layer_less_compares_fewer_bits_and_mistakes_keys_that_agree_in_them() -> None:
     vocab, rows, compared = 256, 12, 7  # ceil(log2(8)) levels instead of ceil(log2(9))
-    batch = triplets(60, rows, vocab, rng())
+    batch = draw_triplets(60, rows, vocab, rng())
     full, less = all_distances(vocab, rows), all_distances(vocab, rows, compared=compared)
-    assert measured(less, batch.tokens).layers == measured(full, batch.tokens).layers - 1
+    assert measure_size(less, batch.tokens).layers == measure_size(full, batch.tokens).layers - 1
     key, _, query = batch.tokens.unflatten(1, (-1, 3)).unbind(2)
     alike = (query.unsqueeze(2) // 2 == key.unsqueeze(1) // 2).tril(-1).sum(2)[batch.targets[:, 2::3] != SILENT]
     found = right(less, batch)
@@ -146,7 +155,7 @@ def test_one_layer_less_compares_fewer_bits_and_mistakes_keys_that_agree_in_them
 def test_a_scan_one_doubling_short_forgets_those_who_ask_last() -> None:
     rows = 16
     tokens = torch.stack([torch.arange(rows) + 1, torch.arange(rows) + 20, torch.ones(rows).long()], dim=1)
-    batch = Batch(tokens.flatten().unsqueeze(0), solved(tokens.flatten().unsqueeze(0)), {})
+    batch = Batch(tokens.flatten().unsqueeze(0), solve_triplets(tokens.flatten().unsqueeze(0)), {})
     assert right(sorting(40, rows), batch).all()
     found = right(sorting(40, rows, reach=rows // 4), batch)
     assert found.tolist() == [asker <= 2 * (rows // 4) - 1 for asker in range(1, rows)]
@@ -154,7 +163,7 @@ def test_a_scan_one_doubling_short_forgets_those_who_ask_last() -> None:
 
 @pytest.mark.parametrize("kernel", ["programmatic", "autocorrelation"])
 def test_filters_with_fewer_spikes_than_distances_answer_those_that_they_have(kernel: str) -> None:
-    batch = triplets(1, 40, 64, rng(), distances=(1, 1, 1, 4, 4, 9))
+    batch = draw_triplets(1, 40, 64, rng(), distances=(1, 1, 1, 4, 4, 9))
     made = some_distances(64, 2, kernel=kernel)  # pyright: ignore[reportArgumentType]
     back, found = asked_back(batch), right(made, batch)
     assert torch.equal(found, back != 9)
@@ -196,7 +205,7 @@ def test_codes_too_much_alike_are_refused_with_the_condition() -> None:
 
 
 def test_without_negative_eigenvalues_the_first_one_wipes_parity() -> None:
-    batch = words(4, 40, 2, rng())
+    batch = draw_words(4, 40, 2, rng())
     made = parity(negative=False)
     seen = (batch.tokens == 1).cumsum(1) > 0
     logits, _ = made(batch.tokens)
@@ -210,7 +219,7 @@ def test_one_reflection_a_token_follows_swaps_but_no_cycle() -> None:
     tokens = swapping[torch.randint(4, (4, 50), generator=rng())]
     tokens[:, 0] = len(S3)
     assert right(permutations(reflections=1), Batch(tokens, products(tokens, len(S3)), {})).all()
-    mixed = words(8, 50, len(S3), rng())
+    mixed = draw_words(8, 50, len(S3), rng())
     assert right(permutations(), mixed).all()
     cycles = (~torch.isin(mixed.tokens[:, 1:], swapping)).cumsum(1)
     found = right(permutations(reflections=1), mixed).unflatten(0, (8, -1))
@@ -224,8 +233,8 @@ def test_one_reflection_a_token_follows_swaps_but_no_cycle() -> None:
 
 @pytest.mark.parametrize(("vocab", "rows"), [(16, 12), (32, 20), (100, 6)])
 def test_every_distance_has_the_layers_and_the_width_that_it_claims(vocab: int, rows: int) -> None:
-    bits = width_of_codes(vocab)
-    size = measured(all_distances(vocab, rows), triplets(1, rows, vocab, rng()).tokens)
+    bits = code_width(vocab)
+    size = measure_size(all_distances(vocab, rows), draw_triplets(1, rows, vocab, rng()).tokens)
     assert size.layers == 4 + math.ceil(math.log2(bits + 1)) >= bounds.least_depth(vocab)
     assert size.width <= (rows - 1) * (2 * bits + 2) + bits
 
@@ -235,10 +244,10 @@ def test_softmax_attention_is_the_model_that_is_trained_at_a_width_of_the_logari
     batch, made = task.draw(8, "test", 0), softmax_attention(256, 64)
     logits, targets = made.model.answer(batch)
     assert (logits.argmax(-1) == targets).all()
-    assert measured(made, batch.tokens).width == 4 * math.ceil(math.log2(256)) + 2
+    assert measure_size(made, batch.tokens).width == 4 * math.ceil(math.log2(256)) + 2
     untrained = partial(Model, 256, dim=34, depth=2, pattern=parse("mixers", PATTERN), channel="none")
     size = memory(untrained, time=64)
-    assert measured(made, batch.tokens).state == size.numbers
+    assert measure_size(made, batch.tokens).state == size.numbers
 
 
 def test_both_layers_of_softmax_attention_are_as_sharp_as_their_sum_of_codes() -> None:
@@ -255,23 +264,23 @@ def test_both_layers_of_softmax_attention_are_as_sharp_as_their_sum_of_codes() -
 
 
 def test_weights_are_counted_if_they_are_not_zero() -> None:
-    size = measured(triplet_attention(9), triplets(1, 4, 9, rng()).tokens)
+    size = measure_size(triplet_attention(9), draw_triplets(1, 4, 9, rng()).tokens)
     assert size == (1, 28, 27, 72)  # three selections of nine channels; four keys and values of nine
-    dense = measured(parity(), words(1, 5, 2, rng()).tokens)
+    dense = measure_size(parity(), draw_words(1, 5, 2, rng()).tokens)
     assert dense.parameters == 7 + 9 + 2 + 3 + 1  # maps, taps of one, beta (one is zero), the norm, the output
     assert dense.state == 3 * 3
 
 
 def test_a_layer_made_of_mixers_is_one_layer() -> None:
     batch = spec("tasks", "set_disjointness", vocab=64, first=4, second=4).build().draw(1, "test", 0)
-    assert measured(two_passes(64, 4, 4), read_again(batch, 2).tokens).layers == 2
+    assert measure_size(two_passes(64, 4, 4), read_again(batch, 2).tokens).layers == 2
 
 
 def test_the_delta_memory_keeps_the_last_value_of_a_key_and_nothing_of_the_one_before() -> None:
     made = memory_of("delta", 32)
     hidden, _ = made.hidden(torch.tensor([[3, 17, 3, 29, 5, 20, 3]]))
     bits = hidden[0, -1, :4]
-    same(bits / bits.abs().max(), made.answers[29, :4])
+    assert_same(bits / bits.abs().max(), made.answers[29, :4])
 
 
 @pytest.mark.parametrize("name", ["BaseConv, every distance", "attention, two layers", "delta rule"])
@@ -280,7 +289,7 @@ def test_counts_grow_as_proved(name: str) -> None:
     (vocab, short), long = entry.sizes[1], 4 * entry.sizes[1][1]
     if name == "delta rule":
         vocab = 512
-    one, two = (measured(entry.build(vocab, n), entry.draw(vocab, n).tokens)._asdict() for n in (short, long))
+    one, two = (measure_size(entry.build(vocab, n), entry.draw(vocab, n).tokens)._asdict() for n in (short, long))
     for count, law in entry.proved.items():
         assert two[count] / one[count] == pytest.approx(law.at(long) / law.at(short), rel=0.12)
 
@@ -290,22 +299,22 @@ def test_counts_grow_as_proved(name: str) -> None:
 
 def test_sorting_answers_do_not_depend_on_later_triplets_and_the_latest_key_wins() -> None:
     tokens = torch.randint(5, (30, 3 * 8), generator=rng())  # keys repeat
-    batch, made = Batch(tokens, solved(tokens), {}), sorting(5, 8)
+    batch, made = Batch(tokens, solve_triplets(tokens), {}), sorting(5, 8)
     assert right(made, batch).all()
     changed = tokens.clone()
     changed[:, 15:] = torch.randint(5, (30, 9), generator=rng(1))
-    same(made(changed)[0][:, :5], made(tokens)[0][:, :5])
+    assert_same(made(changed)[0][:, :5], made(tokens)[0][:, :5])
 
 
 def test_a_shorter_sequence_than_sorting_was_built_for_is_padded() -> None:
-    batch = triplets(5, 6, 16, rng())
+    batch = draw_triplets(5, 6, 16, rng())
     assert right(sorting(16, 11), batch).all()
 
 
 def test_triplets_are_solved_from_the_left() -> None:
     tokens = torch.tensor([[1, 7, 1, 2, 8, 1, 3, 9, 3, 4, 5, 2]])
     silent = [SILENT, SILENT]
-    assert solved(tokens).tolist() == [[*silent, SILENT, *silent, 7, *silent, SILENT, *silent, 8]]
+    assert solve_triplets(tokens).tolist() == [[*silent, SILENT, *silent, 7, *silent, SILENT, *silent, 8]]
 
 
 def test_every_permutation_is_the_product_of_its_reflections() -> None:
@@ -313,15 +322,15 @@ def test_every_permutation_is_the_product_of_its_reflections() -> None:
         product = torch.eye(3, dtype=torch.float64)
         for axis in swaps(order):
             product = reflection(axis) @ product
-        same(product, matrix(order))
+        assert_same(product, permutation_matrix(order))
 
 
 def test_the_product_of_a_word_is_that_of_its_matrices() -> None:
-    tokens = words(1, 20, len(S3), rng()).tokens
+    tokens = draw_words(1, 20, len(S3), rng()).tokens
     product = torch.eye(3, dtype=torch.float64)
     for token, answer in zip(tokens[0, 1:].tolist(), products(tokens, len(S3))[0, 1:].tolist(), strict=True):
-        product = matrix(S3[token]) @ product
-        same(product, matrix(S3[answer]))
+        product = permutation_matrix(S3[token]) @ product
+        assert_same(product, permutation_matrix(S3[answer]))
 
 
 def test_the_delta_memory_is_the_mixer_that_is_trained() -> None:
@@ -348,7 +357,7 @@ def test_the_delta_memory_is_the_mixer_that_is_trained() -> None:
         (lambda: two_passes(64, 0, 4), "lists of 0 and 4 read 2 times leave nothing to compare"),
         (lambda: two_passes(64, 1, 1)(torch.zeros(1, 11).long()), "the lists are 10 tokens in all, the input is 11"),
         (lambda: permutations(reflections=3), "a token of S3 is one reflection or two, not 3"),
-        (lambda: triplets(1, 9, 8, rng()), "9 different keys need a vocabulary of 9, not 8"),
+        (lambda: draw_triplets(1, 9, 8, rng()), "9 different keys need a vocabulary of 9, not 8"),
     ],
 )
 def test_sizes_that_a_theorem_does_not_cover_are_refused_with_its_condition(call: object, message: str) -> None:

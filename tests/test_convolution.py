@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from bestiary.ops.convolution import long, recent, short, smooth, step
+from bestiary.ops.convolution import fft_length, long, recent_inputs, short, step
 
 
 def by_steps(x: Tensor, filter: Tensor, past: Tensor) -> Tensor:
     outputs = []
     for t in range(x.shape[1]):
         outputs.append(step(x[:, t], filter, past))
-        past = recent(x[:, t : t + 1], past, len(filter))
+        past = recent_inputs(x[:, t : t + 1], past, len(filter))
     return torch.stack(outputs, dim=1)
 
 
@@ -20,7 +20,7 @@ def by_steps(x: Tensor, filter: Tensor, past: Tensor) -> Tensor:
 @pytest.mark.parametrize(("past", "time"), [(0, 1), (0, 2), (0, 17), (1, 1), (3, 17), (20, 5)])
 def test_both_ways_agree_with_the_sum(way: object, taps: int, past: int, time: int) -> None:
     before, x = (torch.randn(2, n, 3, dtype=torch.float64) for n in (past, time))
-    filter, before = torch.randn(taps, 3, dtype=torch.float64), recent(before, None, taps)
+    filter, before = torch.randn(taps, 3, dtype=torch.float64), recent_inputs(before, None, taps)
     found = (short if way is short else long)(x, filter, before)
     torch.testing.assert_close(found, by_steps(x, filter, before), rtol=1e-10, atol=1e-10)
 
@@ -40,7 +40,7 @@ def test_gradients_of_the_long_convolution_are_right(taps: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 127, 1000, 2049])
 def test_transform_sizes_are_fast_and_large_enough(size: int) -> None:
-    found = smooth(size)
+    found = fft_length(size)
     assert size <= found <= 1.2 * size + 2
     for prime in (2, 3, 5):
         while found % prime == 0:
@@ -53,3 +53,17 @@ def test_half_precision_is_computed_in_float32_and_returned_as_it_came() -> None
     found = long(x, filter, past)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, long(x.float(), filter.float(), past.float()).bfloat16())
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("way", [short, long])
+@pytest.mark.parametrize("taps", [1, 9])
+@pytest.mark.parametrize(("batch", "time"), [(2, 0), (0, 0), (0, 17)])
+def test_nothing_convolved_is_nothing(way: object, taps: int, batch: int, time: int) -> None:
+    x, filter = torch.randn(batch, time, 3), torch.randn(taps, 3)
+    past = recent_inputs(torch.randn(batch, 5, 3), None, taps)
+    for before in (None, past):
+        assert (short if way is short else long)(x, filter, before).shape == x.shape
+    if time == 0:
+        assert torch.equal(recent_inputs(x, past, taps), past)
+    assert fft_length(0) == 2

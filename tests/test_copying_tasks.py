@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from rows import rows_of, sampled, uniform
+from task_helpers import is_uniform, rows_of, sample_rows
 
 from bestiary.spec import parse
 from bestiary.tasks._task import SILENT
@@ -27,7 +27,7 @@ FORMS = [
 
 @pytest.mark.parametrize("text", COPY)
 def test_a_copy_is_asked_so_often_and_then_its_end(text: str) -> None:
-    task, batch = sampled(text)
+    task, batch = sample_rows(text)
     mark, text_size = task.vocab - 1, task.copied + task.noise
     for tokens, targets, facets in rows_of(batch):
         read = [(t, token) for t, token in enumerate(tokens[:text_size]) if token]
@@ -50,12 +50,12 @@ def test_a_copy_is_asked_so_often_and_then_its_end(text: str) -> None:
 
 
 def test_sizes_times_places_and_letters_of_copies_are_uniform() -> None:
-    task, batch = sampled("copy(vocab=20, copied=5, least=2, repeats=4, noise=3, variable=True)", 4000)
+    task, batch = sample_rows("copy(vocab=20, copied=5, least=2, repeats=4, noise=3, variable=True)", 4000)
     text = batch.tokens[:, :8]
-    assert uniform((text != 0).sum(1) - 2, 4)
-    assert uniform(batch.tokens[:, 8] - 15, 4)
-    assert uniform(text[text != 0] - 1, 14)
-    assert uniform((text != 0).nonzero()[:, 1], 8)
+    assert is_uniform((text != 0).sum(1) - 2, 4)
+    assert is_uniform(batch.tokens[:, 8] - 15, 4)
+    assert is_uniform(text[text != 0] - 1, 14)
+    assert is_uniform((text != 0).nonzero()[:, 1], 8)
 
 
 def strings(task: Any, tokens: list[int]) -> tuple[list[str], int]:
@@ -69,7 +69,7 @@ def strings(task: Any, tokens: list[int]) -> tuple[list[str], int]:
 
 @pytest.mark.parametrize("text", FORMS)
 def test_a_string_is_repeated_from_where_it_is_asked(text: str) -> None:
-    task, batch = sampled(text)
+    task, batch = sample_rows(text)
     for tokens, targets, facets in rows_of(batch):
         parts, end = strings(task, tokens)
         string, said = parts[-2:]
@@ -101,7 +101,7 @@ def test_a_string_is_repeated_from_where_it_is_asked(text: str) -> None:
 
 def test_a_duplicate_stands_twice_in_every_string_and_chance_doubles_few() -> None:
     def share(text: str) -> float:
-        task, batch = sampled(text)
+        task, batch = sample_rows(text)
         found = [strings(task, tokens)[0][0] for tokens in batch.tokens.tolist()]
         twice = [any(s[i : i + 4] in s[i + 4 :] for i in range(len(s) - 7)) for s in found]
         return sum(twice) / len(twice)
@@ -111,39 +111,39 @@ def test_a_duplicate_stands_twice_in_every_string_and_chance_doubles_few() -> No
 
 
 def test_lengths_letters_and_places_of_strings_are_uniform() -> None:
-    task, batch = sampled("repeat_after_me(form='suffix', gram=4, least=9, most=12)", 4000)
+    task, batch = sample_rows("repeat_after_me(form='suffix', gram=4, least=9, most=12)", 4000)
     size = batch.facets["size"].amax(1)
-    assert uniform(size - 9, 4)
-    assert uniform(batch.tokens[:, 1:9], 26)
+    assert is_uniform(size - 9, 4)
+    assert is_uniform(batch.tokens[:, 1:9], 26)
     rest = (batch.targets != SILENT).sum(1) - 1
-    assert uniform(12 - 4 - rest[size == 12], 8)
+    assert is_uniform(12 - 4 - rest[size == 12], 8)
 
 
 def test_the_overwritten_letters_may_be_any_that_do_not_overlap() -> None:
-    task, batch = sampled("repeat_after_me(form='duplicate', letters=1000, gram=2, least=6, most=6)", 3000)
+    task, batch = sample_rows("repeat_after_me(form='duplicate', letters=1000, gram=2, least=6, most=6)", 3000)
     pairs = [[s[i : i + 2] for i in range(5)] for s in batch.tokens[:, 1:7].tolist()]
     found = [next((i, j) for i in range(5) for j in range(i + 2, 5) if row[i] == row[j]) for row in pairs]
-    assert uniform(
+    assert is_uniform(
         torch.tensor([{(0, 2): 0, (0, 3): 1, (0, 4): 2, (1, 3): 3, (1, 4): 4, (2, 4): 5}[f] for f in found]), 6
     )
 
 
 def test_a_palindrome_is_asked_but_for_its_first_token() -> None:
-    task, batch = sampled("palindrome(length=20, vocab=8)", 2000)
+    task, batch = sample_rows("palindrome(length=20, vocab=8)", 2000)
     for tokens, targets, facets in rows_of(batch):
         string = tokens[:10]
         assert tokens == [*string, 7, *string[:0:-1]]
         assert targets == [SILENT] * 11 + string[-2::-1]
         assert facets["place"][11:] == list(range(8, -1, -1))
         assert facets["distance"][11:] == [3, 5, 7, 9, 11, 13, 15, 17, 19]
-    assert uniform(batch.tokens[:, :10], 7)
+    assert is_uniform(batch.tokens[:, :10], 7)
 
 
 @pytest.mark.parametrize(
     "text", ["stacks(stacks=3, elements=5, operations=25)", "stacks", "stacks(stacks=1, operations=2)"]
 )
 def test_a_pop_asks_for_the_newest_of_its_stack(text: str) -> None:
-    task, batch = sampled(text, 200)
+    task, batch = sample_rows(text, 200)
     for tokens, targets, facets in rows_of(batch):
         held: dict[int, list[tuple[int, int]]] = {}
         wanted = [SILENT] * len(tokens)
@@ -163,22 +163,22 @@ def test_a_pop_asks_for_the_newest_of_its_stack(text: str) -> None:
 
 
 def test_pops_come_as_often_as_said_from_any_stack_that_holds_something() -> None:
-    task, batch = sampled("stacks(stacks=2, elements=7, operations=60, pops=0.3)", 1000)
+    task, batch = sample_rows("stacks(stacks=2, elements=7, operations=60, pops=0.3)", 1000)
     pops, stacks, elements = batch.tokens[:, ::3], batch.tokens[:, 1::3] - 2, batch.tokens[:, 2::3] - 4
     assert pops[:, 20:-1].double().mean().item() == pytest.approx(0.3, abs=0.01)
-    assert uniform(stacks[pops == 0], 2)
-    assert uniform(elements[pops == 0], 7)
+    assert is_uniform(stacks[pops == 0], 2)
+    assert is_uniform(elements[pops == 0], 7)
     late = pops[:, 40:59] == 1  # by then neither is empty in all but few rows
-    assert uniform(stacks[:, 40:59][late], 2)
+    assert is_uniform(stacks[:, 40:59][late], 2)
 
 
 def test_a_row_without_a_pop_ends_with_one() -> None:
-    _, batch = sampled("stacks(operations=3, pops=0.000001)", 100)
+    _, batch = sample_rows("stacks(operations=3, pops=0.000001)", 100)
     assert batch.tokens[:, ::3].tolist() == [[0, 0, 1]] * 100
 
 
 def test_a_read_asks_for_the_bit_written_last() -> None:
-    task, batch = sampled("flip_flop(pairs=40, ignore=0.5)", 500)
+    task, batch = sample_rows("flip_flop(pairs=40, ignore=0.5)", 500)
     for tokens, targets, facets in rows_of(batch):
         writes, wanted = [], [SILENT] * 80
         for t in range(0, 80, 2):
@@ -195,17 +195,17 @@ def test_a_read_asks_for_the_bit_written_last() -> None:
 
 def test_flip_flops_ignore_as_often_as_said_and_write_and_read_alike() -> None:
     for text, ignored in {"flip_flop.train": 0.8, "flip_flop.sparse": 0.98, "flip_flop.dense": 0.1}.items():
-        task, batch = sampled(text, 300)
+        task, batch = sample_rows(text, 300)
         acts, bits = batch.tokens[:, 2:-2:2], batch.tokens[:, 3:-2:2]
         assert task.length == 512
         wanted = torch.tensor([(1 - ignored) / 2, (1 - ignored) / 2, ignored])
         torch.testing.assert_close(torch.bincount(acts.flatten() - 2) / acts.numel(), wanted, atol=0.01, rtol=0)
-        assert uniform(bits[acts != 3], 2)
+        assert is_uniform(bits[acts != 3], 2)
 
 
 @pytest.mark.parametrize("options", ["", "back=1, symbols=3", "back=3, lures=0.7, length=60", "matches=0.0, lures=1.0"])
 def test_so_many_symbols_match_and_no_others(options: str) -> None:
-    task, batch = sampled(f"n_back({options})")
+    task, batch = sample_rows(f"n_back({options})")
     back, symbols = task.back, task.symbols
     for tokens, targets, facets in rows_of(batch):
         wanted = [tokens[t] == tokens[t - back] for t in range(back, task.length)]
@@ -219,17 +219,17 @@ def test_so_many_symbols_match_and_no_others(options: str) -> None:
 
 
 def test_three_in_ten_positions_of_n_back_match_anywhere_and_symbols_are_uniform() -> None:
-    task, batch = sampled("n_back", 4000)
+    task, batch = sample_rows("n_back", 4000)
     match = batch.targets[:, 2:] == 9
     assert (match.sum(1) == 8).all()  # round(0.3 * 28)
-    assert uniform(match.nonzero()[:, 1], 28)
-    assert uniform(batch.tokens[:, 11], 8)
+    assert is_uniform(match.nonzero()[:, 1], 28)
+    assert is_uniform(batch.tokens[:, 11], 8)
     steps = (batch.tokens[:, 2:] - batch.tokens[:, :-2])[~match] % 8
-    assert uniform(steps - 1, 7)
+    assert is_uniform(steps - 1, 7)
 
 
 def test_lures_come_as_often_as_said_from_either_side() -> None:
-    task, batch = sampled("n_back(symbols=1000, lures=0.4, length=40, back=4)", 2000)
+    task, batch = sample_rows("n_back(symbols=1000, lures=0.4, length=40, back=4)", 2000)
     lure = batch.facets["lure"][:, 20:][batch.facets["match"][:, 20:] == 0]
     share = torch.bincount(lure) / lure.numel()
     assert share[1].item() == pytest.approx(share[2].item(), abs=0.02)
@@ -238,7 +238,7 @@ def test_lures_come_as_often_as_said_from_either_side() -> None:
 
 def test_presets_have_the_sizes_of_the_papers() -> None:
     lengths = {
-        text: sampled(text, 2)[0].length
+        text: sample_rows(text, 2)[0].length
         for text in (
             "copy.s4",
             "copy.ntm",

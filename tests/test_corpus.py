@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bestiary.corpus import corpus as module
 from bestiary.corpus import documents as reading
-from bestiary.corpus.corpus import SPLITS, Corpus, open_corpus, prepare
+from bestiary.corpus import prepare as module
+from bestiary.corpus.corpus import SPLITS, Corpus, open_corpus
 from bestiary.corpus.documents import documents
-from bestiary.corpus.tokenizers import CONFIGURATION, Tokenizer, open_tokenizer, train_bpe
+from bestiary.corpus.prepare import prepare
+from bestiary.corpus.tokenizers import CONFIG_FILE, Tokenizer, open_tokenizer, train_bpe
 
 WORDS = [
     "the",
@@ -54,24 +55,24 @@ def small(source: Path, tmp_path: Path) -> Corpus:
     return prepare(str(source), tmp_path / "small", vocab=300, shares=(0.2, 0.2))
 
 
-def jsonl(place: Path, rows: list[Any]) -> Path:
+def write_jsonl(place: Path, rows: list[Any]) -> Path:
     place.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return place
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def file_contents(folder: Path) -> dict[str, bytes]:
     """Every file of a corpus but the one that tells when it was made."""
     found = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     return {name: content for name, content in found.items() if name != "origin.json"}
 
 
-def texts(corpus: Corpus, split: str) -> list[str]:
+def split_documents(corpus: Corpus, split: str) -> list[str]:
     """The documents of a split, decoded."""
     spans = np.split(corpus.tokens(split), corpus.ends(split)[:-1])
     return [corpus.tokenizer.decode(span[:-1]) for span in spans]
 
 
-def theirs(folder: Path) -> Tokenizer:
+def foreign_tokenizer(folder: Path) -> Tokenizer:
     """A byte-level tokenizer as others save it: another end, padding, a limit, an added word, and a special token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -88,13 +89,13 @@ def theirs(folder: Path) -> Tokenizer:
     library.enable_truncation(5)
     folder.mkdir()
     library.save(str(folder / "tokenizer.json"))
-    (folder / CONFIGURATION).write_text(json.dumps({"eos_token": {"content": "[STOP]"}}))
+    (folder / CONFIG_FILE).write_text(json.dumps({"eos_token": {"content": "[STOP]"}}))
     return open_tokenizer(folder)
 
 
-def tokenizer(kind: str, tmp_path: Path) -> Tokenizer:
+def make_tokenizer(kind: str, tmp_path: Path) -> Tokenizer:
     if kind == "hf":
-        return theirs(tmp_path / "hf")
+        return foreign_tokenizer(tmp_path / "hf")
     return open_tokenizer("bytes") if kind == "bytes" else train_bpe(TEXTS, 300)
 
 
@@ -106,28 +107,28 @@ KINDS = ("bytes", "bpe", "hf")
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_sizes_of_tokens_add_up_to_the_bytes_of_the_text(kind: str, tmp_path: Path) -> None:
-    made = tokenizer(kind, tmp_path)
+    made = make_tokenizer(kind, tmp_path)
     for text, tokens in zip(TEXTS, made.encode(TEXTS), strict=True):
-        assert made.sizes[tokens].sum() == len(text.encode())
-    assert made.sizes[made.separator] == 0
-    assert made.sizes.shape == (made.vocab,)
+        assert made.token_sizes[tokens].sum() == len(text.encode())
+    assert made.token_sizes[made.separator] == 0
+    assert made.token_sizes.shape == (made.vocab,)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_comes_back_from_its_tokens_and_from_their_pieces(kind: str, tmp_path: Path) -> None:
-    made = tokenizer(kind, tmp_path)
+    made = make_tokenizer(kind, tmp_path)
     for text, tokens in zip(TEXTS, made.encode(TEXTS), strict=True):
         assert made.decode(tokens) == text
-        assert b"".join(made.raw[token] for token in tokens).decode() == text
+        assert b"".join(made.token_bytes[token] for token in tokens).decode() == text
     assert "".join(made.pieces(made.encode(["a mat x"])[0])) == "a mat x"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_text_holds_a_separator_not_even_one_that_spells_it(kind: str, tmp_path: Path) -> None:
-    made = tokenizer(kind, tmp_path)
+    made = make_tokenizer(kind, tmp_path)
     for tokens in made.encode(["a <|endoftext|> b [STOP] c <s> d"]):
         assert made.separator not in tokens
-        assert (made.sizes[tokens] > 0).all()
+        assert (made.token_sizes[tokens] > 0).all()
 
 
 def test_half_a_character_is_shown_as_a_replacement() -> None:
@@ -151,13 +152,13 @@ def test_sentencepiece_tokens_are_read_by_their_bytes(tmp_path: Path) -> None:
     library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     library.save(str(tmp_path / "tokenizer.json"))
     made = open_tokenizer(tmp_path / "tokenizer.json")
-    assert made.raw[2:4] + made.raw[-1:] == [b" a", b"b", b"\xff"]
+    assert made.token_bytes[2:4] + made.token_bytes[-1:] == [b" a", b"b", b"\xff"]
     assert made.separator == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_tokenizer_is_the_same_again(kind: str, tmp_path: Path) -> None:
-    made = tokenizer(kind, tmp_path)
+    made = make_tokenizer(kind, tmp_path)
     made.save(tmp_path / "saved")
     again = open_tokenizer(str(tmp_path / "saved"))
     assert again == made
@@ -169,7 +170,7 @@ def test_a_saved_tokenizer_is_the_same_again(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_saved_tokenizer_opens_in_transformers(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
-    made = tokenizer(kind, tmp_path)
+    made = make_tokenizer(kind, tmp_path)
     made.save(tmp_path / "saved")
     other = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert other.eos_token_id == made.separator
@@ -198,9 +199,9 @@ def test_tokenizers_are_alike_that_make_the_same_tokens() -> None:
     """As one that transformers has written again, with a processor that adds nothing."""
     made = train_bpe(TEXTS, 300)
     again = json.loads(made.definition) | {"post_processor": {"type": "TemplateProcessing"}, "padding": None}
-    assert made.alike(Tokenizer(json.dumps(again), "again", made.separator))
-    assert not made.alike(train_bpe(TEXTS, 301))
-    assert not made.alike(Tokenizer(made.definition, made.name, made.separator + 1))
+    assert made.is_equivalent(Tokenizer(json.dumps(again), "again", made.separator))
+    assert not made.is_equivalent(train_bpe(TEXTS, 301))
+    assert not made.is_equivalent(Tokenizer(made.definition, made.name, made.separator + 1))
 
 
 def test_a_tokenizer_that_is_not_there_is_refused(tmp_path: Path) -> None:
@@ -243,12 +244,12 @@ def test_a_folder_is_read_in_order_of_names(source: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.parquet", "folder"])
 def test_rows_are_read_alike_from_every_kind_of_file(name: str, tmp_path: Path) -> None:
     rows = [{"text": text, "n": 1} for text in [*TEXTS, "", None]]
-    plain = jsonl(tmp_path / "rows.jsonl", rows)
+    plain = write_jsonl(tmp_path / "rows.jsonl", rows)
     (tmp_path / "rows.json").write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
     (tmp_path / "rows.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
     (tmp_path / "folder").mkdir()
-    jsonl(tmp_path / "folder" / "a.jsonl", rows[:9])
-    jsonl(tmp_path / "folder" / "b.jsonl", rows[9:])
+    write_jsonl(tmp_path / "folder" / "a.jsonl", rows[:9])
+    write_jsonl(tmp_path / "folder" / "b.jsonl", rows[9:])
     if name.endswith("parquet"):
         arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
         parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / name)
@@ -260,7 +261,7 @@ def test_rows_are_read_alike_from_every_kind_of_file(name: str, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["", "/rows.jsonl"])
 def test_hugging_face_data_sets_are_streamed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
-    jsonl(tmp_path / "rows.jsonl", [{"body": text} for text in TEXTS])
+    write_jsonl(tmp_path / "rows.jsonl", [{"body": text} for text in TEXTS])
     if name:  # as the hub's, by a name with a configuration
         load, local = datasets.load_dataset, str(tmp_path)
         asked = []
@@ -277,7 +278,7 @@ def test_hugging_face_data_sets_are_streamed(name: str, tmp_path: Path, monkeypa
 
 def test_well_known_sets_have_plain_names(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(reading, "hub", lambda name: asked.append(name) or iter([("row 1", {"text": "a"})]))
+    monkeypatch.setattr(reading, "read_hub", lambda name: asked.append(name) or iter([("row 1", {"text": "a"})]))
     assert [list(documents(name)) for name in ("pile", "fineweb", "wikitext")] == [["a"], ["a"], ["a"]]
     assert asked[0] == "monology/pile-uncopyrighted:train"
 
@@ -287,7 +288,7 @@ def test_the_standard_library_is_read_with_its_doc_strings_and_nothing_installed
 
     first = [text for _, text in zip(range(40), documents("stdlib"), strict=False)]
     assert any("__future__" in text for text in first)
-    files = [str(file) for file in reading.files(Path(textwrap.__file__).parent, only=".py")]
+    files = [str(file) for file in reading.list_files(Path(textwrap.__file__).parent, only=".py")]
     assert textwrap.__file__ in files
     assert not [file for file in files if "site-packages" in file or not file.endswith(".py")]
 
@@ -349,7 +350,7 @@ def test_a_bad_row_is_refused_with_its_file_and_line(line: str, what: str, tmp_p
 
 
 def test_rows_that_no_utf8_can_say_are_skipped_and_counted(tmp_path: Path) -> None:
-    jsonl(tmp_path / "rows.jsonl", [{"text": "\ud800"}, {"text": "good"}])
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "\ud800"}, {"text": "good"}])
     skipped = Counter[str]()
     assert list(documents(str(tmp_path), skipped=skipped)) == ["good"]
     assert skipped == {"lone surrogates": 1}
@@ -362,7 +363,7 @@ def test_a_long_file_is_cut_where_lines_or_else_characters_end(line: str, tmp_pa
     parts = list(documents(str(tmp_path / "long.txt")))
     assert "".join(parts) == text
     assert len(parts) > 1
-    assert all(len(part.encode()) <= reading.NAMED for part in parts)
+    assert all(len(part.encode()) <= reading.FILE_DOCUMENT_BYTES for part in parts)
     assert all(part.endswith("\n") for part in parts) or "\n" not in line
     assert list(documents(str(tmp_path))) == [text]
 
@@ -374,25 +375,27 @@ def test_a_long_file_is_cut_where_lines_or_else_characters_end(line: str, tmp_pa
 def test_every_document_is_in_one_split_whole_and_followed_by_the_separator(
     kind: str, source: Path, tmp_path: Path
 ) -> None:
-    made = prepare(str(source), tmp_path / "corpus", tokenizer=tokenizer(kind, tmp_path), shares=(0.2, 0.2))
+    made = prepare(str(source), tmp_path / "corpus", tokenizer=make_tokenizer(kind, tmp_path), shares=(0.2, 0.2))
     for split in SPLITS:
         ends, tokens = made.ends(split), made.tokens(split)
         assert len(ends) == made.manifest["splits"][split]["documents"] > 0
         assert ends[-1] == len(tokens) == made.manifest["splits"][split]["tokens"]
         assert (np.flatnonzero(tokens == made.tokenizer.separator) == ends - 1).all()
-    assert sorted(text for split in SPLITS for text in texts(made, split)) == sorted(TEXTS)
+    assert sorted(text for split in SPLITS for text in split_documents(made, split)) == sorted(TEXTS)
     assert sum(part["bytes"] for part in made.manifest["splits"].values()) == sum(len(t.encode()) for t in TEXTS)
 
 
 def test_a_text_goes_to_the_same_split_in_every_corpus(tmp_path: Path, small: Corpus) -> None:
-    place = jsonl(tmp_path / "twice.jsonl", [{"text": text} for text in [*TEXTS[::-1], "more of it", *TEXTS]])
+    place = write_jsonl(tmp_path / "twice.jsonl", [{"text": text} for text in [*TEXTS[::-1], "more of it", *TEXTS]])
     twice = prepare(str(place), tmp_path / "twice", tokenizer=small.tokenizer, shares=(0.2, 0.2))
     for split in SPLITS:
-        assert sorted(2 * texts(small, split)) == sorted(text for text in texts(twice, split) if text != "more of it")
+        assert sorted(2 * split_documents(small, split)) == sorted(
+            text for text in split_documents(twice, split) if text != "more of it"
+        )
 
 
 def test_shares_say_how_much_goes_where(tmp_path: Path) -> None:
-    place = jsonl(tmp_path / "many.jsonl", [{"text": f"document {i}"} for i in range(4000)])
+    place = write_jsonl(tmp_path / "many.jsonl", [{"text": f"document {i}"} for i in range(4000)])
     made = prepare(str(place), tmp_path / "corpus", tokenizer="bytes", shares=(0.1, 0.3))
     documents = [made.manifest["splits"][split]["documents"] for split in SPLITS]
     assert np.abs(np.array(documents) / 4000 - [0.6, 0.1, 0.3]).max() < 0.03
@@ -423,7 +426,7 @@ def test_a_corpus_smaller_than_one_context_says_what_is_needed(small: Corpus) ->
 
 def test_a_split_that_got_nothing_is_empty(tmp_path: Path) -> None:
     made = prepare(
-        str(jsonl(tmp_path / "a.jsonl", [{"text": "some"}])), tmp_path / "c", tokenizer="bytes", shares=(0.0, 0.0)
+        str(write_jsonl(tmp_path / "a.jsonl", [{"text": "some"}])), tmp_path / "c", tokenizer="bytes", shares=(0.0, 0.0)
     )
     assert [len(made.tokens(split)) for split in SPLITS] == [5, 0, 0]
     assert [len(made.ends(split)) for split in SPLITS] == [1, 0, 0]
@@ -453,13 +456,13 @@ def test_a_source_without_text_is_refused_and_leaves_nothing(tokenizer: str, tmp
 
 
 def test_a_bpe_without_a_document_to_train_on_is_refused(tmp_path: Path) -> None:
-    place = jsonl(tmp_path / "one.jsonl", [{"text": "all of this is for testing"}])
+    place = write_jsonl(tmp_path / "one.jsonl", [{"text": "all of this is for testing"}])
     with pytest.raises(ValueError, match="no document to train a BPE on in .*one.jsonl"):
         prepare(str(place), tmp_path / "corpus", shares=(0.0, 0.999))
 
 
 def test_preparing_again_opens_what_is_there(source: Path, small: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "write", None)
+    monkeypatch.setattr(module, "write_corpus", None)
     again = prepare(str(source), small.folder, vocab=300, shares=(0.2, 0.2))
     assert again == small == open_corpus(small.folder)
     assert again.tokenizer.hash == small.manifest["tokenizer"]["hash"]
@@ -476,13 +479,13 @@ def test_preparing_again_opens_what_is_there(source: Path, small: Corpus, monkey
     ],
 )
 def test_a_folder_with_another_corpus_is_refused(change: dict, what: str, source: Path, small: Corpus) -> None:
-    before = contents(small.folder)
+    before = file_contents(small.folder)
     if not change:
         (source / "new.txt").write_text("a file that has come since")
     how = {"source": str(source), "vocab": 300, "shares": (0.2, 0.2)} | change
     with pytest.raises(ValueError, match=rf"is another corpus, \w{{12}}, not \w{{12}} \({what}"):
         prepare(how.pop("source"), small.folder, **how)
-    assert contents(small.folder) == before
+    assert file_contents(small.folder) == before
 
 
 def test_a_folder_with_other_things_is_left_alone(source: Path, tmp_path: Path) -> None:
@@ -494,10 +497,10 @@ def test_a_folder_with_other_things_is_left_alone(source: Path, tmp_path: Path) 
 
 KILLED = """
 import os, signal, sys
-from bestiary.corpus import corpus
-corpus.BATCH = 500
+from bestiary.corpus import prepare as corpus
+corpus.BATCH_CHARACTERS = 500
 source, folder = sys.argv[1:]
-corpus.prepare(source, folder, vocab=300, tell=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+corpus.prepare(source, folder, vocab=300, progress=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 """
 
 
@@ -511,7 +514,7 @@ def test_one_that_was_killed_leaves_no_corpus_and_begun_again_gives_the_same_byt
     with pytest.raises(LookupError, match="cut is no corpus"):
         open_corpus(tmp_path / "cut")
     again = prepare(str(source), tmp_path / "cut", vocab=300)
-    assert contents(again.folder) == contents(whole.folder)
+    assert file_contents(again.folder) == file_contents(whole.folder)
     assert sorted(os.listdir(tmp_path)) == ["cut", "texts", "whole"]
 
 
@@ -520,11 +523,11 @@ def test_what_a_live_process_is_writing_is_left_alone_and_the_first_to_finish_wi
 ) -> None:
     inner = []
 
-    def tell(*_: int) -> None:
+    def progress(*_: int) -> None:
         if not inner:
             inner.append(prepare(str(source), tmp_path / "corpus", vocab=300))
 
-    outer = prepare(str(source), tmp_path / "corpus", vocab=300, tell=tell)
+    outer = prepare(str(source), tmp_path / "corpus", vocab=300, progress=progress)
     assert outer == inner[0]
     assert sorted(os.listdir(tmp_path)) == ["corpus", "texts"]
 
@@ -534,9 +537,9 @@ def test_the_size_of_batches_changes_nothing_and_progress_is_told(
 ) -> None:
     heard: list[tuple[int, int]] = []
     one = prepare(str(source), tmp_path / "one", vocab=300)
-    monkeypatch.setattr(module, "BATCH", 1000)
-    many = prepare(str(source), tmp_path / "many", vocab=300, tell=lambda *sums: heard.append(sums))
-    assert contents(one.folder) == contents(many.folder)
+    monkeypatch.setattr(module, "BATCH_CHARACTERS", 1000)
+    many = prepare(str(source), tmp_path / "many", vocab=300, progress=lambda *sums: heard.append(sums))
+    assert file_contents(one.folder) == file_contents(many.folder)
     assert len(heard) > 5
     assert heard == sorted(heard)
     sums = [sum(part[what] for part in many.manifest["splits"].values()) for what in ("documents", "tokens")]
@@ -544,7 +547,7 @@ def test_the_size_of_batches_changes_nothing_and_progress_is_told(
 
 
 def test_a_limit_ends_with_the_document_that_fills_it(source: Path, tmp_path: Path) -> None:
-    made = prepare(str(source), tmp_path / "corpus", tokenizer="bytes", limit=2000)
+    made = prepare(str(source), tmp_path / "corpus", tokenizer="bytes", shares=(0.2, 0.2), limit=2000)
     sizes = np.cumsum([len(text.encode()) + 1 for text in documents(str(source))])
     assert sum(part["tokens"] for part in made.manifest["splits"].values()) == sizes[np.searchsorted(sizes, 2000)]
 
@@ -563,12 +566,12 @@ def test_a_bpe_is_trained_on_the_first_documents_by_their_hash(
     source: Path, small: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = []
-    monkeypatch.setattr(module, "SAMPLE", 600)
+    monkeypatch.setattr(module, "BPE_CHARACTERS", 600)
     monkeypatch.setattr(module, "train_bpe", lambda texts, vocab: heard.append(texts) or train_bpe(texts, vocab))
     prepare(str(source), tmp_path / "corpus", vocab=300, shares=(0.2, 0.2))
-    assert sorted(heard[0], key=module.place) == heard[0]
+    assert sorted(heard[0], key=module.hash_position) == heard[0]
     assert sum(map(len, heard[0][:-1])) < 600 <= sum(map(len, heard[0]))
-    assert set(heard[0]) <= set(texts(small, "train"))
+    assert set(heard[0]) <= set(split_documents(small, "train"))
 
 
 def test_a_vocabulary_of_more_than_two_bytes_is_kept_in_four(tmp_path: Path) -> None:
@@ -576,7 +579,7 @@ def test_a_vocabulary_of_more_than_two_bytes_is_kept_in_four(tmp_path: Path) -> 
     from tokenizers import models
 
     Library(models.WordLevel({f"w{i}": i for i in range(70_000)}, "w0")).save(str(tmp_path / "tokenizer.json"))
-    rows = jsonl(tmp_path / "rows.jsonl", [{"text": "w69999"}, {"text": "w3"}])
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": "w69999"}, {"text": "w3"}])
     made = open_tokenizer(tmp_path)
     assert made.dtype == np.uint32
     assert made.encode(["w69999"])[0].tolist() == [69_999]
@@ -602,7 +605,7 @@ def test_bigrams_are_those_of_train(small: Corpus) -> None:
     wanted = Counter(zip(tokens.tolist(), tokens[1:].tolist(), strict=False))
     counts = small.counts()
     assert counts.total == len(tokens) - 1
-    assert counts.of(tokens[:-1], tokens[1:]).tolist() == [
+    assert counts.lookup(tokens[:-1], tokens[1:]).tolist() == [
         wanted[pair] for pair in zip(tokens.tolist(), tokens[1:].tolist(), strict=False)
     ]
     assert small.counts(memory=2**16).most_common(3) == counts.most_common(3)

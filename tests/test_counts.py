@@ -22,138 +22,138 @@ SMALL = 2**13  # bytes, for parts of the least size
 @pytest.fixture(autouse=True)
 def _joined_often(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that texts of a few parts have some that are merged while counting."""
-    monkeypatch.setattr(counts, "FAN", 3)
+    monkeypatch.setattr(counts, "MAX_PARTS", 3)
 
 
-def drawn(length: int, vocab: int, seed: int = 0) -> Any:
+def draw_tokens(length: int, vocab: int, seed: int = 0) -> Any:
     """Tokens of which few are frequent and many rare."""
     rng = np.random.default_rng(seed)
     return (vocab * rng.random(length) ** 6).astype(np.uint16 if vocab <= 2**16 else np.uint32)
 
 
-def plainly(tokens: Any) -> Counter[tuple[int, int]]:
+def count_by_dictionary(tokens: Any) -> Counter[tuple[int, int]]:
     return Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
 
 
-def read(found: Counts) -> Counter[tuple[int, int]]:
+def as_dictionary(found: Counts) -> Counter[tuple[int, int]]:
     assert (np.diff(found.keys.astype(np.int64)) > 0).all()
     assert found.total == found.counts.sum(dtype=np.int64)
     pairs = zip(found.keys.tolist(), found.counts.tolist(), strict=True)
     return Counter({divmod(key, found.vocab): number for key, number in pairs})
 
 
-@pytest.mark.parametrize("vocab", [1, 2, 300, 50_257, 65_536, 65_537, 128_256, counts.LARGEST])
+@pytest.mark.parametrize("vocab", [1, 2, 300, 50_257, 65_536, 65_537, 128_256, counts.MAX_VOCAB])
 @pytest.mark.parametrize("memory", [SMALL, 2**30])
 def test_counts_equal_a_dictionary(vocab: int, memory: int) -> None:
-    tokens = drawn(6_000, vocab)
+    tokens = draw_tokens(6_000, vocab)
     tokens[-2:] = vocab - 1
     found = count(tokens, vocab, memory=memory)
-    assert read(found) == plainly(tokens)
+    assert as_dictionary(found) == count_by_dictionary(tokens)
     assert found.total == len(tokens) - 1
-    assert found.distinct == len(plainly(tokens))
+    assert found.distinct == len(count_by_dictionary(tokens))
 
 
 def test_a_key_more_frequent_than_a_look_is_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts, "SLICE", 64)
-    tokens = np.repeat(drawn(40, 3), 100)
-    assert read(count(tokens, 3, memory=64)) == plainly(tokens)
+    monkeypatch.setattr(counts, "CHUNK", 64)
+    tokens = np.repeat(draw_tokens(40, 3), 100)
+    assert as_dictionary(count(tokens, 3, memory=64)) == count_by_dictionary(tokens)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.int64])
 def test_memory_mapped_tokens_of_any_type(tmp_path: Path, dtype: type) -> None:
-    tokens = drawn(5_000, 300)
+    tokens = draw_tokens(5_000, 300)
     tokens.astype(dtype).tofile(tmp_path / "train.bin")
     mapped = np.memmap(tmp_path / "train.bin", dtype=dtype, mode="r")
-    assert read(count(mapped, 300, memory=SMALL)) == plainly(tokens)
+    assert as_dictionary(count(mapped, 300, memory=SMALL)) == count_by_dictionary(tokens)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2])
 def test_texts_too_short_to_have_many_bigrams(tmp_path: Path, length: int) -> None:
     tokens = np.arange(length, dtype=np.uint16)
     found = count(tokens, 5, folder=tmp_path)
-    assert read(found) == read(open_counts(tmp_path)) == plainly(tokens)
-    assert found.of(np.array([0, 1]), np.array([1, 2])).tolist() == [int(length == 2), 0]
+    assert as_dictionary(found) == as_dictionary(open_counts(tmp_path)) == count_by_dictionary(tokens)
+    assert found.lookup(np.array([0, 1]), np.array([1, 2])).tolist() == [int(length == 2), 0]
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 8])
 def test_shards_merge_to_the_whole(number: int) -> None:
-    tokens = drawn(5_001, 40)
+    tokens = draw_tokens(5_001, 40)
     shards = [count(tokens, 40, shard=(i, number), memory=SMALL) for i in range(number)]
     whole, found = count(tokens, 40), merge(shards, memory=SMALL)
-    assert read(found) == read(whole) == plainly(tokens)
+    assert as_dictionary(found) == as_dictionary(whole) == count_by_dictionary(tokens)
     assert sum(shard.total for shard in shards) == found.total == len(tokens) - 1
 
 
 def test_more_shards_than_tokens_count_each_bigram_once() -> None:
     tokens = np.array([0, 1, 1, 0], dtype=np.uint16)
-    assert read(merge([count(tokens, 2, shard=(i, 9)) for i in range(9)])) == plainly(tokens)
+    assert as_dictionary(merge([count(tokens, 2, shard=(i, 9)) for i in range(9)])) == count_by_dictionary(tokens)
 
 
 def test_merging_goes_through_parts_of_any_overlap() -> None:
-    texts = [drawn(3_000, 200, seed) for seed in range(5)] + [np.full(3_000, 199, dtype=np.uint16)]
+    texts = [draw_tokens(3_000, 200, seed) for seed in range(5)] + [np.full(3_000, 199, dtype=np.uint16)]
     found = merge([count(text, 200) for text in texts], memory=64 * 7)
-    assert read(found) == sum(map(plainly, texts), Counter())
+    assert as_dictionary(found) == sum(map(count_by_dictionary, texts), Counter())
 
 
 def test_counts_beyond_32_bits_stay_exact() -> None:
     many = Counts(3, "", 2**32 - 1, np.array([0, 5], dtype=np.uint32), np.array([2**32 - 2, 1], dtype=np.uint32))
     found = merge([many] * 3)
-    assert found.of(np.array([0, 1]), np.array([0, 2])).tolist() == [3 * (2**32 - 2), 3]
+    assert found.lookup(np.array([0, 1]), np.array([0, 2])).tolist() == [3 * (2**32 - 2), 3]
     assert found.most_common(1) == [(0, 0, 3 * (2**32 - 2))]
 
 
 @pytest.mark.parametrize("vocab", [300, 128_256])
 def test_lookups_of_any_shape_equal_a_dictionary(vocab: int) -> None:
-    tokens = drawn(20_000, vocab)
-    found, known = count(tokens, vocab), plainly(tokens)
-    first, second = drawn(3_000, vocab, 1).reshape(30, 2, 50), drawn(3_000, vocab, 2).reshape(30, 2, 50)
+    tokens = draw_tokens(20_000, vocab)
+    found, known = count(tokens, vocab), count_by_dictionary(tokens)
+    first, second = draw_tokens(3_000, vocab, 1).reshape(30, 2, 50), draw_tokens(3_000, vocab, 2).reshape(30, 2, 50)
     first[0], second[0] = tokens[:100].reshape(2, 50), tokens[1:101].reshape(2, 50)
-    answer = found.of(first, second)
+    answer = found.lookup(first, second)
     assert answer.dtype == np.int64
     assert answer.shape == first.shape
     pairs = zip(first.ravel().tolist(), second.ravel().tolist(), strict=True)
     assert answer.ravel().tolist() == [known[pair] for pair in pairs]
-    assert found.of(first[0], second[0, 0, :1]).shape == (2, 50)
-    assert found.of(first[:0], second[:0]).shape == (0, 2, 50)
-    assert int(found.of(tokens[0, ...], tokens[1, ...])) == known[int(tokens[0]), int(tokens[1])]
+    assert found.lookup(first[0], second[0, 0, :1]).shape == (2, 50)
+    assert found.lookup(first[:0], second[:0]).shape == (0, 2, 50)
+    assert int(found.lookup(tokens[0, ...], tokens[1, ...])) == known[int(tokens[0]), int(tokens[1])]
 
 
 @pytest.mark.parametrize("n", [0, 1, 10, 1_000, 10**6])
 def test_the_most_common_come_first_and_ties_by_token(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(counts, "SLICE", 97)
-    tokens = drawn(9_000, 100)
-    expected = sorted(plainly(tokens).items(), key=lambda item: (-item[1], item[0]))[:n]
+    monkeypatch.setattr(counts, "CHUNK", 97)
+    tokens = draw_tokens(9_000, 100)
+    expected = sorted(count_by_dictionary(tokens).items(), key=lambda item: (-item[1], item[0]))[:n]
     assert count(tokens, 100).most_common(n) == [(*pair, number) for pair, number in expected]
 
 
-def stopped(place: Path, tokens: Any, after: int, **options: Any) -> None:
+def interrupt_count(place: Path, tokens: Any, after: int, **options: Any) -> None:
     """A count into a folder, stopped once `after` bigrams are counted."""
 
-    def tell(done: int, _: int) -> None:
+    def progress(done: int, _: int) -> None:
         if done >= after:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        count(tokens, 300, folder=place, memory=SMALL, tell=tell, **options)
+        count(tokens, 300, folder=place, memory=SMALL, progress=progress, **options)
 
 
 @pytest.mark.parametrize("memory", [SMALL, 4 * SMALL])
 @pytest.mark.parametrize("shard", [(0, 1), (1, 2)])
 def test_a_count_that_was_stopped_goes_on_after_its_parts(tmp_path: Path, memory: int, shard: tuple[int, int]) -> None:
-    tokens = drawn(18_000, 300)
+    tokens = draw_tokens(18_000, 300)
     heard: list[int] = []
     for after in (2_000, 6_000):
-        stopped(tmp_path, tokens, after, shard=shard)
-    found = count(tokens, 300, folder=tmp_path, memory=memory, shard=shard, tell=lambda done, _: heard.append(done))
+        interrupt_count(tmp_path, tokens, after, shard=shard)
+    found = count(tokens, 300, folder=tmp_path, memory=memory, shard=shard, progress=lambda done, _: heard.append(done))
     assert heard[0] > 6_100
     assert heard[-1] == found.total
-    assert read(found) == read(count(tokens, 300, shard=shard))
+    assert as_dictionary(found) == as_dictionary(count(tokens, 300, shard=shard))
     assert sorted(place.name for place in tmp_path.iterdir()) == FILES
 
 
 @pytest.mark.parametrize("writes", range(11))
 def test_a_kill_at_any_write_loses_nothing(tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens, put, left = drawn(7_000, 300), counts.put, iter(range(writes))
+    tokens, put, left = draw_tokens(7_000, 300), counts.put, iter(range(writes))
 
     def failing(place: Path, content: Any) -> None:
         if next(left, None) is None:
@@ -165,7 +165,7 @@ def test_a_kill_at_any_write_loses_nothing(tmp_path: Path, writes: int, monkeypa
         count(tokens, 300, folder=tmp_path, memory=SMALL)
     with pytest.raises(ValueError, match="no finished counts"):
         open_counts(tmp_path)
-    assert read(count(tokens, 300, folder=tmp_path, memory=SMALL)) == plainly(tokens)
+    assert as_dictionary(count(tokens, 300, folder=tmp_path, memory=SMALL)) == count_by_dictionary(tokens)
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -174,47 +174,49 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         raise OSError("the disk is full")
 
     with pytest.raises(OSError, match="full"):
-        counts.written(tmp_path, chunks(), counts.Head(3, ""), 2)
+        counts.write_counts(tmp_path, chunks(), counts.Header(3, ""), 2)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_damaged_part_is_counted_again(tmp_path: Path) -> None:
-    tokens = drawn(9_000, 300)
-    stopped(tmp_path, tokens, 5_000)
-    damage(tmp_path / "parts" / "0-3072" / "keys.npy")
+    tokens = draw_tokens(9_000, 300)
+    interrupt_count(tmp_path, tokens, 5_000)
+    flip_last_bit(tmp_path / "parts" / "0-3072" / "keys.npy")
     shutil.rmtree(tmp_path / "parts" / "3072-4096")
-    assert read(count(tokens, 300, folder=tmp_path, memory=SMALL)) == plainly(tokens)
+    assert as_dictionary(count(tokens, 300, folder=tmp_path, memory=SMALL)) == count_by_dictionary(tokens)
 
 
-def damage(place: Path) -> None:
+def flip_last_bit(place: Path) -> None:
     content = bytearray(place.read_bytes())
     content[-1] ^= 1
     place.write_bytes(content)
 
 
 def test_a_count_that_is_done_is_opened_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = drawn(9_000, 300)
+    tokens = draw_tokens(9_000, 300)
     count(tokens, 300, folder=tmp_path)
-    for writer in ("tallied", "alone", "put"):
+    for writer in ("count_in_memory", "lock_folder", "put"):
         monkeypatch.setattr(counts, writer, None)
-    assert read(count(tokens, 300, folder=tmp_path)) == plainly(tokens)
+    assert as_dictionary(count(tokens, 300, folder=tmp_path)) == count_by_dictionary(tokens)
 
 
 def test_of_two_that_count_into_a_folder_one_waits(tmp_path: Path) -> None:
-    tokens, heard = drawn(9_000, 300), set[int]()
+    tokens, heard = draw_tokens(9_000, 300), set[int]()
 
     def counting() -> Any:
-        return read(count(tokens, 300, folder=tmp_path, memory=SMALL, tell=lambda *_: heard.add(threading.get_ident())))
+        return as_dictionary(
+            count(tokens, 300, folder=tmp_path, memory=SMALL, progress=lambda *_: heard.add(threading.get_ident()))
+        )
 
     with ThreadPoolExecutor(2) as pool:
         for found in [pool.submit(counting) for _ in range(2)]:
-            assert found.result() == plainly(tokens)
+            assert found.result() == count_by_dictionary(tokens)
     assert len(heard) == 1
 
 
 def test_a_folder_with_another_count_is_refused(tmp_path: Path) -> None:
-    tokens = drawn(9_000, 300)
-    stopped(tmp_path / "stopped", tokens, 5_000)
+    tokens = draw_tokens(9_000, 300)
+    interrupt_count(tmp_path / "stopped", tokens, 5_000)
     count(tokens, 300, folder=tmp_path / "stopped")
     count(tokens, 300).save(tmp_path / "saved")
     others: list[tuple[Any, dict[str, Any], str]] = [
@@ -231,16 +233,16 @@ def test_a_folder_with_another_count_is_refused(tmp_path: Path) -> None:
 
 
 def test_saved_counts_are_opened_whole(tmp_path: Path) -> None:
-    found = count(drawn(9_000, 300), 300, tokenizer="aaaaaaaaaaaa")
+    found = count(draw_tokens(9_000, 300), 300, tokenizer="aaaaaaaaaaaa")
     for _ in range(2):
         found.save(tmp_path / "counts")
     again = open_counts(tmp_path / "counts", "aaaaaaaaaaaa", vocab=300)
-    assert read(again) == read(found)
+    assert as_dictionary(again) == as_dictionary(found)
     assert (again.vocab, again.tokenizer, again.total) == (300, "aaaaaaaaaaaa", 8_999)
 
 
 def test_another_tokenizer_is_refused_by_both_hashes(tmp_path: Path) -> None:
-    count(drawn(900, 300), 300, tokenizer="aaaaaaaaaaaa").save(tmp_path)
+    count(draw_tokens(900, 300), 300, tokenizer="aaaaaaaaaaaa").save(tmp_path)
     with pytest.raises(ValueError, match="tokenizer aaaaaaaaaaaa, not of bbbbbbbbbbbb"):
         open_counts(tmp_path, "bbbbbbbbbbbb")
     with pytest.raises(ValueError, match="vocab 300, not of 301"):
@@ -250,8 +252,8 @@ def test_another_tokenizer_is_refused_by_both_hashes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "harm",
     [
-        lambda place: damage(place / "keys.npy"),
-        lambda place: damage(place / "counts.npy"),
+        lambda place: flip_last_bit(place / "keys.npy"),
+        lambda place: flip_last_bit(place / "counts.npy"),
         lambda place: (place / "keys.npy").unlink(),
         lambda place: (place / "keys.npy").write_bytes((place / "keys.npy").read_bytes()[:-40]),
         lambda place: (place / "counts.npy").write_bytes(b""),
@@ -264,14 +266,14 @@ def test_another_tokenizer_is_refused_by_both_hashes(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path, harm: Any) -> None:
-    count(drawn(900, 300), 300).save(tmp_path)
+    count(draw_tokens(900, 300), 300).save(tmp_path)
     harm(tmp_path)
     with pytest.raises(ValueError, match=r"is damaged \(.+\): remove it, count again$"):
         open_counts(tmp_path)
 
 
 def test_folders_without_finished_counts_are_refused(tmp_path: Path) -> None:
-    stopped(tmp_path / "half", drawn(9_000, 300), 2_000)
+    interrupt_count(tmp_path / "half", draw_tokens(9_000, 300), 2_000)
     for place in (tmp_path / "half", tmp_path, tmp_path / "none"):
         with pytest.raises(ValueError, match="no finished counts"):
             open_counts(place)
@@ -293,13 +295,13 @@ def test_tokens_that_cannot_be_counted_are_named() -> None:
         with pytest.raises(ValueError, match="shard"):
             count(tokens, 9, shard=shard)
     with pytest.raises(ValueError, match="token 9 is beyond the vocabulary of 9"):
-        count(tokens, 9).of(np.array([0]), np.array([9]))
+        count(tokens, 9).lookup(np.array([0]), np.array([9]))
     with pytest.raises(ValueError, match="type float64"):
-        count(tokens, 9).of(np.array([0.5]), np.array([1]))
+        count(tokens, 9).lookup(np.array([0.5]), np.array([1]))
 
 
 def test_only_counts_of_one_tokenizer_merge() -> None:
-    tokens = drawn(900, 30)
+    tokens = draw_tokens(900, 30)
     with pytest.raises(ValueError, match="vocab 30 of tokenizer unknown, vocab 30 of tokenizer abc"):
         merge([count(tokens, 30), count(tokens, 30, tokenizer="abc")])
     with pytest.raises(ValueError, match="vocab 30 of tokenizer unknown, vocab 31"):
@@ -311,7 +313,7 @@ def test_only_counts_of_one_tokenizer_merge() -> None:
 @pytest.mark.parametrize("vocab", [4_096, 50_257, 128_256])
 def test_memory_stays_within_what_is_given(tmp_path: Path, vocab: int) -> None:
     memory = 2**24
-    tokens = drawn(4_000_000, vocab)
+    tokens = draw_tokens(4_000_000, vocab)
     tokens.tofile(tmp_path / "train.bin")
     mapped = np.memmap(tmp_path / "train.bin", dtype=tokens.dtype, mode="r")
     del tokens

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, inputs, made, same
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,10 +20,6 @@ def streams(mixer: Any, x: Tensor, widths: list[int], heads: int) -> list[Tensor
         for i in range(min(t + 1, len(filter))):
             y[:, t] += filter[i] * u[:, t - i]
     return [z.unflatten(-1, (heads, -1)) for z in (y * torch.sigmoid(y)).split([heads * w for w in widths], dim=-1)]
-
-
-def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:
@@ -42,7 +38,7 @@ def forgetting(decay: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("negative", [False, True])
 def test_delta_net(negative: bool) -> None:
-    mixer, x = made(f"delta_net(heads=4, negative={negative})"), inputs()
+    mixer, x = build_mixer(f"delta_net(heads=4, negative={negative})"), inputs()
     q, k, v = streams(mixer, x, [16, 16, 16], heads=4)
     q, k, beta = unit(q), unit(k), (2 if negative else 1) * mixer.beta(x).sigmoid()
     state, y = torch.zeros(BATCH, 4, 16, 16, dtype=torch.float64), torch.zeros_like(v)
@@ -50,12 +46,12 @@ def test_delta_net(negative: bool) -> None:
         miss = v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], state)
         state = state + beta[:, t, :, None, None] * outer(k[:, t], miss)
         y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
-    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
+    assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
 
 
 @pytest.mark.parametrize("forget", [False, True])
 def test_delta_product(forget: bool) -> None:
-    mixer, x = made(f"delta_product(key=8, value=6, steps=3, forget={forget})"), inputs()
+    mixer, x = build_mixer(f"delta_product(key=8, value=6, steps=3, forget={forget})"), inputs()
     q, k, v = streams(mixer, x, [8, 24, 18], heads=2)
     q, k, v = unit(q), unit(k.unflatten(-1, (3, 8))), v.unflatten(-1, (3, 6))
     beta = 2 * mixer.beta(x).sigmoid().unflatten(-1, (2, 3))
@@ -68,11 +64,11 @@ def test_delta_product(forget: bool) -> None:
             step = beta[:, t, :, i, None, None]
             state = (one - step * key @ key.mT) @ state + step * key @ v[:, t, :, i].unsqueeze(-2)
         y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
-    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * F.silu(mixer.answer.gate(x))))
+    assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * F.silu(mixer.answer.gate(x))))
 
 
 def test_one_step_of_delta_product_is_gated_delta() -> None:
-    product, gated, x = made("delta_product(steps=1, forget=True)"), made("gated_delta"), inputs()
+    product, gated, x = build_mixer("delta_product(steps=1, forget=True)"), build_mixer("gated_delta"), inputs()
     with torch.no_grad():
         for here, there in (
             (product.streams.project.weight, gated.qkv.weight),
@@ -89,11 +85,11 @@ def test_one_step_of_delta_product_is_gated_delta() -> None:
         product.beta.weight.zero_()
         gated.beta.weight.zero_()  # beta = 2 sigmoid(0) = 1, which sigmoid(40) is in float64
         gated.beta.bias.fill_(40.0)
-    same(product(x)[0], gated(x)[0])
+    assert_same(product(x)[0], gated(x)[0])
 
 
 def test_kda() -> None:
-    mixer, x = made("kda(key=8, value=6)"), inputs()
+    mixer, x = build_mixer("kda(key=8, value=6)"), inputs()
     q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
     q, k, beta, alpha = unit(q), unit(k), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
@@ -102,11 +98,11 @@ def test_kda() -> None:
         decayed = torch.diag_embed(alpha[:, t]) @ state
         state = (one - step * key @ key.mT) @ decayed + step * key @ v[:, t].unsqueeze(-2)
         y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
-    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
+    assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
 
 
 def test_gdn2() -> None:
-    mixer, x = made("gdn2(key=8, value=6)"), inputs()
+    mixer, x = build_mixer("gdn2(key=8, value=6)"), inputs()
     q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
     q, k, alpha = unit(q), unit(k), forgetting(mixer.decay, x)
     b, w = (x @ gate.weight.T for gate in (mixer.erase, mixer.write))
@@ -116,11 +112,11 @@ def test_gdn2() -> None:
         shrink = torch.eye(8, dtype=torch.float64) - outer(k[:, t], b[:, t] * k[:, t])
         state = shrink @ torch.diag_embed(alpha[:, t]) @ state + outer(k[:, t], w[:, t] * v[:, t])
         y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
-    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
+    assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
 
 
 def test_comba() -> None:
-    mixer, x = made("comba(key=8, value=6)"), inputs()
+    mixer, x = build_mixer("comba(key=8, value=6)"), inputs()
     q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
     q, k, beta, alpha = unit(q), unit(k), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
     b, d = mixer.feedback.sigmoid()[:, None, None], mixer.correction[:, None]
@@ -130,11 +126,11 @@ def test_comba() -> None:
         shrink = alpha[:, t].unsqueeze(-1) * one - b * step * key @ key.mT
         state = shrink @ state + step * key @ v[:, t].unsqueeze(-2)
         y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t] - d * k[:, t], state)
-    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
+    assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
 
 
 def test_rwkv7() -> None:
-    mixer, x = made("rwkv7(heads=4, layer=1, layers=3)"), inputs()
+    mixer, x = build_mixer("rwkv7(heads=4, layer=1, layers=3)"), inputs()
     before = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
     for_r, for_w, for_k, for_v, for_a, for_g = ((1 - mu) * x + mu * before for mu in mixer.mix)
     r, k, v = for_r @ mixer.r.weight.T, for_k @ mixer.k.weight.T, for_v @ mixer.v.weight.T
@@ -153,12 +149,12 @@ def test_rwkv7() -> None:
     normed = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 64e-5).sqrt()
     normed = normed.flatten(2) * mixer.norm.weight + mixer.norm.bias
     bonus = ((r * mixer.bonus * k).sum(-1, keepdim=True) * v).flatten(2)
-    same(mixer(x)[0], mixer.out(gate * (normed + bonus)))
+    assert_same(mixer(x)[0], mixer.out(gate * (normed + bonus)))
 
 
 @pytest.mark.parametrize("time", [1, 5, TIME])
 def test_gated_oja(time: int) -> None:
-    mixer, x = made("gated_oja(key=8, value=6)"), inputs()
+    mixer, x = build_mixer("gated_oja(key=8, value=6)"), inputs()
     q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
     q, k, v, beta, alpha = unit(q), unit(k), unit(v), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
@@ -168,7 +164,7 @@ def test_gated_oja(time: int) -> None:
         state = state + beta[:, t, :, None, None] * outer(miss, v[:, t])
         y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], state)
     wanted = mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid())
-    same(mixer(x[:, :time])[0], wanted[:, :time])
+    assert_same(mixer(x[:, :time])[0], wanted[:, :time])
 
 
 def sums(mixer: Any, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,14 +185,14 @@ def sums(mixer: Any, x: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_mesa_net_solves_least_squares() -> None:
-    mixer, x = made("mesa_net(heads=8, steps=12)"), inputs()
+    mixer, x = build_mixer("mesa_net(heads=8, steps=12)"), inputs()
     h, g, q = sums(mixer, x, heads=8)
     y = torch.einsum("bthkv,bthk->bthv", g, torch.linalg.solve(h, q))
-    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
+    assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
 
 
 def test_mesa_net_takes_as_many_steps_of_conjugate_gradients_as_asked() -> None:
-    mixer, x = made("mesa_net(heads=2, steps=3)"), inputs()
+    mixer, x = build_mixer("mesa_net(heads=2, steps=3)"), inputs()
     h, g, q = sums(mixer, x, heads=2)
     p = residual = q
     solved = torch.zeros_like(q)
@@ -207,11 +203,11 @@ def test_mesa_net_takes_as_many_steps_of_conjugate_gradients_as_asked() -> None:
         p = left + (left**2).sum(-1, keepdim=True) / (residual**2).sum(-1, keepdim=True) * p
         residual = left
     y = torch.einsum("bthkv,bthk->bthv", g, solved)
-    same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
+    assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
 
 
 def test_the_gradient_of_mesa_net_is_that_of_least_squares() -> None:
-    mixer, x = made("mesa_net(heads=8, steps=12)"), inputs().requires_grad_()
+    mixer, x = build_mixer("mesa_net(heads=8, steps=12)"), inputs().requires_grad_()
     h, g, q = sums(mixer, x, heads=8)
     y = torch.einsum("bthkv,bthk->bthv", g, torch.linalg.solve(h, q))
     wanted = mixer.answer.out(rms(y, mixer.answer.norm.weight))

@@ -6,14 +6,15 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
+from bestiary.cli._app import next_recipes
 from bestiary.experiments import based_figure3, distance, extrapolation, figure2, mad, rates, steps_to_solve
 from bestiary.experiments import load as loads
 from bestiary.model import memory
-from bestiary.report.references import least_square, recalls, references
-from bestiary.runs.store import Ended, Record
-from bestiary.runs.table import segments
+from bestiary.report.references import least_width, recalls, references
+from bestiary.runs.store import Outcome, Record
+from bestiary.runs.table import segment_rows
 from bestiary.spec import load, names, parse
-from bestiary.training.recipe import Recipe, iclr24
+from bestiary.training.recipe import Recipe, clean, iclr24
 
 SCALES = ("smoke", "small", "paper")
 TRAINED = [name for name in names("experiments") if not hasattr(load("experiments", name), "measure")]
@@ -37,10 +38,10 @@ def rows(recipe: Recipe, right: int, *, solved: bool = False) -> list[dict[str, 
     log += [
         {**line, "step": recipe.every, "split": "test", "segment": i, "right": right} for i in range(len(recipe.test))
     ]
-    return list(segments(Record(recipe.key, recipe.json(), Ended("finished", 2.0), log)))
+    return list(segment_rows(Record(recipe.key, recipe.json(), Outcome("finished", 2.0), log)))
 
 
-def shown(name: str, found: pd.DataFrame) -> pd.DataFrame:
+def with_facet(name: str, found: pd.DataFrame) -> pd.DataFrame:
     """The rows as the experiment is given them: by a facet, if it asks for one."""
     facet = getattr(experiment(name), "facet", None)
     return found if facet is None else found.merge(pd.DataFrame({facet: [3, 17]}), how="cross")
@@ -61,12 +62,12 @@ def test_recipes_are_distinct_and_can_be_built(name: str, scale: str) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("scale", SCALES)
 def test_a_table_and_figures_come_of_all_runs_and_of_a_few(name: str, scale: str) -> None:
-    asked = experiment(name)
+    module = experiment(name)
     made = recipes(name, scale)[:: max(1, len(recipes(name, scale)) // 500)]
     found = pd.DataFrame([row for i, recipe in enumerate(made) for row in rows(recipe, i % 1000)])
-    for part in (shown(name, found), shown(name, found.head(1))):
-        assert len(asked.summary(part)) >= 1
-        assert all(figure.axes for _, figure in asked.figures(part))
+    for part in (with_facet(name, found), with_facet(name, found.head(1))):
+        assert len(module.summary(part)) >= 1
+        assert all(figure.axes for _, figure in module.figures(part))
 
 
 def test_the_published_grid_has_448_runs_of_the_published_regime() -> None:
@@ -99,7 +100,7 @@ def test_steps_to_solve_counts_seeds_and_marks_those_that_ran_out_of_steps() -> 
 
 
 def test_the_mad_protocol_has_66_settings_of_six_trainings_and_equal_states() -> None:
-    counts = {task: len(list(mad.settings(task))) for task in mad.SWEEPS}
+    counts = {task: len(list(mad.task_settings(task))) for task in mad.SWEEPS}
     assert sorted(counts.values()) == [6, 11, 11, 11, 13, 14]
     made = [made for made in recipes("mad", "paper") if str(made.pattern[0]) == "mamba"]
     assert len(made) == 66 * 6 * 3
@@ -127,11 +128,11 @@ def test_accuracy_at_each_length_is_told_apart() -> None:
     "name", [name for name in TRAINED if isinstance(getattr(experiment(name), "PATTERNS", 0), dict)]
 )
 def test_mixers_are_called_what_the_experiment_calls_them(name: str) -> None:
-    asked = experiment(name)
+    module = experiment(name)
     made = {made.pattern: made for made in recipes(name, "small")}.values()
-    found = shown(name, pd.DataFrame([row for one in made for row in rows(one, 500)]))
-    named = {pattern for pattern in asked.PATTERNS if pattern in getattr(asked, "FEW", asked.PATTERNS)}
-    assert set(asked.summary(found)["mixer"]) == named
+    found = with_facet(name, pd.DataFrame([row for one in made for row in rows(one, 500)]))
+    named = {pattern for pattern in module.PATTERNS if pattern in getattr(module, "FEW", module.PATTERNS)}
+    assert set(module.summary(found)["mixer"]) == named
 
 
 def test_windows_of_rates_are_refined_once_for_each_mixer_and_depth() -> None:
@@ -142,16 +143,27 @@ def test_windows_of_rates_are_refined_once_for_each_mixer_and_depth() -> None:
         return 950 if 1e-3 <= recipe.rate <= 1e-2 else 300
 
     table = pd.DataFrame([row for recipe in made for row in rows(recipe, works(recipe))])
-    new = rates.further(table, "small")
+    new = rates.next_recipes(table, "small")
     assert len(new) == 2 * 3 * 2 * 4  # both edges, every seed
     assert not {recipe.key for recipe in new} & {recipe.key for recipe in made}
     again = pd.concat([table, pd.DataFrame([row for recipe in new for row in rows(recipe, works(recipe))])])
-    assert rates.further(again, "small") == []
+    assert rates.next_recipes(again, "small") == []
     found = rates.summary(again)
     assert ((found["from"] >= 1e-3) & (found["below"] < 1e-3) & (found["from"] / found["below"] < 1.4)).all()
     assert ((found["to"] <= 1e-2) & (found["above"] > 1e-2) & (found["above"] / found["to"] < 1.4)).all()
     ((_, figure),) = rates.figures(again)
     assert [axis.get_title() for axis in figure.axes] == ["depth 1", "depth 2"]
+
+
+def test_a_hook_under_its_former_name_works_and_says_so_once(capsys: pytest.CaptureFixture[str]) -> None:
+    more = [clean("attention", seed=seed) for seed in range(2)]
+    old = ModuleType("old_experiment")
+    old.__dict__.update(__file__="./old.py", further=lambda _table, _scale: more)
+    table = pd.DataFrame(rows(more[0], 500))
+    for _ in range(2):
+        assert next_recipes(old, table, "small", more[:1]) == more[1:]
+    assert capsys.readouterr().err == "bestiary: ./old.py: `further` is now called `next_recipes`; please rename it\n"
+    assert next_recipes(ModuleType("none"), table, "small", []) == []
 
 
 def test_the_load_of_every_mixer_is_measured_at_nearly_the_same_state() -> None:
@@ -184,7 +196,7 @@ def test_feature_maps_are_compared_on_the_hardest_slice_by_their_state() -> None
 
 
 def test_the_best_linear_map_is_the_least_square_that_recalls() -> None:
-    width = least_square(8, 64)
+    width = least_width(8, 64)
     assert recalls(8, width, 64)
     assert not recalls(8, width - 1, 64)
     lines = references(8, 64)

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from bestiary.runs.facets import joined
+from bestiary.runs.facets import join_facets
 
 
 def test_each_value_of_a_facet_is_a_row_and_a_diverged_run_scores_nothing_at_all_of_them() -> None:
@@ -16,7 +16,7 @@ def test_each_value_of_a_facet_is_a_row_and_a_diverged_run_scores_nothing_at_all
         {"key": key, "segment": 0, "distance": at, "right": right, "asked": asked, "accuracy": right / asked, "loss": 1}
         for key, at, right, asked in counts
     ]
-    found = joined(table, pd.DataFrame(parts), "distance").set_index(["key", "distance"])
+    found = join_facets(table, pd.DataFrame(parts), "distance").set_index(["key", "distance"])
     assert found["right"].to_dict() == {("a", 2): 4, ("a", 4): 5, ("b", 2): 0, ("b", 4): 0, ("c", 4): 3}
     assert found.loc[("a", 4), "accuracy"] == 5 / 7
     assert math.isnan(found.loc[("b", 2), "asked"])

@@ -60,14 +60,14 @@ def test_the_answers_of_a_stack_are_as_often_due_as_among_all_strings() -> None:
         for string in product(*[(0, 1)] * bits, *[(2, 3, 4)] * (size - bits)):
             for answer in [*stacked(list(string)), 2]:
                 shares[answer] += 1 / (size - 1) / 2**bits / 3 ** (size - bits)  # type: ignore[operator]
-    found = [sum(made("stack_manipulation").expected(size)[answer] for size in (2, 3, 5)) for answer in range(3)]
+    found = [sum(made("stack_manipulation").expected_counts(size)[answer] for size in (2, 3, 5)) for answer in range(3)]
     assert found == pytest.approx([shares[answer] for answer in range(3)])
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8])
 def test_the_bits_of_roots_are_counted(size: int) -> None:
     ones = sum(math.isqrt(n).bit_count() for n in range(1, 2**size)) / (2**size - 1)
-    assert made("square_root").expected(size) == pytest.approx([(size + 1) // 2 - ones, ones])
+    assert made("square_root").expected_counts(size) == pytest.approx([(size + 1) // 2 - ones, ones])
 
 
 @pytest.mark.parametrize("text", ["reverse", "bucket_sort", "unique_set(symbols=9)"])

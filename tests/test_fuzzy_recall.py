@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from rows import rows_of, sampled, uniform
+from task_helpers import is_uniform, rows_of, sample_rows
 
 from bestiary.tasks._task import SILENT
 
@@ -33,7 +33,7 @@ def words(task: Any, tokens: list[int]) -> list[tuple[int, tuple[int, ...], tupl
 
 @pytest.mark.parametrize("text", FUZZY)
 def test_fuzzy_rows_are_pairs_of_words_of_which_the_returning_are_asked(text: str) -> None:
-    task, batch = sampled(text)
+    task, batch = sample_rows(text)
     most = task.key_size + task.value_size
     for tokens, targets, facets in rows_of(batch):
         found, padding = words(task, tokens), task.vocab - 2 + task.multi_query
@@ -62,17 +62,17 @@ def test_fuzzy_rows_are_pairs_of_words_of_which_the_returning_are_asked(text: st
 
 
 def test_fuzzy_words_have_every_size_as_often_and_their_letters_are_uniform() -> None:
-    task, batch = sampled("fuzzy_recall(keys='mixed')", 3000)
+    task, batch = sample_rows("fuzzy_recall(keys='mixed')", 3000)
     found = [words(task, tokens)[1] for tokens in batch.tokens.tolist()]
     keys, values = [key for _, key, _ in found], [value for _, _, value in found]
-    assert uniform(torch.tensor([len(key) - 1 for key in keys]), 3)
-    assert uniform(torch.tensor([len(value) - 1 for value in values]), 3)
-    assert uniform(torch.tensor([key[-1] for key in keys]), 7)
-    assert uniform(torch.tensor([value[-1] - 7 for value in values]), 8)
+    assert is_uniform(torch.tensor([len(key) - 1 for key in keys]), 3)
+    assert is_uniform(torch.tensor([len(value) - 1 for value in values]), 3)
+    assert is_uniform(torch.tensor([key[-1] for key in keys]), 7)
+    assert is_uniform(torch.tensor([value[-1] - 7 for value in values]), 8)
 
 
 def test_the_fuzzy_probe_may_stand_anywhere_in_the_body() -> None:
-    task, batch = sampled("fuzzy_recall(vocab=64)", 2000)
+    task, batch = sample_rows("fuzzy_recall(vocab=64)", 2000)
     where = []
     for tokens in batch.tokens.tolist():
         *body, (_, probe, _) = words(task, tokens)
@@ -85,7 +85,7 @@ def test_the_fuzzy_probe_may_stand_anywhere_in_the_body() -> None:
 
 @pytest.mark.parametrize("text", FUZZY)
 def test_guessing_a_value_shown_that_agrees_so_far_scores_about_the_plateau(text: str) -> None:
-    task, batch = sampled(text)
+    task, batch = sample_rows(text)
     hits, asked = 0.0, 0
     for tokens, targets, facets in rows_of(batch):
         shown = set({key: value for _, key, value in words(task, tokens)[:-1]}.values())

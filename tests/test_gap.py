@@ -61,17 +61,17 @@ def test_the_gap_is_trained_sliced_and_shown_and_done_once(small: Path, monkeypa
     *tables, page = gap.pages(table, small / "figures" / "gap-smoke")
     assert {"gap-smoke-slices.csv", "gap-smoke-kinds.csv", "gap-smoke-course.csv"} < {place.name for place in tables}
     assert page.read_text().count("Ada") > 10
-    monkeypatch.setattr(pretrained, "work", None)  # nothing is left to train
+    monkeypatch.setattr(pretrained, "train_in_process", None)  # nothing is left to train
     again = pd.DataFrame([row for row in gap.measure("smoke") if "rows" in row])
     pd.testing.assert_frame_equal(gap.summary(again).reset_index(drop=True), shown.reset_index(drop=True))
 
 
 @pytest.mark.slow
 def test_a_model_that_fails_is_named_and_the_others_are_trained(small: Path) -> None:
-    corpus = pretrained.corpus_of(gap.SETTINGS["smoke"].source, Path("corpora/small"))
+    corpus = pretrained.open_or_prepare(gap.SETTINGS["smoke"].source, Path("corpora/small"))
     recipes = gap.models("smoke", corpus)
     broken = recipes["attention"].model_copy(update={"corpus": "another"})
     with pytest.raises(ChildProcessError, match="attention: ValueError: the recipe is for corpus another"):
-        list(pretrained.trained({"attention": broken, "base_conv": recipes["base_conv"]}, corpus))
+        list(pretrained.train_models({"attention": broken, "base_conv": recipes["base_conv"]}, corpus))
     assert json.loads((small / "models" / recipes["base_conv"].key / "done").read_text())["outcome"] == "finished"
     assert open_corpus("corpora/small").hash == corpus.hash

@@ -9,18 +9,18 @@ import pytest
 from bestiary.slices.hits import ORDERS, Facets, facets
 
 
-class Tallied:
+class DictionaryCounts:
     """Bigram counts, from a dictionary."""
 
     def __init__(self, tokens: Any, vocab: int) -> None:
         self.vocab, self.table = vocab, Counter(zip(tokens[:-1], tokens[1:], strict=True))
 
-    def of(self, first: Any, second: Any) -> Any:
+    def lookup(self, first: Any, second: Any) -> Any:
         pairs = zip(first.ravel().tolist(), second.ravel().tolist(), strict=True)
         return np.array([self.table[pair] for pair in pairs], dtype=np.int64).reshape(first.shape)
 
 
-def read(row: list[int], counts: Any, order: int) -> list[tuple[int, ...]]:
+def read_facets(row: list[int], counts: Any, order: int) -> list[tuple[int, ...]]:
     """The facets of one context, by reading it from the left."""
     found = []
     for t in range(len(row) - 1):
@@ -43,11 +43,11 @@ def read(row: list[int], counts: Any, order: int) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("vocab", [2, 3, 7])
 def test_every_facet_equals_a_plain_reading(order: int, vocab: int) -> None:
     rng = np.random.default_rng(order + 10 * vocab)
-    counts = Tallied(rng.integers(vocab, size=100).tolist(), vocab)
+    counts = DictionaryCounts(rng.integers(vocab, size=100).tolist(), vocab)
     contexts = rng.integers(vocab, size=(20, 31)).astype(np.uint16)
     found = facets(contexts, counts, order=order)
     for i, row in enumerate(contexts.tolist()):
-        assert list(zip(*(part[i].tolist() for part in found), strict=True)) == read(row, counts, order)
+        assert list(zip(*(part[i].tolist() for part in found), strict=True)) == read_facets(row, counts, order)
 
 
 def test_a_text_known_by_hand() -> None:
@@ -56,7 +56,7 @@ def test_a_text_known_by_hand() -> None:
     known = {word: i for i, word in enumerate(dict.fromkeys(words))}
     row = [known[word] for word in words]
     training = ["of Ada", "the cat", "the cat", "the cat", "of Eve"]
-    counts = Tallied([0, 0], len(known))
+    counts = DictionaryCounts([0, 0], len(known))
     counts.table = Counter(tuple(known[word] for word in pair.split()) for pair in training)
     found = facets(np.array([row]), counts)
     # the bigrams that came before: "of Ada" at its second place, "the cat" and "cat of" at theirs
@@ -72,27 +72,27 @@ def test_a_text_known_by_hand() -> None:
 
 
 def test_a_token_that_repeats_at_once_is_a_hit() -> None:
-    assert facets(np.array([[0, 0, 0]]), Tallied([1], 2)).hits(0).tolist() == [[False, True]]
+    assert facets(np.array([[0, 0, 0]]), DictionaryCounts([1], 2)).hits(0).tolist() == [[False, True]]
 
 
 def test_rows_are_contexts_of_their_own() -> None:
-    counts = Tallied([0], 4)
+    counts = DictionaryCounts([0], 4)
     assert not facets(np.array([[0, 1, 2], [0, 1, 2]]), counts).distance.any()
     assert facets(np.zeros((0, 5), dtype=np.int64), counts).hits(1).shape == (0, 4)
 
 
 def test_pieces_of_a_large_text_are_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    counts, contexts = Tallied([0, 1, 1], 5), rng.integers(5, size=(9, 12))
+    counts, contexts = DictionaryCounts([0, 1, 1], 5), rng.integers(5, size=(9, 12))
     whole = facets(contexts, counts, order=3)
-    monkeypatch.setattr("bestiary.slices.hits.ROWS", 24)
+    monkeypatch.setattr("bestiary.slices.hits.TOKENS_AT_ONCE", 24)
     parts = facets(contexts, counts, order=3)
     assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(whole, parts, strict=True))
     assert isinstance(parts, Facets)
 
 
 def test_what_cannot_be_looked_at_is_refused() -> None:
-    counts = Tallied([0], 4)
+    counts = DictionaryCounts([0], 4)
     with pytest.raises(ValueError, match="order 6: give one of 2, 3, 4, 5"):
         facets(np.zeros((1, 3), dtype=np.int64), counts, order=6)
     with pytest.raises(ValueError, match="token 4 is beyond the vocabulary of 4"):

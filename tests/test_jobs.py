@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from test_sweep import SMALL, recipes
 
-from bestiary.runs.store import Ended, Store, get, numbered
+from bestiary.runs.store import Outcome, Store, list_claims, read_json
 from bestiary.runs.table import results
-from bestiary.sweep import Event, sweep
-from bestiary.sweep.jobs import Job, Told, jobs
-from bestiary.sweep.schedule import scheduled
+from bestiary.sweep import Event, schedule, sweep
+from bestiary.sweep.jobs import Job, JobEvent, make_jobs
+from bestiary.sweep.schedule import run_jobs
 from bestiary.training.recipe import Recipe, clean
 
 
@@ -31,15 +31,15 @@ def sizes(found: Sequence[Job]) -> list[int]:
 
 def test_small_recipes_of_one_shape_share_a_job_and_every_slot_gets_one() -> None:
     narrow, wide = recipes(6), recipes(6, dim=512, batch=64)
-    assert sizes(jobs([*narrow, *wide], slots=2, device="cpu", together="auto")) == [3, 3, 1, 1, 1, 1, 1, 1]
-    assert sizes(jobs([*narrow, *wide], slots=1, device="cuda:0", together="auto")) == [6, 6]
-    assert sizes(jobs(narrow, slots=2, device="cpu", together="never")) == [1] * 6
-    assert sizes(jobs(wide, slots=1, device="cpu", together="always")) == [6]
-    many = jobs(recipes(80), slots=1, device="cpu", together="auto")
+    assert sizes(make_jobs([*narrow, *wide], slots=2, device="cpu", together="auto")) == [3, 3, 1, 1, 1, 1, 1, 1]
+    assert sizes(make_jobs([*narrow, *wide], slots=1, device="cuda:0", together="auto")) == [6, 6]
+    assert sizes(make_jobs(narrow, slots=2, device="cpu", together="never")) == [1] * 6
+    assert sizes(make_jobs(wide, slots=1, device="cpu", together="always")) == [6]
+    many = make_jobs(recipes(80), slots=1, device="cpu", together="auto")
     assert sizes(many) == [32, 32, 16]
     assert [recipe for job in many for recipe in job.recipes] == recipes(80)
     cached = recipes(40, batch=64, dim=32, train="mqar(vocab=64, length=32), mqar(vocab=80, length=64)")
-    assert sizes(jobs(cached, slots=1, device="cpu", together="auto")) == [2] * 20  # 64 x 64 x 32 x 2 = 2^18
+    assert sizes(make_jobs(cached, slots=1, device="cpu", together="auto")) == [2] * 20  # 64 x 64 x 32 x 2 = 2^18
 
 
 def test_runs_trained_together_leave_what_they_would_alone(tmp_path: Path) -> None:
@@ -49,9 +49,11 @@ def test_runs_trained_together_leave_what_they_would_alone(tmp_path: Path) -> No
         seen = Counter(event.kind for event in told(asked, store, workers=1, together=together))
         assert seen == {"started": 5, "ended": 5}
         tables.append(results(store, [recipe.key for recipe in asked])[0])
-        how = get(store.folder / asked[0].key / "origin.json")
+        how = read_json(store.folder / asked[0].key / "origin.json")
         assert how.get("together") == (5 if together == "always" else None)
-        assert all((claim / "released").exists() for recipe in asked for claim in numbered(store.folder / recipe.key))
+        assert all(
+            (claim / "released").exists() for recipe in asked for claim in list_claims(store.folder / recipe.key)
+        )
     one, other = tables
     assert one[["key", "right", "asked", "steps", "outcome"]].equals(
         other[["key", "right", "asked", "steps", "outcome"]]
@@ -81,7 +83,7 @@ def test_a_mixer_that_vmap_cannot_run_is_announced_and_run_one_by_one(tmp_path: 
     file = mixer(tmp_path, "branching", "return self.out(h), last", BRANCHING)
     asked = [clean(file, **SMALL, seed=seed) for seed in range(3)]
     seen = told(asked, store := Store(tmp_path / "runs"), workers=1)
-    assert "3 recipes: vmap: It looks like" in next(event.what for event in seen if event.kind == "apart")
+    assert "3 recipes: vmap: It looks like" in next(event.detail for event in seen if event.kind == "unstacked")
     assert Counter(event.kind for event in seen)["ended"] == 3
     assert all(recipe in store for recipe in asked)
     assert not any(store.failure(recipe.key) for recipe in asked)
@@ -91,7 +93,7 @@ def test_a_group_too_large_for_the_memory_is_halved_until_it_fits(tmp_path: Path
     file = mixer(tmp_path, "large", "        a = self.rate", LARGE + "        a = self.rate")
     asked = [clean(file, **SMALL, seed=seed) for seed in range(4)]
     seen = told(asked, store := Store(tmp_path / "runs"), workers=1)
-    apart = [event.what for event in seen if event.kind == "apart"]
+    apart = [event.detail for event in seen if event.kind == "unstacked"]
     assert apart == [f"{n} recipes: too large for the memory" for n in (4, 2, 2)]
     assert all(recipe in store for recipe in asked)
 
@@ -100,7 +102,7 @@ def test_a_group_with_a_fault_of_its_own_fails_run_by_run_each_with_its_tracebac
     file = mixer(tmp_path, "faulty", "        h, last = ", "        assert len(x) < 3, 'no room'\n        h, last = ")
     asked = [clean(file, **SMALL, seed=seed) for seed in range(3)]
     seen = told(asked, store := Store(tmp_path / "runs"), workers=1)
-    assert [event.what for event in seen if event.kind == "failed"] == ["AssertionError: no room"] * 3
+    assert [event.detail for event in seen if event.kind == "failed"] == ["AssertionError: no room"] * 3
     assert all("no room" in (store.failure(recipe.key) or "") for recipe in asked)
 
 
@@ -112,7 +114,9 @@ def test_a_worker_killed_once_costs_nothing(together: Any, tmp_path: Path) -> No
         seen[event.kind] += 1
         if event.kind == "measured" and not killed:
             killed = True
-            os.kill(get(numbered(store.folder / event.recipe.key)[-1] / "owner.json")["process"], signal.SIGKILL)
+            os.kill(
+                read_json(list_claims(store.folder / event.recipe.key)[-1] / "owner.json")["process"], signal.SIGKILL
+            )
     assert seen["retried"] == (2 if together == "always" else 1)
     assert (seen["ended"], seen["failed"]) == (4, 0)
     assert all(recipe in store for recipe in asked)
@@ -133,7 +137,7 @@ def test_two_sweeps_on_one_store_at_once_do_every_run_once(tmp_path: Path) -> No
     for thread in threads:
         thread.join()
     assert seen[0]["started"] + seen[1]["started"] == 8
-    assert all(len(numbered(store.folder / recipe.key)) == 1 for recipe in asked)
+    assert all(len(list_claims(store.folder / recipe.key)) == 1 for recipe in asked)
     assert all(recipe in store for recipe in asked)
 
 
@@ -153,28 +157,87 @@ class Scripted:
         self.job = job
         self.ran.append([recipe.seed for recipe in job.recipes])
 
-    def hear(self, timeout: float) -> list[Told]:
+    def poll(self, timeout: float) -> list[JobEvent]:
         if self.job is None:
             time.sleep(min(timeout, 0.05))
             return []
         job, self.job = self.job, None
         key = ",".join(str(recipe.seed) for recipe in job.recipes)
-        kind = (self.script.get(key) or ["idle"]).pop(0)
-        if kind == "full":
-            return [Told(job, "full", None, (errno.EROFS, "/runs"))]
-        over = {"idle": job.recipes, "died late": job.recipes[:1]}.get(kind, ())
-        ended = [Told(job, "ended", recipe, Ended("finished", 1.0)) for recipe in over]
+        kind = (self.script.get(key) or ["over"]).pop(0)
+        if kind == "disk full":
+            return [JobEvent(job, "disk full", None, (errno.EROFS, "/runs"))]
+        over = {"over": job.recipes, "died late": job.recipes[:1]}.get(kind, ())
+        ended = [JobEvent(job, "ended", recipe, Outcome("finished", 1.0)) for recipe in over]
         kind = kind.removesuffix(" late")
-        return [*ended, Told(job, kind, None, "it died" if kind == "died" else "why")]
+        return [*ended, JobEvent(job, kind, None, "it died" if kind == "died" else "why")]
+
+    def stop(self, job: Job, reason: str) -> None:
+        self.script.setdefault("stopped", []).append(reason)
 
     def close(self) -> None:
         pass
 
 
+class Hanging(Scripted):
+    """An executor whose worker says of each job that it has started, and then no more until it is stopped."""
+
+    reason = ""
+
+    def poll(self, timeout: float) -> list[JobEvent]:
+        time.sleep(timeout)
+        job = self.job
+        if job is None:
+            return []
+        if self.reason:
+            self.job, reason, self.reason = None, self.reason, ""
+            return [JobEvent(job, "died", None, reason)]
+        return [JobEvent(job, "started", job.recipes[0])] if self.ran.pop(0) else []
+
+    def start(self, job: Job) -> None:
+        self.job, self.ran = job, [True, *[False] * 10_000]
+
+    def stop(self, job: Job, reason: str) -> None:
+        assert job is self.job
+        self.reason = reason
+
+
+def test_a_worker_without_news_is_ended_and_its_death_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "RETRY_PAUSE", 0.04)
+    store, (recipe,) = Store(tmp_path), recipes(1)
+    events = list(run_jobs([Job((recipe,))], store, Hanging({}), wait=True, patience=0.2))
+    assert [event.kind for event in events] == ["started", "retried"] * 2 + ["started", "failed"]
+    assert events[1].detail == "no measurement for 0.2 s"
+    assert store.failure(recipe.key) == "no measurement for 0.2 s\n"
+
+
+def test_without_patience_a_worker_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "RETRY_PAUSE", 0.04)
+    executor, (recipe,) = Hanging({}), recipes(1)
+    events = run_jobs([Job((recipe,))], Store(tmp_path), executor, wait=True)
+    assert next(events).kind == "started"
+    stopper = Thread(target=lambda: (time.sleep(1.0), setattr(executor, "reason", "by hand")))
+    stopper.start()
+    assert next(events).detail == "by hand"
+    events.close()
+    stopper.join()
+
+
+@pytest.mark.slow
+def test_a_run_that_hangs_costs_its_own_worker_only(tmp_path: Path) -> None:
+    file = mixer(tmp_path, "hanging", "h, last = ", "import time; time.sleep(1e4) if len(x) > 2 else None; h, last = ")
+    hanging, (other,) = clean(file, **SMALL), recipes(1)
+    store = Store(tmp_path / "runs")
+    seen = [(e.kind, e.recipe.key) for e in told([hanging, other], store, workers=1, patience=2.0)]
+    assert Counter(kind for kind, key in seen if key == hanging.key) == {"started": 3, "retried": 2, "failed": 1}
+    assert ("ended", other.key) in seen
+    assert store.failure(hanging.key) == "the worker died (no measurement for 2 s)\n"
+    assert store.owner(hanging.key) is None
+
+
 def scripted(folder: Path, script: dict[str, list[str]]) -> tuple[list[list[int]], list[tuple[str, int, Any]]]:
     executor = Scripted(script)
-    events = scheduled([Job(tuple(recipes(4)))], Store(folder), executor, wait=True)
-    return executor.ran, [(e.kind, e.recipe.seed, e.what if e.kind != "ended" else None) for e in events]
+    events = run_jobs([Job(tuple(recipes(4)))], Store(folder), executor, wait=True)
+    return executor.ran, [(e.kind, e.recipe.seed, e.detail if e.kind != "ended" else None) for e in events]
 
 
 def test_a_job_that_kills_its_worker_is_taken_apart_and_only_who_kills_three_fails(tmp_path: Path) -> None:
@@ -192,5 +255,5 @@ def test_what_had_ended_before_its_worker_died_is_not_done_again(tmp_path: Path)
 
 def test_a_disk_that_takes_nothing_ends_the_sweep(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Read-only") as caught:
-        scripted(tmp_path, {"0,1,2,3": ["full"]})
+        scripted(tmp_path, {"0,1,2,3": ["disk full"]})
     assert caught.value.errno == errno.EROFS

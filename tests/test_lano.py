@@ -119,10 +119,10 @@ def test_illegal_is_the_probability_of_what_may_not_come() -> None:
     task = Lano()
     batch = task.sample(20, stream("illegal"))
     asked = batch.targets[batch.targets != SILENT]
-    flat = task.further(batch, torch.zeros(len(asked), 4))["illegal"]
+    flat = task.extra_scores(batch, torch.zeros(len(asked), 4))["illegal"]
     torch.testing.assert_close(flat, torch.full_like(flat, 0.75))
     sure = torch.nn.functional.one_hot(asked, 4) * 100.0
-    assert task.further(batch, sure)["illegal"].max() < 1e-6
+    assert task.extra_scores(batch, sure)["illegal"].max() < 1e-6
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS)

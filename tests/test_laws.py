@@ -47,9 +47,15 @@ BROKEN_MIXERS = {  # how to break a token shift, and the laws that must notice
     "forgets at a cut": ("pass", "y = x + torch.cat([0 * past, x[:, :-1]], 1)", {"cut", "no dead state"}),
     "keeps what it never reads": ("pass", "y = x + before * (torch.arange(x.shape[2]) > 9)", {"no dead state"}),
     "stacks badly": ("pass", "y = x + before * (1 if self.out.weight.sum() > 0 else 2)", {"stacking"}),
+    "needs a sequence": ("pass", "y = x + before + 0 * x.max()", {"empty input"}),
     "looks at its neighbours": ("pass", "y = x + before + x.mean(0, keepdim=True)", {"batch independence"}),
     "has an idle weight": ("self.idle = nn.Parameter(torch.ones(3))", "y = x + before", {"gradients"}),
     "overflows": ("pass", "y = (x + before).exp()", {"float32 range"}),
+    "divides by a norm": (
+        "pass",
+        "y = x + before + before / (before.norm(dim=-1, keepdim=True) + 1e-12)",
+        {"zero inputs"},
+    ),
     "asks for numbers": ("pass", "y = (x + before) * (1 + float(x.sum()) * 0)", {"meta"}),
     "draws outside torch": (
         "import random; self.odd = nn.Parameter(torch.tensor(random.random()))",
@@ -108,7 +114,7 @@ BROKEN_TASKS = {
     "leaves the vocabulary": ("tokens[:, 1] = self.vocab", "tokens[:, 0]", "shapes"),
     "names a facet as a column of scores": ("facets = {'first': tokens}", "tokens[:, 0]", "shapes"),
     "names a facet as a further score": (
-        "facets = {'far': tokens}; self.further = lambda batch, logits: {'far': logits[:, 0]}",
+        "facets = {'far': tokens}; self.extra_scores = lambda batch, logits: {'far': logits[:, 0]}",
         "tokens[:, 0]",
         "shapes",
     ),

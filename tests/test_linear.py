@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, inputs, made, same
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -73,23 +73,23 @@ WEIGHTS = {
 @pytest.mark.parametrize("feature", WEIGHTS)
 def test_linear_attention_weighs_by_its_feature_map(feature: str, normalise: bool) -> None:
     options = f"feature={feature!r}, heads=2, features=8, normalise={normalise}, horizon=40, samples=20"
-    mixer, x = made(f"linear_attention({options})"), inputs()
+    mixer, x = build_mixer(f"linear_attention({options})"), inputs()
     q, k, v = (z.transpose(1, 2) for z in split(2, mixer.q(x), mixer.k(x), mixer.v(x)))
     weights = WEIGHTS[feature](mixer, q, k).tril()
     y = weights @ v
     y = y / (weights.sum(-1, keepdim=True) + 1e-12) if normalise else y
-    same(mixer(x)[0], mixer.out(y.transpose(1, 2).flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.transpose(1, 2).flatten(2)))
 
 
 def test_performers_features_estimate_softmax() -> None:
-    mixer = made("linear_attention(feature='performer', heads=2, features=8, samples=20000)")
+    mixer = build_mixer("linear_attention(feature='performer', heads=2, features=8, samples=20000)")
     q, k = (torch.randn(1, 1, 2, 8, dtype=torch.float64) for _ in range(2))
     found = (mixer.phi(q, 0) * mixer.phi(k, 0)).sum(-1)
     torch.testing.assert_close(found, ((q * k).sum(-1) / math.sqrt(8)).exp(), rtol=0.1, atol=0)
 
 
 def test_cosformer_refuses_to_read_beyond_its_horizon() -> None:
-    mixer, x = made("linear_attention(feature='cosformer', horizon=30)"), inputs()
+    mixer, x = build_mixer("linear_attention(feature='cosformer', horizon=30)"), inputs()
     _, state = mixer(x)
     mixer(x[:, :7], state)
     with pytest.raises(ValueError, match="horizon is 30 positions, the input needs 31"):
@@ -97,17 +97,17 @@ def test_cosformer_refuses_to_read_beyond_its_horizon() -> None:
 
 
 def test_rebased_squares_a_learnt_similarity() -> None:
-    mixer, x = made("rebased(heads=2, features=8)"), inputs()
+    mixer, x = build_mixer("rebased(heads=2, features=8)"), inputs()
     q = centred(mixer.q(x), 1e-5) * mixer.norm_q.weight + mixer.norm_q.bias
     k = centred(mixer.k(x), 1e-5) * mixer.norm_k.weight + mixer.norm_k.bias
     q, k, v = (z.transpose(1, 2) for z in split(2, q, k, mixer.v(x)))
     weights = ((q @ k.mT) ** 2 / 8).tril()
     y = weights @ v / (weights.sum(-1, keepdim=True) + 1e-12)
-    same(mixer(x)[0], mixer.out(y.transpose(1, 2).flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.transpose(1, 2).flatten(2)))
 
 
 def test_retnet_rotates_and_forgets() -> None:
-    mixer, x = made("retnet(heads=4)"), inputs()
+    mixer, x = build_mixer("retnet(heads=4)"), inputs()
     q, k, v = split(4, mixer.q(x), mixer.k(x) / math.sqrt(16), mixer.v(x))
     angle = 10_000 ** -(torch.arange(8, dtype=torch.float64) / 8)
     q, k = (torch.complex(z[..., :8], z[..., 8:]) for z in (q, k))
@@ -118,15 +118,15 @@ def test_retnet_rotates_and_forgets() -> None:
             score = (q[:, t] * turn * k[:, s].conj()).sum(-1).real
             gamma = 1 - 2.0 ** (-5 - torch.arange(4, dtype=torch.float64))
             y[:, t] += (gamma ** (t - s) * score).unsqueeze(-1) * v[:, s]
-    same(mixer(x)[0], mixer.out(centred(y, 1e-6).flatten(2) * F.silu(mixer.gate(x))))
+    assert_same(mixer(x)[0], mixer.out(centred(y, 1e-6).flatten(2) * F.silu(mixer.gate(x))))
 
 
 def test_lightning_forgets_at_alibis_slopes() -> None:
-    mixer, x = made("lightning(heads=4, layer=1, layers=3)"), inputs()
+    mixer, x = build_mixer("lightning(heads=4, layer=1, layers=3)"), inputs()
     q, k, v = split(4, *(F.silu(m(x)) for m in (mixer.q, mixer.k, mixer.v)))
     slopes = torch.tensor([2**-2, 2**-4, 2**-6, 2**-8], dtype=torch.float64) * (1 - 1 / (2 + 1e-5) + 1e-5)
     y = decayed(q, k, v, torch.exp(-slopes).unsqueeze(-1).expand_as(k)).flatten(2)
-    same(mixer(x)[0], mixer.out(rms(y, 1e-6) * mixer.norm.weight * mixer.gate(x).sigmoid()))
+    assert_same(mixer(x)[0], mixer.out(rms(y, 1e-6) * mixer.norm.weight * mixer.gate(x).sigmoid()))
 
 
 @pytest.mark.hf
@@ -138,7 +138,7 @@ def test_lightning_is_that_of_transformers_minimax(layer: int) -> None:
     heads = 4
     layers = {"num_hidden_layers": 3, "layer_types": ["linear_attention"] * 3}
     config = transformers.MiniMaxConfig(hidden_size=DIM, num_attention_heads=heads, block_size=8, **layers)
-    mixer, x = made(f"lightning(heads={heads}, layer={layer}, layers=3)").float(), inputs().float()
+    mixer, x = build_mixer(f"lightning(heads={heads}, layer={layer}, layers=3)").float(), inputs().float()
     other = MiniMaxLightningAttention(config, layer).eval()
     with torch.no_grad():
         parts = [m.weight.unflatten(0, (heads, -1)) for m in (mixer.q, mixer.k, mixer.v)]
@@ -151,23 +151,23 @@ def test_lightning_is_that_of_transformers_minimax(layer: int) -> None:
 
 
 def test_gla_decays_each_key_channel_by_the_token() -> None:
-    mixer, x = made("gla(heads=2, key=12, rank=5)"), inputs()
+    mixer, x = build_mixer("gla(heads=2, key=12, rank=5)"), inputs()
     alpha = (x @ mixer.low.weight.T @ mixer.decay.weight.T + mixer.decay.bias).sigmoid() ** (1 / 16)
     q, k, v, alpha = split(2, mixer.q(x) / math.sqrt(12), mixer.k(x), mixer.v(x), alpha)
     y = rms(decayed(q, k, v, alpha), 1e-5) * mixer.norm.weight
-    same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
 
 
 @pytest.mark.parametrize("lower", [0.0, 0.6])
 def test_hgrn2_writes_what_it_forgets(lower: float) -> None:
-    mixer, x = made(f"hgrn2(heads=2, lower={lower})"), inputs()
+    mixer, x = build_mixer(f"hgrn2(heads=2, lower={lower})"), inputs()
     forget = lower + (1 - lower) * mixer.f(x).sigmoid()
     q, forget, i = split(2, F.silu(mixer.q(x)), forget, mixer.i(x))
-    same(mixer(x)[0], mixer.out(rms(decayed(q, 1 - forget, i, forget).flatten(2), 1e-5)))
+    assert_same(mixer(x)[0], mixer.out(rms(decayed(q, 1 - forget, i, forget).flatten(2), 1e-5)))
 
 
 def test_mlstm_is_its_recurrence_with_the_maximum_taken_out() -> None:
-    mixer, x = made("mlstm(heads=2, key=8)"), 5 * inputs()
+    mixer, x = build_mixer("mlstm(heads=2, key=8)"), 5 * inputs()
     q, k, v = split(2, mixer.q(x) / math.sqrt(8), mixer.k(x), mixer.v(x))
     i, f = (15 * torch.tanh(m(x) / 15) for m in (mixer.i, mixer.f))
     c, n, m = (torch.zeros(BATCH, 2, *shape, dtype=torch.float64) for shape in ((8, 32), (8,), ()))
@@ -180,12 +180,12 @@ def test_mlstm_is_its_recurrence_with_the_maximum_taken_out() -> None:
         least = torch.maximum((n * q[:, t]).sum(-1).abs(), (-m).exp()) + 1e-6
         h[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t], c) / least.unsqueeze(-1)
     y = centred(h, 1e-6).flatten(2) * mixer.scale * mixer.gate(x).sigmoid()
-    same(mixer(x)[0], mixer.out(y))
+    assert_same(mixer(x)[0], mixer.out(y))
 
 
 def test_mlstm_divides_by_one_at_least() -> None:
     """Without the maximum, and nearly without the 1e-6 and the norm's epsilon, the same as with it."""
-    mixer, x = made("mlstm(heads=1, key=8)"), inputs()
+    mixer, x = build_mixer("mlstm(heads=1, key=8)"), inputs()
     q, k, v = mixer.q(x) / math.sqrt(8), mixer.k(x), mixer.v(x)
     i, f = (15 * torch.tanh(m(x).squeeze(-1) / 15) for m in (mixer.i, mixer.f))
     total = F.logsigmoid(f).cumsum(1)
@@ -206,7 +206,7 @@ def test_mlstm_is_that_of_transformers_xlstm() -> None:
     config = transformers.xLSTMConfig(
         hidden_size=DIM, num_heads=2, num_hidden_layers=1, chunk_size=16, autocast_kernel_dtype="float32"
     )
-    mixer, x = made("mlstm(heads=2)").float(), inputs().float()
+    mixer, x = build_mixer("mlstm(heads=2)").float(), inputs().float()
     other = modeling_xlstm.xLSTMLayer(config).eval()
     names = {"q": "q", "k": "k", "v": "v", "ogate_preact": "gate", "igate_preact": "i", "fgate_preact": "f"}
     with torch.no_grad():
@@ -236,16 +236,16 @@ def wkv(mixer: Any, r: Tensor, k: Tensor, v: Tensor, w: Tensor, gate: Tensor) ->
 
 
 def test_rwkv5_reads_the_state_before_the_token_and_the_token_with_a_bonus() -> None:
-    mixer, x = made("rwkv5(heads=2, layer=1, layers=3)"), inputs()
+    mixer, x = build_mixer("rwkv5(heads=2, layer=1, layers=3)"), inputs()
     r, k, v, gate = (
         (mu * x + (1 - mu) * shifted(x)) @ m.weight.T
         for m, mu in zip((mixer.r, mixer.k, mixer.v, mixer.gate), mixer.mix, strict=True)
     )
-    same(mixer(x)[0], wkv(mixer, r, k, v, (-mixer.decay.exp()).exp().expand_as(x), gate))
+    assert_same(mixer(x)[0], wkv(mixer, r, k, v, (-mixer.decay.exp()).exp().expand_as(x), gate))
 
 
 def test_rwkv6_shifts_and_decays_by_the_token() -> None:
-    mixer, x = made("rwkv6(heads=2, layer=1, layers=3, mix_rank=4, decay_rank=6)"), inputs()
+    mixer, x = build_mixer("rwkv6(heads=2, layer=1, layers=3, mix_rank=4, decay_rank=6)"), inputs()
     gap = shifted(x) - x
     low = torch.tanh((x + gap * mixer.first) @ mixer.mix_low.weight.T).chunk(5, dim=-1)
     parts = [x + gap * (mixer.mix[i] + low[i] @ mixer.mix_high[i]) for i in range(5)]
@@ -253,11 +253,11 @@ def test_rwkv6_shifts_and_decays_by_the_token() -> None:
         part @ m.weight.T for m, part in zip((mixer.r, mixer.k, mixer.v, mixer.gate), parts[:4], strict=True)
     )
     rate = mixer.decay + torch.tanh(parts[4] @ mixer.decay_low.weight.T) @ mixer.decay_high.weight.T
-    same(mixer(x)[0], wkv(mixer, r, k, v, (-rate.exp()).exp(), gate))
+    assert_same(mixer(x)[0], wkv(mixer, r, k, v, (-rate.exp()).exp(), gate))
 
 
 def test_gsa_reads_values_by_a_softmax_over_slots() -> None:
-    mixer, x = made("gsa(heads=2, slots=5)"), inputs()
+    mixer, x = build_mixer("gsa(heads=2, slots=5)"), inputs()
     q, k, v = split(2, *(F.silu(m(x)) for m in (mixer.q, mixer.k, mixer.v)))
     (alpha,) = split(2, mixer.forget(x).sigmoid() ** (1 / 8))
     keys, values, y = torch.zeros(BATCH, 2, 5, 32).double(), torch.zeros(BATCH, 2, 5, 32).double(), torch.zeros_like(v)
@@ -266,7 +266,7 @@ def test_gsa_reads_values_by_a_softmax_over_slots() -> None:
         keys, values = keep * keys + outer(enter, k[:, t]), keep * values + outer(enter, v[:, t])
         weights = torch.einsum("bhmk,bhk->bhm", keys, q[:, t]).softmax(-1)
         y[:, t] = torch.einsum("bhm,bhmv->bhv", weights, values)
-    same(mixer(x)[0], mixer.out(rms(F.silu(y).flatten(2), 1e-5) * mixer.norm.weight))
+    assert_same(mixer(x)[0], mixer.out(rms(F.silu(y).flatten(2), 1e-5) * mixer.norm.weight))
 
 
 def level(t: int, s: int) -> int:
@@ -282,7 +282,7 @@ def level(t: int, s: int) -> int:
 
 @pytest.mark.parametrize("time", [TIME, 300])
 def test_log_linear_weighs_each_level_of_a_fenwick_tree(time: int) -> None:
-    mixer, x = made("log_linear(heads=2, state=6, expand=1, conv=3, levels=5)"), inputs(time)
+    mixer, x = build_mixer("log_linear(heads=2, state=6, expand=1, conv=3, levels=5)"), inputs(time)
     mixed = mixer.into(x)
     mixed = sum(mixer.conv.filter[i] * F.pad(mixed, (0, 0, i, -i)) for i in range(3)) + mixer.conv.bias
     inner, b, c = F.silu(mixed).split([DIM, 6, 6], dim=-1)
@@ -295,11 +295,11 @@ def test_log_linear_weighs_each_level_of_a_fenwick_tree(time: int) -> None:
     (v,) = split(2, inner)
     y = (weights * decay * (c @ b.mT).unsqueeze(1)) @ (dt.unsqueeze(-1) * v).transpose(1, 2)
     y = (y.transpose(1, 2) + mixer.skip.unsqueeze(-1) * v).flatten(2) * F.silu(mixer.gate(x))
-    same(mixer(x)[0], mixer.out(rms(y, 1e-5) * mixer.norm.weight))
+    assert_same(mixer(x)[0], mixer.out(rms(y, 1e-5) * mixer.norm.weight))
 
 
 def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time() -> None:
-    mixer, state = made("log_linear(heads=2, state=6)"), None
+    mixer, state = build_mixer("log_linear(heads=2, state=6)"), None
     for time in range(1, 40):
         _, state = mixer(inputs(1), state)
         assert state.time == time

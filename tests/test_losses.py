@@ -1,7 +1,10 @@
 """A text in contexts and its losses: which document a token is of, files of anyone, and bytes of other tokens."""
 
+import itertools
 import json
 import math
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from bestiary.corpus.corpus import Corpus, prepare
-from bestiary.corpus.tokenizers import open_tokenizer
+from bestiary.corpus.corpus import Corpus
+from bestiary.corpus.prepare import prepare
+from bestiary.corpus.tokenizers import Tokenizer, open_tokenizer
 from bestiary.model import Model
-from bestiary.slices.losses import bits_per_byte, of_file, of_model, of_source, of_split, retold
+from bestiary.slices.logprobs import read_losses
+from bestiary.slices.losses import Text, bits_per_byte, model_losses, retokenize, source_text, split_text
 from bestiary.spec import parse
 
 
@@ -25,7 +30,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def test_every_token_is_of_the_document_that_it_stands_in(corpus: Corpus) -> None:
-    text = of_split(corpus, "test", 7)
+    text = split_text(corpus, "test", 7)
     ends, tokens = corpus.ends("test").tolist(), corpus.tokens("test")
     for i, row in enumerate(text.contexts.tolist()):
         for t, token in enumerate(row[1:]):
@@ -34,35 +39,101 @@ def test_every_token_is_of_the_document_that_it_stands_in(corpus: Corpus) -> Non
             assert text.documents[i, t] == sum(end <= at for end in ends)
     separators = text.contexts[:, 1:] == corpus.tokenizer.separator
     assert (np.diff(text.documents.ravel())[separators.ravel()[:-1]] == 1).all()  # it ends its document
-    assert text.bytes == sum(len(corpus.tokenizer.raw[t]) for t in text.contexts[:, 1:][~separators])
+    assert text.bytes == sum(len(corpus.tokenizer.token_bytes[t]) for t in text.contexts[:, 1:][~separators])
 
 
 def test_a_text_of_ones_own_is_cut_likewise(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "own.jsonl").write_text("\n".join(json.dumps({"said": f"Bob has {i}."}) for i in range(9)))
-    text = of_source(str(tmp_path / "own.jsonl"), corpus, 8, 3, column="said")
-    assert text.shape == (3, 8)
+    text = source_text(str(tmp_path / "own.jsonl"), corpus, 8, column="said")
     whole = [*text.contexts[:, :-1].ravel().tolist(), int(text.contexts[-1, -1])]
     assert corpus.tokenizer.decode(whole).startswith("Bob has 0.<|endoftext|>Bob has 1.")
     counts = np.cumsum(np.array(whole) == corpus.tokenizer.separator)
     assert text.documents.ravel().tolist() == [0, *counts[1:-1].tolist()]
-    (tmp_path / "long.jsonl").write_text(json.dumps({"text": "Bob has 12345 of them. " * 50}))
-    assert of_source(str(tmp_path / "long.jsonl"), corpus, 8, 3).shape == (3, 8)
-    short = of_source(str(tmp_path / "own.jsonl"), corpus, 10**6, column="said")
+    assert text.unit == "document"
+    (tmp_path / "long.txt").write_text("Bob has 12345 of them.\n" * 5000)
+    assert source_text(str(tmp_path / "long.txt"), corpus, 8).unit == "piece"
+    short = source_text(str(tmp_path / "own.jsonl"), corpus, 10**6, column="said")
     assert short.shape[0] == 1
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_under_a_limit_contexts_are_spread_over_the_documents(own: bool, corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps({"text": f"Bob has {i} of them."}) for i in range(90)))
+
+    def text(limit: int | None = None) -> Text:
+        path = str(tmp_path / "own.jsonl")
+        return source_text(path, corpus, 7, limit) if own else split_text(corpus, "test", 7, limit)
+
+    whole = text()
+    rows = len(whole.contexts)
+    for limit in (1, 5, 10, rows - 1):
+        some = text(limit)
+        chosen = [(2 * i + 1) * rows // (2 * limit) for i in range(limit)]
+        assert some.starts.tolist() == [7 * row for row in chosen]
+        for name in ("contexts", "documents"):
+            assert (getattr(some, name) == getattr(whole, name)[chosen]).all()
+        assert len(np.unique(some.documents)) >= min(limit, 10)
+        assert (some.contexts == text(limit).contexts).all()
+    assert (text(rows + 1).contexts == whole.contexts).all()
+    assert text(5).bytes == sum(
+        len(corpus.tokenizer.token_bytes[t]) for t in text(5).contexts[:, 1:].ravel() if t != corpus.tokenizer.separator
+    )
+
+
+def test_of_a_stream_the_beginning_is_read(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(_: str) -> Any:
+        return ((f"row {i}", {"text": f"Bob has {i} of them."}) for i in itertools.count())
+
+    monkeypatch.setattr("bestiary.corpus.documents.read_hub", endless)
+    text = source_text("hf:some/thing", corpus, 8, 3)
+    assert text.shape == (3, 8)
+    assert 100 < text.starts[-1] < 400
+
+
+def word_level(vocab: tuple[str, ...] = ("Ada", "has", "and", "none")) -> Tokenizer:
+    """Words without the white space between them; all but a few are unknown."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models, pre_tokenizers
+
+    names = {"[UNK]": 0, "</s>": 1} | {word: 2 + i for i, word in enumerate(vocab)}
+    library = Library(models.WordLevel(names, unk_token="[UNK]"))
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Tokenizer(library.to_str(), "words", 1)
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_the_bytes_of_words_are_those_of_the_text_itself(limit: int | None, tmp_path: Path) -> None:
+    rows = [f"Ada  has {i} of {i % 5},\tand Bob naïvely none." for i in range(80)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    words = prepare(str(tmp_path / "texts.jsonl"), tmp_path / "corpus", tokenizer=word_level(), shares=(0.1, 0.3))
+    for text in (split_text(words, "test", 4, limit), source_text(str(tmp_path / "texts.jsonl"), words, 4, limit)):
+        passages = list(text.passages())
+        assert sum(len(passage.encode()) for passage in passages) == text.bytes
+        assert all(any(passage in row for row in rows) for passage in passages)
+        assert text.bytes < 0.9 * words.tokenizer.token_sizes[text.contexts[:, 1:]].sum()
+        contexts, count = retokenize(text, open_tokenizer("bytes"))
+        assert text.bytes - 4 <= count <= text.bytes  # but for what fills no last context, and the first byte
+        other, count = retokenize(text, word_level(("of", "none")))
+        assert 0.9 * text.bytes < count <= text.bytes
+        assert contexts.shape[1] == other.shape[1] == 5
+    byte_text = split_text(prepare(str(tmp_path / "texts.jsonl"), tmp_path / "b", tokenizer="bytes"), "train", 16)
+    contexts, count = retokenize(byte_text, word_level())
+    assert count == pytest.approx(byte_text.bytes, rel=0.02)
+    assert abs(word_level().token_sizes[contexts[:, 1:]].sum() - count) > 0.1 * count
 
 
 def test_losses_of_a_model_are_its_cross_entropy(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Model(300, dim=8, depth=1, pattern=parse("mixers", "attention")).double()
-    contexts = of_split(corpus, "test", 7, 5).contexts
-    monkeypatch.setattr("bestiary.slices.losses.LOGITS", 300 * 8 * 2)  # two contexts at a time
-    told: list[tuple[int, int]] = []
-    found = of_model(model, contexts, tell=lambda *counts: told.append(counts))
+    contexts = split_text(corpus, "test", 7, 5).contexts
+    monkeypatch.setattr("bestiary.slices.losses.LOGITS_AT_ONCE", 300 * 8 * 2)  # two contexts at a time
+    reports: list[tuple[int, int]] = []
+    found = model_losses(model, contexts, progress=lambda *counts: reports.append(counts))
     chances = model.parallel(torch.from_numpy(contexts[:, :-1])).log_softmax(-1)
     wanted = -chances.gather(2, torch.from_numpy(contexts[:, 1:, None])).squeeze(2).detach().numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
-    assert told == [(2, 5), (4, 5), (5, 5)]
+    assert reports == [(2, 5), (4, 5), (5, 5)]
     with pytest.raises(ValueError, match="has token 299, the model a vocabulary of 200"):
-        of_model(Model(200, dim=8, depth=1, pattern=parse("mixers", "attention")), np.full((1, 3), 299))
+        model_losses(Model(200, dim=8, depth=1, pattern=parse("mixers", "attention")), np.full((1, 3), 299))
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "json", "jsonl", "txt"])
@@ -76,24 +147,129 @@ def test_log_probabilities_are_read_from_any_kind_of_file(suffix: str, tmp_path:
         "txt": lambda: place.write_text("\n".join(map(str, given.ravel()))),
     }
     write[suffix]()
-    assert (of_file(place, (2, 3)) == -given).all()
+    assert (read_losses(place, (2, 3)) == -given).all()
     with pytest.raises(ValueError, match="holds 6 log-probabilities, the text has 3 contexts of 4 tokens to predict"):
-        of_file(place, (3, 4))
+        read_losses(place, (3, 4))
     place.write_bytes(b"")
     with pytest.raises(ValueError, match=f"a.{suffix} (is no file of log-probabilities|holds 0)"):
-        of_file(place, (2, 3))
+        read_losses(place, (2, 3))
 
 
 def test_numbers_that_are_no_log_probabilities_are_refused(tmp_path: Path) -> None:
     for wrong in (0.5, math.nan):
         np.save(tmp_path / "a.npy", np.array([-1.0, wrong]))
         with pytest.raises(ValueError, match="holds 1 numbers that are no log-probabilities"):
-            of_file(tmp_path / "a.npy", (1, 2))
+            read_losses(tmp_path / "a.npy", (1, 2))
+
+
+KINDS = {
+    "complex": np.array([-1j, -2]),
+    "bool": np.array([False, False]),
+    "records": np.zeros(2, dtype=[("a", "f4"), ("b", "f4")]),
+    "subarrays": np.zeros(1, dtype=[("a", "f4", (2,))]),
+    "text": np.array(["-1", "-2"]),
+    "times": np.array([0, 0], dtype="timedelta64[s]"),
+    "objects": np.array([-1, None], dtype=object),
+}
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_arrays_of_other_than_real_numbers_are_refused(kind: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    (np.save if suffix == "npy" else np.savez)(path, KINDS[kind])
+    with pytest.raises(ValueError, match=f"a.{suffix} is no file of log-probabilities .*an array of ") as fault:
+        read_losses(path, (1, 2))
+    assert "\n" not in str(fault.value)
+
+
+def header(shape: str, dtype: str = "<f8") -> bytes:
+    content = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content
+
+
+HEADERS = {
+    "terabytes": header("(1000000000000,)"),
+    "overflow": header("(4294967296, 4294967296)"),
+    "negative": header("(-2, -1)"),
+    "cut": header("(2,)") + 9 * b"\0",
+    "nested": header("(" * 500 + "1" + ")" * 500),
+    "nonsense": header("[}"),
+    "version 9": b"\x93NUMPY\x09\x00" + header("(2,)")[8:],
+    "huge header": b"\x93NUMPY\x02\x00" + (2**31).to_bytes(4, "little") + b"{}",
+    "numbers of 255 bytes": header("(2,)", "<f255"),
+}
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_that_claims_what_is_not_there_takes_no_memory(kind: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.npy", HEADERS[kind])
+    else:
+        path.write_bytes(HEADERS[kind])
+    assert_refused(path)
+
+
+def assert_refused(path: Path) -> None:
+    """In one line, and with little memory."""
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=path.name) as fault:
+        read_losses(path, (1, 2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "\n" not in str(fault.value)
+    assert len(str(fault.value)) < 400
+    assert peak < 2**22
+
+
+def test_archives_that_unpack_to_a_thousand_times_their_size_are_not_unpacked(tmp_path: Path) -> None:
+    zeros = bytes(2**20)
+    with (
+        zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("a.npy", "w", force_zip64=True) as member,
+    ):
+        member.write(header("(4194304,)"))
+        for _ in range(32):
+            member.write(zeros)
+    assert (tmp_path / "bomb.npz").stat().st_size < 2**16
+    assert_refused(tmp_path / "bomb.npz")
+    with zipfile.ZipFile(tmp_path / "many.npz", "w") as archive:
+        for i in range(1200):
+            archive.writestr(str(i), b"")
+    assert_refused(tmp_path / "many.npz")
+    (tmp_path / "large.txt").write_text("0\n" * 200_000)
+    assert_refused(tmp_path / "large.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "too many|recursion"),
+        ("[" * 3000 + "0, 0" + "]" * 3000, "more than 100 lists|recursion"),
+        ("[" * 200 + "0, 0" + "]" * 200, "more than 100 lists"),
+        ("[true, false]", "bool where numbers are needed"),
+        ('["-1", "-2"]', "str where numbers are needed"),
+        ('{"a": -1}', "dict where numbers are needed"),
+        ("[null, -1]", "NoneType where numbers are needed"),
+        ("[-1" + 5000 * "0" + ", 0]", "Exceeds the limit"),
+        ("[-1" + 400 * "0" + ", 0]", "too large"),
+        ("[-1, -1", "is no file"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+def test_json_of_anything_but_numbers_is_refused(content: str, what: str, suffix: str, tmp_path: Path) -> None:
+    (tmp_path / f"a.{suffix}").write_text(content)
+    with pytest.raises(ValueError, match=what):
+        read_losses(tmp_path / f"a.{suffix}", (1, 2))
+    assert_refused(tmp_path / f"a.{suffix}")
 
 
 def test_other_tokens_predict_the_same_bytes(corpus: Corpus) -> None:
-    text, plain = of_split(corpus, "test", 7), open_tokenizer("bytes")
-    contexts, count = retold(text, plain)
+    text, plain = split_text(corpus, "test", 7), open_tokenizer("bytes")
+    contexts, count = retokenize(text, plain)
     inside = contexts[:, 1:][contexts[:, 1:] != plain.separator]
     assert count == inside.size  # a token is a byte, and the end of a document none
     ends = [

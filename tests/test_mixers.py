@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, convolved, inputs, made, same
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs, unit
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,18 +12,18 @@ from bestiary.spec import parse
 
 
 def test_attention_is_pytorchs_own() -> None:
-    mixer, x = made("attention(heads=4, rotary=False)"), inputs()
+    mixer, x = build_mixer("attention(heads=4, rotary=False)"), inputs()
     other = nn.MultiheadAttention(DIM, 4, bias=False, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
         other.in_proj_weight.copy_(torch.cat([mixer.q.weight, mixer.k.weight, mixer.v.weight]))
         other.out_proj.weight.copy_(mixer.out.weight)
     future = torch.ones(TIME, TIME, dtype=torch.bool).triu(1)
-    same(mixer(x)[0], other(x, x, x, attn_mask=future, need_weights=False)[0])
+    assert_same(mixer(x)[0], other(x, x, x, attn_mask=future, need_weights=False)[0])
 
 
 @pytest.mark.parametrize("options", ["kv_heads=2", "kv_heads=1, window=6", "window=4, sinks=2", "window=1, sinks=1"])
 def test_attention_shares_keys_and_sees_the_window_and_the_sinks(options: str) -> None:
-    mixer, x = made(f"attention(heads=4, rotary=False, {options})"), inputs()
+    mixer, x = build_mixer(f"attention(heads=4, rotary=False, {options})"), inputs()
     q, k, v = (part(x).unflatten(-1, (-1, DIM // 4)) for part in (mixer.q, mixer.k, mixer.v))
     y = torch.zeros(BATCH, TIME, 4, DIM // 4, dtype=torch.float64)
     for i in range(TIME):
@@ -32,35 +32,37 @@ def test_attention_shares_keys_and_sees_the_window_and_the_sinks(options: str) -
             group = head * mixer.kv_heads // 4
             weights = (k[:, seen, group] @ q[:, i, head].unsqueeze(-1) / math.sqrt(DIM // 4)).softmax(1)
             y[:, i, head] = (weights * v[:, seen, group]).sum(1)
-    same(mixer(x)[0], y.flatten(2) @ mixer.out.weight.T)
+    assert_same(mixer(x)[0], y.flatten(2) @ mixer.out.weight.T)
 
 
 @pytest.mark.parametrize("filter", ["short", "explicit", "implicit"])
 def test_base_conv(filter: str) -> None:
-    mixer, x = made(f"base_conv(filter={filter!r}, taps=9)"), inputs()
+    mixer, x = build_mixer(f"base_conv(filter={filter!r}, taps=9)"), inputs()
     if filter == "short":
-        mixed = convolved(x, mixer.filter.filter) + mixer.filter.bias
+        mixed = convolve_plainly(x, mixer.filter.filter) + mixer.filter.bias
     elif filter == "explicit":
-        mixed = convolved(x, mixer.filter.weight) + x
+        mixed = convolve_plainly(x, mixer.filter.weight) + x
     else:
         time = torch.arange(9, dtype=torch.float64)
         angle = 1e-4 * 2 * math.pi * time / 9
         features = torch.stack([time / 8, angle.cos(), -angle.sin()], dim=1)
-        same(mixer.filter.positions, features.float().double())
-        mixed = convolved(x, mixer.filter.network(mixer.filter.positions)) + x
-    same(mixer(x)[0], (x @ mixer.project.weight.T + mixer.project.bias) * mixed + x)
+        assert_same(mixer.filter.positions, features.float().double())
+        mixed = convolve_plainly(x, mixer.filter.network(mixer.filter.positions)) + x
+    assert_same(mixer(x)[0], (x @ mixer.project.weight.T + mixer.project.bias) * mixed + x)
 
 
 def test_long_conv() -> None:
-    mixer, x = made("long_conv(taps=9, squash=0.05)"), inputs()
+    mixer, x = build_mixer("long_conv(taps=9, squash=0.05)"), inputs()
     taps = torch.where(mixer.weight > 0, 1.0, -1.0) * (mixer.weight.abs() - 0.05).clamp(min=0)
-    first, second = (F.gelu(convolved(x, taps) + mixer.skip * x) @ mixer.out.weight.T + mixer.out.bias).chunk(2, -1)
-    same(mixer(x)[0], first * second.sigmoid())
+    first, second = (F.gelu(convolve_plainly(x, taps) + mixer.skip * x) @ mixer.out.weight.T + mixer.out.bias).chunk(
+        2, -1
+    )
+    assert_same(mixer(x)[0], first * second.sigmoid())
 
 
 def test_hyena() -> None:
-    mixer, x = made("hyena(taps=16, features=5)"), inputs()
-    x1, x2, v = (convolved(mixer.project(x), mixer.short.filter) + mixer.short.bias).chunk(3, dim=-1)
+    mixer, x = build_mixer("hyena(taps=16, features=5)"), inputs()
+    x1, x2, v = (convolve_plainly(mixer.project(x), mixer.short.filter) + mixer.short.bias).chunk(3, dim=-1)
     time = torch.arange(16, dtype=torch.float64)
     angles = [2 * math.pi * time / 16 * band for band in (1e-4, 1.0)]
     z = torch.stack([time / 15, *(a.cos() for a in angles), *(-a.sin() for a in angles)], dim=1).float().double()
@@ -69,15 +71,15 @@ def test_hyena() -> None:
     rates = torch.linspace(math.log(100) / 1.5, math.log(100) / 0.3, DIM, dtype=torch.float64)
     taps = mixer.filter.last(z) * torch.exp(-(time / 15).unsqueeze(1) * rates)
     gated = x1 * v
-    y = mixer.out(x2 * (convolved(gated, taps) + mixer.skip * gated))
+    y = mixer.out(x2 * (convolve_plainly(gated, taps) + mixer.skip * gated))
     torch.testing.assert_close(mixer(x)[0], y, rtol=1e-5, atol=1e-5)  # its window is kept in float32
 
 
 def test_h3() -> None:
     head, modes = 2, 4
-    mixer, x = made(f"h3(state={2 * modes}, head={head})"), inputs()
+    mixer, x = build_mixer(f"h3(state={2 * modes}, head={head})"), inputs()
     q, k, v = mixer.q(x), mixer.k(x), mixer.v(x)
-    k = convolved(k, mixer.shift.filter) + mixer.shift_skip * k
+    k = convolve_plainly(k, mixer.shift.filter) + mixer.shift_skip * k
     system = mixer.diagonal
     a = torch.complex(-system.decay.exp(), system.turn) * system.log_dt.exp().unsqueeze(1)
     step, enter = (1 + a / 2) / (1 - a / 2), torch.complex(*system.b) * system.log_dt.exp().unsqueeze(1) / (1 - a / 2)
@@ -90,20 +92,20 @@ def test_h3() -> None:
             state = step[h] * state + enter[h] * product.unsqueeze(-1)
             read = 2 * (state * torch.complex(*system.c)[h]).sum(-1).real + mixer.skip[h] * product
             y[:, t, h] = (q[:, t, part].unsqueeze(2) * read).sum(1)
-    same(mixer(x)[0], mixer.out(y.flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
 def test_based() -> None:
-    mixer, x = made("based(heads=2, features=8)"), inputs()
+    mixer, x = build_mixer("based(heads=2, features=8)"), inputs()
     q, k, v = (z.unflatten(-1, (2, -1)).transpose(1, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
     s = q @ k.mT / math.sqrt(8)
     weights = (1 + s + s**2 / 2).tril()
     y = weights @ v / weights.sum(-1, keepdim=True)
-    same(mixer(x)[0], mixer.out(y.transpose(1, 2).flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.transpose(1, 2).flatten(2)))
 
 
 def test_rwkv4() -> None:
-    mixer, x = made("rwkv4(layer=1, layers=3)"), inputs()
+    mixer, x = build_mixer("rwkv4(layer=1, layers=3)"), inputs()
     before = F.pad(x, (0, 0, 1, -1))
     r, k, v = (m(mu * x + (1 - mu) * before) for m, mu in zip((mixer.r, mixer.k, mixer.v), mixer.mix, strict=True))
     w, y = mixer.decay.exp(), torch.zeros_like(x)
@@ -113,12 +115,12 @@ def test_rwkv4() -> None:
             weight = (-(t - 1 - i) * w + k[:, i]).exp()
             top, bottom = top + weight * v[:, i], bottom + weight
         y[:, t] = top / bottom
-    same(mixer(x)[0], mixer.out(r.sigmoid() * y))
+    assert_same(mixer(x)[0], mixer.out(r.sigmoid() * y))
 
 
 def test_mamba() -> None:
-    mixer, x = made("mamba(state=4, conv=3)"), inputs()
-    inner = F.silu(convolved(mixer.into(x), mixer.conv.filter) + mixer.conv.bias)
+    mixer, x = build_mixer("mamba(state=4, conv=3)"), inputs()
+    inner = F.silu(convolve_plainly(mixer.into(x), mixer.conv.filter) + mixer.conv.bias)
     low, b, c = (inner @ mixer.low.weight.T).split([DIM // 16, 4, 4], dim=-1)
     dt, a = F.softplus(mixer.dt(low)), -mixer.rate.exp()
     h, y = torch.zeros(BATCH, 2 * DIM, 4, dtype=torch.float64), torch.zeros_like(inner)
@@ -126,14 +128,14 @@ def test_mamba() -> None:
         enter = dt[:, t].unsqueeze(2) * b[:, t].unsqueeze(1) * inner[:, t].unsqueeze(2)
         h = torch.exp(dt[:, t].unsqueeze(2) * a) * h + enter
         y[:, t] = (h * c[:, t].unsqueeze(1)).sum(-1) + mixer.skip * inner[:, t]
-    same(mixer(x)[0], mixer.out(y * F.silu(mixer.gate(x))))
+    assert_same(mixer(x)[0], mixer.out(y * F.silu(mixer.gate(x))))
 
 
 def test_gated_delta() -> None:
-    mixer, x = made("gated_delta(heads=2, key=8, value=6)"), inputs()
-    mixed = F.silu(convolved(mixer.qkv(x), mixer.conv.filter))
+    mixer, x = build_mixer("gated_delta(heads=2, key=8, value=6)"), inputs()
+    mixed = F.silu(convolve_plainly(mixer.qkv(x), mixer.conv.filter))
     q, k, v = (z.unflatten(-1, (2, -1)) for z in mixed.split([16, 16, 12], dim=-1))
-    q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+    q, k = unit(q), unit(k)
     alpha, beta = (-mixer.rate.exp() * F.softplus(mixer.decay(x) + mixer.dt)).exp(), mixer.beta(x).sigmoid()
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
     for t in range(TIME):
@@ -142,7 +144,7 @@ def test_gated_delta() -> None:
         state = alpha[:, t, :, None, None] * (one - write * key @ key.mT) @ state + write * key @ v[:, t].unsqueeze(-2)
         y[:, t] = (q[:, t].unsqueeze(-2) @ state).squeeze(-2)
     y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
-    same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
 
 
 def test_initial_weights_are_the_papers() -> None:
@@ -171,7 +173,7 @@ def test_linear_maps_of_the_papers_code_start_small(name: str) -> None:
 
 
 def test_rwkv4_keeps_sums_that_would_overflow() -> None:
-    mixer = made("rwkv4").float()
+    mixer = build_mixer("rwkv4").float()
     with torch.no_grad():
         mixer.k.weight.mul_(1e3)
     y, _ = mixer(100 * inputs().float())

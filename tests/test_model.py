@@ -89,3 +89,25 @@ def test_memory_counts_what_must_be_kept() -> None:
     assert memory(lambda: Model(50, dim=32, depth=1, pattern=parse("mixers", "h3(state=4)")), time=9) == Memory(
         3 * 32 + 32 * 2 * 2, 4 * 3 * 32 + 8 * 32 * 2
     )
+
+
+@pytest.mark.parametrize("channel", ["mlp", "swiglu", "copy", "none"])
+@pytest.mark.parametrize(("rows", "time"), [(2, 0), (0, 0), (0, 5)])
+def test_no_tokens_give_no_logits_and_leave_the_state(channel: str, rows: int, time: int) -> None:
+    made, before = model(channel=channel), torch.randint(50, (rows, 6))
+    nothing, rest = torch.randint(50, (rows, time)), torch.randint(50, (rows, 4))
+    targets = torch.full((rows, time), SILENT)
+    assert made.parallel(nothing).shape == (rows, time, 50)
+    assert made.answer(Batch(nothing, targets, {}))[0].shape == (0, 50)
+    for state in (None, made(before)[1]):
+        logits, after = made(nothing, state)
+        assert logits.shape == (rows, time, 50)
+        assert after.time == (0 if state is None else 6) + time
+        if not time:
+            torch.testing.assert_close(made(rest, after)[0], made(rest, state)[0], rtol=0, atol=0)
+
+
+def test_a_model_that_answers_from_its_last_output_has_none_without_tokens() -> None:
+    made = model(bottleneck=9)
+    assert made.parallel(torch.zeros(2, 0, dtype=torch.long)).shape == (2, 0, 50)
+    assert made.parallel(torch.zeros(0, 9, dtype=torch.long)).shape == (0, 9, 50)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bestiary.spec import parse
-from bestiary.tasks._draw import distinct, repeats
+from bestiary.tasks._draw import distinct, repeats_earlier
 from bestiary.tasks._task import SILENT, stream
 from bestiary.tasks.mqar import MQAR
 
@@ -110,7 +110,7 @@ def test_keys_and_values_are_distinct_and_uniform() -> None:
 def test_repeats_are_found_either_way(size: int) -> None:
     drawn = torch.randint(30, (50, size))
     wanted = [[row[i] in row[:i] for i in range(size)] for row in drawn.tolist()]
-    assert repeats(drawn, 30).tolist() == wanted
+    assert repeats_earlier(drawn, 30).tolist() == wanted
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bestiary.report.plot import LOOKS, Line, matrix, panels, save
+from bestiary.report.plot import LINE_STYLES, Line, matrix, panels, save_figure
 
 LINES = [
     Line("attention", [64, 128], [1.0, 1.0], [0.99, 0.99], [1.0, 1.0]),
@@ -15,7 +15,7 @@ LINES = [
 
 
 def test_a_figure_is_the_same_file_every_time(tmp_path: Path) -> None:
-    one, two = (save(panels({"p": LINES}, x="width"), tmp_path / name) for name in ("one", "two"))
+    one, two = (save_figure(panels({"p": LINES}, x="width"), tmp_path / name) for name in ("one", "two"))
     assert [path.suffix for path in one] == [".svg", ".png"]
     for a, b in zip(one, two, strict=True):
         assert a.read_bytes() == b.read_bytes()
@@ -33,7 +33,11 @@ def test_published_points_share_the_colour_of_ours_and_are_hollow() -> None:
 
 
 def test_lines_differ_without_colour() -> None:
-    assert len({marker for _, marker, _ in LOOKS}) == len({str(dash) for _, _, dash in LOOKS}) == len(LOOKS)
+    assert (
+        len({marker for _, marker, _ in LINE_STYLES})
+        == len({str(dash) for _, _, dash in LINE_STYLES})
+        == len(LINE_STYLES)
+    )
 
 
 def test_panels_share_one_legend() -> None:

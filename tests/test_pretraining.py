@@ -10,39 +10,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_text import logged, losses, recipe, stopped, written
+from small_text import loss_rows, read_log, read_until, small_recipe, write_corpus
 from torch.nn import functional as F
 
-from bestiary.corpus.corpus import Corpus
+from bestiary.corpus.corpus import Corpus, open_corpus
 from bestiary.lm.generation import generate
-from bestiary.lm.loop import pretrain, rate, sequences
+from bestiary.lm.loop import learning_rate, pretrain, read_sequences
 from bestiary.lm.pretraining import Pretraining, open_run
-from bestiary.lm.suites import SIZES, parameters, suite
+from bestiary.lm.suites import SIZES, count_parameters, suite
 from bestiary.model import Model, SwiGLU
 from bestiary.spec import parse
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Corpus:
-    return written(tmp_path / "corpus")
+    return write_corpus(tmp_path / "corpus")
 
 
 def test_a_recipe_of_a_pretraining_survives_its_file_and_is_named_by_what_it_says() -> None:
-    given = recipe(pattern="2*base_conv, attention(heads=2)")
+    given = small_recipe(pattern="2*base_conv, attention(heads=2)")
     assert Pretraining(**json.loads(json.dumps(given.json()))) == given
     assert given.json()["kind"] == "pretraining"
     assert given.tokens == 20 * 4 * 16
-    assert len({given.key, recipe().key, recipe(floor=0.2).key, recipe(corpus="x").key}) == 4
+    assert len({given.key, small_recipe().key, small_recipe(floor=0.2).key, small_recipe(corpus="x").key}) == 4
     with pytest.raises(ValueError, match="did you mean 'steps'"):
-        recipe(step=3)
+        small_recipe(step=3)
 
 
 def test_an_epoch_reads_every_context_once_from_an_offset_and_in_an_order_of_its_own() -> None:
-    given, text = recipe(), np.arange(1000, dtype=np.uint16)
+    given, text = small_recipe(), np.arange(1000, dtype=np.uint16)
     count = len(text) // given.context - 1
     starts = []
     for epoch in range(2):
-        read = sequences(text, given, range(epoch * count, (epoch + 1) * count))
+        read = read_sequences(text, given, range(epoch * count, (epoch + 1) * count))
         assert (read.diff(dim=1) == 1).all()
         assert read.shape == (count, given.context + 1)
         starts.append(read[:, 0].tolist())
@@ -50,16 +50,18 @@ def test_an_epoch_reads_every_context_once_from_an_offset_and_in_an_order_of_its
     orders = [[start - min(read) for start in read] for read in starts]
     assert orders[0] != orders[1]
     assert min(starts[0]) != min(starts[1])
-    whole = sequences(text, given, range(50, 90))
-    assert torch.equal(torch.cat([sequences(text, given, range(50, 63)), sequences(text, given, range(63, 90))]), whole)
-    assert not torch.equal(sequences(text, recipe(seed=1), range(50, 90)), whole)
+    whole = read_sequences(text, given, range(50, 90))
+    assert torch.equal(
+        torch.cat([read_sequences(text, given, range(50, 63)), read_sequences(text, given, range(63, 90))]), whole
+    )
+    assert not torch.equal(read_sequences(text, small_recipe(seed=1), range(50, 90)), whole)
 
 
 def test_the_rate_rises_in_a_line_and_falls_along_a_cosine_to_its_floor() -> None:
-    given = recipe(steps=104, warmup=4, rate=1.0, floor=0.1)
-    assert [rate(given, step) for step in (1, 2, 4)] == [0.25, 0.5, 1.0]
-    assert rate(given, 54) == pytest.approx(0.55)
-    assert rate(given, 104) == pytest.approx(0.1)
+    given = small_recipe(steps=104, warmup=4, rate=1.0, floor=0.1)
+    assert [learning_rate(given, step) for step in (1, 2, 4)] == [0.25, 0.5, 1.0]
+    assert learning_rate(given, 54) == pytest.approx(0.55)
+    assert learning_rate(given, 104) == pytest.approx(0.1)
 
 
 def test_swiglu_is_its_formula() -> None:
@@ -70,14 +72,14 @@ def test_swiglu_is_its_formula() -> None:
 
 
 def test_a_trained_model_opens_and_has_the_loss_that_its_log_says(text: Corpus, tmp_path: Path) -> None:
-    rows = list(pretrain(recipe(), text, tmp_path))
-    place = tmp_path / recipe().key
-    assert rows == logged(place)
+    rows = list(pretrain(small_recipe(), text, tmp_path))
+    place = tmp_path / small_recipe().key
+    assert rows == read_log(place)
     assert [(row["step"], row["split"]) for row in rows[-3:]] == [(20, "train"), (20, "selection"), (20, "test")]
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.2
-    assert list(pretrain(recipe(), text, tmp_path)) == []
+    assert list(pretrain(small_recipe(), text, tmp_path)) == []
     opened, model = open_run(place)
-    assert opened == recipe()
+    assert opened == small_recipe()
     assert not model.training
     given = torch.from_numpy(text.contexts("test", 16, 20))
     loss = F.cross_entropy(model(given[:, :-1])[0].flatten(0, 1), given[:, 1:].flatten())
@@ -87,23 +89,23 @@ def test_a_trained_model_opens_and_has_the_loss_that_its_log_says(text: Corpus, 
 
 
 def test_parts_of_a_batch_change_rounding_alone(text: Corpus, tmp_path: Path) -> None:
-    few = recipe(steps=8, every=4)
-    whole = losses(list(pretrain(few, text, tmp_path / "whole")))
-    parts = losses(list(pretrain(few, text, tmp_path / "parts", accumulate=4)))
+    few = small_recipe(steps=8, every=4)
+    whole = loss_rows(list(pretrain(few, text, tmp_path / "whole")))
+    parts = loss_rows(list(pretrain(few, text, tmp_path / "parts", accumulate=4)))
     assert [loss for *_, loss in parts] == pytest.approx([loss for *_, loss in whole], rel=1e-4)
     with pytest.raises(ValueError, match="4 sequences a step do not fall into 3"):
-        list(pretrain(recipe(), text, tmp_path / "thirds", accumulate=3))
+        list(pretrain(small_recipe(), text, tmp_path / "thirds", accumulate=3))
 
 
 @pytest.mark.parametrize("pattern", ["attention(heads=2)", "gated_delta(heads=2), base_conv"])
 def test_a_stopped_run_goes_on_to_the_bit_and_has_no_row_twice(text: Corpus, tmp_path: Path, pattern: str) -> None:
-    given = recipe(pattern=pattern, dropout=0.1)
-    whole = losses(list(pretrain(given, text, tmp_path / "whole")))
-    stopped(pretrain(given, text, tmp_path / "cut", save_every=7), 10)
-    stopped(pretrain(given, text, tmp_path / "cut", save_every=7), 15)
+    given = small_recipe(pattern=pattern, dropout=0.1)
+    whole = loss_rows(list(pretrain(given, text, tmp_path / "whole")))
+    read_until(pretrain(given, text, tmp_path / "cut", save_every=7), 10)
+    read_until(pretrain(given, text, tmp_path / "cut", save_every=7), 15)
     rest = list(pretrain(given, text, tmp_path / "cut", save_every=7))
     assert rest[0]["step"] == 15
-    assert losses(logged(tmp_path / "cut" / given.key)) == whole
+    assert loss_rows(read_log(tmp_path / "cut" / given.key)) == whole
 
 
 KILLED = """
@@ -113,8 +115,8 @@ torch.set_num_threads(1)
 sys.path.insert(0, {tests!r})
 from bestiary.corpus.corpus import open_corpus
 from bestiary.lm.loop import pretrain
-from small_text import recipe
-for row in pretrain(recipe(), open_corpus({corpus!r}), {folder!r}, save_every=7):
+from small_text import loss_rows, read_log, read_until, small_recipe, write_corpus
+for row in pretrain(small_recipe(), open_corpus({corpus!r}), {folder!r}, save_every=7):
     if row["step"] == 15:
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -122,18 +124,18 @@ for row in pretrain(recipe(), open_corpus({corpus!r}), {folder!r}, save_every=7)
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_bit(text: Corpus, tmp_path: Path) -> None:
-    whole = losses(list(pretrain(recipe(), text, tmp_path / "whole")))
+    whole = loss_rows(list(pretrain(small_recipe(), text, tmp_path / "whole")))
     names = {"tests": str(Path(__file__).parent), "corpus": str(text.folder), "folder": str(tmp_path / "cut")}
     done = subprocess.run([sys.executable, "-c", KILLED.format(**names)], check=False)
     assert done.returncode == -signal.SIGKILL
-    place = tmp_path / "cut" / recipe().key
-    assert max(row["step"] for row in logged(place)) == 15
-    list(pretrain(recipe(), text, tmp_path / "cut"))
-    assert losses(logged(place)) == whole
+    place = tmp_path / "cut" / small_recipe().key
+    assert max(row["step"] for row in read_log(place)) == 15
+    list(pretrain(small_recipe(), text, tmp_path / "cut"))
+    assert loss_rows(read_log(place)) == whole
 
 
 def test_a_diverged_run_ends_as_such_and_does_not_open(text: Corpus, tmp_path: Path) -> None:
-    given = recipe(rate=1e30, clip=None, warmup=0)
+    given = small_recipe(rate=1e30, clip=None, warmup=0)
     rows = list(pretrain(given, text, tmp_path))
     assert math.isnan(rows[-1]["loss"])
     assert json.loads((tmp_path / given.key / "done").read_text())["outcome"] == "diverged"
@@ -142,21 +144,40 @@ def test_a_diverged_run_ends_as_such_and_does_not_open(text: Corpus, tmp_path: P
 
 
 def test_a_run_belongs_to_one_worker_and_one_corpus(text: Corpus, tmp_path: Path) -> None:
-    rows = pretrain(recipe(), text, tmp_path)
+    rows = pretrain(small_recipe(), text, tmp_path)
     next(rows)
     with pytest.raises(ValueError, match="is being carried out by .* process"):
-        next(pretrain(recipe(), text, tmp_path))
+        next(pretrain(small_recipe(), text, tmp_path))
     rows.close()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValueError, match="the recipe is for corpus other"):
-        next(pretrain(recipe(corpus="other"), text, tmp_path))
+        next(pretrain(small_recipe(corpus="other"), text, tmp_path))
     with pytest.raises(ValueError, match="5 tokens are fewer than the 60"):
-        next(pretrain(recipe(vocab=5), text, tmp_path))
+        next(pretrain(small_recipe(vocab=5), text, tmp_path))
     with pytest.raises(LookupError, match="is no run"):
         open_run(tmp_path)
 
 
+@pytest.mark.parametrize("split", ["selection", "test"])
+def test_what_could_not_be_scored_is_refused_before_it_is_trained(text: Corpus, tmp_path: Path, split: str) -> None:
+    short = {**text.manifest, "splits": text.manifest["splits"] | {split: {"tokens": 16}}}
+    np.zeros(16, np.uint16).tofile(text.folder / f"{split}.bin")
+    (text.folder / "manifest.json").write_text(json.dumps(short))
+    given = open_corpus(text.folder)
+    with pytest.raises(ValueError, match=f"{split} of .* has 16 tokens: one context of 16 needs 17"):
+        next(pretrain(small_recipe(), given, tmp_path / "models"))
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_corpus_without_its_tokenizer_is_refused_before_training(text: Corpus, tmp_path: Path) -> None:
+    (text.folder / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"tokenizer\.json is missing"):
+        next(pretrain(small_recipe(), text, tmp_path / "models"))
+
+
 def test_bfloat16_trains_to_about_the_same_loss(text: Corpus, tmp_path: Path) -> None:
-    exact, rough = (list(pretrain(recipe(precision=p, steps=8), text, tmp_path))[-1] for p in ("float32", "bfloat16"))
+    exact, rough = (
+        list(pretrain(small_recipe(precision=p, steps=8), text, tmp_path))[-1] for p in ("float32", "bfloat16")
+    )
     assert rough["loss"] != exact["loss"]
     assert rough["loss"] == pytest.approx(exact["loss"], rel=0.02)
 
@@ -192,14 +213,36 @@ def test_drawn_tokens_follow_the_seed_and_are_among_the_likeliest() -> None:
         generate(model, prompt[:, :0], 1)
 
 
+def test_the_smallest_temperature_is_greedy_and_one_that_is_no_number_is_refused() -> None:
+    model, prompt = Model(40, dim=16, depth=1, pattern=parse("mixers", "attention")), torch.randint(40, (2, 9))
+    greedy = generate(model, prompt, 8, temperature=0.0)
+    for temperature in (1e-40, 5e-324):
+        assert torch.equal(generate(model, prompt, 8, temperature=temperature, top_k=5), greedy)
+    for temperature in (math.inf, math.nan, -1.0):
+        with pytest.raises(ValueError, match="must be a finite number, at least 0"):
+            generate(model, prompt, 8, temperature=temperature)
+    with torch.no_grad():
+        model.embed.weight[7] = math.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(ValueError, match="logits are not numbers"):
+            generate(model, prompt, 8, temperature=temperature)
+
+
+def test_tokens_that_the_tokenizer_lacks_are_never_written() -> None:
+    model, prompt = Model(400, dim=16, depth=1, pattern=parse("mixers", "attention")), torch.randint(40, (4, 9))
+    assert generate(model, prompt, 30).max() >= 40
+    for options in ({}, {"temperature": 0.0}, {"top_k": 390}):
+        assert generate(model, prompt, 30, vocab=40, **options).max() < 40
+
+
 def check_sizes(size: str) -> None:
     laptop = SIZES[size].training["context"] == 256
     models = suite("zoology", size, corpus="x", vocab=4096 if laptop else 50257)
     assert [*models][:6] == ["attention", "long_conv", "h3", "hyena", "rwkv4", "base_conv"]
-    wanted = parameters(models["attention"], embeddings=not laptop)
+    wanted = count_parameters(models["attention"], embeddings=not laptop)
     assert wanted == pytest.approx(float(size[:-1]) * {"M": 1e6, "B": 1e9}[size[-1]], rel=0.25)
     for name, made in models.items():
-        assert parameters(made, embeddings=not laptop) == pytest.approx(wanted, rel=0.15), name
+        assert count_parameters(made, embeddings=not laptop) == pytest.approx(wanted, rel=0.15), name
         kinds = [part.name for part in made.pattern]
         layers = [kinds[i % len(kinds)] for i in range(made.depth)]
         assert len(layers) - layers.count("base_conv") == 3 or not name.startswith("hybrid"), name

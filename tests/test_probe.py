@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from bestiary.lm.journal import Journal
 from bestiary.lm.probe import CITIES, DID, HOW, NAMES, NOUNS, SURNAMES, WHEN, WHO, probe
-from bestiary.lm.reader import Reader, Score, carrying, reader, reading_again, with_cache
+from bestiary.lm.reader import Reader, Score, cached_step, choose_step, make_reader, uncached_step
 from bestiary.runs.intervals import wilson
 
 SMALL: dict[str, Any] = {"entries": (6, 20), "words": (0, 60), "needles": 5, "depths": (0.0, 0.5, 1.0), "contexts": 6}
@@ -27,7 +28,7 @@ def oracle(rows: Sequence[tuple[str, str]]) -> list[Score]:
     return found
 
 
-def kept(rows: list[tuple[str, str]]) -> Reader:
+def recording_reader(rows: list[tuple[str, str]]) -> Reader:
     """Answers at random, and keeps what was asked."""
     rng = Random(0)
 
@@ -48,12 +49,19 @@ def test_what_looks_up_the_answer_scores_one_everywhere() -> None:
 
 
 def test_what_guesses_scores_chance_and_a_tie_is_a_guess() -> None:
-    rows = list(probe(kept([]), **SMALL | {"contexts": 100}))
+    rows = list(probe(recording_reader([]), **SMALL | {"contexts": 100}))
     assert sum(row.low <= row.chance <= row.high for row in rows) >= 0.85 * len(rows)
     assert {round(1 / row.chance) for row in rows} == {3, 4, 5, 6, 16}
     asked: list[tuple[str, str]] = []
     (row,) = probe(
-        kept(asked), tasks=("mqar",), entries=(9,), words=(0,), shots=(2,), contexts=5, questions=3, choices=4
+        recording_reader(asked),
+        tasks=("mqar",),
+        entries=(9,),
+        words=(0,),
+        shots=(2,),
+        contexts=5,
+        questions=3,
+        choices=4,
     )
     assert (row.chance, row.asked, len(asked)) == (1 / 4, 15, 60)
     for row in probe(lambda asked: [Score(0.0, False)] * len(asked), **SMALL):
@@ -62,17 +70,51 @@ def test_what_guesses_scores_chance_and_a_tie_is_a_guess() -> None:
         assert (row.low, row.high) == wilson(row.ranked, row.asked)
 
 
+def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path: Path) -> None:
+    whole, asked, seen = list(probe(recording_reader([]), **TINY)), [], []
+    read = recording_reader(asked)
+
+    def interrupted(rows: Sequence[tuple[str, str]]) -> Sequence[Score]:
+        if len({prompt for prompt, _ in asked}) >= 20:
+            raise KeyboardInterrupt
+        return read(rows)
+
+    with Journal(tmp_path / "j.jsonl", {"of": "this"}) as journal, pytest.raises(KeyboardInterrupt):
+        list(probe(interrupted, journal=journal, **TINY))
+    before = len(asked)
+    with Journal(tmp_path / "j.jsonl", {"of": "this"}) as journal:
+        rows = list(probe(read, journal=journal, progress=lambda *counts: seen.append(counts), **TINY))
+    assert repr(rows) == repr(whole)
+    assert len({prompt for prompt, _ in asked}) == len({prompt for prompt, _ in asked[:before]}) + 96 - before // 7
+    assert seen == sorted(seen)
+    assert (seen[0], seen[-1]) == ((before // 7, 96), (96, 96))
+
+
+def test_a_model_of_nan_is_refused() -> None:
+    import torch
+
+    from bestiary.corpus.tokenizers import open_tokenizer
+    from bestiary.model import Model
+    from bestiary.spec import parse
+
+    model = Model(257, dim=8, depth=1, pattern=parse("mixers", "attention")).eval()
+    with torch.no_grad():
+        model.embed.weight[100] = torch.nan
+    with pytest.raises(ValueError, match="logits are not numbers"):
+        next(probe(model, open_tokenizer("bytes"), **TINY))
+
+
 def test_the_same_seed_asks_the_same_and_another_asks_otherwise() -> None:
     one, same, other = [], [], []
     for seed, rows in ((0, one), (0, same), (1, other)):
-        list(probe(kept(rows), seed=seed, **SMALL))
+        list(probe(recording_reader(rows), seed=seed, **SMALL))
     assert one == same
     assert not {prompt for prompt, _ in one} & {prompt for prompt, _ in other}
 
 
 def test_solved_questions_stand_before_the_asked_one_and_their_values_are_no_choices() -> None:
     rows: list[tuple[str, str]] = []
-    list(probe(kept(rows), tasks=("phone_book",), shots=(2,), entries=(5,), contexts=1, questions=1))
+    list(probe(recording_reader(rows), tasks=("phone_book",), shots=(2,), entries=(5,), contexts=1, questions=1))
     book, asked = rows[0][0].split("From the phone book above, the numbers of some people:\n\n")
     *solved, question = asked.split("\n")
     assert len(solved) == 2
@@ -85,7 +127,11 @@ def test_solved_questions_stand_before_the_asked_one_and_their_values_are_no_cho
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
 def test_the_needle_asked_for_lies_at_its_depth(depth: float) -> None:
     rows: list[tuple[str, str]] = []
-    list(probe(kept(rows), tasks=("needle",), words=(400,), needles=4, shots=(0,), depths=(depth,), contexts=5))
+    list(
+        probe(
+            recording_reader(rows), tasks=("needle",), words=(400,), needles=4, shots=(0,), depths=(depth,), contexts=5
+        )
+    )
     for prompt, _ in rows:
         context, question = prompt.split("\n\n")
         before, after = (part.split() for part in context.split(question))
@@ -100,7 +146,11 @@ def test_made_up_text_holds_nothing_that_is_asked_for_and_other_text_is_taken_as
     assert len({*NOUNS.split()}) == len(NOUNS.split())
     (tmp_path / "text.txt").write_text(" ".join(f"w{i}" for i in range(50)))
     rows: list[tuple[str, str]] = []
-    list(probe(kept(rows), tasks=("mqar",), entries=(5,), words=(30,), shots=(0,), text=tmp_path / "text.txt"))
+    list(
+        probe(
+            recording_reader(rows), tasks=("mqar",), entries=(5,), words=(30,), shots=(0,), text=tmp_path / "text.txt"
+        )
+    )
     assert all(len(re.findall(r"\bw\d+\b", prompt)) == 30 for prompt, _ in rows)
     with pytest.raises(ValueError, match="has 50 words, 60 are asked for"):
         probe(oracle, words=(60,), text=tmp_path / "text.txt")
@@ -145,17 +195,17 @@ def test_models_of_transformers_are_read_as_by_definition_and_at_random_score_ch
     for made in SMALL_MODELS:
         model = made(len(tokenizer)).double().eval()
         rows: list[tuple[str, str]] = []
-        list(probe(kept(rows), **TINY | {"contexts": 1, "questions": 2}))
+        list(probe(recording_reader(rows), **TINY | {"contexts": 1, "questions": 2}))
         rows = rows[:14]  # those of one context
-        assert carrying(model).__qualname__.startswith("with_cache"), "nothing is read twice"
-        scores = reader(model, tokenizer, rows=3)(rows)
+        assert choose_step(model).__qualname__.startswith("cached_step"), "nothing is read twice"
+        scores = make_reader(model, tokenizer, rows=3)(rows)
         assert [score.log_likelihood for score in scores] == pytest.approx(slow_scores(model, tokenizer, rows))
     prompt = tokenizer.encode(rows[0][0])
     model = SMALL_MODELS[0](len(tokenizer)).eval()
     written = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=3, pad_token_id=0)[0]
     answer = tokenizer.decode(written[len(prompt) :])
     assert tokenizer.encode(rows[0][0] + answer) == written.tolist()
-    score, other = reader(model, tokenizer)([(rows[0][0], answer), (rows[0][0], answer + "x")])
+    score, other = make_reader(model, tokenizer)([(rows[0][0], answer), (rows[0][0], answer + "x")])
     assert score.greedy
     assert score.log_likelihood > other.log_likelihood
     found = list(probe(model, tokenizer, **TINY))
@@ -183,9 +233,9 @@ def test_a_cache_that_forgets_is_not_used() -> None:
 
     model = SMALL_MODELS[0](40).eval()
     with torch.no_grad():
-        assert carrying(model).__qualname__.startswith(with_cache.__name__)
+        assert choose_step(model).__qualname__.startswith(cached_step.__name__)
         model.transformer.wpe.weight.mul_(30)
-        assert carrying(Forgets(model)).__qualname__.startswith(reading_again.__name__)
+        assert choose_step(Forgets(model)).__qualname__.startswith(uncached_step.__name__)
 
 
 def test_a_model_of_ours_is_read_as_by_definition() -> None:
@@ -197,7 +247,7 @@ def test_a_model_of_ours_is_read_as_by_definition() -> None:
 
     model = Model(257, dim=16, depth=2, pattern=parse("mixers", "attention, gated_delta")).double().eval()
     rows = [("a: bc, de: fgh, a:", " bc"), ("a: bc, de: fgh, a:", " fgh"), ("a: bc, de: fgh, de:", " x")]
-    scores = reader(model, open_tokenizer("bytes"), rows=2)(rows)
+    scores = make_reader(model, open_tokenizer("bytes"), rows=2)(rows)
     for (prompt, answer), score in zip(rows, scores, strict=True):
         tokens = torch.tensor(list((prompt + answer).encode()))
         chances = model.parallel(tokens.unsqueeze(0)).log_softmax(-1)[0, len(prompt) - 1 : -1]

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from bestiary.runs.store import Store, get, numbered
+from bestiary.runs.store import Store, list_claims, read_json
 from bestiary.runs.table import results
 from bestiary.sweep import Event, sweep
-from bestiary.sweep.jobs import How
+from bestiary.sweep.jobs import WorkerConfig
 from bestiary.sweep.ray_cluster import RayCluster, connect
 from bestiary.training.recipe import Recipe, clean
 
@@ -132,14 +132,14 @@ def test_a_killed_worker_and_a_stopped_node_change_no_number(cluster: Any, tmp_p
     for _ in sweep(asked, plain, together="never"):
         pass
     second = cluster.add_node(**NODE)
-    executor = RayCluster(cluster.address, How(str(store.folder)))
-    wait_for(lambda: executor.hear(0.1) or executor.free() == 2)
+    executor = RayCluster(cluster.address, WorkerConfig(str(store.folder)))
+    wait_for(lambda: executor.poll(0.1) or executor.free() == 2)
     seen: list[Event] = []
     stopped = killed = False
     for event in sweep(asked, store, executor=executor, together="never"):
         seen.append(event)
-        if event.kind == "measured" and event.what.step <= 40 and not (killed and stopped):
-            process = get(numbered(store.folder / event.recipe.key)[-1] / "owner.json")["process"]
+        if event.kind == "measured" and event.detail.step <= 40 and not (killed and stopped):
+            process = read_json(list_claims(store.folder / event.recipe.key)[-1] / "owner.json")["process"]
             is_second = parent(process) == second.all_processes["raylet"][0].process.pid
             if is_second and killed:
                 stopped = True
@@ -152,7 +152,7 @@ def test_a_killed_worker_and_a_stopped_node_change_no_number(cluster: Any, tmp_p
     kinds = Counter(event.kind for event in seen)
     assert (kinds["ended"], kinds["failed"]) == (10, 0)
     assert kinds["retried"] == 2
-    assert all("the worker died" in event.what for event in seen if event.kind == "retried")
+    assert all("the worker died" in event.detail for event in seen if event.kind == "retried")
     keys = [recipe.key for recipe in asked]
     here, there = (results(store, keys)[0].drop(columns="seconds") for store in (plain, store))
     assert here.equals(there)
@@ -165,11 +165,11 @@ def test_a_killed_worker_and_a_stopped_node_change_no_number(cluster: Any, tmp_p
 
 
 def test_a_node_that_joins_later_is_used(cluster: Any, tmp_path: Path) -> None:
-    executor = RayCluster(cluster.address, How(str(tmp_path)))
+    executor = RayCluster(cluster.address, WorkerConfig(str(tmp_path)))
     assert executor.free() == 1
     more = cluster.add_node(**NODE)
     try:
-        wait_for(lambda: executor.hear(0.1) or executor.free() == 2)
+        wait_for(lambda: executor.poll(0.1) or executor.free() == 2)
     finally:
         executor.close()
         cluster.remove_node(more)
@@ -177,21 +177,21 @@ def test_a_node_that_joins_later_is_used(cluster: Any, tmp_path: Path) -> None:
 
 def test_closing_gives_up_the_claims_of_workers(cluster: Any, tmp_path: Path) -> None:
     (recipe,), store = recipes(1, steps=100_000), Store(tmp_path)
-    events = sweep([recipe], store, executor=RayCluster(cluster.address, How(str(tmp_path))))
+    events = sweep([recipe], store, executor=RayCluster(cluster.address, WorkerConfig(str(tmp_path))))
     while next(events).kind != "measured":
         pass
     assert store.owner(recipe.key) is not None
     events.close()
-    (claim,) = numbered(tmp_path / recipe.key)
+    (claim,) = list_claims(tmp_path / recipe.key)
     assert (claim / "released").exists()
     assert store.failure(recipe.key) is None
 
 
 def test_workers_share_a_part_of_a_place_only_as_asked(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no node of the Ray cluster at .* has 1 CPUs and 0.25 GPUs"):
-        RayCluster(cluster.address, How(str(tmp_path)), gpus=0.25)
+        RayCluster(cluster.address, WorkerConfig(str(tmp_path)), gpus=0.25)
     with pytest.raises(ValueError, match="1.5 GPUs for a worker: give a part of one"):
-        RayCluster(cluster.address, How(str(tmp_path)), gpus=1.5)
+        RayCluster(cluster.address, WorkerConfig(str(tmp_path)), gpus=1.5)
 
 
 def test_a_mixer_named_by_a_relative_path_is_found_on_every_node(
@@ -200,7 +200,7 @@ def test_a_mixer_named_by_a_relative_path_is_found_on_every_node(
     (tmp_path / "mine.py").write_text(Path("examples/my_mixer.py").read_text())
     monkeypatch.chdir(tmp_path)
     recipe, store = clean("./mine.py", **SMALL | {"steps": 20}), Store(tmp_path / "runs")
-    executor = RayCluster(cluster.address, How(str(store.folder)))
+    executor = RayCluster(cluster.address, WorkerConfig(str(store.folder)))
     assert [event.kind for event in sweep([recipe], store, executor=executor)][-1] == "ended"
     assert (store.folder / recipe.key / "source" / "mine.py").exists()
 
@@ -210,4 +210,4 @@ def test_a_store_that_workers_do_not_see_is_refused(
 ) -> None:
     monkeypatch.setattr(Path, "touch", lambda *_, **__: None)  # as on a node with another file system
     with pytest.raises(ValueError, match="is not the driver's; the store must be on a file system all share"):
-        RayCluster(cluster.address, How(str(tmp_path)))
+        RayCluster(cluster.address, WorkerConfig(str(tmp_path)))

@@ -28,3 +28,10 @@ def test_large_logits_stay_finite_in_float32() -> None:
     loss, _ = readout.cross_entropy(x.requires_grad_(), weight.requires_grad_(), torch.randint(50, (9,)))
     loss.backward()
     assert all(found is not None and found.isfinite().all() for found in (loss, x.grad, weight.grad))
+
+
+def test_no_answers_cost_nothing() -> None:
+    x, weight = torch.randn(0, 7, requires_grad=True), torch.randn(31, 7, requires_grad=True)
+    loss, right = readout.cross_entropy(x, weight, torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert (loss.item(), right.item(), weight.grad is not None and weight.grad.abs().max()) == (0, 0, 0)

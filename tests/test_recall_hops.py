@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from task_helpers import at_questions, draw_rows, is_uniform, question_positions
 
 from bestiary.tasks._task import SILENT, Task, stream
 from bestiary.tasks.multi_hop import MultiHop
 from bestiary.tasks.p_hop import PHop
 from bestiary.tasks.variable_tracking import GETS, STOP, WHAT, VariableTracking
-from tests.rows import asked, at_questions, drawn, uniform
 
 ROWS = 4000
 
@@ -20,7 +20,7 @@ def hop(text: list[int], at: int | None) -> int | None:
 
 
 def test_hops_are_those_of_the_definition() -> None:
-    for tokens, targets, facets in drawn(PHop(letters=4, length=60, hops=5, least=2)):
+    for tokens, targets, facets in draw_rows(PHop(letters=4, length=60, hops=5, least=2)):
         number, text = tokens[0] - 5 + 2, tokens[1:]
         assert 2 <= number <= 5
         assert max(text) < 4
@@ -45,27 +45,27 @@ def test_the_drawing_of_p_hop_is_true() -> None:
 
 def test_letters_and_numbers_of_hops_are_uniform() -> None:
     tokens = PHop(letters=5, length=30, hops=3, least=0).sample(ROWS, stream("test")).tokens
-    assert uniform(tokens[:, 0] - 6, 4)
-    assert uniform(tokens[:, 1], 5)
-    assert uniform((tokens[:, 2:] - tokens[:, 1:-1]) % 5 - 1, 4)
+    assert is_uniform(tokens[:, 0] - 6, 4)
+    assert is_uniform(tokens[:, 1], 5)
+    assert is_uniform((tokens[:, 2:] - tokens[:, 1:-1]) % 5 - 1, 4)
 
 
 @pytest.mark.parametrize("task", [PHop(hops=8), PHop(letters=3, length=50, hops=3), PHop(hops=3, scored="last")])
 def test_none_is_as_frequent_as_computed(task: PHop) -> None:
     batch = task.sample(ROWS, stream("test"))
     found = (at_questions(batch, batch.targets) == task.letters).view(ROWS, -1).double().mean(1)
-    assert abs(found.mean() - task.failing()) < 4.5 * max(found.std() / ROWS**0.5, 0.001)
+    assert abs(found.mean() - task.none_probability()) < 4.5 * max(found.std() / ROWS**0.5, 0.001)
 
 
 def test_p_hop_asks_at_the_last_letter_only_if_told_so() -> None:
-    for _, targets, _ in drawn(PHop(hops=2, scored="last")):
-        assert asked(targets) == [99]
+    for _, targets, _ in draw_rows(PHop(hops=2, scored="last")):
+        assert question_positions(targets) == [99]
 
 
 @pytest.mark.parametrize("options", [{}, {"graph": "chains", "pairs": 12, "depth": 4}, {"path": True}])
 def test_hops_follow_the_pairs(options: dict[str, str | int | bool]) -> None:
     task = MultiHop(**({"symbols": 40, "pairs": 8, "depth": 3, "least": 1, "questions": 2} | options))
-    for tokens, targets, facets in drawn(task):
+    for tokens, targets, facets in draw_rows(task):
         body = 2 * task.pairs
         follows = dict(zip(tokens[:body:2], tokens[1:body:2], strict=True))
         assert len(follows) == task.pairs
@@ -90,7 +90,7 @@ def test_hops_follow_the_pairs(options: dict[str, str | int | bool]) -> None:
 
 
 def test_chains_begin_at_the_asked_starts_and_have_their_depth() -> None:
-    for tokens, _, _ in drawn(MultiHop(symbols=60, pairs=20, depth=4, graph="chains", questions=5)):
+    for tokens, _, _ in draw_rows(MultiHop(symbols=60, pairs=20, depth=4, graph="chains", questions=5)):
         follows = dict(zip(tokens[:40:2], tokens[1:40:2], strict=True))
         starts = set(follows) - set(follows.values())
         assert starts == {tokens[time] for time in range(40, 50, 2)}
@@ -101,7 +101,7 @@ def test_chains_begin_at_the_asked_starts_and_have_their_depth() -> None:
 
 def test_symbols_of_a_map_are_uniform_and_lead_anywhere() -> None:
     batch = MultiHop(symbols=12, pairs=6, depth=2).sample(ROWS, stream("test"))
-    assert uniform(batch.tokens[:, :12], 12)
+    assert is_uniform(batch.tokens[:, :12], 12)
     loops = (batch.tokens[:, :12:2] == batch.tokens[:, 1:12:2]).double().mean().item()
     assert loops == pytest.approx(1 / 6, abs=0.012)
     values = batch.tokens[:, 1:12:2].sort(dim=1).values
@@ -112,7 +112,7 @@ def test_symbols_of_a_map_are_uniform_and_lead_anywhere() -> None:
 @pytest.mark.parametrize("chains", [1, 3])
 def test_variables_are_tracked_through_their_chain(chains: int) -> None:
     task = VariableTracking(vocab=123, length=100, chains=chains, hops=3)
-    for tokens, targets, facets in drawn(task):
+    for tokens, targets, facets in draw_rows(task):
         gets = [time for time in range(94) if tokens[time] == GETS]
         assert len(gets) == 4 * chains
         assert all(tokens[time + 2] == STOP for time in gets)
@@ -139,7 +139,7 @@ def test_variables_are_tracked_through_their_chain(chains: int) -> None:
 def test_chains_are_mixed_and_names_uniform() -> None:
     task = VariableTracking(vocab=63, length=60, chains=2, hops=1)
     batch = task.sample(ROWS, stream("test"))
-    assert uniform(at_questions(batch, batch.targets) - 23, 20)
+    assert is_uniform(at_questions(batch, batch.targets) - 23, 20)
     gets = (batch.tokens[:, :56] == GETS).nonzero()[:, 1].view(ROWS, 4)
     first = batch.tokens.gather(1, gets + 1) == batch.tokens[:, 57:58]  # where the asked number is assigned
     share = torch.bincount(first.long().argmax(1), minlength=4) / ROWS

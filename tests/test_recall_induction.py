@@ -4,17 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from task_helpers import at_questions, draw_rows, is_uniform, question_positions
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bestiary.spec import parse
-from bestiary.tasks._layout import earlier
+from bestiary.tasks._layout import earlier_occurrences
 from bestiary.tasks._task import SILENT, Task, stream
 from bestiary.tasks.induction_heads import InductionHeads
 from bestiary.tasks.joint_recall import JointRecall
 from bestiary.tasks.repeated_recall import RepeatedRecall
 from bestiary.tasks.reverse_recall import BEGIN, END, FIRST, PAD, ReverseRecall
-from tests.rows import asked, at_questions, drawn, uniform
 
 ROWS = 4000
 
@@ -22,7 +22,7 @@ ROWS = 4000
 @pytest.mark.parametrize("back", [1, 2, 5, 30])
 def test_earlier_occurrences_are_found(back: int) -> None:
     symbols = torch.randint(4, (40, 25))
-    for row, *found in zip(symbols.tolist(), *(x.tolist() for x in earlier(symbols, back)), strict=True):
+    for row, *found in zip(symbols.tolist(), *(x.tolist() for x in earlier_occurrences(symbols, back)), strict=True):
         for time, (symbol, first, last, times) in enumerate(zip(row, *found, strict=True)):
             before = [i for i in range(time) if row[i] == symbol]
             assert first == [*before, time][0]
@@ -33,7 +33,7 @@ def test_earlier_occurrences_are_found(back: int) -> None:
 @pytest.mark.parametrize("back", [1, 2, 3])
 def test_a_key_that_returns_asks_for_its_earlier_value(back: int) -> None:
     task = RepeatedRecall(vocab=20, length=60, keys=4, back=back)
-    for tokens, targets, facets in drawn(task):
+    for tokens, targets, facets in draw_rows(task):
         keys, values = tokens[::2], tokens[1::2]
         assert len(set(keys)) <= 4
         assert max(keys) < 10 <= min(values)
@@ -48,14 +48,14 @@ def test_a_key_that_returns_asks_for_its_earlier_value(back: int) -> None:
 
 def test_every_key_is_assigned_as_often_and_values_are_uniform() -> None:
     tokens = RepeatedRecall(vocab=20, length=60, keys=4).sample(ROWS, stream("test")).tokens
-    assert uniform(tokens[:, ::2], 10)
-    assert uniform(tokens[:, 1::2] - 10, 10)
+    assert is_uniform(tokens[:, ::2], 10)
+    assert is_uniform(tokens[:, 1::2] - 10, 10)
     again = (tokens[:, 0] == tokens[:, 2]).double().mean().item()
     assert again == pytest.approx(1 / 4, abs=4.5 * (3 / 16 / ROWS) ** 0.5)
 
 
 def test_joint_recall_reads_blocks_with_the_same_keys_and_other_values() -> None:
-    for tokens, targets, facets in drawn(JointRecall(vocab=60, contexts=3, keys=4, questions=5)):
+    for tokens, targets, facets in draw_rows(JointRecall(vocab=60, contexts=3, keys=4, questions=5)):
         blocks = [tokens[start : start + 9] for start in (0, 9, 18)]
         contexts = [block[0] for block in blocks]
         assert len(set(contexts)) == 3
@@ -66,11 +66,11 @@ def test_joint_recall_reads_blocks_with_the_same_keys_and_other_values() -> None
         assert all(20 <= key < 40 for key in keys)
         assert len(value_of) == len(set(value_of.values())) == 12
         assert all(40 <= value < 60 for value in value_of.values())
-        assert asked(targets) == [28, 30, 32, 34, 36]
-        questions = [(tokens[time - 1], tokens[time]) for time in asked(targets)]
+        assert question_positions(targets) == [28, 30, 32, 34, 36]
+        questions = [(tokens[time - 1], tokens[time]) for time in question_positions(targets)]
         assert len(set(questions)) == 5
-        assert [value_of[question] for question in questions] == [targets[time] for time in asked(targets)]
-        for time, (context, key) in zip(asked(targets), questions, strict=True):
+        assert [value_of[question] for question in questions] == [targets[time] for time in question_positions(targets)]
+        for time, (context, key) in zip(question_positions(targets), questions, strict=True):
             block = contexts.index(context)
             assert facets["block"][time] == block
             assert facets["distance"][time] == time - 9 * block - blocks[block].index(key, 1)
@@ -80,14 +80,14 @@ def test_joint_recall_mixes_keys_and_questions() -> None:
     task = JointRecall(vocab=30, contexts=2, keys=3)
     batch = task.sample(ROWS, stream("test"))
     first = batch.tokens[:, 1:2] == batch.tokens[:, 8:13:2]  # where the first block's first key is in the second
-    assert uniform(first.long().argmax(1), 3)
-    assert uniform(at_questions(batch, batch.facets["block"]).view(ROWS, 6)[:, 0].long(), 2)
-    assert uniform(at_questions(batch, batch.targets) - 20, 10)
+    assert is_uniform(first.long().argmax(1), 3)
+    assert is_uniform(at_questions(batch, batch.facets["block"]).view(ROWS, 6)[:, 0].long(), 2)
+    assert is_uniform(at_questions(batch, batch.targets) - 20, 10)
 
 
 def test_induction_copies_what_followed_the_trigger() -> None:
     task, several = InductionHeads(vocab=12, length=40, following=3, triggers=4), 0
-    for tokens, targets, facets in drawn(task, 400):
+    for tokens, targets, facets in draw_rows(task, 400):
         triggers = [time for time, token in enumerate(tokens) if token == 11]
         assert triggers[-1] == 37
         answer = [*tokens[38:], targets[-1]]
@@ -105,9 +105,9 @@ def test_induction_copies_what_followed_the_trigger() -> None:
 def test_the_trigger_comes_anywhere_early_and_all_else_is_uniform() -> None:
     batch = InductionHeads(vocab=6, length=64, early=0.5).sample(20000, stream("test"))
     start = 63 - batch.facets["distance"][:, -1].long()
-    assert uniform(start, 31)
-    assert uniform(batch.tokens[batch.tokens < 5], 5)
-    assert uniform(batch.targets[:, -1], 5)
+    assert is_uniform(start, 31)
+    assert is_uniform(batch.tokens[batch.tokens < 5], 5)
+    assert is_uniform(batch.targets[:, -1], 5)
 
 
 def test_all_tokens_are_asked_where_training_does() -> None:
@@ -148,8 +148,8 @@ def test_a_million_tokens_are_drawn_in_their_own_memory() -> None:
 @pytest.mark.parametrize("ask", ["key", "value", "both"])
 def test_a_pair_is_asked_by_either_side(ask: str) -> None:
     task, sides = ReverseRecall(symbols=20, pairs=6, least=3, ask=ask), set[int]()
-    for tokens, targets, facets in drawn(task):
-        (question,) = asked(targets)
+    for tokens, targets, facets in draw_rows(task):
+        (question,) = question_positions(targets)
         load = tokens.index(END) // 2
         assert tokens[0] == BEGIN
         assert tokens[question - 1] == END
@@ -170,14 +170,14 @@ def test_a_pair_is_asked_by_either_side(ask: str) -> None:
 def test_every_pair_is_asked_and_every_number_of_pairs_comes_as_often() -> None:
     batch = ReverseRecall(symbols=20, pairs=6, least=3).sample(ROWS, stream("test"))
     load = batch.facets["load"][:, 0].long()
-    assert uniform(load - 3, 4)
+    assert is_uniform(load - 3, 4)
     full = load == 6
     place = 6 - (at_questions(batch, batch.facets["distance"])[full] // 2).long()
-    assert uniform(place, 6)
+    assert is_uniform(place, 6)
 
 
 def test_next_tokens_are_asked_up_to_the_answer() -> None:
-    for tokens, targets, _ in drawn(ReverseRecall(symbols=20, pairs=6, least=2, scored="all")):
+    for tokens, targets, _ in draw_rows(ReverseRecall(symbols=20, pairs=6, least=2, scored="all")):
         question = tokens.index(END) + 1
         assert targets[:question] == tokens[1 : question + 1]
         assert targets[question] in tokens[1:question]

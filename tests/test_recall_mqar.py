@@ -10,7 +10,7 @@ from torch import Tensor
 from bestiary.spec import parse
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 from bestiary.tasks.compositional_mqar import CompositionalMQAR
-from bestiary.tasks.continuous_mqar import ContinuousMQAR, paired, vectors
+from bestiary.tasks.continuous_mqar import ContinuousMQAR, fixed_values, vectors
 from bestiary.tasks.just_read_twice import JustReadTwice
 from bestiary.tasks.listed_mqar import ListedMQAR
 from bestiary.tasks.overwriting_mqar import OverwritingMQAR
@@ -157,7 +157,7 @@ def test_vectors_hold_a_key_and_its_value(options: dict[str, Any]) -> None:
             assert all(meaning[row, s] == answer for s in shown)
             assert (facets["distance"][t], facets["load"][t]) == (t - shown[-1], 5)
             if "pairing" in options:
-                assert answer == paired(20)[number[row, t]]
+                assert answer == fixed_values(20)[number[row, t]]
 
 
 def test_tables_are_fixed_directions() -> None:
@@ -167,8 +167,8 @@ def test_tables_are_fixed_directions() -> None:
     assert (keys @ values.T).abs().max() < 0.8
     vectors.cache_clear()
     assert torch.equal(vectors("keys", 500, 40), keys)
-    assert sorted(paired(50).tolist()) == list(range(50))
-    assert (paired(50) != torch.arange(50)).sum() > 40
+    assert sorted(fixed_values(50).tolist()) == list(range(50))
+    assert (fixed_values(50) != torch.arange(50)).sum() > 40
 
 
 def test_vectors_are_asked_in_any_order() -> None:

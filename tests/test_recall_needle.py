@@ -4,16 +4,16 @@ import math
 
 import pytest
 import torch
+from task_helpers import at_questions, draw_rows, is_uniform
 
 from bestiary.spec import parse
-from bestiary.tasks._count import choices, guessed
-from bestiary.tasks._haystack import bury, prose, sentence_starts
+from bestiary.tasks._count import choice_bits, guess_accuracy
+from bestiary.tasks._haystack import draw_prose, insert_sentences, sentence_starts
 from bestiary.tasks._task import SILENT, Task, stream
 from bestiary.tasks.needle import IS, NEEDLE, STOP, WHAT, WORDS, Needle
 from bestiary.tasks.phone_book import COLON, NEWLINE, PhoneBook
 from bestiary.tasks.vector_retrieval import VectorRetrieval
-from bestiary.tasks.vector_retrieval import values as classes_of
-from tests.rows import at_questions, drawn, uniform
+from bestiary.tasks.vector_retrieval import value_vectors as classes_of
 
 ROWS = 4000
 
@@ -25,32 +25,32 @@ def test_sentences_lie_apart_in_the_order_of_their_group() -> None:
     assert flat.max() <= 35
     assert (flat.diff(dim=1) >= 5).all()
     assert (starts.diff(dim=2) > 0).all()
-    assert uniform((starts[:, 0, 0] > starts[:, 1, 0]).long(), 2)
+    assert is_uniform((starts[:, 0, 0] > starts[:, 1, 0]).long(), 2)
     gaps = flat - 5 * torch.arange(6)  # others before each sentence: the order of six numbers from 0 to 10
     assert gaps.double().mean().item() == pytest.approx(5, abs=0.1)
 
 
 def test_one_sentence_has_every_depth() -> None:
-    assert uniform(sentence_starts(ROWS, 20, groups=1, size=1, width=5, rng=stream("test")), 16)
+    assert is_uniform(sentence_starts(ROWS, 20, groups=1, size=1, width=5, rng=stream("test")), 16)
 
 
 def test_a_haystack_keeps_its_order_around_what_is_buried() -> None:
     haystack = torch.arange(10).repeat(2, 1)
     sentences = torch.tensor([[[50, 51, 52], [60, 61, 62]]]).repeat(2, 1, 1)
-    bury(haystack, sentences, torch.tensor([[[0, 7]], [[5, 1]]]))
+    insert_sentences(haystack, sentences, torch.tensor([[[0, 7]], [[5, 1]]]))
     assert haystack.tolist() == [[50, 51, 52, 0, 1, 2, 3, 60, 61, 62], [0, 60, 61, 62, 1, 50, 51, 52, 2, 3]]
 
 
 def test_prose_follows_zipf() -> None:
-    words = prose(200, 500, 30, stream("test"))
+    words = draw_prose(200, 500, 30, stream("test"))
     weight = 1 / torch.arange(1, 31)
     share = torch.bincount(words.flatten(), minlength=30) / words.numel()
     torch.testing.assert_close(share, weight / weight.sum(), atol=0.004, rtol=0)
 
 
 def test_choices_are_counted_in_bits() -> None:
-    assert choices(7, 3) == pytest.approx(math.log2(7 * 6 * 5))
-    assert choices(5, 5) == pytest.approx(math.log2(120))
+    assert choice_bits(7, 3) == pytest.approx(math.log2(7 * 6 * 5))
+    assert choice_bits(5, 5) == pytest.approx(math.log2(120))
 
 
 @pytest.mark.parametrize(("candidates", "sizes"), [(1, [4, 4]), (5, [6]), (4, [3, 4, 2])])
@@ -61,7 +61,7 @@ def test_guessing_among_answers_is_as_good_as_computed(candidates: int, sizes: l
         guess = known[:, :, place].gather(1, torch.multinomial(agree, 1))
         right += (guess == known[:, :1, place]).double().mean().item()
         agree = agree * (known[:, :, place] == known[:, :1, place])
-    assert guessed(candidates, sizes) == pytest.approx(right / len(sizes), abs=0.01)
+    assert guess_accuracy(candidates, sizes) == pytest.approx(right / len(sizes), abs=0.01)
 
 
 CASES = [
@@ -78,7 +78,7 @@ SIZE = {"word": 1, "number": 7, "uuid": 32}
 def test_a_haystack_holds_what_is_asked(options: dict[str, str | int]) -> None:
     task = Needle(**({"vocab": 120, "length": 140} | options))
     value, values = SIZE[str(options.get("value", "number"))], options.get("values", 1)
-    for tokens, targets, facets in drawn(task):
+    for tokens, targets, facets in draw_rows(task):
         end = tokens.index(WHAT)
         values_of: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
         rest, time = list[int](), 0
@@ -119,17 +119,17 @@ def test_a_haystack_holds_what_is_asked(options: dict[str, str | int]) -> None:
 def test_numbers_and_uuids_are_uniform() -> None:
     numbers = Needle(length=64).sample(ROWS, stream("test"))
     digits = at_questions(numbers, numbers.targets).view(ROWS, 7)
-    assert uniform(digits[:, 0] - 1, 9)
-    assert uniform(digits[:, 1:], 10)
+    assert is_uniform(digits[:, 0] - 1, 9)
+    assert is_uniform(digits[:, 1:], 10)
     uuids = Needle(length=128, value="uuid").sample(ROWS, stream("test"))
-    assert uniform(at_questions(uuids, uuids.targets), 16)
+    assert is_uniform(at_questions(uuids, uuids.targets), 16)
     words = Needle(vocab=80, length=64, value="word").sample(ROWS, stream("test"))
-    assert uniform(at_questions(words, words.targets) - WORDS, 30)
+    assert is_uniform(at_questions(words, words.targets) - WORDS, 30)
 
 
 def test_needles_are_asked_at_every_depth() -> None:
     batch = Needle(vocab=80, length=117, value="word").sample(ROWS, stream("test"))
-    assert uniform(at_questions(batch, batch.facets["depth"]).long(), 10)
+    assert is_uniform(at_questions(batch, batch.facets["depth"]).long(), 10)
 
 
 PRESETS = {  # sentences, tokens of a value, questions, and what else RULER says
@@ -153,7 +153,7 @@ def test_the_presets_are_the_settings_of_ruler(preset: str) -> None:
 
 
 def test_a_phone_book_is_read_as_printed() -> None:
-    for tokens, targets, facets in drawn(PhoneBook(names=30, lines=5, examples=2)):
+    for tokens, targets, facets in draw_rows(PhoneBook(names=30, lines=5, examples=2)):
         lines = [tokens[start : start + 13] for start in range(0, len(tokens) - 12, 13)]
         assert len(lines) == 7
         for name, colon, first, *others, newline in lines:
@@ -176,10 +176,10 @@ def test_a_phone_book_is_read_as_printed() -> None:
 
 def test_every_line_and_digit_is_asked_as_often() -> None:
     batch = PhoneBook(names=30, lines=5).sample(ROWS, stream("test"))
-    assert uniform(batch.facets["line"][:, -1].long(), 5)
+    assert is_uniform(batch.facets["line"][:, -1].long(), 5)
     digits = at_questions(batch, batch.targets).view(ROWS, 10)
-    assert uniform(digits[:, 0] - 6, 4)
-    assert uniform(digits[:, 1:], 10)
+    assert is_uniform(digits[:, 0] - 6, 4)
+    assert is_uniform(digits[:, 1:], 10)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
@@ -205,8 +205,8 @@ def test_vectors_have_any_direction_and_classes_are_uniform() -> None:
     keys = batch.tokens[:, :10:2].flatten(0, 1)
     torch.testing.assert_close(keys.T @ keys / len(keys), torch.eye(4), atol=0.05, rtol=0)
     assert keys.mean(0).abs().max() < 0.04
-    assert uniform(batch.targets[:, -1], 9)
-    assert uniform(batch.facets["pair"][:, -1].long(), 5)
+    assert is_uniform(batch.targets[:, -1], 9)
+    assert is_uniform(batch.facets["pair"][:, -1].long(), 5)
     shown = (batch.tokens[:, 1:10:2].unsqueeze(2) == classes_of(9, 4)).all(3).long()
     assert (shown.sum(1) <= 1).all()
     assert (shown.sum(2) == 1).all()

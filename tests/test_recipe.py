@@ -2,14 +2,17 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bestiary.spec import trust
+from bestiary.spec.loading import TRUSTED
 from bestiary.training.recipe import NAMED, Recipe, based, clean, iclr24
-from bestiary.training.train import rate
+from bestiary.training.train import learning_rate, score
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -35,7 +38,7 @@ def test_keys_are_equal_exactly_for_equal_runs() -> None:
         recipe().key,
     }
     assert len(keys) == 5
-    assert recipe(seed=1).shape == recipe(rate=1e-3).shape == recipe().shape != recipe(dim=32).shape
+    assert recipe(seed=1).shape_key == recipe(rate=1e-3).shape_key == recipe().shape_key != recipe(dim=32).shape_key
 
 
 def test_weights_come_from_the_seed_alone() -> None:
@@ -53,7 +56,7 @@ def test_weights_come_from_the_seed_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rat": 1}, "no 'rat' among .*did you mean 'rate'"),
+        ({"rat": 1}, "no 'rat' .did you mean 'rate'"),
         ({"rate": "fast"}, "rate='fast': Input should be a valid number"),
         ({"rate": math.nan}, "finite number"),
         ({"dim": 0}, "dim=0: Input should be greater than 0"),
@@ -78,10 +81,13 @@ def test_a_recipe_notices_that_a_file_has_changed(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(Path("examples/my_mixer.py").read_text())
     stored = clean(str(file)).json()
-    assert Recipe(**stored).json() == stored
+    assert Recipe.read(stored).json() == stored
     file.write_text(file.read_text() + "\n# changed\n")
-    with pytest.raises(ValueError, match="has changed since this recipe was made"):
-        Recipe(**stored)
+    TRUSTED.clear()
+    trust(file)
+    assert Recipe.read(stored).json() == stored
+    with pytest.raises(ValueError, match="mine.py has changed since this was made with it"):
+        Recipe.read(stored).check()
 
 
 def test_checking_a_recipe_costs_no_memory() -> None:
@@ -90,9 +96,9 @@ def test_checking_a_recipe_costs_no_memory() -> None:
 
 def test_the_rate_warms_up_and_falls_along_a_cosine() -> None:
     made = recipe(steps=100, warmup=10, rate=2.0)
-    assert rate(made, 1) == pytest.approx(0.2)
-    assert rate(made, 51) == pytest.approx(1.0)
-    assert rate(made, 100) == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert learning_rate(made, 1) == pytest.approx(0.2)
+    assert learning_rate(made, 51) == pytest.approx(1.0)
+    assert learning_rate(made, 100) == pytest.approx(2.0 * 0.5 * (1 + math.cos(math.pi * 0.99)))
 
 
 def test_iclr24_is_the_published_regime() -> None:
@@ -102,7 +108,7 @@ def test_iclr24_is_the_published_regime() -> None:
     assert (iclr24("attention").depth, iclr24("attention", length=128, pairs=8).positions) == (2, 128)
     task = dict(made.train[0].options)
     assert (task["mode"], task["filler"], task["vocab"], task["power"]) == ("paper", "zero", 8192, 0.01)
-    rates = [rate(made, step) for step in (1, 196, 197, 392, 63 * 196 + 1, 64 * 196)]
+    rates = [learning_rate(made, step) for step in (1, 196, 197, 392, 63 * 196 + 1, 64 * 196)]
     wanted = [4.64e-4 * 0.5 * (1 + math.cos(math.pi * epoch / 64)) for epoch in (0, 0, 1, 1, 63, 63)]
     assert rates == pytest.approx(wanted)
 
@@ -112,3 +118,42 @@ def test_based_is_the_published_mixture() -> None:
     assert sum(made.distinct) == 707
     assert [(dict(s.options)["length"], dict(s.options)["pairs"]) for s in made.test][-1] == (1024, 256)
     assert made.steps == 32 * 707
+
+
+FEW = [
+    *("duplicate(length=3, symbols=2)", "n_back(length=3, symbols=2)", "n_back(length=4, symbols=2)"),
+    *("n_back(length=5, symbols=2)", "p_hop(hops=3, length=2)", "in_context_recall(vocab=6, length=4)"),
+    *("missing_duplicate(length=3, symbols=3)", "solve_equation(length=6, modulus=4)", "flip_flop(pairs=2)"),
+    *("duplicate", "n_back(length=12, symbols=2)", "parity(length=8)", "solve_equation", "mqar"),
+]
+
+
+@pytest.mark.parametrize("task", FEW)
+def test_what_could_not_be_scored_after_training_is_refused_before(task: str) -> None:
+    tried = recipe(train=task, dim=8, depth=1, selection_rows=600, test_rows=600)
+    faults = []
+    for name in (tried.steer, "test"):
+        try:
+            list(score(tried.build(), tried.test, name, 600))
+        except ValueError as fault:
+            faults.append(str(fault))
+    if faults:
+        with pytest.raises(ValueError, match=f"cannot be trained and scored: {re.escape(faults[0])[:30]}"):
+            tried.check()
+    else:
+        tried.check()
+    assert bool(faults) == (task in FEW[:9])
+
+
+def test_positions_must_reach_to_the_end_of_the_longest_test() -> None:
+    tasks = {"train": "mqar(length=32, pairs=4)", "test": "mqar(length=64, pairs=4)"}
+    recipe(**tasks, positions=64).check()
+    with pytest.raises(ValueError, match="positions=63 are too few: the longest task has 64 tokens"):
+        recipe(**tasks, positions=63).check()
+
+
+@pytest.mark.parametrize("field", ["rate", "weight_decay", "clip", "dropout", "stop"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_fields_are_finite(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field}="):
+        recipe(**{field: value})

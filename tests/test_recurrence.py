@@ -102,3 +102,15 @@ def test_taking_back_where_it_writes_is_erasing_with_a_multiple_of_the_key() -> 
     state = torch.randn(BATCH, HEADS, KEY, VALUE, dtype=torch.float64)
     for found, wanted in zip(run(rewriting, state), run(erasing, state), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [2, 0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_positions_are_no_output_and_the_same_state(kind: str, batch: int) -> None:
+    given, state = drive(kind, 1.0).map(lambda x: x[:batch]), torch.randn(batch, HEADS, KEY, VALUE)
+    y, after = run(given.map(lambda x: x[:, :0]), state)
+    assert y.shape == (batch, 0, HEADS, VALUE)
+    assert torch.equal(after, state)
+    y, after = run(given, state.double())
+    assert y.shape == (batch, TIME, HEADS, VALUE)
+    assert after.shape == state.shape

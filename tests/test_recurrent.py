@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, close, convolved, inputs, made, same
+from mixer_helpers import BATCH, DIM, TIME, assert_close, assert_same, build_mixer, convolve_plainly, inputs
 from torch import nn
 from torch.nn import functional as F
 
@@ -10,8 +10,8 @@ from bestiary.spec import parse
 
 
 def test_rg_lru() -> None:
-    mixer, x = made("rg_lru(width=36, heads=3, conv=3)"), inputs()
-    inner = convolved(mixer.into(x), mixer.conv.filter) + mixer.conv.bias
+    mixer, x = build_mixer("rg_lru(width=36, heads=3, conv=3)"), inputs()
+    inner = convolve_plainly(mixer.into(x), mixer.conv.filter) + mixer.conv.bias
     h, y = torch.zeros(BATCH, 36, dtype=torch.float64), torch.zeros_like(inner)
     for t in range(TIME):
         blocks = [inner[:, t, 12 * j : 12 * j + 12] @ mixer.gates[j] + mixer.bias[j] for j in range(3)]
@@ -20,34 +20,34 @@ def test_rg_lru() -> None:
         a = torch.sigmoid(-mixer.rate) ** (8 * r)
         h = a * h + (1 - a**2).sqrt() * i * inner[:, t]
         y[:, t] = h
-    same(mixer(x)[0], mixer.out(y * F.gelu(mixer.gate(x), approximate="tanh")))
+    assert_same(mixer(x)[0], mixer.out(y * F.gelu(mixer.gate(x), approximate="tanh")))
 
 
 @pytest.mark.parametrize("expand", [1, 2])
 def test_min_gru(expand: int) -> None:
-    mixer, x = made(f"min_gru(expand={expand})"), inputs()
+    mixer, x = build_mixer(f"min_gru(expand={expand})"), inputs()
     h, y = torch.zeros(BATCH, expand * DIM, dtype=torch.float64), []
     for t in range(TIME):
         z = mixer.z(x[:, t]).sigmoid()
         c = mixer.c(x[:, t])
         h = (1 - z) * h + z * torch.where(c >= 0, c + 0.5, c.sigmoid())
         y.append(h)
-    same(mixer(x)[0], mixer.out(torch.stack(y, dim=1)))
+    assert_same(mixer(x)[0], mixer.out(torch.stack(y, dim=1)))
 
 
 @pytest.mark.parametrize("expand", [1, 2])
 def test_min_lstm(expand: int) -> None:
-    mixer, x = made(f"min_lstm(expand={expand})"), inputs()
+    mixer, x = build_mixer(f"min_lstm(expand={expand})"), inputs()
     h, y = torch.zeros(BATCH, expand * DIM, dtype=torch.float64), []
     for t in range(TIME):
         f, i, c = mixer.f(x[:, t]).sigmoid(), mixer.i(x[:, t]).sigmoid(), mixer.c(x[:, t])
         h = f / (f + i) * h + i / (f + i) * torch.where(c >= 0, c + 0.5, c.sigmoid())
         y.append(h)
-    same(mixer(x)[0], mixer.out(torch.stack(y, dim=1)))
+    assert_same(mixer(x)[0], mixer.out(torch.stack(y, dim=1)))
 
 
 def test_lstm() -> None:
-    mixer, x = made("lstm"), inputs()
+    mixer, x = build_mixer("lstm"), inputs()
     h, c = torch.zeros(2, BATCH, DIM, dtype=torch.float64)
     y = torch.zeros_like(x)
     for t in range(TIME):
@@ -55,11 +55,11 @@ def test_lstm() -> None:
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         h = torch.sigmoid(o) * torch.tanh(c)
         y[:, t] = h
-    same(mixer(x)[0], y)
+    assert_same(mixer(x)[0], y)
 
 
 def test_lstm_is_pytorchs_own() -> None:
-    mixer, x = made("lstm"), inputs()
+    mixer, x = build_mixer("lstm"), inputs()
     other = nn.LSTM(DIM, DIM, batch_first=True, dtype=torch.float64)
     with torch.no_grad():
         other.weight_ih_l0.copy_(mixer.into.weight)
@@ -68,15 +68,15 @@ def test_lstm_is_pytorchs_own() -> None:
         other.bias_hh_l0.zero_()
     found, state = mixer(x)
     wanted, (h, c) = other(x)
-    same(found, wanted)
-    same(state.h, h[0])
-    same(state.c, c[0])
+    assert_same(found, wanted)
+    assert_same(state.h, h[0])
+    assert_same(state.c, c[0])
 
 
 def test_slstm() -> None:
     heads, width = 4, 16
-    mixer, x = made("slstm(heads=4, conv=3)"), inputs()
-    mixed = F.silu(convolved(x, mixer.conv.filter) + mixer.conv.bias).unflatten(-1, (heads, width))
+    mixer, x = build_mixer("slstm(heads=4, conv=3)"), inputs()
+    mixed = F.silu(convolve_plainly(x, mixer.conv.filter) + mixer.conv.bias).unflatten(-1, (heads, width))
     plain, y = x.unflatten(-1, (heads, width)), torch.zeros(BATCH, TIME, heads, width, dtype=torch.float64)
     for j in range(heads):
         h, c, n = torch.zeros(3, BATCH, width, dtype=torch.float64)
@@ -88,11 +88,11 @@ def test_slstm() -> None:
             h = o.sigmoid() * c / n
             y[:, t, j] = h
     y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
-    same(mixer(x)[0], y.flatten(2) * mixer.norm)
+    assert_same(mixer(x)[0], y.flatten(2) * mixer.norm)
 
 
 def test_slstm_keeps_sums_that_would_overflow() -> None:
-    mixer = made("slstm").float()
+    mixer = build_mixer("slstm").float()
     with torch.no_grad():
         mixer.mixed.mul_(1e3)
     y, _ = mixer(100 * inputs().float())
@@ -102,19 +102,19 @@ def test_slstm_keeps_sums_that_would_overflow() -> None:
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("activation", ["none", "silu"])
 def test_short_conv(residual: bool, activation: str) -> None:
-    mixer, x = made(f"short_conv(taps=3, residual={residual}, activation={activation!r})"), inputs()
-    y = convolved(x, mixer.conv.filter)
+    mixer, x = build_mixer(f"short_conv(taps=3, residual={residual}, activation={activation!r})"), inputs()
+    y = convolve_plainly(x, mixer.conv.filter)
     y = y * y.sigmoid() if activation == "silu" else y
-    same(mixer(x)[0], x + y if residual else y)
+    assert_same(mixer(x)[0], x + y if residual else y)
 
 
 def test_token_shift() -> None:
-    mixer, x = made("token_shift"), inputs()
+    mixer, x = build_mixer("token_shift"), inputs()
     y = torch.zeros_like(x)
     for t in range(TIME):
         before = x[:, t - 1] if t else torch.zeros_like(x[:, 0])
         y[:, t] = (mixer.mix * x[:, t] + (1 - mixer.mix) * before) @ mixer.out.weight.T
-    same(mixer(x)[0], y)
+    assert_same(mixer(x)[0], y)
 
 
 def test_initial_weights_of_recurrent_networks_are_the_papers() -> None:
@@ -135,7 +135,7 @@ def test_initial_weights_of_recurrent_networks_are_the_papers() -> None:
 @pytest.mark.parametrize("text", ["slstm(heads=64)", "slstm(heads=7)", "rg_lru(heads=7)", "lru(low=0.9, high=0.5)"])
 def test_options_that_make_no_network_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
-        made(text)
+        build_mixer(text)
 
 
 @pytest.mark.hf
@@ -146,7 +146,7 @@ def test_rg_lru_is_hugging_faces_after_its_first_position() -> None:
         RecurrentGemmaRecurrentBlock,
     )
 
-    mixer, x = made("rg_lru(heads=4, conv=3)").float(), inputs().float()
+    mixer, x = build_mixer("rg_lru(heads=4, conv=3)").float(), inputs().float()
     config = RecurrentGemmaConfig(hidden_size=DIM, lru_width=DIM, num_attention_heads=4, conv1d_width=3)
     other = RecurrentGemmaRecurrentBlock(config, 0).eval()
     r, i = mixer.gates.chunk(2, dim=-1)
@@ -169,7 +169,7 @@ def test_rg_lru_is_hugging_faces_after_its_first_position() -> None:
     other.load_state_dict(weights)
     positions = torch.arange(1, TIME + 1).expand(BATCH, -1)  # position 0 would be a reset, which enters otherwise
     with torch.no_grad():
-        close(mixer(x)[0], other(x, positions, None, use_cache=False)[0])
+        assert_close(mixer(x)[0], other(x, positions, None, use_cache=False)[0])
 
 
 @pytest.mark.hf
@@ -177,7 +177,7 @@ def test_rwkv4_is_hugging_faces() -> None:
     pytest.importorskip("transformers")
     from transformers.models.rwkv.modeling_rwkv import RwkvConfig, RwkvSelfAttention
 
-    mixer, x = made("rwkv4(layer=1, layers=3)").float(), inputs().float()
+    mixer, x = build_mixer("rwkv4(layer=1, layers=3)").float(), inputs().float()
     other = RwkvSelfAttention(RwkvConfig(hidden_size=DIM, num_hidden_layers=1), layer_id=0).eval()
     mix_r, mix_k, mix_v = (mix.reshape(1, 1, -1) for mix in mixer.mix)
     weights = {
@@ -193,4 +193,4 @@ def test_rwkv4_is_hugging_faces() -> None:
     }
     other.load_state_dict(weights)
     with torch.no_grad():
-        close(mixer(x)[0], other(x)[0])
+        assert_close(mixer(x)[0], other(x)[0])

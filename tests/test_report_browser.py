@@ -11,8 +11,8 @@ from stores import TESTS, diverged, finished, recipe, several
 from test_report import data_of, serving
 
 from bestiary.report import report
-from bestiary.report.plot import LOOKS
-from bestiary.report.serve import server
+from bestiary.report.plot import LINE_STYLES
+from bestiary.report.serve import make_server
 from bestiary.runs.store import Store
 
 pytestmark = pytest.mark.slow
@@ -33,8 +33,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reader(browser: Any, written: Path) -> Iterator[Reader]:
     opened = Reader(browser, written.as_uri())
     yield opened
-    assert opened.faults == []
-    assert {url for url in opened.asked if not url.startswith(("data:", "blob:"))} == {written.as_uri()}
+    assert opened.errors == []
+    assert {url for url in opened.requests if not url.startswith(("data:", "blob:"))} == {written.as_uri()}
     opened.page.context.close()
 
 
@@ -57,7 +57,7 @@ def test_every_look_of_a_figure_has_a_mark_and_a_colour_of_its_own(reader: Reade
         reader.page.evaluate(f"() => theme('{theme}')")
         colour = "getComputedStyle(document.documentElement).getPropertyValue(`--c${i}`)"
         colours = reader.page.evaluate(f"data.looks.map((_, i) => {colour})")
-        assert len(set(colours)) == len(set(reader.page.evaluate(drawn))) == len(LOOKS)
+        assert len(set(colours)) == len(set(reader.page.evaluate(drawn))) == len(LINE_STYLES)
 
 
 def test_hovering_a_point_tells_its_details(reader: Reader) -> None:
@@ -131,7 +131,7 @@ def test_a_key_opens_the_recipe_the_origin_and_the_command(reader: Reader) -> No
     assert "bestiary train --task" in words
     reader.page.keyboard.press("Escape")
     shown.wait_for(state="hidden")
-    reader.until(lambda: "#run-" not in reader.page.url)
+    reader.wait_until(lambda: "#run-" not in reader.page.url)
 
 
 def test_another_task_says_plainly_what_it_has_not(reader: Reader) -> None:
@@ -184,7 +184,7 @@ def test_text_can_be_read_in_both_colour_schemes_and_the_button_changes_them(
     opened.page.locator("#theme").click()
     assert opened.page.evaluate(ground) != before
     assert opened.page.evaluate(CONTRAST) >= 4.5
-    assert opened.faults == []
+    assert opened.errors == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
@@ -196,7 +196,7 @@ def test_the_page_never_scrolls_sideways(browser: Any, written: Path, width: int
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
     opened.page.locator("#table tbody a").first.click()
     assert opened.page.locator("dialog").evaluate("box => box.scrollWidth - box.clientWidth") <= 0
-    assert opened.faults == []
+    assert opened.errors == []
 
 
 def test_markup_in_a_name_is_shown_as_text(browser: Any, tmp_path: Path) -> None:
@@ -212,19 +212,19 @@ def test_markup_in_a_name_is_shown_as_text(browser: Any, tmp_path: Path) -> None
     assert opened.count("img, b") == 0
     assert "No command line says this recipe" in opened.page.locator("dialog").text_content()
     assert "onerror=alert(1)" in opened.page.locator("#summary").text_content()
-    assert opened.faults == []
+    assert opened.errors == []
 
 
 def test_a_served_page_loads_itself_anew_when_a_run_has_ended(browser: Any, tmp_path: Path) -> None:
     store = Store(tmp_path)
     finished(store, recipe(), 0.5)
-    with serving(server(store, lambda version: report(store, version=version).html, port=0)) as address:
+    with serving(make_server(store, lambda version: report(store, version=version).html, port=0)) as address:
         opened = Reader(browser, address)
         assert opened.count("#table tbody tr") == 1
         finished(store, recipe("base_conv"), 0.5)
         opened.page.locator("#table tbody tr").nth(1).wait_for(timeout=60_000)
         assert opened.count("#table tbody tr") == 2
-        assert opened.faults == []
+        assert opened.errors == []
         opened.page.context.close()
 
 
@@ -245,4 +245,4 @@ def test_five_hundred_runs_are_a_small_page_that_opens_and_sorts_at_once(browser
     click = "document.querySelector('#table th button').click()"
     sort = f"() => {{ const t = performance.now(); {click}; return performance.now() - t; }}"
     assert opened.page.evaluate(sort) < 2000  # milliseconds
-    assert opened.faults == []
+    assert opened.errors == []

@@ -121,10 +121,10 @@ def test_the_variation_distance_is_that_to_the_uniform_distribution() -> None:
     task = RegBench()
     batch = task.sample(20, stream("tvd"))
     legal = batch.facets["legal"][batch.targets != SILENT].double()
-    flat = task.further(batch, torch.zeros(len(legal), task.vocab))["tvd"]
+    flat = task.extra_scores(batch, torch.zeros(len(legal), task.vocab))["tvd"]
     torch.testing.assert_close(flat.double(), 1 - legal / task.vocab)
     best = torch.nn.functional.one_hot(batch.targets[batch.targets != SILENT], task.vocab) * 100.0
-    torch.testing.assert_close(task.further(batch, best)["tvd"].double(), 1 - 1 / legal)
+    torch.testing.assert_close(task.extra_scores(batch, best)["tvd"].double(), 1 - 1 / legal)
 
 
 def test_the_paper_has_long_strings() -> None:

@@ -46,7 +46,7 @@ def test_the_distance_from_the_right_bin_is_counted() -> None:
     batch = task.sample(3, stream("off"))
     logits = torch.nn.functional.one_hot(torch.full((12,), 2), 4).float()
     asked = batch.targets[batch.targets != SILENT]
-    assert task.further(batch, logits)["bins_off"].tolist() == [abs(bin_ - 2) for bin_ in asked.tolist()]
+    assert task.extra_scores(batch, logits)["bins_off"].tolist() == [abs(bin_ - 2) for bin_ in asked.tolist()]
 
 
 # Dynamic N-grams
@@ -74,8 +74,8 @@ def test_the_loss_of_the_best_predictor_has_no_excess_and_a_fair_coin_has() -> N
     ones, zeros = batch.truth["counts"][..., 1].double(), batch.truth["counts"][..., 0].double()
     best = (ones + 0.5) / (ones + zeros + 1)
     logits = torch.stack([(1 - best).log(), best.log()], 2)[batch.targets != SILENT]
-    torch.testing.assert_close(task.further(batch, logits)["excess"], 0 * logits[:, 0], atol=1e-6, rtol=0)
-    assert task.further(batch, 0 * logits)["excess"].mean() > 0.1
+    torch.testing.assert_close(task.extra_scores(batch, logits)["excess"], 0 * logits[:, 0], atol=1e-6, rtol=0)
+    assert task.extra_scores(batch, 0 * logits)["excess"].mean() > 0.1
 
 
 def test_the_table_is_drawn_from_the_arcsine_law() -> None:

@@ -65,3 +65,14 @@ def test_half_precision_is_computed_in_float32_and_returned_as_it_came() -> None
     assert (h.dtype, last.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(h, wanted.bfloat16())
     torch.testing.assert_close(last, end)
+
+
+@WAYS
+@pytest.mark.parametrize("batch", [2, 0])
+def test_no_positions_are_no_output_and_the_same_state(batch: int, way: Way) -> None:
+    a, x, state = (z[:batch] for z in given(torch.float64))
+    h, last = scan(a[:, :0], x[:, :0], state, way=way)
+    assert h.shape == (batch, 0, 5)
+    assert torch.equal(last, state)
+    h, last = scan(a, x, state, way=way)
+    assert (h.shape, last.shape) == (x.shape, state.shape)

@@ -11,17 +11,18 @@ from typer.testing import CliRunner
 from bestiary.sweep import search
 from bestiary.sweep.search import (
     Window,
-    further,
     halving,
+    next_rates,
     optuna_rates,
     rates,
-    refined,
-    shortened,
+    refine,
+    shorten,
     survivors,
     window,
     windows,
 )
 from bestiary.training.recipe import Recipe, clean
+from bestiary.training.size import match_width
 
 
 def step(low: float, high: float) -> Callable[[float], float]:
@@ -61,8 +62,8 @@ def test_a_window_has_edges_and_says_where_it_is_open() -> None:
     assert window(scores).decades == pytest.approx(1)
     opened = window({rate: scores[rate] for rate in (1e-4, 1e-3, 1e-2)})
     assert math.isnan(opened.above)
-    assert "upper edge lies at or beyond the grid's end" in opened.told()
-    assert "no rate reaches 0.9" in window({1e-3: 0.5}).told()
+    assert "upper edge lies at or beyond the grid's end" in opened.describe()
+    assert "no rate reaches 0.9" in window({1e-3: 0.5}).describe()
     assert window({1e-3: 1.0, 1e-2: 0.5, 1e-1: 0.9}).holes == 1
 
 
@@ -70,7 +71,7 @@ def test_refining_closes_in_on_both_edges() -> None:
     low, high, score = 7e-4, 2.3e-2, step(7e-4, 2.3e-2)
     scores = {rate: score(rate) for rate in rates(1e-4, 1e-1, 4)}
     rounds = 0
-    while new := further(scores, within=1.1):
+    while new := next_rates(scores, within=1.1):
         scores |= {rate: score(rate) for rate in new}
         rounds += 1
     found = window(scores)
@@ -81,21 +82,21 @@ def test_refining_closes_in_on_both_edges() -> None:
 
 def test_where_none_works_the_neighbourhood_of_the_best_is_searched() -> None:
     scores = {1e-4: 0.1, 1e-3: 0.6, 1e-2: 0.3, 1e-1: 0.1}
-    assert further(scores, within=2.0) == [3.16e-4, 3.16e-3]
-    assert further({1e-4: 0.7, 1e-3: 0.6, 1e-2: 0.3}, within=2.0) == [3.16e-4]
-    assert further(scores, within=11.0) == []
-    assert further({}, within=2.0) == []
+    assert next_rates(scores, within=2.0) == [3.16e-4, 3.16e-3]
+    assert next_rates({1e-4: 0.7, 1e-3: 0.6, 1e-2: 0.3}, within=2.0) == [3.16e-4]
+    assert next_rates(scores, within=11.0) == []
+    assert next_rates({}, within=2.0) == []
 
 
 def test_each_shape_is_refined_at_its_own_edges_and_with_every_seed() -> None:
     grid = [made(rate, seed, dim=dim) for dim in (8, 16) for rate in rates(1e-4, 1e-1, 4) for seed in range(2)]
     table = results(grid, lambda r: step(1e-3, 1e-2)(r.rate) if r.dim == 8 else step(1e-4, 1e-1)(r.rate))
-    new = refined(grid, table, within=2.0)
+    new = refine(grid, table, within=2.0)
     assert {(r.dim, r.rate, r.seed) for r in new} == {(8, r, s) for r in (3.16e-4, 3.16e-2) for s in range(2)}
     wider = pd.concat([table, results(new, solved)])
-    assert {r.rate for r in refined(grid, wider, within=1.5)} == {1.78e-4, 5.62e-2}
-    assert refined(grid, wider, within=4.0) == []
-    assert refined(grid, table.head(0), within=2.0) == []
+    assert {r.rate for r in refine(grid, wider, within=1.5)} == {1.78e-4, 5.62e-2}
+    assert refine(grid, wider, within=4.0) == []
+    assert refine(grid, table.head(0), within=2.0) == []
 
 
 def test_the_seeds_of_a_rate_are_judged_together_and_a_diverged_one_counts() -> None:
@@ -103,13 +104,13 @@ def test_the_seeds_of_a_rate_are_judged_together_and_a_diverged_one_counts() -> 
     table = results(grid, lambda r: math.nan if (r.rate, r.seed) == (1e-2, 1) else 1.0)
     (row,) = windows(table, group=["dim"]).to_dict("records")
     assert (row["rate"], row["from"], row["to"], row["above"], row["window"]) == (1e-3, 1e-3, 1e-3, 1e-2, 0)
-    assert {r.rate for r in refined(grid, table, within=2.0)} == {3.16e-3}
+    assert {r.rate for r in refine(grid, table, within=2.0)} == {3.16e-3}
     late = results(grid, solved).assign(outcome=["finished", "finished", "finished", "diverged"])
     assert windows(late, group=["dim"])["to"].tolist() == [1e-3]
 
 
 def test_a_short_run_is_a_whole_one_of_fewer_steps() -> None:
-    short = shortened(made(1e-3, steps=900, warmup=90, every=200), 1 / 9)
+    short = shorten(made(1e-3, steps=900, warmup=90, every=200), 1 / 9)
     assert (short.steps, short.warmup, short.every) == (100, 10, 100)
     assert short.key != made(1e-3, steps=100, warmup=50, every=100).key
 
@@ -163,11 +164,11 @@ def test_the_verb_says_which_rates_work(tmp_path: Path, monkeypatch: pytest.Monk
     from bestiary.cli import app
     from bestiary.cli import search as verbs
 
-    def carry_out(name: str, recipes: list[Recipe], folder: Path, **how: object) -> tuple[int, pd.DataFrame]:
+    def run_recipes(name: str, recipes: list[Recipe], folder: Path, **how: object) -> tuple[int, pd.DataFrame]:
         del name, folder, how
         return 0, results(recipes, lambda r: step(2e-3, 2e-2)(r.rate))
 
-    monkeypatch.setattr(verbs, "carry_out", carry_out)
+    monkeypatch.setattr(verbs, "run_recipes", run_recipes)
     arguments = ["search", "--coarse", "4", "--refine", "2", "--seeds", "2", "--store", str(tmp_path), "dim=8"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
@@ -203,7 +204,32 @@ def test_match_prints_the_widths_and_the_ratio_reached() -> None:
     assert "ratio" in done.output
 
 
+def test_match_keeps_the_table_when_one_pattern_has_no_match() -> None:
+    from bestiary.cli import app
+
+    arguments = ["match", "attention(rotary=False)", "lru", "--like", "short_conv", "dim=64", "--by", "state"]
+    done = CliRunner().invoke(app, [*arguments, "--task", "mqar(vocab=64, length=32, pairs=2)", "--tolerance", "0.01"])
+    assert done.exit_code == 1
+    rows = [line for line in done.output.splitlines() if line.strip().startswith(("short_conv", "attention", "lru"))]
+    assert [line.split()[0] for line in rows] == ["short_conv", "lru"]
+    assert "bestiary: attention(rotary=False) has no width within 1%: the nearest has " in done.output
+
+
+@pytest.mark.parametrize(
+    "search_for",
+    [
+        lambda: search.rates(1e-4, math.inf, 3),
+        lambda: search.rates(math.nan, 1.0, 3),
+        lambda: search.next_rates({1e-3: 0.5}, within=math.nan),
+        lambda: match_width("attention", made(1e-3), tolerance=math.nan),
+    ],
+)
+def test_numbers_that_are_none_are_refused(search_for: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match="nan|inf"):
+        search_for()
+
+
 def test_searching_without_optuna_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(ImportError, match=r"pip install 'bestiary\[search\]'"):
-        search.studied(0)
+        search.make_study(0)

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, heads, inputs, made, same, turned
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, rotate_plainly, split_heads
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from bestiary.laws import MIXER_LAWS
-from bestiary.mixers._cost import charged
+from bestiary.mixers._cost import add_cost
 from bestiary.mixers._mixer import Mixer, take
-from bestiary.mixers._softmax import repeats
+from bestiary.mixers._softmax import find_repeats
 from bestiary.model import Model, memory
 from bestiary.spec import parse
 from bestiary.training.recipe import clean
@@ -23,8 +23,8 @@ LEARNED, REPEAT = "selected(heads=2)", 'selected(select="repeat", heads=2)'
 
 def weighed(mixer: Any, x: Tensor) -> Tensor:
     """The output if every position attended."""
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
-    q, k, y = turned(q), turned(k), torch.zeros_like(v)
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, y = rotate_plainly(q), rotate_plainly(k), torch.zeros_like(v)
     for i in range(x.shape[1]):
         scores = torch.einsum("bhd, bjhd -> bhj", q[:, i], k[:, : i + 1]) / math.sqrt(DIM // 2)
         y[:, i] = torch.einsum("bhj, bjhd -> bhd", scores.softmax(-1), v[:, : i + 1])
@@ -55,48 +55,48 @@ def worded(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
 
 
 def test_selected_positions_attend_as_much_as_the_router_trusts_them() -> None:
-    mixer, x = made(LEARNED), inputs()
+    mixer, x = build_mixer(LEARNED), inputs()
     gate = (x @ mixer.router.weight.T).sigmoid()
-    same(mixer(x)[0], torch.where(gate > 0.5, gate, 0) * weighed(mixer, x))
+    assert_same(mixer(x)[0], torch.where(gate > 0.5, gate, 0) * weighed(mixer, x))
 
 
 def test_the_router_learns_from_every_position() -> None:
-    mixer, x = made(LEARNED), inputs()
+    mixer, x = build_mixer(LEARNED), inputs()
     found, wanted = mixer(x)[0], (x @ mixer.router.weight.T).sigmoid() * weighed(mixer, x).detach()
     pull = torch.randn_like(found)
     (soft,) = torch.autograd.grad((pull * wanted).sum(), mixer.router.weight)
     (hard,) = torch.autograd.grad((pull * found).sum(), mixer.router.weight)
-    same(hard, soft)
+    assert_same(hard, soft)
 
 
 @pytest.mark.parametrize("most", [5, 20])
 def test_a_router_that_may_select_so_many_learns_from_those(most: int) -> None:
-    mixer, x = made(f"selected(heads=2, most={most})"), inputs()
+    mixer, x = build_mixer(f"selected(heads=2, most={most})"), inputs()
     gate = (x @ mixer.router.weight.T).sigmoid()
     on = first(gate.squeeze(-1) > 0.5, most)
     assert most == 5 or len(on.sum(1).unique()) > 1
     found, wanted = mixer(x)[0], on.unsqueeze(-1) * gate * weighed(mixer, x)
-    same(found, wanted)
+    assert_same(found, wanted)
     pull = torch.randn_like(found)
     for weight in mixer.parameters():
         (soft,) = torch.autograd.grad((pull * wanted).sum(), weight, retain_graph=True)
         (hard,) = torch.autograd.grad((pull * found).sum(), weight, retain_graph=True)
-        same(hard, soft)
+        assert_same(hard, soft)
 
 
 @pytest.mark.parametrize("most", [None, 3])
 def test_random_selection_is_a_share_of_positions_fixed_by_the_seed(most: int | None) -> None:
-    mixer, x = made(f'selected(select="random", heads=2, share=0.4, most={most})'), inputs()
+    mixer, x = build_mixer(f'selected(select="random", heads=2, share=0.4, most={most})'), inputs()
     found = mixer(x)[0]
     on = found.abs().amax((0, 2)) > 0
-    same(found, on.double()[:, None] * weighed(mixer, x))
+    assert_same(found, on.double()[:, None] * weighed(mixer, x))
     assert on.sum() == (most or 8)
     assert torch.equal(on, first(on_of('select="random", share=0.4', TIME), most or TIME)[0])
 
 
 def on_of(options: str, time: int) -> Tensor:
-    mixer, x, where = made(f"selected({options})"), torch.zeros(1, time, DIM).double(), torch.arange(time)
-    return mixer.attending(x, where, mixer.keep(x, None))
+    mixer, x, where = build_mixer(f"selected({options})"), torch.zeros(1, time, DIM).double(), torch.arange(time)
+    return mixer.attends(x, where, mixer.update_cache(x, None))
 
 
 def test_a_random_share_is_that_of_the_positions() -> None:
@@ -107,27 +107,27 @@ def test_a_random_share_is_that_of_the_positions() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_repeats_are_found_bit_by_bit(dtype: torch.dtype) -> None:
-    mixer, (x, before) = made(REPEAT).to(dtype), worded(dtype)
-    assert torch.equal(mixer.attending(x, torch.arange(TIME), mixer.keep(x, None)), before)
+    mixer, (x, before) = build_mixer(REPEAT).to(dtype), worded(dtype)
+    assert torch.equal(mixer.attends(x, torch.arange(TIME), mixer.update_cache(x, None)), before)
 
 
 def test_repeats_of_tokens_are_found_whatever_the_features() -> None:
-    mixer, x, ids = made(REPEAT), inputs(), torch.randint(9, (BATCH, TIME))
-    same(mixer(x, tokens=ids)[0], repeated(ids).unsqueeze(-1) * weighed(mixer, x))
+    mixer, x, ids = build_mixer(REPEAT), inputs(), torch.randint(9, (BATCH, TIME))
+    assert_same(mixer(x, tokens=ids)[0], repeated(ids).unsqueeze(-1) * weighed(mixer, x))
     assert not mixer(x)[0].any()
 
 
 @pytest.mark.parametrize("most", [None, 4])
 def test_repeated_inputs_attend_and_a_cut_changes_nothing(most: int | None) -> None:
-    mixer, (x, before) = made(f'selected(select="repeat", heads=2, most={most})'), worded()
+    mixer, (x, before) = build_mixer(f'selected(select="repeat", heads=2, most={most})'), worded()
     whole, state = mixer(x)
-    same(whole, first(before, most or TIME).unsqueeze(-1) * weighed(mixer, x))
+    assert_same(whole, first(before, most or TIME).unsqueeze(-1) * weighed(mixer, x))
     for cut in (1, 7, TIME - 1):
         head, state = mixer(x[:, :cut])
-        same(torch.cat([head, mixer(x[:, cut:], state)[0]], 1), whole)
+        assert_same(torch.cat([head, mixer(x[:, cut:], state)[0]], 1), whole)
     where = torch.tensor([[0, 5, 22, 7, 7, 7], [3, 3, 17, 18, 19, 20]])
     for asked in (where, where[:, :3]):
-        same(mixer.parallel(x, asked), torch.stack([y[places] for y, places in zip(whole, asked, strict=True)]))
+        assert_same(mixer.parallel(x, asked), torch.stack([y[places] for y, places in zip(whole, asked, strict=True)]))
 
 
 @pytest.mark.parametrize("law", [law for law in MIXER_LAWS if law != "no dead state"])  # a yes or no has no gradient
@@ -139,22 +139,22 @@ def test_a_router_that_may_select_so_many_obeys(law: str) -> None:
 def test_where_no_gradient_is_asked_for_the_same_comes_of_selected_positions_alone(
     options: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mixer, (x, _), computed = made(f"selected({options})"), worded(), []
-    monkeypatch.setattr(type(mixer), "count", lambda *given: given[1].shape[1])
+    mixer, (x, _), computed = build_mixer(f"selected({options})"), worded(), []
+    monkeypatch.setattr(type(mixer), "computed_count", lambda *given: given[1].shape[1])
     dense = mixer(x)[0]
     monkeypatch.undo()
     queries = mixer.queries
     monkeypatch.setattr(mixer, "queries", lambda x, where: computed.append(x.shape[1]) or queries(x, where))
     with torch.no_grad():
-        same(mixer(x)[0], dense)
-        same(mixer.parallel(x), dense)
+        assert_same(mixer(x)[0], dense)
+        assert_same(mixer.parallel(x), dense)
     most = int((dense.abs().amax(2) > 0).sum(1).max())
     assert computed == [most, most]
     assert 0 < most < TIME
 
 
 def test_where_nothing_is_selected_the_output_is_zero() -> None:
-    mixer, x = made(REPEAT), inputs()
+    mixer, x = build_mixer(REPEAT), inputs()
     y, _ = mixer(x)
     assert not y.any()
     y.sum().backward()
@@ -163,7 +163,7 @@ def test_where_nothing_is_selected_the_output_is_zero() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_near(dtype: torch.dtype) -> None:
-    mixer, (x, _) = made('selected(select="repeat", most=6)'), worded()
+    mixer, (x, _) = build_mixer('selected(select="repeat", most=6)'), worded()
     wanted = mixer(x)[0]
     found = mixer.to(dtype)(x.to(dtype))[0]
     assert found.dtype == dtype
@@ -192,28 +192,28 @@ def test_the_work_of_so_many_positions_grows_with_the_length_and_not_its_square(
 
 @pytest.mark.parametrize("most", ["None", "9"])
 def test_a_penalty_is_that_of_the_papers_code_and_leaves_the_output(most: str) -> None:
-    mixer, plain = (made(f"selected(most={most}, penalty={p})") for p in (0.5, 0))
+    mixer, plain = (build_mixer(f"selected(most={most}, penalty={p})") for p in (0.5, 0))
     x, aim = inputs(), (9 if most == "9" else math.sqrt(TIME)) / TIME
-    same(mixer.train().parallel(x), plain.train().parallel(x))
+    assert_same(mixer.train().parallel(x), plain.train().parallel(x))
     costs = 0.5 * ((x @ mixer.router.weight.T).sigmoid().mean() - aim)
     (extra,) = torch.autograd.grad(costs, mixer.router.weight)
     grads = [torch.autograd.grad(m.parallel(x).square().sum(), m.router.weight)[0] for m in (mixer, plain)]
-    same(grads[0] - grads[1], extra)
+    assert_same(grads[0] - grads[1], extra)
     (off,) = torch.autograd.grad(mixer.eval().parallel(x).square().sum(), mixer.router.weight)
-    same(off, grads[1])
+    assert_same(off, grads[1])
 
 
 @pytest.mark.parametrize(("most", "time"), [("22", 23), ("None", 3)])
 def test_a_penalty_ends_where_few_are_selected(most: str, time: int) -> None:
-    mixer, x = made(f"selected(most={most}, penalty=1)"), inputs(time)
+    mixer, x = build_mixer(f"selected(most={most}, penalty=1)"), inputs(time)
     wanted = torch.autograd.grad(mixer.eval().parallel(x).square().sum(), mixer.router.weight)
-    same(torch.autograd.grad(mixer.train().parallel(x).square().sum(), mixer.router.weight)[0], wanted[0])
+    assert_same(torch.autograd.grad(mixer.train().parallel(x).square().sum(), mixer.router.weight)[0], wanted[0])
 
 
 def test_a_cost_is_added_under_vmap_too() -> None:
     w = torch.randn(3, dtype=torch.float64, requires_grad=True)
-    vmap(lambda w: charged(2 * w, w.square()))(w).sum().backward()
-    same(w.grad, 2 + 2 * w.detach())  # pyright: ignore[reportArgumentType]
+    vmap(lambda w: add_cost(2 * w, w.square()))(w).sum().backward()
+    assert_same(w.grad, 2 + 2 * w.detach())  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("penalty", [-1, 'select="random", penalty=1'])
@@ -237,25 +237,25 @@ PATTERNS = {
 
 
 def model(pattern: str, **changes: Any) -> Model:
-    made = Model(20, **({"dim": 16, "depth": 3, "pattern": parse("mixers", pattern)} | changes)).double().eval()
+    built = Model(20, **({"dim": 16, "depth": 3, "pattern": parse("mixers", pattern)} | changes)).double().eval()
     with torch.no_grad():
-        for weight in made.parameters():
+        for weight in built.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-    return made
+    return built
 
 
-def inner(made: Model) -> Any:
-    return next(m for m in made.modules() if isinstance(m, Mixer) and hasattr(m, "attending"))
+def inner(built: Model) -> Any:
+    return next(m for m in built.modules() if isinstance(m, Mixer) and hasattr(m, "attends"))
 
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_a_model_tells_its_tokens_at_any_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, tokens, seen = model(PATTERNS[name], positions=24), torch.randint(20, (3, 24)), []
-    mixer, wanted = inner(made), first(repeated(tokens), 4 if name == "so many" else 24)
-    attending = mixer.attending
-    monkeypatch.setattr(mixer, "attending", lambda *given: seen.append(attending(*given)) or seen[-1])
-    made(tokens)
-    made.parallel(tokens)
+    built, tokens, seen = model(PATTERNS[name], positions=24), torch.randint(20, (3, 24)), []
+    mixer, wanted = inner(built), first(repeated(tokens), 4 if name == "so many" else 24)
+    attending = mixer.attends
+    monkeypatch.setattr(mixer, "attends", lambda *given: seen.append(attending(*given)) or seen[-1])
+    built(tokens)
+    built.parallel(tokens)
     assert len(seen) == 2
     assert torch.equal(seen[0], wanted)
     assert torch.equal(seen[1], wanted)
@@ -263,21 +263,21 @@ def test_a_model_tells_its_tokens_at_any_layer(name: str, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", PATTERNS)
 def test_cutting_a_text_changes_no_logit(name: str) -> None:
-    made, tokens = model(PATTERNS[name], depth=4), torch.randint(20, (3, 24))
-    whole, _ = made(tokens)
+    built, tokens = model(PATTERNS[name], depth=4), torch.randint(20, (3, 24))
+    whole, _ = built(tokens)
     where = torch.tensor([[0, 8, 23]] * 3)
-    same(made.parallel(tokens, where), whole[:, where[0]])
+    assert_same(built.parallel(tokens, where), whole[:, where[0]])
     for cuts in ((1,), (2,), (12,), (23,), (1, 2, 5, 11), tuple(range(1, 24))):
         state, parts = None, []
         for start, end in zip((0, *cuts), (*cuts, 24), strict=True):
-            y, state = made(tokens[:, start:end], state)
+            y, state = built(tokens[:, start:end], state)
             parts.append(y)
-        same(torch.cat(parts, 1), whole)
+        assert_same(torch.cat(parts, 1), whole)
 
 
 def test_models_of_vectors_have_no_tokens_to_tell() -> None:
-    made, words = model(PATTERNS["second layer"], features=5), torch.randn(4, 5).double()
-    assert made(words[torch.randint(4, (2, 9))])[0].isfinite().all()
+    built, words = model(PATTERNS["second layer"], features=5), torch.randn(4, 5).double()
+    assert built(words[torch.randint(4, (2, 9))])[0].isfinite().all()
 
 
 def test_a_token_is_one_number_of_the_state() -> None:
@@ -290,9 +290,13 @@ def test_a_token_is_one_number_of_the_state() -> None:
 
 
 def test_more_questions_than_attend_may_be_asked_of_a_stack() -> None:
-    mixer, x, where = made("selected(most=4)"), inputs(), torch.tensor([[0, 1, 2, 22, 22, 22], [3, 3, 3, 3, 3, 3]])
+    mixer, x, where = (
+        build_mixer("selected(most=4)"),
+        inputs(),
+        torch.tensor([[0, 1, 2, 22, 22, 22], [3, 3, 3, 3, 3, 3]]),
+    )
     found = vmap(lambda x: mixer.parallel(x, where))(x.unsqueeze(0))[0]
-    same(found, take(mixer(x)[0], where))
+    assert_same(found, take(mixer(x)[0], where))
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -300,9 +304,9 @@ def test_stacked_models_compute_what_each_does(name: str) -> None:
     models, tokens = [model(PATTERNS[name]) for _ in range(3)], torch.randint(20, (3, 2, 24))
     weights, buffers = stack_module_state(models)  # pyright: ignore[reportArgumentType]
     found = vmap(lambda w, b, t: functional_call(models[0], (w, b), (t,))[0])(weights, buffers, tokens)
-    same(found, torch.stack([made(own)[0] for made, own in zip(models, tokens, strict=True)]))
+    assert_same(found, torch.stack([one(own)[0] for one, own in zip(models, tokens, strict=True)]))
 
 
 def test_repeats_are_equal_neighbours_in_a_stable_order() -> None:
     ids = torch.randint(6, (5, 40))
-    assert torch.equal(repeats(ids), repeated(ids))
+    assert torch.equal(find_repeats(ids), repeated(ids))

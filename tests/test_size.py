@@ -7,7 +7,7 @@ import pytest
 from bestiary.model import memory
 from bestiary.spec import parse
 from bestiary.training.recipe import Recipe, clean
-from bestiary.training.size import Size, flops, matched, memory_of, parameters, size
+from bestiary.training.size import Size, flops, match_widths, parameters, size, state_size
 
 TASK = "mqar(vocab=64, length=32, pairs=4)"
 ASKED, TIME, DIM, VOCAB = 4, 32, 16, 64
@@ -26,7 +26,7 @@ def test_a_size_is_that_of_the_model_itself() -> None:
 
 def test_the_state_is_that_after_the_longest_test_task() -> None:
     longer = made("attention", test=f"{TASK}, mqar(vocab=256, length=128, pairs=4)")
-    assert memory_of(longer)[0] == 4 * memory_of(made("attention"))[0] == 2 * 128 * DIM
+    assert state_size(longer)[0] == 4 * state_size(made("attention"))[0] == 2 * 128 * DIM
 
 
 def test_seeds_and_rates_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,9 +63,9 @@ def test_the_work_of_segments_is_their_mean() -> None:
 
 @pytest.mark.parametrize("match", ["state", "parameters", "flops"])
 def test_a_match_is_the_nearest_of_all_widths(match: str) -> None:
-    count = {"state": lambda r: memory_of(r)[0], "parameters": parameters, "flops": flops}[match]
+    count = {"state": lambda r: state_size(r)[0], "parameters": parameters, "flops": flops}[match]
     like, dims = made("base_conv, based(features=4)", depth=2), range(4, 33, 4)
-    (found,) = matched(["gated_delta"], like, match=match, dims=dims, tolerance=1.0).values()  # pyright: ignore[reportArgumentType]
+    (found,) = match_widths(["gated_delta"], like, match=match, dims=dims, tolerance=1.0).values()  # pyright: ignore[reportArgumentType]
     every = {dim: like.model_copy(update={"pattern": parse("mixers", "gated_delta"), "dim": dim}) for dim in dims}
     ratios = {dim: count(recipe) / count(like) for dim, recipe in every.items()}
     assert found.recipe.dim == min(ratios, key=lambda dim: abs(ratios[dim] - 1))
@@ -74,15 +74,15 @@ def test_a_match_is_the_nearest_of_all_widths(match: str) -> None:
 
 def test_widths_that_cannot_be_built_are_skipped() -> None:
     like = made("attention(rotary=False)", dim=21)
-    found = matched({"Heads": "attention(heads=4, rotary=False)"}, like, match="state", dims=range(16, 32))
+    found = match_widths({"Heads": "attention(heads=4, rotary=False)"}, like, match="state", dims=range(16, 32))
     assert found["Heads"].recipe.dim == 20
     with pytest.raises(ValueError, match="none of 2 widths"):
-        matched(["attention(heads=4, rotary=False)"], like, dims=(21, 23))
+        match_widths(["attention(heads=4, rotary=False)"], like, dims=(21, 23))
 
 
 def test_no_match_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"lru has no width within 5%: the nearest has 64 state at width 32"):
-        matched(["lru"], made("attention"), dims=(16, 32), tolerance=0.05)
+        match_widths(["lru"], made("attention"), dims=(16, 32), tolerance=0.05)
 
 
 def test_the_work_of_attention_is_counted_at_any_length() -> None:

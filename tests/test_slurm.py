@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from bestiary.runs.store import Store, get, numbered
+from bestiary.runs.store import Store, list_claims, read_json
 from bestiary.runs.table import results
 from bestiary.sweep import Event, sweep
-from bestiary.sweep.jobs import How, Job, Told
-from bestiary.sweep.slurm import parsed, slurm_sweep
+from bestiary.sweep.jobs import Job, JobEvent, WorkerConfig
+from bestiary.sweep.slurm import parse_options, slurm_sweep
 from bestiary.sweep.work import work
 from bestiary.training.recipe import Recipe, clean
 
@@ -61,7 +61,7 @@ def table(store: Store, asked: list[Recipe]) -> Any:
 
 
 def test_options_are_read_with_their_commas() -> None:
-    assert parsed("partition=gpu,timeout_min=60,exclude=n1,n2,jobs=8,mem_gb=1.5,setup=module load x") == {
+    assert parse_options("partition=gpu,timeout_min=60,exclude=n1,n2,jobs=8,mem_gb=1.5,setup=module load x") == {
         "partition": "gpu",
         "timeout_min": 60,
         "exclude": "n1,n2",
@@ -70,7 +70,7 @@ def test_options_are_read_with_their_commas() -> None:
         "setup": ["module load x"],
     }
     with pytest.raises(ValueError, match="'gpu' is not an option of Slurm; write name=value"):
-        parsed("gpu,jobs=2")
+        parse_options("gpu,jobs=2")
 
 
 @pytest.mark.slow
@@ -102,10 +102,10 @@ def test_jobs_share_a_sweep_and_change_no_number(tmp_path: Path) -> None:
     seen = list(slurm_sweep([failing, *asked], store, "cluster=local,jobs=2", workers=1))
     kinds = Counter(event.kind for event in seen)
     assert (kinds["ended"], kinds["failed"], kinds["retried"]) == (6, 1, 0)
-    assert next(event for event in seen if event.kind == "failed").what == "AssertionError: no room"
+    assert next(event for event in seen if event.kind == "failed").detail == "AssertionError: no room"
     assert kinds["measured"] == 6 * (6 + 6 + 1)
     assert table(store, asked).equals(table(plain, asked))
-    hosts = {get(numbered(store.folder / recipe.key)[-1] / "owner.json")["process"] for recipe in asked}
+    hosts = {read_json(list_claims(store.folder / recipe.key)[-1] / "owner.json")["process"] for recipe in asked}
     assert len(hosts) == 2
     assert not list(slurm_sweep(asked, store, "cluster=local"))
 
@@ -115,13 +115,13 @@ def test_what_failed_since_the_sweep_began_is_not_tried_again(tmp_path: Path) ->
     text = Path("examples/my_mixer.py").read_text()
     bad.write_text(text.replace("h, last = ", "assert len(x) < 3, 'no room'; h, last = "))
     recipe, store = clean(str(bad), **SMALL), Store(tmp_path / "runs")
-    for since, kinds in ((None, ["started", "failed", "idle"]), (0.0, ["failed", "idle"])):
-        told: list[Told] = []
-        work(Job((recipe,)), How(str(store.folder), since=since), "cpu", told.append)
+    for since, kinds in ((None, ["started", "failed", "over"]), (0.0, ["failed", "over"])):
+        told: list[JobEvent] = []
+        work(Job((recipe,)), WorkerConfig(str(store.folder), since=since), "cpu", told.append)
         assert [one.kind for one in told] == kinds
-        assert told[-2].what == "AssertionError: no room"
-    work(Job((recipe,)), How(str(store.folder), since=time.time() + 60), "cpu", told.append)
-    assert len(numbered(store.folder / recipe.key)) == 2
+        assert told[-2].detail == "AssertionError: no room"
+    work(Job((recipe,)), WorkerConfig(str(store.folder), since=time.time() + 60), "cpu", told.append)
+    assert len(list_claims(store.folder / recipe.key)) == 2
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_what_a_killed_job_left_undone_is_submitted_again(tmp_path: Path) -> Non
             os.kill(job, signal.SIGKILL)
     kinds = Counter(event.kind for event in seen)
     assert (kinds["ended"], kinds["failed"]) == (4, 0)
-    assert "its Slurm job died" in {event.what for event in seen if event.kind == "retried"}
+    assert "its Slurm job died" in {event.detail for event in seen if event.kind == "retried"}
     assert table(store, asked).equals(table(plain, asked))
     assert Counter(event.recipe.key for event in seen if event.kind == "ended") == {recipe.key: 1 for recipe in asked}
 
@@ -155,8 +155,8 @@ def test_a_preempted_job_is_queued_again_by_itself(tmp_path: Path) -> None:
                 os.kill(process, signal.SIGUSR2)
     kinds = Counter(event.kind for event in seen)
     assert (kinds["ended"], kinds["failed"]) == (3, 0)
-    assert "its Slurm job died" not in [event.what for event in seen if event.kind == "retried"]
-    assert all((claim / "released").exists() for recipe in asked for claim in numbered(tmp_path / recipe.key))
+    assert "its Slurm job died" not in [event.detail for event in seen if event.kind == "retried"]
+    assert all((claim / "released").exists() for recipe in asked for claim in list_claims(tmp_path / recipe.key))
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, heads, inputs, made, same, turned
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, rotate_plainly, split_heads, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,21 +16,21 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @pytest.mark.parametrize("options", ["heads=2", "heads=4, latent=12, queries=20"])
 def test_latent_attention(options: str) -> None:
-    mixer, x = made(f"latent_attention({options})"), inputs()
+    mixer, x = build_mixer(f"latent_attention({options})"), inputs()
     count, head, rotary = mixer.heads, DIM // mixer.heads, DIM // mixer.heads // 2
     queried = rms(x @ mixer.low[0].weight.T, mixer.low[1].weight, 1e-6) if "queries" in options else x
-    q, p = heads(mixer.q(queried), count).split([head, rotary], dim=-1)
-    k, v = heads(mixer.up(rms(mixer.down(x), mixer.norm.weight, 1e-6)), count).split([head, head], dim=-1)
-    p, r, y = turned(p), turned(mixer.turn(x)), torch.zeros_like(v)
+    q, p = split_heads(mixer.q(queried), count).split([head, rotary], dim=-1)
+    k, v = split_heads(mixer.up(rms(mixer.down(x), mixer.norm.weight, 1e-6)), count).split([head, head], dim=-1)
+    p, r, y = rotate_plainly(p), rotate_plainly(mixer.turn(x)), torch.zeros_like(v)
     for i in range(TIME):
         logits = [((q[:, i] * k[:, j]).sum(-1) + (p[:, i] * r[:, j, None]).sum(-1)) for j in range(i + 1)]
         weights = (torch.stack(logits, -1) / math.sqrt(head + rotary)).softmax(-1)
         y[:, i] = sum(weights[..., j, None] * v[:, j] for j in range(i + 1))
-    same(mixer(x)[0], mixer.out(y.flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
 def test_a_latent_and_a_rotary_key_are_all_that_is_kept() -> None:
-    _, state = made("latent_attention(heads=4, latent=12)")(inputs())
+    _, state = build_mixer("latent_attention(heads=4, latent=12)")(inputs())
     assert [tuple(kept.shape) for kept in state] == [(BATCH, TIME, 12), (BATCH, TIME, 8)]
 
 
@@ -50,7 +50,7 @@ def test_latent_attention_is_hugging_faces(name: str) -> None:
         v_head_dim=16,
         attn_implementation="eager",
     )
-    mixer, x = made("latent_attention(heads=4, latent=12, queries=20)").float(), inputs().float()
+    mixer, x = build_mixer("latent_attention(heads=4, latent=12, queries=20)").float(), inputs().float()
     other = getattr(model, f"{title}Attention")(config, layer_idx=0)
 
     def interleaved(rows: Tensor) -> Tensor:
@@ -73,8 +73,8 @@ def test_latent_attention_is_hugging_faces(name: str) -> None:
 
 
 def test_forgetting_attention() -> None:
-    mixer, x = made("forgetting_attention(heads=2)"), inputs()
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    mixer, x = build_mixer("forgetting_attention(heads=2)"), inputs()
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
     f, y = mixer.gate(x).sigmoid(), torch.zeros_like(v)
     for i in range(TIME):
         top, bottom = 0, 0
@@ -82,12 +82,12 @@ def test_forgetting_attention() -> None:
             weight = ((q[:, i] * k[:, j]).sum(-1) / math.sqrt(32)).exp() * f[:, j + 1 : i + 1].prod(1)
             top, bottom = top + weight.unsqueeze(-1) * v[:, j], bottom + weight.unsqueeze(-1)
         y[:, i] = top / bottom
-    same(mixer(x)[0], mixer.out(y.flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
 def test_stick_breaking() -> None:
-    mixer, x = made("stick_breaking(heads=2)"), inputs()
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    mixer, x = build_mixer("stick_breaking(heads=2)"), inputs()
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
     y = torch.zeros_like(v)
     for i in range(TIME):
         left = torch.ones(BATCH, 2, 1, dtype=torch.float64)
@@ -97,19 +97,19 @@ def test_stick_breaking() -> None:
             left = left * (1 - share)
         y[:, i] += left * mixer.rest[:, 0]
     y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, unbiased=False) + 1e-5).sqrt()
-    same(mixer(x)[0], mixer.out(y.flatten(2) * mixer.norm.weight + mixer.norm.bias))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2) * mixer.norm.weight + mixer.norm.bias))
 
 
 @pytest.mark.parametrize("options", ["heads=2, rank=8", "heads=4, conv=1"])
 def test_path(options: str) -> None:
-    mixer, x = made(f"path({options})"), inputs()
+    mixer, x = build_mixer(f"path({options})"), inputs()
     count, head, taps = mixer.heads, DIM // mixer.heads, mixer.conv.filter
     low, mixed = x @ mixer.low.weight.T @ mixer.up.weight.T, torch.zeros_like(x)
     for t in range(TIME):
         mixed[:, t] = sum(taps[i] * low[:, t - i] for i in range(min(t + 1, len(taps))))
-    w = heads(F.silu(mixed), count)
-    w, beta = w / w.norm(dim=-1, keepdim=True), 2 * mixer.beta(x).sigmoid()
-    q, k, v = (heads(z, count) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    w = split_heads(F.silu(mixed), count)
+    w, beta = unit(w), 2 * mixer.beta(x).sigmoid()
+    q, k, v = (split_heads(z, count) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
     one, y = torch.eye(head, dtype=torch.float64), torch.zeros_like(v)
     reflect = one - beta[..., None, None] * w.unsqueeze(-1) * w.unsqueeze(-2)
     for i in range(TIME):
@@ -119,22 +119,22 @@ def test_path(options: str) -> None:
             product = product @ reflect[:, j]
         weights = (torch.cat(logits, -1) / math.sqrt(head)).softmax(-1)
         y[:, i] = sum(weights[..., j, None] * v[:, j] for j in range(i + 1))
-    same(mixer(x)[0], mixer.out(y.flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
 @pytest.mark.parametrize("options", ["heads=1", "heads=4, layer=3"])
 def test_differential_attention(options: str) -> None:
-    mixer, x = made(f"differential({options})"), inputs()
+    mixer, x = build_mixer(f"differential({options})"), inputs()
     count, start = mixer.heads, 0.8 - 0.6 * math.exp(-0.9) if "layer" in options else 0.2
-    q, k = (turned(heads(z, 2 * count)).unflatten(2, (count, 2)) for z in (mixer.q(x), mixer.k(x)))
-    v = heads(mixer.v(x), count)
+    q, k = (rotate_plainly(split_heads(z, 2 * count)).unflatten(2, (count, 2)) for z in (mixer.q(x), mixer.k(x)))
+    v = split_heads(mixer.v(x), count)
     (a, b), (c, d) = mixer.balance
     minus, y = (a @ b).exp() - (c @ d).exp() + start, torch.zeros_like(v)
     for i in range(TIME):
         logits = [(q[:, i] * k[:, j]).sum(-1) / math.sqrt(q.shape[-1]) for j in range(i + 1)]
         one, two = torch.stack(logits, -1).softmax(-1).unbind(2)
         y[:, i] = sum((one - minus * two)[..., j, None] * v[:, j] for j in range(i + 1))
-    same(mixer(x)[0], mixer.out(((1 - start) * rms(y, mixer.norm.weight, 1e-5)).flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(((1 - start) * rms(y, mixer.norm.weight, 1e-5)).flatten(2)))
 
 
 @pytest.mark.hf
@@ -142,7 +142,7 @@ def test_differential_attention_is_hugging_faces() -> None:
     transformers = pytest.importorskip("transformers")
     model = importlib.import_module("transformers.models.diffllama.modeling_diffllama")
     config = transformers.DiffLlamaConfig(hidden_size=DIM, num_attention_heads=8, attn_implementation="eager")
-    mixer, x = made("differential(heads=4, layer=3)").float(), inputs().float()
+    mixer, x = build_mixer("differential(heads=4, layer=3)").float(), inputs().float()
     other = model.DiffLlamaAttention(config, layer_idx=3)
     with torch.no_grad():
         mixer.norm.weight.fill_(1)  # its norm has no weights

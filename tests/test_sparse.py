@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, heads, inputs, made, same, turned
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, rotate_plainly, split_heads
 from torch import Tensor
 
-from bestiary.mixers._softmax import drawn, top
+from bestiary.mixers._softmax import hash_numbers, top_mask
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, seen: list[int]) -> Tensor:
@@ -22,20 +22,20 @@ def best(scores: dict[int, float], count: int) -> set[int]:
 
 
 def test_big_bird_attends_to_what_its_blocks_say() -> None:
-    mixer, x = made("big_bird(heads=2, block=3, window=2, random=1)"), inputs()
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
-    q, k, y = turned(q), turned(k), torch.zeros_like(v)
+    mixer, x = build_mixer("big_bird(heads=2, block=3, window=2, random=1)"), inputs()
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, y = rotate_plainly(q), rotate_plainly(k), torch.zeros_like(v)
     blocks = mixer.blocks(torch.arange(TIME), TIME)
     for b in range(BATCH):
         for h in range(2):
             for i in range(TIME):
                 seen = [j for j in range(i + 1) if blocks[h, i, j // 3]]
                 y[b, i, h] = attended(q[b, i, h], k[b, :, h], v[b, :, h], seen)
-    same(mixer(x)[0], mixer.out(y.flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
 def test_big_bird_sees_near_first_and_few_random_blocks() -> None:
-    mixer = made("big_bird(heads=4, block=3, window=2, random=2)")
+    mixer = build_mixer("big_bird(heads=4, block=3, window=2, random=2)")
     assert mixer.blocks(torch.arange(60), 60).shape == (4, 60, 20)
     for i, rows in enumerate(mixer.blocks(torch.arange(60), 60).unbind(1)):
         own = i // 3
@@ -47,18 +47,18 @@ def test_big_bird_sees_near_first_and_few_random_blocks() -> None:
 
 
 def test_big_bird_draws_alike_however_long_the_sequence() -> None:
-    mixer = made("big_bird(heads=2, block=2, window=1, random=2)")
+    mixer = build_mixer("big_bird(heads=2, block=2, window=1, random=2)")
     long, short = mixer.blocks(torch.arange(80), 80), mixer.blocks(torch.arange(40, 50), 50)
     assert torch.equal(long[:, 40:50, :25], short)
     assert not torch.equal(long[0], long[1])
     assert not torch.equal(
-        long, made("big_bird(heads=2, block=2, window=1, random=2, seed=1)").blocks(torch.arange(80), 80)
+        long, build_mixer("big_bird(heads=2, block=2, window=1, random=2, seed=1)").blocks(torch.arange(80), 80)
     )
 
 
 def test_drawn_numbers_are_uniform_and_depend_on_every_key() -> None:
     one, two = torch.arange(100).unsqueeze(1), torch.arange(100)
-    found = drawn(0, one, two).double() / 2**32
+    found = hash_numbers(0, one, two).double() / 2**32
     assert found.min() >= 0
     assert found.max() < 1
     counts = torch.histc(found, bins=10, min=0, max=1)
@@ -69,14 +69,14 @@ def test_drawn_numbers_are_uniform_and_depend_on_every_key() -> None:
 
 def test_top_takes_the_highest_and_of_equals_the_later() -> None:
     scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    assert top(scores, 3).tolist() == [[False, True, False, True, True], [False, False, True, True, True]]
-    assert top(scores, 9).all()
+    assert top_mask(scores, 3).tolist() == [[False, True, False, True, True], [False, False, True, True, True]]
+    assert top_mask(scores, 9).all()
 
 
 def test_moba() -> None:
-    mixer, x = made("moba(heads=2, block=4, top=2)"), inputs()
-    q, k, v = (heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
-    q, k, y = turned(q), turned(k), torch.zeros_like(v)
+    mixer, x = build_mixer("moba(heads=2, block=4, top=2)"), inputs()
+    q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
+    q, k, y = rotate_plainly(q), rotate_plainly(k), torch.zeros_like(v)
     for b in range(BATCH):
         for h in range(2):
             for i in range(TIME):
@@ -84,15 +84,15 @@ def test_moba() -> None:
                 blocks = {i // 4} | best(scores, 1)
                 seen = [j for j in range(i + 1) if j // 4 in blocks]
                 y[b, i, h] = attended(q[b, i, h], k[b, :, h], v[b, :, h], seen)
-    same(mixer(x)[0], mixer.out(y.flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
 def test_nsa() -> None:
-    mixer, x = made("nsa(heads=4, groups=2, block=3, selected=4, window=5)"), inputs()
-    q, kv = heads(mixer.q(x), 4), mixer.kv(x).unflatten(-1, (3, 2, 2, 16))  # branch, key or value, group
-    gates, around = mixer.gate(x).sigmoid().unflatten(-1, (3, 4)), turned(q)
+    mixer, x = build_mixer("nsa(heads=4, groups=2, block=3, selected=4, window=5)"), inputs()
+    q, kv = split_heads(mixer.q(x), 4), mixer.kv(x).unflatten(-1, (3, 2, 2, 16))  # branch, key or value, group
+    gates, around = mixer.gate(x).sigmoid().unflatten(-1, (3, 4)), rotate_plainly(q)
     (ks, vs), (kw, vw), (kc, vc) = (kv[:, :, branch].unbind(2) for branch in range(3))
-    ks, kw, y = turned(ks), turned(kw), torch.zeros_like(q)
+    ks, kw, y = rotate_plainly(ks), rotate_plainly(kw), torch.zeros_like(q)
     for b in range(BATCH):
         for g in range(2):
             raw = [[z[b, 3 * c : 3 * c + 3, g].flatten() for c in range(TIME // 3)] for z in (kc, vc)]
@@ -112,25 +112,25 @@ def test_nsa() -> None:
                     y[b, i, h] += local * attended(turn, kw[b, :, g], vw[b, :, g], near)
                     if complete:
                         y[b, i, h] += coarse * attended(q[b, i, h], kb, vb, complete)
-    same(mixer(x)[0], mixer.out(y.flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
 def test_nsa_keeps_compressed_blocks_the_open_one_and_a_window() -> None:
-    _, state = made("nsa(heads=4, groups=2, block=4, window=6)")(inputs())
+    _, state = build_mixer("nsa(heads=4, groups=2, block=4, window=6)")(inputs())
     assert [kept.shape[-2] for kept in state] == [TIME, 5, TIME % 4, TIME // 4]
 
 
 def test_dsa() -> None:
-    mixer, x = made("dsa(heads=2, index_heads=3, index=20, top=6)"), inputs()
-    q, p = heads(mixer.q(x), 2).split([32, 16], dim=-1)
+    mixer, x = build_mixer("dsa(heads=2, index_heads=3, index=20, top=6)"), inputs()
+    q, p = split_heads(mixer.q(x), 2).split([32, 16], dim=-1)
     latent = mixer.down(x) / (mixer.down(x).square().mean(-1, keepdim=True) + 1e-6).sqrt() * mixer.norm.weight
-    k, v = heads(mixer.up(latent), 2).split([32, 32], dim=-1)
-    whole_q = torch.cat([q, turned(p)], -1)
-    whole_k = torch.cat([k, turned(mixer.turn(x)).unsqueeze(2).expand(-1, -1, 2, -1)], -1)
-    a, b = heads(mixer.index_q(x), 3), mixer.index_k(x)
+    k, v = split_heads(mixer.up(latent), 2).split([32, 32], dim=-1)
+    whole_q = torch.cat([q, rotate_plainly(p)], -1)
+    whole_k = torch.cat([k, rotate_plainly(mixer.turn(x)).unsqueeze(2).expand(-1, -1, 2, -1)], -1)
+    a, b = split_heads(mixer.index_q(x), 3), mixer.index_k(x)
     b = (b - b.mean(-1, keepdim=True)) / (b.var(-1, keepdim=True, unbiased=False) + 1e-6).sqrt()
     b = b * mixer.index_norm.weight + mixer.index_norm.bias
-    a, b = (torch.cat([turned(z[..., :16]), z[..., 16:]], -1) for z in (a, b))
+    a, b = (torch.cat([rotate_plainly(z[..., :16]), z[..., 16:]], -1) for z in (a, b))
     weight, y = mixer.index_weight(x) / math.sqrt(3), torch.zeros_like(v)
     for n in range(BATCH):
         for i in range(TIME):
@@ -139,13 +139,13 @@ def test_dsa() -> None:
             seen = sorted(best(scores, 6))
             for h in range(2):
                 y[n, i, h] = attended(whole_q[n, i, h], whole_k[n, :, h], v[n, :, h], seen)
-    same(mixer(x)[0], mixer.out(y.flatten(2)))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
 def test_the_indexer_of_dsa_learns_what_logits_learn() -> None:
-    mixer, x = made("dsa(top=6)"), inputs()
-    kept = mixer.keep(x, None)
-    scores = mixer.scores(x, torch.arange(TIME), kept.marks).detach().requires_grad_()
+    mixer, x = build_mixer("dsa(top=6)"), inputs()
+    kept = mixer.update_cache(x, None)
+    scores = mixer.scores(x, torch.arange(TIME), kept.index_keys).detach().requires_grad_()
     mixer.scores = lambda *_: scores
     mixer(x)[0].square().sum().backward()
     assert scores.grad is not None
@@ -155,13 +155,13 @@ def test_the_indexer_of_dsa_learns_what_logits_learn() -> None:
 
 
 def test_the_indexer_of_dsa_passes_no_gradient_on() -> None:
-    mixer, x = made("dsa(queries=20, top=6)"), inputs().requires_grad_()
+    mixer, x = build_mixer("dsa(queries=20, top=6)"), inputs().requires_grad_()
     learning = torch.autograd.grad(mixer(x)[0].square().sum(), [x, mixer.low[0].weight, mixer.index_k.weight])
-    fixed = mixer.scores(x, torch.arange(TIME), mixer.keep(x, None).marks).detach()
+    fixed = mixer.scores(x, torch.arange(TIME), mixer.update_cache(x, None).index_keys).detach()
     mixer.scores = lambda *_: fixed
     still = torch.autograd.grad(mixer(x)[0].square().sum(), [x, mixer.low[0].weight])
-    same(learning[0], still[0])
-    same(learning[1], still[1])
+    assert_same(learning[0], still[0])
+    assert_same(learning[1], still[1])
     assert learning[2].any()
 
 
@@ -183,7 +183,7 @@ def test_dsa_is_hugging_faces() -> None:
         index_n_heads=16,
         attn_implementation="eager",
     )
-    mixer = made("dsa(heads=4, latent=12, queries=20, index_heads=16, index=12, top=6)").float()
+    mixer = build_mixer("dsa(heads=4, latent=12, queries=20, index_heads=16, index=12, top=6)").float()
     x, other = inputs().float(), model.DeepseekV32Attention(config, layer_idx=0)
 
     def interleaved(rows: Tensor) -> Tensor:

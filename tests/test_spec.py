@@ -3,10 +3,11 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bestiary.spec import locate, names, parse, spec
+from bestiary.spec import locate, names, parse, read_specs, spec
 
 GOOD = "class Mine:\n    def __init__(self, dim, *, size: int = 3): self.size = size\n"
 
@@ -54,12 +55,84 @@ def test_specs_are_equal_when_their_builds_are() -> None:
         ("attention(3)", ValueError, "none of name"),
         ("", ValueError, "cannot read ''"),
         ("./nowhere.py", LookupError, "there is no file './nowhere.py'"),
+        ("attention(heads=2, heads=4)", ValueError, "option 'heads' is given twice"),
+        ("serial('attention', mixers='based')", ValueError, "option 'mixers' is given twice"),
+        ("hyena(frequency=nan)", ValueError, "'nan' is not a value"),
+        ("hyena(frequency=1e999)", TypeError, r"hyena\(frequency=inf\): Input should be a finite number"),
+        ("stick_breaking(dropout=1e999)", TypeError, "no option 'dropout'"),
+        ("1000000000*attention", ValueError, "it has more than 4,096 layers"),
+        ("2*(3000*attention)", ValueError, "it has more than 4,096 layers"),
+        ("100*serial('99*attention')", ValueError, "more than 4,096 layers, those within others included"),
+        ("True*attention", ValueError, "none of name"),
+        ("_path0", LookupError, "no mixer '_path0'"),
+        ("'attention'", ValueError, "'attention' is in quotes, so it is the path of a file and must end in .py"),
+        ("'a b.py'", LookupError, "there is no file 'a b.py'"),
+        ("attention(window=[3])[0]", ValueError, "none of name"),
+        ("attention(window={}[0])", ValueError, "is not a value"),
+        ("attention(**{'heads': 2})", ValueError, "none of name"),
+        ("attention.a.b", ValueError, "none of name"),
+        ("attention.small", LookupError, "attention has no preset 'small'"),
+        ("()", ValueError, "none of name"),
+        ("(" * 100_000, ValueError, "a pattern of 100,000 characters is too long; 65,536 are the most"),
+        ("(" * 60_000, ValueError, "nested too deep|write name"),
+        ("attention(window=" + "-" * 60_000 + "1)", ValueError, "nested too deep|write name"),
+        ("+".join(["attention"] * 6000), ValueError, "nested too deep"),
+        ("x" * 60_000, LookupError, "no mixer 'xxx"),
+        ("attention(window=" + "9" * 4000 + ")", TypeError, "less than or equal|finite|valid"),
+        ("attention\0", ValueError, "cannot read"),
+        ("\udcff", ValueError, "cannot read"),
+        ("~nobody-of-this-name/a.py", LookupError, "there is no file"),
+        ("a" * 5000 + ".py", LookupError, "there is no file"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(text: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         parse("mixers", text)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 800
+
+
+def test_an_unknown_name_is_answered_by_the_nearest_not_by_all() -> None:
+    with pytest.raises(LookupError, match="^no mixer 'atention' \\(did you mean 'attention'") as caught:
+        parse("mixers", "atention")
+    assert "base_conv" not in str(caught.value)
+
+
+def test_patterns_within_patterns_end_somewhere() -> None:
+    text = "attention"
+    for _ in range(20):
+        text = f"serial({text!r})"
+    with pytest.raises((ValueError, TypeError), match="too long|within patterns more than 16 deep|cannot read"):
+        parse("mixers", text)
+    stored: Any = parse("mixers", "attention")[0].stored
+    for _ in range(20):
+        stored = {"name": "serial", "source": "", "options": {"mixers": [stored]}}
+    with pytest.raises((ValueError, TypeError), match="patterns stand within patterns more than 16 deep"):
+        read_specs("mixers", [stored])
+
+
+@pytest.mark.parametrize(
+    "item", [None, 3, "", {}, {"name": "attention"}, {"name": 3, "options": {}, "source": ""}, ["attention"]]
+)
+def test_what_is_stored_must_be_a_spec(item: Any) -> None:
+    with pytest.raises(ValueError, match="is no mixer as they are stored|cannot read ''"):
+        read_specs("mixers", [item])
+
+
+ODD = ("a b", "my mixers/a", "a@b", "a=b", "(a)", "a, b", "ä🙂", "'a'", 'a"b', "a\\b", "#")
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_path_of_any_characters_can_be_named(name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{name}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(GOOD)
+    made = spec("mixers", str(file), size=5)
+    assert parse("mixers", f"2*{made}, attention") == (made, made, *parse("mixers", "attention"))
+    assert parse("mixers", str(file))[0].name == str(file)
+    within = spec("mixers", "serial", mixers=f"{made}, attention")
+    assert parse("mixers", str(within)) == (within,)
+    assert read_specs("mixers", [within.stored]) == (within,)
 
 
 @pytest.mark.parametrize("body", ["", "class One: ...\nclass Two: ...\n", "class _Hidden: ...\nx = 1\n"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, close, inputs, made, same
+from mixer_helpers import BATCH, DIM, TIME, assert_close, assert_same, build_mixer, inputs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +27,7 @@ def weight_of(conv: Any) -> Tensor:
 
 
 def test_mamba2() -> None:
-    mixer, x = made("mamba2(state=8, head=32, conv=3)"), inputs()
+    mixer, x = build_mixer("mamba2(state=8, head=32, conv=3)"), inputs()
     inner, b, c = F.silu(convolved(mixer.into(x), mixer.conv)).split([2 * DIM, 8, 8], dim=-1)
     inner, dt, rate = inner.unflatten(-1, (4, 32)), F.softplus(mixer.dt(x)), mixer.rate.exp()
     state, y = torch.zeros(BATCH, 4, 8, 32, dtype=torch.float64), torch.zeros_like(inner)
@@ -38,12 +38,12 @@ def test_mamba2() -> None:
             y[:, t, h] = (c[:, t].unsqueeze(2) * state[:, h]).sum(1) + mixer.skip[h] * inner[:, t, h]
     y = y.flatten(2) * F.silu(mixer.gate(x))
     y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
-    same(mixer(x)[0], mixer.out(y))
+    assert_same(mixer(x)[0], mixer.out(y))
 
 
 def test_mamba3_turns_and_integrates_by_the_trapezoidal_rule() -> None:
     heads, key, value, angles = 4, 8, 32, 3
-    mixer, x = made(f"mamba3(state={key}, head={value}, angles={angles})"), inputs()
+    mixer, x = build_mixer(f"mamba3(state={key}, head={value}, angles={angles})"), inputs()
     v = mixer.value(x).unflatten(-1, (heads, value))
     b, c, dt, a, lam, turn = mixer.into(x).split([key, key, heads, heads, heads, angles], dim=-1)
     b, c = (z / (z.square().mean(-1, keepdim=True) + 1e-5).sqrt() for z in (b, c))
@@ -65,12 +65,12 @@ def test_mamba3_turns_and_integrates_by_the_trapezoidal_rule() -> None:
                 state[i, h] = alpha * rotation @ old + lam[i, t, h] * dt[i, t, h] * now
                 before[i, h] = now
                 y[i, t, h] = q[i, t, h] @ state[i, h] + mixer.skip[h] * v[i, t, h]
-    same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
 
 
 @pytest.mark.parametrize("spectrum", ["lin", "inv"])
 def test_s4d(spectrum: str) -> None:
-    mixer, x = made(f"s4d(state=8, spectrum={spectrum!r})"), inputs()
+    mixer, x = build_mixer(f"s4d(state=8, spectrum={spectrum!r})"), inputs()
     system = mixer.diagonal
     a = torch.complex(-system.decay.exp(), system.turn) * system.log_dt.exp().unsqueeze(1)
     step, enter = (1 + a / 2) / (1 - a / 2), torch.complex(*system.b) * system.log_dt.exp().unsqueeze(1) / (1 - a / 2)
@@ -79,11 +79,11 @@ def test_s4d(spectrum: str) -> None:
         state = step * state + enter * x[:, t].unsqueeze(-1)
         y[:, t] = 2 * (torch.complex(*system.c) * state).sum(-1).real + mixer.skip * x[:, t]
     first, second = mixer.out(F.gelu(y)).chunk(2, dim=-1)
-    same(mixer(x)[0], first * second.sigmoid())
+    assert_same(mixer(x)[0], first * second.sigmoid())
 
 
 def test_lru() -> None:
-    mixer, x = made("lru(state=10, low=0.5, high=0.99)"), inputs()
+    mixer, x = build_mixer("lru(state=10, low=0.5, high=0.99)"), inputs()
     a = torch.exp(-mixer.nu.exp()) * torch.exp(1j * mixer.theta.exp())
     b, c = torch.complex(*mixer.b.weight.chunk(2)), torch.complex(*mixer.c.weight.chunk(2, dim=1)).conj()
     h, y = torch.zeros(BATCH, 10, dtype=torch.complex128), torch.zeros_like(x)
@@ -91,11 +91,11 @@ def test_lru() -> None:
         h = a * h + mixer.gamma.exp() * (x[:, t].to(h.dtype) @ b.T)
         y[:, t] = (h @ c.T).real + mixer.skip * x[:, t]
     first, second = mixer.out(F.gelu(y)).chunk(2, dim=-1)
-    same(mixer(x)[0], first * second.sigmoid())
+    assert_same(mixer(x)[0], first * second.sigmoid())
 
 
 def test_s5() -> None:
-    mixer, x = made("s5(state=12, blocks=3)"), inputs()
+    mixer, x = build_mixer("s5(state=12, blocks=3)"), inputs()
     poles, dt = torch.complex(-mixer.decay.exp(), mixer.turn), mixer.log_dt.exp()
     b, c = torch.complex(*mixer.b.weight.chunk(2)), torch.complex(*mixer.c.weight.chunk(2, dim=1)).conj()
     h, y = torch.zeros(BATCH, 6, dtype=torch.complex128), torch.zeros_like(x)
@@ -103,11 +103,11 @@ def test_s5() -> None:
         h = torch.exp(poles * dt) * h + (torch.exp(poles * dt) - 1) / poles * (x[:, t].to(h.dtype) @ b.T)
         y[:, t] = 2 * (h @ c.T).real + mixer.skip * x[:, t]
     y = F.gelu(y)
-    same(mixer(x)[0], y * mixer.out(y).sigmoid())
+    assert_same(mixer(x)[0], y * mixer.out(y).sigmoid())
 
 
 def test_longhorn_solves_an_online_regression_in_each_step() -> None:
-    mixer, x = made("longhorn(state=4, conv=3)"), inputs()
+    mixer, x = build_mixer("longhorn(state=4, conv=3)"), inputs()
     inner = F.silu(convolved(mixer.into(x), mixer.conv))
     low, k, q = mixer.low(inner).split([DIM // 16, 4, 4], dim=-1)
     beta = mixer.beta(low).sigmoid()
@@ -119,7 +119,7 @@ def test_longhorn_solves_an_online_regression_in_each_step() -> None:
             target = (rate * inner[i, t]).unsqueeze(-1) * key
             h[i] = torch.diagonal(exact, dim1=1, dim2=2) * h[i] + (exact @ target.unsqueeze(-1)).squeeze(-1)
             y[i, t] = h[i] @ q[i, t] + mixer.skip * inner[i, t]
-    same(mixer(x)[0], mixer.out(y * F.silu(mixer.gate(x))))
+    assert_same(mixer(x)[0], mixer.out(y * F.silu(mixer.gate(x))))
 
 
 def test_initial_weights_of_state_space_models_are_the_papers() -> None:
@@ -152,7 +152,7 @@ def test_initial_weights_of_state_space_models_are_the_papers() -> None:
 @pytest.mark.parametrize("text", ["mamba2(head=48)", "mamba3(head=48)", "mamba3(state=8, angles=5)", "s4d(state=7)"])
 def test_widths_that_do_not_fit_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
-        made(text)
+        build_mixer(text)
 
 
 @pytest.mark.hf
@@ -160,7 +160,7 @@ def test_mamba_is_hugging_faces() -> None:
     pytest.importorskip("transformers")
     from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
 
-    mixer, x = made("mamba(state=4, conv=3, rank=5)").float(), inputs().float()
+    mixer, x = build_mixer("mamba(state=4, conv=3, rank=5)").float(), inputs().float()
     options = {"state_size": 4, "conv_kernel": 3, "time_step_rank": 5, "num_hidden_layers": 1}
     other = MambaMixer(MambaConfig(hidden_size=DIM, **options), layer_idx=0).eval()
     weights = {
@@ -175,7 +175,7 @@ def test_mamba_is_hugging_faces() -> None:
         "out_proj.weight": mixer.out.weight,
     }
     other.load_state_dict(weights)
-    close(mixer(x)[0], other(x))
+    assert_close(mixer(x)[0], other(x))
 
 
 @pytest.mark.hf
@@ -183,7 +183,7 @@ def test_mamba2_is_hugging_faces() -> None:
     pytest.importorskip("transformers")
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Config, Mamba2Mixer
 
-    mixer, x = made("mamba2(state=8, head=32, conv=3)").float(), inputs().float()
+    mixer, x = build_mixer("mamba2(state=8, head=32, conv=3)").float(), inputs().float()
     options = {"num_heads": 4, "head_dim": 32, "state_size": 8, "n_groups": 1, "conv_kernel": 3, "chunk_size": 8}
     other = Mamba2Mixer(Mamba2Config(hidden_size=DIM, num_hidden_layers=1, **options), layer_idx=0).eval()
     weights = {
@@ -197,4 +197,4 @@ def test_mamba2_is_hugging_faces() -> None:
         "out_proj.weight": mixer.out.weight,
     }
     other.load_state_dict(weights)
-    close(mixer(x)[0], other(x))
+    assert_close(mixer(x)[0], other(x))

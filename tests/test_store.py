@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 import pytest
 
 from bestiary.cli import _app
-from bestiary.runs.store import STALE, Damaged, Lost, Run, Store, born, machine, put
+from bestiary.runs.claims import STALE_AFTER
+from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store, machine, process_start, write_file
 from bestiary.training.recipe import Recipe, clean
-from tests.filled import unshared
+from tests.fake_runs import run_on_other_disk
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def test_a_run_whose_worker_was_killed_is_taken_up_at_once(store: Store, recipe:
     process.kill()
     process.join()
     with claimed(store, recipe) as run:
-        run.end("finished")
+        run.end("diverged")
     assert store.read(recipe.key).log == []
 
 
@@ -87,33 +88,33 @@ def pretend(store: Store, recipe: Recipe, owner: dict[str, object], *, age: floa
     """A claim as another worker would have left it."""
     place = store.folder / recipe.key / "claim-0"
     place.mkdir(parents=True)
-    put(place / "owner.json", owner)
+    write_file(place / "owner.json", owner)
     os.utime(place / "owner.json", (time.time() - age,) * 2)
 
 
 def test_a_claim_of_another_machine_lives_by_its_heartbeat(store: Store, recipe: Recipe) -> None:
-    pretend(store, recipe, {"machine": "elsewhere", "process": 1, "born": "1"}, age=STALE - 60)
+    pretend(store, recipe, {"machine": "elsewhere", "process": 1, "born": "1"}, age=STALE_AFTER - 60)
     assert store.claim(recipe) is None
-    os.utime(store.folder / recipe.key / "claim-0" / "owner.json", (time.time() - STALE - 60,) * 2)
+    os.utime(store.folder / recipe.key / "claim-0" / "owner.json", (time.time() - STALE_AFTER - 60,) * 2)
     assert store.claim(recipe) is not None
 
 
 def test_a_later_process_of_the_same_number_is_not_the_owner(store: Store, recipe: Recipe) -> None:
     pretend(store, recipe, {"machine": machine(), "process": os.getpid(), "born": "long ago"})
     assert store.claim(recipe) is not None
-    assert born(os.getpid())
-    assert born(2**22 + 1) == ""
+    assert process_start(os.getpid())
+    assert process_start(2**22 + 1) == ""
 
 
 def test_an_owner_that_was_overtaken_writes_no_more(store: Store, recipe: Recipe) -> None:
-    with pytest.raises(Lost, match="taken over"), claimed(store, recipe) as slow:
+    with pytest.raises(ClaimLost, match="taken over"), claimed(store, recipe) as slow:
         pretend(Store(store.folder), recipe.model_copy(update={"seed": 9}), {})
         (store.folder / recipe.key / "claim-0" / "released").touch()  # as if its machine had gone silent
         with claimed(store, recipe) as quick:
             quick.append(LINE)
-            with pytest.raises(Lost):
+            with pytest.raises(ClaimLost):
                 slow.append(LINE | {"step": 2})
-            with pytest.raises(Lost):
+            with pytest.raises(ClaimLost):
                 slow.end("finished")
             assert recipe not in store
             quick.end("finished")
@@ -141,7 +142,6 @@ def test_an_interrupted_run_is_released_and_is_no_failure(store: Store, recipe: 
 def test_half_a_last_line_is_not_read(store: Store, recipe: Recipe) -> None:
     with claimed(store, recipe) as run:
         run.append(LINE)
-        run.end("finished")
     with (store.folder / recipe.key / "log.jsonl").open("a") as log:
         log.write('{"step": 2, "spl')
     assert store.read(recipe.key).log == [LINE]
@@ -165,11 +165,11 @@ def test_a_damaged_run_is_named_with_what_to_do(store: Store, recipe: Recipe, fi
         run.end("finished")
     place = store.folder / recipe.key
     (place / file).unlink() if content is None else (place / file).write_text(content)
-    with pytest.raises(Damaged, match=f"set it aside with: mv {place} {place}.damaged") as caught:
+    with pytest.raises(DamagedRun, match=f"set it aside with: mv {place} {place}.damaged") as caught:
         store.read(recipe.key)
     assert "\n" not in str(caught.value)
     place.rename(f"{place}.damaged")
-    assert store.begun() == []
+    assert store.run_keys() == []
     assert store.claim(recipe) is not None
 
 
@@ -190,7 +190,7 @@ def test_weights_are_kept_and_read_back(store: Store, recipe: Recipe) -> None:
 
     model = recipe.build()
     with claimed(store, recipe) as run:
-        run.keep(model)
+        run.save_weights(model)
         run.end("finished")
     kept = load_file(store.folder / recipe.key / "weights.safetensors")
     other = recipe.model_copy(update={"seed": 1}).build()
@@ -207,7 +207,7 @@ def test_sources_of_a_users_mixer_are_copied(store: Store) -> None:
 
 
 def test_an_empty_or_missing_folder_holds_nothing(tmp_path: Path) -> None:
-    assert Store(tmp_path / "nowhere").begun() == []
+    assert Store(tmp_path / "nowhere").run_keys() == []
 
 
 def refusing(what: int) -> Any:
@@ -228,7 +228,7 @@ def test_a_claim_that_the_disk_refuses_says_so_and_leaves_nothing(
         patch.setattr(owner, call, refusing(what))
         store.claim(recipe)
     assert caught.value.errno == what
-    assert store.begun() == []
+    assert store.run_keys() == []
     assert not [place for place in store.folder.rglob("*") if place.name != recipe.key]
     with claimed(store, recipe) as run:
         run.end("finished")
@@ -249,17 +249,17 @@ def test_a_run_that_cannot_be_entered_is_released(
 def test_a_file_that_cannot_be_put_leaves_the_former_one_and_no_half(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put(tmp_path / "file", "former")
+    write_file(tmp_path / "file", "former")
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
         patch.setattr(os if call == "fsync" else Path, call, refusing(errno.ENOSPC))
-        put(tmp_path / "file", "latter")
+        write_file(tmp_path / "file", "latter")
     assert [(place.name, place.read_text()) for place in tmp_path.iterdir()] == [("file", "former")]
 
 
 def test_a_heartbeat_outlives_a_disk_that_refuses_it(
     store: Store, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bestiary.runs.store.BEAT", 0.01)
+    monkeypatch.setattr("bestiary.runs.store.HEARTBEAT", 0.01)
     with claimed(store, recipe) as run:
         heart, beaten = run.claim / "owner.json", time.time() + 60
         shutil.move(run.claim, run.claim.with_name("away"))
@@ -275,8 +275,8 @@ def test_a_heartbeat_outlives_a_disk_that_refuses_it(
 @pytest.mark.parametrize(
     ("what", "message"),
     [
-        (errno.EROFS, "the store is read-only"),
-        (errno.EACCES, "the store is read-only"),
+        (errno.EROFS, "'runs/0' cannot be used (Read-only file system)"),
+        (errno.EACCES, "'runs/0' cannot be used (Permission denied)"),
         (errno.ENOSPC, "the disk is full"),
         (errno.EDQUOT, "the disk is full"),
     ],
@@ -289,7 +289,7 @@ def test_a_disk_that_refuses_is_one_line_and_status_1(
         _app.main()
     assert ended.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"bestiary: {message} ([Errno {what}]")
+    assert line.startswith(f"bestiary: {message}")
     assert "runs/0" in line
 
 
@@ -297,8 +297,8 @@ def test_training_into_a_store_on_a_read_only_disk_is_one_line(store: Store) -> 
     store.folder.mkdir()
     settings = ["train=mqar(vocab=20,length=12,pairs=2)", "dim=8", "batch=16", "steps=4", "every=2"]
     command = [sys.executable, "-m", "bestiary.cli", "train", "--store", str(store.folder), *settings]
-    done = unshared(store.folder, *command)
+    done = run_on_other_disk(store.folder, *command)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.splitlines()
-    assert line.startswith("bestiary: the store is read-only (")
+    assert "cannot be used (Read-only file system)" in line
     assert not list(store.folder.iterdir())

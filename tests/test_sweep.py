@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bestiary.runs.store import Store, numbered
+from bestiary.runs.store import Store, list_claims
 from bestiary.runs.table import results
-from bestiary.sweep import sweep
+from bestiary.sweep import cores, default_threads, sweep
 from bestiary.training.recipe import Recipe, clean
 
 SMALL: dict[str, Any] = {
@@ -61,13 +61,21 @@ def test_failures_and_divergence_are_recorded_and_the_sweep_goes_on(tmp_path: Pa
     asked = [clean(str(bad), **SMALL), clean("attention", **SMALL, rate=1e30, clip=None), *recipes(1)]
     store = Store(tmp_path / "runs")
     ends = {event.recipe.key: event for event in sweep(asked, store) if event.kind in ("ended", "failed")}
-    assert ends[asked[0].key].what == "AssertionError: no room"
+    assert ends[asked[0].key].detail == "AssertionError: no room"
     assert "no room" in (store.failure(asked[0].key) or "")
-    assert ends[asked[1].key].what.outcome == "diverged"
-    assert ends[asked[2].key].what.outcome in ("finished", "solved")
+    assert ends[asked[1].key].detail.outcome == "diverged"
+    assert ends[asked[2].key].detail.outcome in ("finished", "solved")
     assert [recipe in store for recipe in asked] == [False, True, True]
     table, _ = results(store, [recipe.key for recipe in asked])
-    assert set(table["outcome"]) == {"diverged", ends[asked[2].key].what.outcome}
+    assert set(table["outcome"]) == {"diverged", ends[asked[2].key].detail.outcome}
+
+
+@pytest.mark.parametrize(("value", "expected"), [("3", 3), ("2,4", 2), ("", None), ("0", None), ("all", None)])
+def test_a_run_alone_has_the_threads_that_the_environment_allows(
+    monkeypatch: pytest.MonkeyPatch, value: str, expected: int | None
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert default_threads() == (expected or cores())
 
 
 def test_a_worker_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:
@@ -79,9 +87,9 @@ def test_a_worker_that_dies_costs_its_own_run_only(tmp_path: Path) -> None:
     told = [event for event in sweep(asked, store, workers=1) if event.kind in ("retried", "ended", "failed")]
     assert [event.kind for event in told if event.recipe == asked[0]] == ["retried", "retried", "failed"]
     assert [event.kind for event in told if event.recipe == asked[1]] == ["ended"]
-    assert told[0].what == "the worker died (exit code 7)"
+    assert told[0].detail == "the worker died (exit code 7)"
     assert store.failure(asked[0].key) == "the worker died (exit code 7)\n"
-    assert [(claim / "died").exists() for claim in numbered(store.folder / asked[0].key)] == [True] * 3
+    assert [(claim / "died").exists() for claim in list_claims(store.folder / asked[0].key)] == [True] * 3
 
 
 def test_closing_a_sweep_stops_its_workers_and_releases_their_runs(tmp_path: Path) -> None:
@@ -110,7 +118,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_sweep import recipes
-from bestiary.runs.store import Store, numbered
+from bestiary.runs.store import Store
 from bestiary.sweep import sweep
 if __name__ == "__main__":
     for event in sweep(recipes(6, steps=600), Store({folder!r}), workers=2, together="never"):

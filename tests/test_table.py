@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from bestiary.runs.intervals import interval, wilson
-from bestiary.runs.store import Ended, Record
-from bestiary.runs.table import best, curve, depth_for, parts, scaled, segments, selection_curve
+from bestiary.runs.store import Outcome, Record
+from bestiary.runs.table import best, curve, depth_for, index_parts, scaled_accuracy, segment_rows, selection_curve
 
 
 def test_wilsons_interval_is_the_textbooks() -> None:
@@ -103,7 +103,7 @@ def log() -> list[dict[str, object]]:
 def test_a_run_becomes_one_row_for_each_test_segment() -> None:
     task = {"text": "mqar", "options": {"length": 64}}
     recipe = {"dim": 8, "train": [], "test": [task, task], "pattern": [{"text": "attention"}]}
-    first, second = segments(Record("key", recipe, Ended("solved", 1.5), log()))
+    first, second = segment_rows(Record("key", recipe, Outcome("solved", 1.5), log()))
     assert (first["accuracy"], second["accuracy"]) == (0.8, 0.4)
     assert (first["selection"], first["solved"], first["steps"], first["loss"]) == (1.0, 9, 9, 0.2)
     assert (first["length"], first["dim"], first["pattern"]) == (64, 8, "attention")
@@ -112,7 +112,7 @@ def test_a_run_becomes_one_row_for_each_test_segment() -> None:
 def test_a_run_that_ended_without_a_measurement_has_rows_without_numbers() -> None:
     task = {"text": "mqar", "options": {}}
     recipe = {"dim": 8, "rate": 0.1, "seed": 2, "train": [], "test": [task], "pattern": [{"text": "attention"}]}
-    (row,) = segments(Record("key", recipe, Ended("diverged", 1.5), []))
+    (row,) = segment_rows(Record("key", recipe, Outcome("diverged", 1.5), []))
     assert (row["steps"], row["outcome"]) == (0, "diverged")
     assert all(math.isnan(row[name]) for name in ("accuracy", "loss", "selection", "solved", "whole"))
 
@@ -120,13 +120,13 @@ def test_a_run_that_ended_without_a_measurement_has_rows_without_numbers() -> No
 def test_what_is_kept_of_a_run_is_json_to_the_bit() -> None:
     task = {"text": "mqar", "options": {"length": 64}}
     recipe = {"dim": 8, "rate": 0.1, "seed": 2, "train": [], "test": [task] * 2, "pattern": [{"text": "attention"}]}
-    kept = parts(Record("key", recipe, Ended("solved", 0.1 + 0.2), log()))
+    kept = index_parts(Record("key", recipe, Outcome("solved", 0.1 + 0.2), log()))
     assert repr(json.loads(json.dumps(kept))) == repr(kept)
     assert kept["so far"] == {
         **{"outcome": "solved", "pattern": "attention", "dim": 8, "rate": 0.1, "seed": 2},
-        **{"step": 9, "selection": 1.0},
+        **{"step": 9, "selection": 1.0, "checked": False},
     }
-    unfinished = parts(Record("key", recipe, None, log()[:2]))
+    unfinished = index_parts(Record("key", recipe, None, log()[:2]))
     assert (unfinished["segments"], unfinished["so far"]["outcome"], unfinished["so far"]["step"]) == ([], None, 5)
 
 
@@ -135,9 +135,9 @@ def test_the_selection_curve_is_the_mean_over_segments() -> None:
 
 
 def test_accuracy_is_scaled_between_guessing_and_perfection() -> None:
-    assert scaled(0.2, 0.2) == 0
-    assert scaled(1.0, 0.2) == 1
-    assert scaled(0.6, 0.2) == pytest.approx(0.5)
+    assert scaled_accuracy(0.2, 0.2) == 0
+    assert scaled_accuracy(1.0, 0.2) == 1
+    assert scaled_accuracy(0.6, 0.2) == pytest.approx(0.5)
 
 
 def test_the_least_depth_that_reaches_a_level() -> None:

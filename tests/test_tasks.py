@@ -8,9 +8,9 @@ from torch import Tensor
 
 from bestiary.laws import TASK_LAWS
 from bestiary.model import Model
-from bestiary.runs.table import further
+from bestiary.runs.table import extra_scores
 from bestiary.spec import parse, spec
-from bestiary.tasks._task import SILENT, Batch, Task, hashed, stream
+from bestiary.tasks._task import SILENT, Batch, Task, hash_rows, stream
 from bestiary.tasks.mqar import MQAR
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import score, train
@@ -35,7 +35,7 @@ class Bits(Task):
     def right(self, batch: Batch, answers: Tensor) -> Tensor:
         return torch.ones_like(answers, dtype=torch.bool) if self.several else super().right(batch, answers)
 
-    def further(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
+    def extra_scores(self, batch: Batch, logits: Tensor) -> dict[str, Tensor]:
         return {"doubt": batch.truth["first"].repeat_interleave(2) + 0 * logits[:, 0]}
 
 
@@ -73,10 +73,10 @@ class Constant(Bits):
 
 def test_hashes_differ_where_rows_do() -> None:
     every = torch.cartesian_prod(*[torch.arange(4)] * 6)
-    assert len(set(hashed(every).tolist())) == len(every)
-    share = torch.bincount(hashed(every) % 8) / len(every)
+    assert len(set(hash_rows(every).tolist())) == len(every)
+    share = torch.bincount(hash_rows(every) % 8) / len(every)
     assert (share - 1 / 8).abs().max() < 0.02
-    assert len(set(hashed(torch.randn(500, 3)).tolist())) == 500
+    assert len(set(hash_rows(torch.randn(500, 3)).tolist())) == 500
 
 
 def test_a_large_space_is_drawn_as_its_stream_says() -> None:
@@ -97,10 +97,10 @@ def test_a_task_decides_what_is_right_and_adds_scores(several: bool, tmp_path: P
     model = Model(2, dim=16, depth=1, pattern=parse("mixers", "attention"))
     (found,) = score(model, parse("tasks", mine(tmp_path, several)), "test", 300)
     assert found.asked == 600
-    assert found.further["rows"] == 300
+    assert found.extra["rows"] == 300
     assert (found.right == 600) is several
-    assert (found.further["whole"] == 300) is several
-    assert further(found._asdict())["doubt"] == pytest.approx(0.5, abs=0.1)
+    assert (found.extra["whole"] == 300) is several
+    assert extra_scores(found._asdict())["doubt"] == pytest.approx(0.5, abs=0.1)
 
 
 def mine(folder: Path, several: bool = False) -> str:
@@ -114,8 +114,8 @@ def test_whole_sequences_are_counted_over_pieces(monkeypatch: pytest.MonkeyPatch
     tasks = parse("tasks", "mqar(vocab=50, length=16, pairs=2)")
     (one, *_), _ = list(score(model, tasks, "test", 300)), monkeypatch.setattr("bestiary.training.train.LOGITS", 1)
     (two, *_) = score(model, tasks, "test", 300)
-    assert one.further["rows"] == two.further["rows"] == 300
-    assert one.further["whole"] == two.further["whole"]
+    assert one.extra["rows"] == two.extra["rows"] == 300
+    assert one.extra["whole"] == two.extra["whole"]
 
 
 def test_presets_are_options_under_a_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from plainly import BATCH, DIM, TIME, inputs, made, same
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,7 +55,7 @@ def gradient(k: Tensor, v: Tensor, weights: list[Tensor], scale: Tensor, shift: 
 @pytest.mark.parametrize(("name", "speed"), [("ttt_linear", 1.0), ("ttt_mlp", 0.1)])
 def test_ttt(name: str, speed: float, backbone: str) -> None:
     heads, size = 4, 5
-    mixer, x = made(f"{name}(heads={heads}, minibatch={size}, backbone={backbone!r})"), inputs()
+    mixer, x = build_mixer(f"{name}(heads={heads}, minibatch={size}, backbone={backbone!r})"), inputs()
     width = DIM // heads
     q = x @ mixer.q.weight.T
     q, k = (
@@ -80,17 +80,17 @@ def test_ttt(name: str, speed: float, backbone: str) -> None:
     y = F.layer_norm(y, (DIM,), mixer.norm.weight, mixer.norm.bias, 1e-6)
     if backbone == "mamba":
         y = F.gelu(x @ mixer.gate.weight.T, approximate="tanh") * y
-    same(mixer(x)[0], y @ mixer.out.weight.T)
+    assert_same(mixer(x)[0], y @ mixer.out.weight.T)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("chunk", [1, 5])
 def test_titans(depth: int, chunk: int) -> None:
     heads, width = 4, 16
-    mixer, x = made(f"titans(heads={heads}, depth={depth}, chunk={chunk})"), inputs()
+    mixer, x = build_mixer(f"titans(heads={heads}, depth={depth}, chunk={chunk})"), inputs()
     mixed = convolved(x @ mixer.streams.project.weight.T, mixer.streams.conv)
     q, k, v = ((z * z.sigmoid()).unflatten(-1, (heads, -1)) for z in mixed.chunk(3, dim=-1))
-    q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
+    q, k = unit(q), unit(k)
     theta, eta, alpha = mixer.theta(x).sigmoid() / width, mixer.eta(x).sigmoid(), mixer.alpha(x).sigmoid()
     y = torch.zeros_like(v)
     for b in range(BATCH):
@@ -105,12 +105,12 @@ def test_titans(depth: int, chunk: int) -> None:
                 memory = [(1 - alpha[b, t, h]) * m + s for m, s in zip(memory, momentum, strict=True)]
                 y[b, t, h] = network(q[b, t, h], memory, scale, shift)
     y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.answer.norm.weight
-    same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
+    assert_same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
 
 
 @pytest.mark.parametrize("name", ["ttt_linear", "ttt_mlp", "titans"])
 def test_nothing_but_weights_is_kept_at_the_end_of_a_minibatch(name: str) -> None:
-    mixer, x = made(name), inputs()
+    mixer, x = build_mixer(name), inputs()
     _, inside = mixer(x[:, :15])
     _, boundary = mixer(x[:, :16])
     assert (inside[2] if name != "titans" else inside[3]) != ()

@@ -1,6 +1,8 @@
 """Real text on the command line: from a folder of files to a model, its slices and its answers; a line a mistake."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ NAMES = ["Ada", "Bob", "Cyd", "Dan", "Eve", "Fay", "Gus", "Hal"]
 SMALL = ["context=16", "batch=4", "steps=6", "every=3", "dim=8", "depth=2", "selection_rows=4", "test_rows=4"]
 
 
-def documents(folder: Path, count: int = 120) -> Path:
+def write_documents(folder: Path, count: int = 120) -> Path:
     rng = np.random.default_rng(0)
     folder.mkdir()
     for i in range(count):
@@ -37,7 +39,7 @@ def bestiary(*arguments: Any, status: int = 0) -> str:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus and two trained models."""
     here = tmp_path_factory.mktemp("text")
-    bestiary("corpus", documents(here / "texts"), "--out", here / "corpus", "--vocab", 300)
+    bestiary("corpus", write_documents(here / "texts"), "--out", here / "corpus", "--vocab", 300)
     for pattern in ("attention", "base_conv"):
         bestiary("pretrain", pattern, *SMALL, "--corpus", here / "corpus", "--store", here / "models")
     return here
@@ -94,7 +96,7 @@ def test_any_text_is_sliced_by_the_counts_of_a_corpus(place: Path) -> None:
     of, out = runs(place), place / "mine"
     given = ["--corpus", place / "corpus", "--length", 16, "--threshold", 0, "--out", out]
     told = bestiary("slice", of["attention"], place / "mine.txt", *given)
-    assert "of 1 documents" in told
+    assert "of 1 document in contexts" in told
     assert "A single document has no intervals." in told
     assert "[" not in told.split("mine.txt: ")[1].splitlines()[0]
     assert np.load(out / "tokens.npz")["hits"].any()
@@ -140,10 +142,91 @@ def test_models_of_hugging_face_are_sliced_by_their_own_tokens(place: Path) -> N
     assert "holds no weights: model.safetensors is missing" in bestiary("slice", theirs, *given, status=2)
 
 
+@pytest.mark.hf
+def test_a_probe_goes_on_after_a_kill_and_keeps_to_its_own_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(place)
+    run, out = runs(place)["attention"], place / "answers.csv"
+    given = ["probe", run, "--shots", "0", "--rows", 8, "--entries", "3", "--words", "0", "--out", out]
+    told = bestiary(*given)
+    assert "0 of 56 questions answered" in told
+    assert "56 of 56 questions answered" in told
+    (journal,) = (place / "figures").glob(f"probe-{run.name}-*.jsonl")
+    table, lines = out.read_bytes(), journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:4]) + lines[4][:7])  # as a kill leaves it
+    told = bestiary(*given)
+    assert f"going on with {journal.relative_to(place)}" in told
+    assert "8 of 56 questions answered" in told
+    assert "0 of 56" not in told
+    assert out.read_bytes() == table
+    assert journal.read_bytes() == b"".join(lines)
+    out.write_text("mine")
+    assert "is there and no table of `probe`" in bestiary(*given, status=2)
+    assert out.read_text() == "mine"
+    assert "File exists" in bestiary(*given[:-1], place / "answers.csv" / "x.csv", status=2)
+
+
+@pytest.mark.parametrize("verb", ["probe", "evaluate", "slice"])
+@pytest.mark.parametrize("name", ["models/0123456789ab", "./nowhere", "nowhere/", "a/b/c", "texts/nowhere", "x.npy"])
+def test_a_missing_folder_is_told_without_asking_the_hub(
+    verb: str, name: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("socket.socket.connect", None)
+    assert f"there is no file or folder {name}" in bestiary(verb, name, status=2).replace("\n", " ")
+
+
+def test_a_padded_vocabulary_is_never_written(place: Path) -> None:
+    given = ["attention", *SMALL, "vocab=2000", "--corpus", place / "corpus", "--store", place / "padded"]
+    run = Path(bestiary("pretrain", *given).splitlines()[0].removeprefix("attention: "))
+    bestiary("generate", run, "Ada", "--count", 200, "--temperature", 100, "--top-k", 2000)
+    for temperature in ("inf", "nan"):
+        told = bestiary("generate", run, "Ada", "--temperature", temperature, status=2)
+        assert "it must be a finite number" in told
+    bestiary("generate", run, "Ada", "--count", 5, "--temperature", "1e-40")
+
+
+FULL = """
+import errno, os, sys
+from safetensors import SafetensorError
+import safetensors.torch
+def full(*given, **named):
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+safetensors.torch.save_file = full
+import bestiary.cli
+bestiary.cli.main()
+"""
+
+
+def test_a_full_disk_of_a_worker_is_the_same_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    from typer import Exit
+
+    from bestiary.cli._errors import user_input
+
+    with pytest.raises(Exit) as told, user_input():
+        raise ChildProcessError("attention: OSError: [Errno 28] No space left on device: 'models/x'")
+    assert told.value.exit_code == 1
+    assert "the disk is full (attention: OSError" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "convert"])
+def test_a_full_disk_is_one_sentence(verb: str, place: Path, tmp_path: Path) -> None:
+    given = {
+        "pretrain": ["pretrain", "attention", *SMALL, "--corpus", place / "corpus", "--store", tmp_path / "m"],
+        "convert": ["convert", runs(place)["attention"], tmp_path / "out"],
+    }[verb]
+    done = subprocess.run([sys.executable, "-c", FULL, *map(str, given)], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "bestiary: the disk is full" in done.stderr
+    assert "free some space and give the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["slice", "nowhere.npy", "corpus", "--split", "tset"], "a corpus has no split 'tset'"),
+        (["slice", "base_conv", "corpus", "--split", "tset"], "a corpus has no split 'tset'"),
         (["slice", "models", "texts"], "texts is no corpus; name one whose tokens and counts are to be used"),
         (["slice", "texts", "corpus"], "texts holds no config.json, so it is no Hugging Face model"),
         (["slice", "base_conv", "corpus", "--threshold", "0", "--limit", "1"], "is a hit at threshold 0"),
@@ -159,6 +242,10 @@ def test_models_of_hugging_face_are_sliced_by_their_own_tokens(place: Path) -> N
             "are fewer than two contexts of 100000",
         ),
         (["corpus", "texst"], "no source 'texst'"),
+        (["pretrain", "attention", "context=1000", "--corpus", "short", "--store", "m"], "one context of 1,000 needs"),
+        (["pretrain", "attention", "--corpus", "corpus", "--store", "corpus"], "corpus is a corpus, not a folder of"),
+        (["convert", "base_conv", "texts"], "texts is not empty and no conversion of"),
+        (["convert", "base_conv", "base_conv"], "is not empty and no conversion of"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -167,6 +254,8 @@ def test_a_mistake_is_one_line(
     monkeypatch.chdir(place)
     (place / "empty.txt").write_text("")
     (place / "binary.bin").write_bytes(b"a\0b")
+    if not (place / "short").exists():
+        bestiary("corpus", write_documents(place / "few", 20), "--out", place / "short", "--vocab", 300)
     given = [str(runs(place)["base_conv"]) if part == "base_conv" else part for part in arguments]
     told = bestiary(*given, status=2)
     assert message in told.replace("\n", " ")

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from browsing import Reader
 
 from bestiary.slices.page import Passage, write_page
+from bestiary.slices.tables import FACETS, first_words, interval_sentences, page_figures, plural, selection_note
 
 PIECES = [
     "<|endoftext|>",
@@ -44,7 +46,7 @@ CODE = Passage(
 LINES = json.dumps("<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 400 40'><text y='20'>Gap</text></svg>")[1:-1]
 
 
-def invented(seed: int, size: int = 40) -> Passage:
+def random_passage(seed: int, size: int = 40) -> Passage:
     """Words and losses drawn by chance, with the true earlier occurrences of their pairs."""
     rng = np.random.default_rng(seed)
     pieces = [["pear", " plum", " fig", ",", "\n"][i] for i in rng.integers(5, size=size)]
@@ -63,13 +65,13 @@ def invented(seed: int, size: int = 40) -> Passage:
     )
 
 
-def one(passage: Passage) -> Passage:
+def first_model(passage: Passage) -> Passage:
     return passage._replace(losses=passage.losses[:1])
 
 
-def written(place: Path, passages: list[Passage], names: tuple[str, ...] = ("mamba2", "attention")) -> Path:
+def write(place: Path, passages: list[Passage], names: tuple[str, ...] = ("mamba2", "attention")) -> Path:
     write_page(
-        place, title="A text", words=["All is told.", "So it is."], passages=passages, names=names, figures=[LINES]
+        place, title="A text", sentences=["All is told.", "So it is."], passages=passages, names=names, figures=[LINES]
     )
     return place
 
@@ -77,7 +79,7 @@ def written(place: Path, passages: list[Passage], names: tuple[str, ...] = ("mam
 def test_what_is_put_in_cannot_leave_its_place(tmp_path: Path) -> None:
     bad = "</script><script>alert(1)</script><!--@@DATA@@"
     passage = CODE._replace(pieces=[bad, *PIECES[1:]], title=bad)
-    write_page(tmp_path / "a.html", title=bad, words=[bad], passages=[passage], names=(bad, "b"))
+    write_page(tmp_path / "a.html", title=bad, sentences=[bad], passages=[passage], names=(bad, "b"))
     html = (tmp_path / "a.html").read_text(encoding="utf-8")
     assert html.count("<script") == html.count("</script") == 2
     assert "<!--" not in html
@@ -95,7 +97,7 @@ def test_lists_of_a_wrong_length_are_refused_by_the_name_of_the_passage(
     row = getattr(CODE, name)
     wrong = CODE._replace(title="page 7", **{name: [row[0], change(row[1])] if name == "losses" else change(row)})
     with pytest.raises(ValueError, match=rf"passage 'page 7' has 1[24] {name} for 13 pieces"):
-        written(tmp_path / "a.html", [CODE, wrong])
+        write(tmp_path / "a.html", [CODE, wrong])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,23 +112,23 @@ def test_lists_of_a_wrong_length_are_refused_by_the_name_of_the_passage(
 )
 def test_values_that_do_not_fit_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
-        written(tmp_path / "a.html", [CODE._replace(**change)])
+        write(tmp_path / "a.html", [CODE._replace(**change)])
 
 
 def test_no_passage_a_third_model_and_a_figure_that_is_not_svg_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no passage"):
-        written(tmp_path / "a.html", [])
+        write(tmp_path / "a.html", [])
     for names in ((), ("a", "b", "c")):
         with pytest.raises(ValueError, match="0 models|3 models"):
-            written(tmp_path / "a.html", [CODE], names)
+            write(tmp_path / "a.html", [CODE], names)
     for figure in ("<svg><g></svg>", "<p></p>", "plot.png"):
         with pytest.raises(ValueError, match="a figure is not SVG"):
-            write_page(tmp_path / "a.html", title="", words=[], passages=[CODE], names=("a", "b"), figures=[figure])
+            write_page(tmp_path / "a.html", title="", sentences=[], passages=[CODE], names=("a", "b"), figures=[figure])
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return written(tmp_path_factory.mktemp("text") / "text.html", [CODE, *map(invented, range(6))])
+    return write(tmp_path_factory.mktemp("text") / "text.html", [CODE, *map(random_passage, range(6))])
 
 
 @pytest.fixture
@@ -142,8 +144,8 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
 
     yield opens
     for reader, address in readers:
-        assert reader.faults == []
-        assert {url for url in reader.asked if not url.startswith("data:")} == {address}
+        assert reader.errors == []
+        assert {url for url in reader.requests if not url.startswith("data:")} == {address}
         reader.page.context.close()
 
 
@@ -156,11 +158,11 @@ def token(page: Any, i: int) -> Any:
     return page.locator(f"#text .token[data-i='{i}']")
 
 
-def colours(page: Any) -> list[str]:
+def background_colours(page: Any) -> list[str]:
     return page.evaluate("[...tokens()].map((span) => getComputedStyle(span).backgroundColor)")
 
 
-def told(page: Any) -> str:
+def card_text(page: Any) -> str:
     return " ".join(page.locator("#card").inner_text().split())
 
 
@@ -179,7 +181,7 @@ def test_the_text_stands_as_it_is_with_line_breaks_and_boxes(page: Any) -> None:
 
 @pytest.mark.slow
 def test_exactly_the_hits_are_underlined(page: Any) -> None:
-    for at, passage in enumerate([CODE, *map(invented, range(6))]):
+    for at, passage in enumerate([CODE, *map(random_passage, range(6))]):
         page.evaluate(f"() => choose({at})")
         lines = page.evaluate("[...tokens()].map((span) => getComputedStyle(span).textDecorationLine)")
         assert [line == "underline" for line in lines] == [bool(hit) for hit in passage.hits]
@@ -197,13 +199,13 @@ def test_colours_switch_between_the_difference_and_each_loss(page: Any) -> None:
     a, b = (np.array(row) for row in CODE.losses)
     assert hues()[1:] == ["first" if gap < 0 else "second" for gap in (a - b)[1:]]
     np.testing.assert_allclose(strengths()[1:], 100 * np.minimum(1, np.abs(a - b)[1:] / 4), atol=0.06)
-    seen = {tuple(colours(page))}
+    seen = {tuple(background_colours(page))}
     for name, losses in (("mamba2", a), ("attention", b)):
         page.locator("#modes").get_by_label(name).check()
         page.locator("#limit").fill("8")
         assert set(hues()[1:]) == {"loss"}
         np.testing.assert_allclose(strengths()[1:], 100 * np.minimum(1, losses[1:] / 8), atol=0.06)
-        seen.add(tuple(colours(page)))
+        seen.add(tuple(background_colours(page)))
     assert len(seen) == 3
 
 
@@ -222,17 +224,17 @@ def test_the_legend_says_what_the_scale_is(page: Any) -> None:
 @pytest.mark.slow
 def test_a_narrower_scale_colours_more_strongly(page: Any) -> None:
     page.locator("#limit").fill("6")
-    faint = colours(page)
+    faint = background_colours(page)
     page.locator("#limit").fill("1")
-    assert faint[1] != colours(page)[1]
-    assert faint[2] == colours(page)[2]  # no difference
+    assert faint[1] != background_colours(page)[1]
+    assert faint[2] == background_colours(page)[2]  # no difference
 
 
 @pytest.mark.slow
 def test_hits_alone_are_coloured_if_so_wished(page: Any) -> None:
-    before, paper = colours(page), colours(page)[0]
+    before, paper = background_colours(page), background_colours(page)[0]
     page.get_by_label("AR hits only").check()
-    after = colours(page)
+    after = background_colours(page)
     assert [colour != paper for colour in after] == [bool(hit) for hit in CODE.hits]
     assert after[9] == before[9]
 
@@ -241,7 +243,7 @@ def test_hits_alone_are_coloured_if_so_wished(page: Any) -> None:
 def test_pointing_at_a_token_tells_its_numbers_and_shows_where_it_occurred_before(page: Any) -> None:
     assert not page.locator("#card").is_visible()
     token(page, 9).hover()
-    assert told(page) == (
+    assert card_text(page) == (
         f"( AR hit Model Probability Loss, nats mamba2 {math.exp(-3):.3f} 3.00 attention {math.exp(-0.124):.3f} 0.12 "
         "attention better by 2.88 Earlier in the context 6 tokens back Pair in training 1,234 times"
     )
@@ -261,20 +263,20 @@ def test_pointing_at_a_token_tells_its_numbers_and_shows_where_it_occurred_befor
 @pytest.mark.slow
 def test_the_card_says_what_is_rare_not_shown_or_not_predicted(page: Any) -> None:
     token(page, 11).hover()
-    assert "mamba2 1.2 × 10⁻⁴ 9.00 attention 6.1 × 10⁻⁶ 12.00 mamba2 better by 3.00" in told(page)
-    assert "400 tokens back, not shown Pair in training 11 times" in told(page)
-    assert told(page).startswith("</script> other")
+    assert "mamba2 1.2 × 10⁻⁴ 9.00 attention 6.1 × 10⁻⁶ 12.00 mamba2 better by 3.00" in card_text(page)
+    assert "400 tokens back, not shown Pair in training 11 times" in card_text(page)
+    assert card_text(page).startswith("</script> other")
     token(page, 12).hover()
-    assert "mamba2 1.000 0.00 attention 1.000 0.00 no difference 0.00 Earlier in the context none" in told(page)
-    assert told(page).endswith("never")
+    assert "mamba2 1.000 0.00 attention 1.000 0.00 no difference 0.00 Earlier in the context none" in card_text(page)
+    assert card_text(page).endswith("never")
     token(page, 0).hover()
-    assert told(page) == "<|endoftext|> Nothing was predicted here: it begins the context."
+    assert card_text(page) == "<|endoftext|> Nothing was predicted here: it begins the context."
 
 
 @pytest.mark.slow
 def test_the_card_covers_neither_its_token_nor_the_earlier_one(page: Any) -> None:
     page.evaluate("() => choose(3)")
-    passage = invented(2)
+    passage = random_passage(2)
     for i in (i for i, at in enumerate(passage.earlier) if at >= 0):
         token(page, i).hover()
         card, *boxes = (
@@ -288,7 +290,7 @@ def test_the_card_covers_neither_its_token_nor_the_earlier_one(page: Any) -> Non
 @pytest.mark.slow
 def test_the_keyboard_moves_by_token_by_line_and_by_hit(page: Any) -> None:
     page.locator("#text [tabindex='0']").focus()
-    assert "Nothing was predicted" in told(page)
+    assert "Nothing was predicted" in card_text(page)
     at = "Number(document.activeElement.dataset.i)"
     for key, place in [
         ("ArrowRight", 1),
@@ -302,14 +304,14 @@ def test_the_keyboard_moves_by_token_by_line_and_by_hit(page: Any) -> None:
         page.keyboard.press(key)
         assert page.evaluate(at) == place, key
     page.keyboard.press("N")
-    assert told(page).startswith("( AR hit")
+    assert card_text(page).startswith("( AR hit")
     page.keyboard.press("Escape")
     assert not page.locator("#card").is_visible()
 
 
 @pytest.mark.slow
 def test_passages_are_listed_by_their_gap_on_hits_with_their_means(page: Any) -> None:
-    passages = [CODE, *map(invented, range(6))]
+    passages = [CODE, *map(random_passage, range(6))]
 
     def means(passage: Passage, hit: int) -> list[float]:
         rows, keep = np.array(passage.losses), np.array(passage.hits) == hit
@@ -360,11 +362,11 @@ def test_arrows_and_buttons_turn_to_the_next_passage_and_the_address_keeps_it(
 
 @pytest.mark.slow
 def test_a_page_of_one_model_shows_its_loss(opened: Callable[..., Any], tmp_path: Path) -> None:
-    page = opened(written(tmp_path / "a.html", [one(CODE), one(invented(1))], ("attention",)))
+    page = opened(write(tmp_path / "a.html", [first_model(CODE), first_model(random_passage(1))], ("attention",)))
     assert not page.locator("#modes").is_visible()
     assert "loss" in token(page, 4).get_attribute("class").split()
     token(page, 9).hover()
-    assert "attention 0.050 3.00 Earlier in the context 6 tokens back" in told(page)
+    assert "attention 0.050 3.00 Earlier in the context 6 tokens back" in card_text(page)
     assert "3.00 nats" in page.locator("#list > div", has_text="code.py").inner_text()
 
 
@@ -416,7 +418,7 @@ def test_every_word_can_be_read_at_full_colour_in_both_schemes(
 def test_the_page_never_scrolls_sideways(opened: Callable[..., Any], tmp_path: Path, width: int) -> None:
     long = CODE._replace(title="a/very/long/folder/" * 8, pieces=["x" * 300, " " * 200, *PIECES[2:]])
     names = ("gated_delta(heads=4, short=False), attention(window=64)", "attention" * 9)
-    page = opened(written(tmp_path / "a.html", [long], names), viewport={"width": width, "height": 800})
+    page = opened(write(tmp_path / "a.html", [long], names), viewport={"width": width, "height": 800})
     page.locator("details summary").click()
     for i in (0, 1, 5, 9, 12):
         token(page, i).focus()
@@ -434,7 +436,7 @@ def test_on_a_phone_a_tap_shows_the_card_below_and_touching_elsewhere_closes_it(
 ) -> None:
     page = opened(place, viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
     token(page, 9).tap()
-    assert told(page).startswith("( AR hit")
+    assert card_text(page).startswith("( AR hit")
     box = page.locator("#card").bounding_box()
     assert box["x"] == 0
     assert box["width"] == 390
@@ -445,10 +447,54 @@ def test_on_a_phone_a_tap_shows_the_card_below_and_touching_elsewhere_closes_it(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
+def test_each_figure_can_be_read_at_any_width(opened: Callable[..., Any], tmp_path: Path, width: int) -> None:
+    """Curves as `slice` draws them, with their letters no smaller than 8 pixels."""
+    rows = [{"model": name, "low": low, "loss": 2.0, "half": 0.1} for name in "ab" for low in (1, 2, 4, 8, 1024)]
+    figures = list(page_figures({name: pd.DataFrame(rows) for name in FACETS}))
+    names = ("mamba2", "attention")
+    write_page(
+        tmp_path / "a.html", title="", sentences=[], passages=[CODE], names=names, figures=figures, caption="Means."
+    )
+    page = opened(tmp_path / "a.html", viewport={"width": width, "height": 844})
+    boxes = [figure.bounding_box() for figure in page.locator(".figures figure").all()]
+    assert len(boxes) == 3
+    assert len({box["y"] for box in boxes}) == (1 if width > 1000 else 3)
+    assert all(260 < box["width"] <= width for box in boxes)
+    scale = "(svg) => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+    for svg in page.locator(".figures svg").all():
+        assert 7 * svg.evaluate(scale) >= 8  # the smallest letters are of 7 points, a unit of the drawing each
+    assert page.locator(".figures p").inner_text() == "Means."
+
+
+def test_titles_are_first_words() -> None:
+    assert first_words("  Some\n\tfew\ufffd words ") == "Some few words"
+    assert first_words("word " * 30) == ("word " * 12).strip() + "…"
+    assert first_words("x" * 200) == "x" * 60 + "…"
+    assert first_words(" \n") == ""
+
+
+@pytest.mark.parametrize(("models", "what"), [(1, "the highest loss on hits"), (2, "the largest gap on hits")])
+def test_what_is_shown_is_told_for_one_model_and_for_two(models: int, what: str) -> None:
+    assert (
+        selection_note(models) == f"Shown are the contexts with {what}, one of each document in turn: no random sample."
+    )
+    assert "one of each piece in turn" in selection_note(models, "piece")
+
+
+def test_one_document_is_no_documents() -> None:
+    assert [plural(count, "document") for count in (0, 1, 1234)] == ["0 documents", "1 document", "1,234 documents"]
+    assert interval_sentences(1, "piece") == ["A single piece has no intervals."]
+    assert len(interval_sentences(19, "document")) == 2
+    assert interval_sentences(20, "document") == ["Intervals of 95 % are over 20 documents."]
+    assert "say nothing about other documents" in interval_sentences(30, "piece")[-1]
+
+
+@pytest.mark.slow
 def test_markup_in_a_text_is_shown_as_text(opened: Callable[..., Any], tmp_path: Path) -> None:
     bad = "</script><img src=x onerror=alert(1)>"
     passage = CODE._replace(pieces=[bad, bad, *PIECES[2:]], title=bad)
-    page = opened(written(tmp_path / "a.html", [passage], (bad, "b")))
+    page = opened(write(tmp_path / "a.html", [passage], (bad, "b")))
     token(page, 1).hover()
     assert page.locator("img").count() == 0
     assert page.locator("#text").text_content().startswith(bad + bad)
@@ -456,7 +502,7 @@ def test_markup_in_a_text_is_shown_as_text(opened: Callable[..., Any], tmp_path:
 
 @pytest.mark.slow
 def test_two_hundred_passages_are_a_small_page_that_turns_at_once(opened: Callable[..., Any], tmp_path: Path) -> None:
-    place = written(tmp_path / "a.html", [invented(seed, 256) for seed in range(200)])
+    place = write(tmp_path / "a.html", [random_passage(seed, 256) for seed in range(200)])
     assert place.stat().st_size < 6e6
     page = opened(place)
     assert page.locator(".token").count() == 256 + 1  # and the one in the key

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bestiary.cli import app
 from bestiary.experiments import constructions, degree, distance_to_theory
-from bestiary.report.plot import Rise, rises
+from bestiary.report.plot import Growth, growth_panels
 from bestiary.spec import names
 
 ROOT = Path(__file__).parents[1]
@@ -31,26 +31,26 @@ def test_every_row_of_the_smoke_scale_is_exact_and_drawn() -> None:
 @pytest.mark.parametrize(("text", "base"), list(degree.BASES.items()))
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_degree_of_a_stack_is_the_bound_and_no_more(text: str, base: int, layers: int) -> None:
-    stack = [degree.rounded(text, 5, layer) for layer in range(layers)]
-    found, error = degree.degree(stack, highest=base**layers, seed=5)
+    stack = [degree.random_mixer(text, 5, layer) for layer in range(layers)]
+    found, error = degree.measure_degree(stack, highest=base**layers, seed=5)
     assert found == base**layers
     assert error < 1e-12
 
 
 def test_a_gate_that_is_constant_adds_no_degree() -> None:
-    gated, open_ = (degree.rounded("base_conv", 1, layer) for layer in range(2))
+    gated, open_ = (degree.random_mixer("base_conv", 1, layer) for layer in range(2))
     with torch.no_grad():
         open_.project.weight.zero_()
-    assert degree.degree([gated, open_], highest=4, seed=0)[0] == 2
+    assert degree.measure_degree([gated, open_], highest=4, seed=0)[0] == 2
 
 
 def test_finite_differences_see_the_degree_of_a_polynomial() -> None:
     values = [Fraction(t**3 - 2 * t) for t in range(6)]
-    assert [degree.difference(values, n) for n in (3, 4, 5)] == [6, 0, 0]
+    assert [degree.finite_difference(values, n) for n in (3, 4, 5)] == [6, 0, 0]
 
 
 def test_a_law_is_drawn_dashed_through_its_last_count() -> None:
-    figure = rises({"p": [Rise("state", [4.0, 16.0], [8.0, 32.0], [16.0, 32.0], "$N$")]}, x="N")
+    figure = growth_panels({"p": [Growth("state", [4.0, 16.0], [8.0, 32.0], [16.0, 32.0], "$N$")]}, x="N")
     counts, law = figure.axes[0].lines
     assert (counts.get_linestyle(), law.get_linestyle()) == ("None", "--")
     assert counts.get_ydata()[-1] == law.get_ydata()[-1]
@@ -59,12 +59,15 @@ def test_a_law_is_drawn_dashed_through_its_last_count() -> None:
 
 def test_what_is_trained_has_the_layers_and_the_width_of_what_is_written() -> None:
     for made in distance_to_theory.recipes("smoke"):
-        known = {distance_to_theory.plain(text): found for text, found in distance_to_theory.theory(16, 12).items()}
+        known = {
+            distance_to_theory.canonical_pattern(text): found
+            for text, found in distance_to_theory.constructions(16, 12).items()
+        }
         depth, build = known[", ".join(map(str, made.pattern))]
-        assert (made.depth, made.dim) == (depth, distance_to_theory.width(build()))
+        assert (made.depth, made.dim) == (depth, distance_to_theory.stream_width(build()))
 
 
-def shell(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
+def run_cli(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:
     """The command line within this process, in a folder of its own."""
     monkeypatch.chdir(folder)
     return CliRunner().invoke(app, list(arguments))
@@ -82,21 +85,22 @@ def test_bound_prints_a_short_table(capfd: pytest.CaptureFixture[str]) -> None:
 def test_an_experiment_that_trains_nothing_is_measured_and_leaves_no_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = shell(tmp_path, monkeypatch, "run", "degree", "--scale", "smoke")
+    done = run_cli(tmp_path, monkeypatch, "run", "degree", "--scale", "smoke")
     assert done.exit_code == 0
     assert "figures/degree-smoke.csv" in done.output
     assert (tmp_path / "figures" / "degree-smoke.png").exists()
-    assert "measures by itself" in shell(tmp_path, monkeypatch, "run", "degree", "--dry-run").output
+    assert "measures by itself" in run_cli(tmp_path, monkeypatch, "run", "degree", "--dry-run").output
+    (tmp_path / "runs").mkdir()
     for verb in ("plot", "status"):
-        refused = shell(tmp_path, monkeypatch, verb, "degree")
+        refused = run_cli(tmp_path, monkeypatch, verb, "degree")
         assert refused.exit_code == 2
         assert "degree leaves no runs in a store; `bestiary run degree` measures and draws it" in refused.output
-    assert not (tmp_path / "runs").exists()
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_an_experiment_without_recipes_or_measure_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text('"""A question."""\n\nsummary = figures = print\n')
-    refused = shell(tmp_path, monkeypatch, "run", "./mine.py")
+    refused = run_cli(tmp_path, monkeypatch, "run", "./mine.py")
     assert refused.exit_code == 2
     assert "must define recipes (or measure), summary and figures" in refused.output
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from bestiary.laws import variants
 from bestiary.model import Model
-from bestiary.ops.capture import WARM, Captured
+from bestiary.ops.capture import WARM, CapturedFunction
 from bestiary.spec import Spec, names
 from bestiary.training.recipe import Recipe, clean
-from bestiary.training.together import Apart, Group, shared_batches, train_together
+from bestiary.training.together import CannotStack, Stack, stacked_batches, train_together
 from bestiary.training.train import Diverged, Measurement, train
 
 SMALL: dict[str, Any] = {
@@ -60,7 +60,7 @@ def same(recipes: list[Recipe]) -> None:
                 assert str(one) == str(other)
                 continue
             assert one[:5] == other[:5]
-            assert (one.right, one.asked, one.further) == (other.right, other.asked, other.further)
+            assert (one.right, one.asked, one.extra) == (other.right, other.asked, other.extra)
             assert one.loss == pytest.approx(other.loss, rel=1e-8, abs=1e-8, nan_ok=True)
 
 
@@ -93,25 +93,25 @@ def test_members_of_other_regimes_measure_what_they_would_alone() -> None:
 
 def test_members_of_one_seed_share_their_dropout() -> None:
     rates = [clean("attention(dropout=0.2)", **SMALL, dropout=0.1, rate=rate) for rate in (1e-3, 1e-2)]
-    assert rates[0].company == rates[1].company
+    assert rates[0].stack_key == rates[1].stack_key
     same(rates)
-    assert rates[0].company != rates[0].model_copy(update={"seed": 1}).company
+    assert rates[0].stack_key != rates[0].model_copy(update={"seed": 1}).stack_key
     inner = "serial('short_conv, attention(dropout=0.2)')"
-    assert clean(inner, seed=0).company != clean(inner, seed=1).company
+    assert clean(inner, seed=0).stack_key != clean(inner, seed=1).stack_key
 
 
 def test_seeds_that_deal_the_tasks_in_another_order_are_no_company() -> None:
     two: dict[str, Any] = {"train": "mqar(vocab=40, length=36), mqar(vocab=40, length=24)", "distinct": (3, 2)}
     for shuffle in ("none", "batches", "rows"):
-        companies = {clean("gla", **two, shuffle=shuffle, seed=seed).company for seed in range(2)}
+        companies = {clean("gla", **two, shuffle=shuffle, seed=seed).stack_key for seed in range(2)}
         assert len(companies) == (1 if shuffle == "none" else 2)
 
 
 def test_only_rate_decay_and_seed_may_differ() -> None:
     one, other = clean("attention", **SMALL), clean("attention", **(SMALL | {"clip": 0.5}))
-    assert len({recipe.company for recipe in members("attention")}) == 1
-    assert one.company != other.company
-    with pytest.raises(Apart, match="differ in more than rate"):
+    assert len({recipe.stack_key for recipe in members("attention")}) == 1
+    assert one.stack_key != other.stack_key
+    with pytest.raises(CannotStack, match="differ in more than rate"):
         next(train_together([one, other]))
 
 
@@ -162,7 +162,7 @@ class Branching(Mixer):
 def test_a_mixer_that_knows_no_vmap_is_told_apart(tmp_path: Any) -> None:
     file = tmp_path / "branching.py"
     file.write_text(MIXER)
-    with pytest.raises(Apart, match="data-dependent control flow"):
+    with pytest.raises(CannotStack, match="data-dependent control flow"):
         next(train_together(members(str(file))))
 
 
@@ -178,9 +178,9 @@ def stand_in(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
 
 def test_a_captured_step_is_the_step() -> None:
     recipes = members("attention")
-    plain, captured = (Group(recipes, [recipe.build().double() for recipe in recipes]) for _ in range(2))
-    captured.step = Captured(captured.descent, record=stand_in)
-    for step, batch in enumerate(shared_batches(plain), start=1):
+    plain, captured = (Stack(recipes, [recipe.build().double() for recipe in recipes]) for _ in range(2))
+    captured.step = CapturedFunction(captured.gradient_step, record=stand_in)
+    for step, batch in enumerate(stacked_batches(plain), start=1):
         torch.testing.assert_close(captured.update(batch, step), plain.update(batch, step), rtol=1e-12, atol=0)
     assert len(captured.step.recorded) == 1
     assert captured.step.calls.total() > WARM
@@ -190,7 +190,7 @@ def test_what_cannot_be_captured_is_called_as_it_is(caplog: pytest.LogCaptureFix
     def refuse(call: Callable[[], Tensor]) -> Any:  # noqa: ARG001
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    double = Captured(lambda x: 2 * x, record=refuse)
+    double = CapturedFunction(lambda x: 2 * x, record=refuse)
     for value in range(WARM + 3):
         assert double(torch.tensor([float(value)])).item() == 2 * value
     assert [record.message for record in caplog.records] == [

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from bestiary.runs.store import Ended, Store
+from bestiary.runs.store import Outcome, Store
 from bestiary.sweep import Event, sweep
-from bestiary.sweep.trackers import Tracker, flat, followed, numbers, sinks, title
+from bestiary.sweep.trackers import Tracker, flat_config, follow_events, make_sinks, run_title, summarize
 from bestiary.training.recipe import Recipe, clean
 from bestiary.training.train import Measurement
 
@@ -34,7 +34,7 @@ def told(recipe: Recipe, *, outcome: str = "finished", loss: float = 30.0) -> li
     for segment in range(len(recipe.test)):
         looks.append(Measurement(50, "test", segment, "", 0, 10.0, 70 + 10 * segment, 100))
     measured = [Event("measured", recipe, look) for look in looks]
-    end = Event("failed", recipe, "it broke") if outcome == "failed" else Event("ended", recipe, Ended(outcome, 1.5))
+    end = Event("failed", recipe, "it broke") if outcome == "failed" else Event("ended", recipe, Outcome(outcome, 1.5))
     return [Event("started", recipe), *measured, end]
 
 
@@ -44,7 +44,9 @@ def at_once(*runs: list[Event]) -> Generator[Event]:
 
 
 def follow(names: str, folder: Path, *runs: list[Event]) -> None:
-    assert len(list(followed(at_once(*runs), sinks(names, group="question", folder=folder)))) == sum(map(len, runs))
+    assert len(list(follow_events(at_once(*runs), make_sinks(names, group="question", folder=folder)))) == sum(
+        map(len, runs)
+    )
 
 
 def expected(recipe: Recipe) -> dict[int, dict[str, float]]:
@@ -85,7 +87,7 @@ class Heard:
 def test_a_failing_sink_never_fails_a_run_and_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     bad, good, events = Heard(fails=3, name="bad"), Heard(), told(ONE)
     with caplog.at_level(logging.WARNING, logger="bestiary"):
-        assert list(followed(at_once(events), [bad, good])) == events
+        assert list(follow_events(at_once(events), [bad, good])) == events
     assert good.events == events
     assert (len(bad.events), bad.closed, good.closed) == (3, 0, 1)
     assert [record.getMessage() for record in caplog.records] == [
@@ -98,7 +100,7 @@ def test_a_sink_that_cannot_close_fails_nothing(caplog: pytest.LogCaptureFixture
         def close(self) -> None:
             raise OSError("the disk is full")
 
-    assert len(list(followed(at_once(told(ONE)), [Stuck()]))) == len(told(ONE))
+    assert len(list(follow_events(at_once(told(ONE)), [Stuck()]))) == len(told(ONE))
     assert "the disk is full" in caplog.text
 
 
@@ -112,7 +114,7 @@ def test_stopping_closes_the_sweep_and_the_sinks() -> None:
             stopped.append(True)
 
     sink, sweeping = Heard(), events()
-    following = followed(sweeping, [sink])
+    following = follow_events(sweeping, [sink])
     assert next(following).kind == "started"
     following.close()
     assert stopped == [True]
@@ -126,7 +128,7 @@ def test_a_fault_of_the_sweep_is_passed_on_after_the_sinks_were_closed() -> None
 
     sink = Heard()
     with pytest.raises(OSError, match="the disk is full"):
-        list(followed(events(), [sink]))
+        list(follow_events(events(), [sink]))
     assert sink.closed == 1
 
 
@@ -134,34 +136,34 @@ def test_a_fault_of_the_sweep_is_passed_on_after_the_sinks_were_closed() -> None
 def test_a_tracker_that_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=rf"pip install 'bestiary\[{name}\]'"):
-        sinks(name, group="question", folder=tmp_path)
+        make_sinks(name, group="question", folder=tmp_path)
 
 
 def test_an_unknown_tracker_has_a_neighbour(tmp_path: Path) -> None:
     with pytest.raises(LookupError, match="no tracker 'wandbb' among .*did you mean 'wandb'"):
-        sinks("wandbb", group="question", folder=tmp_path)
-    assert sinks("", group="question", folder=tmp_path) == []
+        make_sinks("wandbb", group="question", folder=tmp_path)
+    assert make_sinks("", group="question", folder=tmp_path) == []
 
 
 def test_a_sink_is_made_once_however_often_it_is_named(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    assert len(sinks("tensorboard, tensorboard,", group="question", folder=tmp_path)) == 1
+    assert len(make_sinks("tensorboard, tensorboard,", group="question", folder=tmp_path)) == 1
 
 
 def test_a_configuration_is_flat_and_complete() -> None:
-    config = flat(ONE)
+    config = flat_config(ONE)
     assert all(value is None or isinstance(value, str | int | float) for value in config.values())
     assert set(ONE.json()) < set(config)
     assert (config["pattern"], config["dim"], config["distinct"]) == (str(ONE.pattern[0]), 8, "[]")
     assert (config["test.length"], config["test.pairs"]) == (12, 2)
-    assert not any("." in name for name in flat(TWO))
+    assert not any("." in name for name in flat_config(TWO))
 
 
 def test_a_title_is_short_and_begins_with_the_key() -> None:
     long = clean(", ".join(f"attention(window={i})" for i in range(1, 20)), train=TASK)
-    assert title(long).startswith(long.key)
-    assert len(title(long)) <= 128
-    assert title(ONE) == f"{ONE.key} dim=8 rate=0.003 seed=1 attention"
+    assert run_title(long).startswith(long.key)
+    assert len(run_title(long)) <= 128
+    assert run_title(ONE) == f"{ONE.key} dim=8 rate=0.003 seed=1 attention"
 
 
 def test_tensorboard_keeps_runs_apart_that_are_followed_at_once(tmp_path: Path) -> None:
@@ -193,7 +195,7 @@ def test_tensorboard_has_the_recipe_as_hyperparameters(tmp_path: Path) -> None:
         content = EventAccumulator(str(place)).Reload().PluginTagToContent("hparams")
         begun = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
         assert begun.hparams["dim"].number_value == 8
-        assert begun.hparams["test.filler"].string_value == flat(ONE)["test.filler"]
+        assert begun.hparams["test.filler"].string_value == flat_config(ONE)["test.filler"]
         assert ("_hparams_/session_end_info" in content) is ends
 
 
@@ -219,13 +221,13 @@ def test_wandb_keeps_runs_apart_that_are_followed_at_once(tmp_path: Path, monkey
     runs = {
         record.run.display_name: records for records in offline(tmp_path) for record in records if record.run.run_id
     }
-    assert set(runs) == {title(ONE), title(TWO)}
+    assert set(runs) == {run_title(ONE), run_title(TWO)}
     for recipe, outcome, code in ((ONE, "finished", 0), (TWO, "failed", 1)):
-        records = runs[title(recipe)]
+        records = runs[run_title(recipe)]
         (begun,) = (record.run for record in records if record.HasField("run"))
         config = {item.key: json.loads(item.value_json) for item in begun.config.update}
         assert begun.run_group == "question"
-        assert {name: config[name] for name in flat(recipe)} == flat(recipe)
+        assert {name: config[name] for name in flat_config(recipe)} == flat_config(recipe)
         assert close(histories(records), recipe)
         kept = {item.key: item.value_json for record in records for item in record.summary.update}
         assert json.loads(kept["outcome"]) == outcome
@@ -270,13 +272,13 @@ def test_trackio_keeps_runs_apart_that_are_followed_at_once(
     follow("trackio", tmp_path, told(ONE), told(TWO))
     assert capsys.readouterr().out == ""
     configs = {run.name: run.config for run in trackio.Api().runs("bestiary")}
-    assert set(configs) == {title(ONE), title(TWO)}
+    assert set(configs) == {run_title(ONE), run_title(TWO)}
     for recipe in (ONE, TWO):
-        config = configs[title(recipe)]
-        assert {name: config[name] for name in flat(recipe)} == flat(recipe)
+        config = configs[run_title(recipe)]
+        assert {name: config[name] for name in flat_config(recipe)} == flat_config(recipe)
         assert config["_Group"] == "question"
         rows = sqlite3.connect(tmp_path / "bestiary.db").execute(
-            "select step, metrics from metrics where run_name = ? order by id", [title(recipe)]
+            "select step, metrics from metrics where run_name = ? order by id", [run_title(recipe)]
         )
         found: dict[int, dict[str, Any]] = {}
         for step, metrics in rows.fetchall():
@@ -305,15 +307,15 @@ def test_a_run_that_starts_over_is_a_second_run(caplog: pytest.LogCaptureFixture
         def __init__(self, recipe: Recipe) -> None:
             begun.append(recipe.key)
 
-        def tell(self, numbers: dict[str, float], step: int) -> None: ...
+        def log(self, numbers: dict[str, float], step: int) -> None: ...
 
         def end(self, end: dict[str, Any]) -> None:
             ends.append(end["outcome"])
 
     sink = Tracker("kept", Kept)
-    list(followed(at_once([*told(ONE)[:3], *told(ONE)]), [sink]))
-    list(followed(at_once(told(ONE)[-1:]), [sink]))  # another worker's
-    list(followed(at_once(told(ONE)[:2]), [sink]))
+    list(follow_events(at_once([*told(ONE)[:3], *told(ONE)]), [sink]))
+    list(follow_events(at_once(told(ONE)[-1:]), [sink]))  # another worker's
+    list(follow_events(at_once(told(ONE)[:2]), [sink]))
     assert begun == [ONE.key] * 3
     assert ends == ["started over", "finished", "stopped"]
     assert caplog.text == ""
@@ -321,15 +323,15 @@ def test_a_run_that_starts_over_is_a_second_run(caplog: pytest.LogCaptureFixture
 
 def test_the_loss_that_is_no_number_is_told_too() -> None:
     look = [Measurement(25, "train", -1, "", 0, math.nan, 0, 60)]
-    assert math.isnan(numbers(look)["train/loss"])
+    assert math.isnan(summarize(look)["train/loss"])
 
 
 def test_a_real_sweep_is_followed(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     small = {"train": TASK, "dim": 8, "batch": 16, "steps": 4, "every": 2, "selection_rows": 40, "test_rows": 60}
     recipes, store = [clean("attention", seed=seed, **small) for seed in range(2)], Store(tmp_path / "runs")
-    following = sinks("tensorboard", group="question", folder=tmp_path / "tensorboard")
-    kinds = [event.kind for event in followed(sweep(recipes, store, workers=2), following)]
+    following = make_sinks("tensorboard", group="question", folder=tmp_path / "tensorboard")
+    kinds = [event.kind for event in follow_events(sweep(recipes, store, workers=2), following)]
     assert kinds.count("ended") == 2
     for recipe in recipes:
         found, _ = boards(tmp_path / "tensorboard" / "question", recipe)

@@ -1,7 +1,9 @@
 """Training: a pure stream of measurements, and the data it is drawn from."""
 
 import math
+import pickle
 from collections import Counter
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -15,8 +17,8 @@ from bestiary.training.train import (
     accuracy,
     batches,
     decay_groups,
-    found_device,
-    rate,
+    find_device,
+    learning_rate,
     score,
     step_seconds,
     train,
@@ -85,7 +87,7 @@ def test_a_step_is_that_of_a_plain_loop() -> None:
         F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=SILENT).backward()
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
         for group in plain.param_groups:
-            group["lr"] = rate(made, step)
+            group["lr"] = learning_rate(made, step)
         plain.step()
     for one, two in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
@@ -101,6 +103,21 @@ def test_weight_decay_leaves_vectors_and_marked_weights_alone() -> None:
     everything, nothing = decay_groups(clean("mamba", **SMALL, decay="all"), model)
     assert len(everything["params"]) == len(names)
     assert nothing["params"] == []
+
+
+def decayed_names(model: torch.nn.Module) -> set[str]:
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    return {names[id(weight)] for weight in decay_groups(clean("mamba", **SMALL), model)[0]["params"]}
+
+
+@pytest.mark.parametrize("mixer", ["mamba", "s4d", "titans", "rwkv6", "parallel('mamba3, h3')"])
+def test_weight_decay_spares_the_same_weights_of_any_copy(mixer: str) -> None:
+    model = clean(mixer, **SMALL).build()
+    wanted = decayed_names(model)
+    loaded = clean(mixer, **SMALL).build()
+    loaded.load_state_dict(model.state_dict(), assign=True)
+    for copy in (deepcopy(model), loaded, pickle.loads(pickle.dumps(model)), deepcopy(model).to(torch.float64)):
+        assert decayed_names(copy) == wanted
 
 
 def test_training_stops_early_on_the_selection_stream() -> None:
@@ -182,10 +199,10 @@ def test_the_mean_over_segments_weighs_them_equally() -> None:
 
 
 def test_a_device_that_does_not_exist_is_named() -> None:
-    assert found_device("cpu").type == "cpu"
+    assert find_device("cpu").type == "cpu"
     for name in ("cuda:99", "gpu"):
         with pytest.raises(ValueError, match=f"there is no device {name!r} here; there are"):
-            found_device(name)
+            find_device(name)
 
 
 def test_a_step_can_be_timed() -> None:

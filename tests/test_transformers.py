@@ -5,7 +5,7 @@ Others stand beside the tests of their family, marked `hf` like these.
 
 import pytest
 import torch
-from plainly import DIM, TIME, inputs, made
+from mixer_helpers import DIM, TIME, build_mixer, inputs
 from torch import Tensor, nn
 
 
@@ -20,7 +20,7 @@ def test_attention_and_its_gradients_are_those_of_llama(kv_heads: int) -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
-    mixer, x = made(f"attention(heads=4, kv_heads={kv_heads})").float(), inputs().float()
+    mixer, x = build_mixer(f"attention(heads=4, kv_heads={kv_heads})").float(), inputs().float()
     shape = {"hidden_size": DIM, "num_attention_heads": 4, "num_key_value_heads": kv_heads}
     config = transformers.LlamaConfig(**shape, attn_implementation="eager")
     other = LlamaAttention(config, layer_idx=0)
@@ -44,7 +44,7 @@ def test_a_sliding_window_is_that_of_mistral() -> None:
     from transformers.masking_utils import create_sliding_window_causal_mask
     from transformers.models.mistral.modeling_mistral import MistralAttention, MistralRotaryEmbedding
 
-    mixer, x = made("attention(heads=4, kv_heads=2, window=5)").float(), inputs().float()
+    mixer, x = build_mixer("attention(heads=4, kv_heads=2, window=5)").float(), inputs().float()
     shape = {"hidden_size": DIM, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": DIM // 4}
     config = transformers.MistralConfig(**shape, sliding_window=5, attn_implementation="eager")
     other, where = MistralAttention(config, layer_idx=0), torch.arange(TIME).unsqueeze(0)
@@ -66,7 +66,7 @@ def test_the_short_convolution_is_that_of_lfm2() -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.models.lfm2.modeling_lfm2 import Lfm2ShortConv
 
-    mixer, x = made("short_conv(taps=3, residual=False)").float(), inputs().float()
+    mixer, x = build_mixer("short_conv(taps=3, residual=False)").float(), inputs().float()
     shape = {"hidden_size": DIM, "num_hidden_layers": 1, "conv_L_cache": 3, "conv_bias": True}
     other = Lfm2ShortConv(transformers.Lfm2Config(**shape, layer_types=["conv"]), 0)
     one, zero = torch.eye(DIM), torch.zeros(DIM, DIM)
@@ -86,7 +86,7 @@ def test_gated_delta_with_negative_eigenvalues_and_its_gradients_are_those_of_ol
     transformers = pytest.importorskip("transformers")
     from transformers.models.olmo_hybrid.modeling_olmo_hybrid import OlmoHybridGatedDeltaNet
 
-    mixer, x = made("gated_delta(heads=2, key=8, value=6, negative=True)").float(), inputs().float()
+    mixer, x = build_mixer("gated_delta(heads=2, key=8, value=6, negative=True)").float(), inputs().float()
     heads = {"linear_num_key_heads": 2, "linear_num_value_heads": 2}
     widths = {"linear_key_head_dim": 8, "linear_value_head_dim": 6, "linear_allow_neg_eigval": True}
     shape = {"hidden_size": DIM, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
@@ -119,7 +119,7 @@ def test_gated_delta_is_that_of_qwen3_next() -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
-    mixer, x = made("gated_delta(heads=2, key=8, value=6)").float(), inputs().float()
+    mixer, x = build_mixer("gated_delta(heads=2, key=8, value=6)").float(), inputs().float()
     config = transformers.Qwen3NextConfig(
         hidden_size=DIM,
         num_hidden_layers=1,
@@ -154,7 +154,7 @@ def test_kda_is_that_of_kimi_linear() -> None:
     transformers = pytest.importorskip("transformers")
     from transformers.models.kimi_linear.modeling_kimi_linear import KimiLinearDeltaAttention
 
-    mixer, x = made("kda(heads=2, key=8)").float(), inputs().float()
+    mixer, x = build_mixer("kda(heads=2, key=8)").float(), inputs().float()
     config = transformers.KimiLinearConfig(
         hidden_size=DIM,
         num_hidden_layers=1,

@@ -1,16 +1,17 @@
-"""What all verbs share: the application, common options, and how the user's faults are told."""
+"""What all verbs share: the application, common options, and how errors are reported."""
 
-import errno
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from bestiary.cli._errors import ErrorGroup, explain, print_any_text, refuse, user_input, warn_damaged
+from bestiary.cli._trust import reading_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from bestiary.runs.store import Store
     from bestiary.training.recipe import Recipe
 
+__all__ = ["app", "main", "refuse", "user_input", "warn_damaged"]
+
 app = typer.Typer(
+    cls=ErrorGroup,
     help="A laboratory for recall in sequence models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -42,12 +45,12 @@ class Together(StrEnum):
     never = "never"
 
 
-Company = Annotated[
+TogetherOption = Annotated[
     Together,
     typer.Option("--together", help="Train recipes of one shape as one program: auto does where it is faster."),
 ]
-Folder = Annotated[Path, typer.Option("--store", help="Folder of the runs.")]
-Figures = Annotated[Path, typer.Option("--figures", help="Folder for the figures.")]
+StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of the runs.")]
+FiguresFolder = Annotated[Path, typer.Option("--figures", help="Folder for the figures.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Backend = Annotated[
     str, typer.Option(help="Who computes the engines: torch, compiled, fla (CUDA), or auto, which chooses by device.")
@@ -57,88 +60,114 @@ Gpus = Annotated[float | None, typer.Option(min=0, help="GPUs of each worker on 
 Slurm = Annotated[str, typer.Option(help="Carry the runs out by Slurm, as in 'partition=gpu,timeout_min=60,jobs=8'.")]
 Track = Annotated[str, typer.Option(help="Trackers to tell, between commas: tensorboard, wandb, trackio.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Write the trained weights beside the log.")]
-Size = Annotated[Scale, typer.Option("--scale", help="smoke: seconds. small: minutes. paper: the published grid.")]
-Question = Annotated[str, typer.Argument(help="An experiment (see `bestiary list experiments`), or a file.")]
+ScaleOption = Annotated[
+    Scale, typer.Option("--scale", help="smoke: seconds. small: minutes. paper: the published grid.")
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over an existing file, whatever it is.")]
+
+
+def complete_experiment(start: str) -> Iterable[str]:
+    """The experiments whose name begins so, for the shell."""
+    from bestiary.spec import names
+
+    return [name for name in names("experiments") if name.startswith(start)]
+
+
+ExperimentName = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="An experiment (see `bestiary list experiments`), or a file.",
+        autocompletion=complete_experiment,
+    ),
+]
+OptionalExperiment = Annotated[
+    str,
+    typer.Argument(help="An experiment; every run in the store if left out.", autocompletion=complete_experiment),
+]
 
 
 def main() -> None:
-    """Run the command line; faults of the user and of the disk are one line."""
-    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # so that workers and jobs elsewhere are stopped too
+    """Run the command line. Errors of the user and of the disk are told in one line."""
+    for name in {"SIGTERM", "SIGHUP"} & set(dir(signal)):  # exit cleanly, so that workers and cluster jobs stop too
         signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    print_any_text()
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as fault:
-        if fault.errno in (errno.ENOSPC, errno.EDQUOT):
-            told = f"the disk is full ({fault}); free some and give the same command again"
-        elif fault.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            told = f"the store is read-only ({fault}); name a folder that can be written with --store or --figures"
-        else:
-            raise
-        typer.echo(f"bestiary: {told}", err=True)
+        typer.echo(f"bestiary: {explain(fault)}", err=True)
         sys.exit(1)
 
 
-@contextmanager
-def user_input() -> Iterator[None]:
-    """Faults in here are the user's: one line, exit status 2."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, OSError, SyntaxError, ImportError) as fault:
-        refuse(str(fault.args[0]) if isinstance(fault, LookupError) else str(fault))
-
-
-def refuse(message: str, *, status: int = 2) -> NoReturn:
-    typer.echo(f"bestiary: {message}", err=True)
-    raise typer.Exit(status)
-
-
-def complain(damaged: Sequence[str]) -> None:
-    for line in damaged:
-        typer.echo(f"bestiary: {line}", err=True)
-
-
-def opened(folder: Path) -> "Store":
+def open_store(folder: Path) -> "Store":
+    """The store of runs in a folder, which need not exist yet."""
     from bestiary.runs.store import Store
 
     return Store(folder)
 
 
-def question(name: str) -> ModuleType:
-    """An experiment's module. Raises LookupError."""
+def existing_store(folder: Path) -> "Store":
+    """The store in a folder. Raises LookupError if there is no such folder."""
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise LookupError(f"the store {folder} {what}; name the folder of the runs with --store, or make some first")
+    return open_store(folder)
+
+
+def load_experiment(name: str) -> ModuleType:
+    """The module of an experiment, by its name or file. Raises LookupError if it is none."""
     from bestiary.spec import load
 
-    found = load("experiments", name)
-    parts = ("measure" if hasattr(found, "measure") else "recipes", "summary", "figures")
-    if not isinstance(found, ModuleType) or not all(hasattr(found, part) for part in parts):
+    experiment = load("experiments", name)
+    parts = ("measure" if hasattr(experiment, "measure") else "recipes", "summary", "figures")
+    if not isinstance(experiment, ModuleType) or not all(hasattr(experiment, part) for part in parts):
         raise LookupError(f"{name} is no experiment: it must define recipes (or measure), summary and figures")
-    return found
+    return experiment
 
 
-def trained(asked: ModuleType) -> ModuleType:
-    """An experiment that leaves runs in a store. Raises LookupError for one that measures by itself."""
-    if hasattr(asked, "measure"):
-        name = asked.__name__.rpartition(".")[2]
-        raise LookupError(f"{name} leaves no runs in a store; `bestiary run {name}` measures and draws it")
-    return asked
+def load_with_recipes(name: str) -> ModuleType:
+    """An experiment that trains and leaves runs in a store. Raises LookupError for one that measures by itself."""
+    experiment = load_experiment(name)
+    if hasattr(experiment, "measure"):
+        short = experiment.__name__.rpartition(".")[2]
+        raise LookupError(f"{short} leaves no runs in a store; `bestiary run {short}` measures and draws it")
+    return experiment
 
 
-def further(asked: ModuleType, table: "pd.DataFrame", scale: str, recipes: "Sequence[Recipe]") -> "list[Recipe]":
-    """What an experiment wants to know after it has seen so much."""
-    if not hasattr(asked, "further") or table.empty:
+def find_hook(experiment: ModuleType, name: str, old: str) -> Any:
+    """An optional function of an experiment, None if it has none; under its former name it works with a notice."""
+    if not hasattr(experiment, name) and hasattr(experiment, old):
+        if (experiment.__name__, old) not in NOTICED:
+            NOTICED.add((experiment.__name__, old))
+            typer.echo(f"bestiary: {experiment.__file__}: `{old}` is now called `{name}`; please rename it", err=True)
+        return getattr(experiment, old)
+    return getattr(experiment, name, None)
+
+
+NOTICED: set[tuple[str, str]] = set()  # experiments and former names that a notice was printed about
+
+
+def next_recipes(
+    experiment: ModuleType, table: "pd.DataFrame", scale: str, recipes: "Sequence[Recipe]"
+) -> "list[Recipe]":
+    """The recipes that an experiment asks for after seeing these results, without those already known."""
+    ask = find_hook(experiment, "next_recipes", "further")
+    if ask is None or table.empty:
         return []
-    known = {made.key for made in recipes}
-    return [made for made in asked.further(table, scale) if made.key not in known]
+    known = {recipe.key for recipe in recipes}
+    with reading_store():  # a table holds text from the store
+        return [recipe for recipe in ask(table, scale) if recipe.key not in known]
 
 
-def recipes_of(asked: ModuleType, scale: str, store: "Store") -> "list[Recipe]":
-    """The recipes of an experiment, with those that it asked for after it had seen some and that are done."""
+def recipes_of(experiment: ModuleType, scale: str, store: "Store") -> "list[Recipe]":
+    """The recipes of an experiment, and those of its later requests (`next_recipes`) that are already done."""
     from bestiary.runs.table import results
 
-    found, more = list(asked.recipes(scale)), True
-    while more and hasattr(asked, "further"):
-        table, _ = results(store, [made.key for made in found])
-        more = [made for made in further(asked, table, scale, found) if made in store]
-        found += more
-    return found
+    recipes, more = list(experiment.recipes(scale)), True
+    while more and find_hook(experiment, "next_recipes", "further") is not None:
+        table, _ = results(store, [recipe.key for recipe in recipes])
+        more = [recipe for recipe in next_recipes(experiment, table, scale, recipes) if recipe in store]
+        recipes += more
+    return recipes

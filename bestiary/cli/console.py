@@ -1,7 +1,8 @@
-"""What a person sees: live bars on a terminal, plain lines where output is piped."""
+"""What a person sees: progress bars on a terminal, plain lines where output is piped."""
 
 import math
 import sys
+import time
 from collections.abc import Iterable
 
 import pandas as pd
@@ -10,25 +11,27 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bestiary.runs.store import Ended
+from bestiary.cli._progress import format_seconds
+from bestiary.runs.store import Outcome
 from bestiary.sweep import Event
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import Measurement
 
-WIDE = 160  # columns of a pipe, where nothing says how wide the paper is
+WIDE = 160  # columns of output that is piped
 out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def label(recipe: Recipe) -> str:
+def recipe_label(recipe: Recipe) -> str:
+    """A run in a few words: its mixers, width, learning rate and seed."""
     return f"{', '.join(map(str, recipe.pattern))}  dim={recipe.dim} rate={recipe.rate:g} seed={recipe.seed}"
 
 
-class Watch:
-    """Follows the events of a sweep: one bar for the sweep and one line for each running recipe.
+class ProgressDisplay:
+    """Shows the events of a sweep: one bar for the sweep and one for each running recipe.
 
-    A line is left behind for every run that ends, and in `detail` for every look at the selection stream, so that
-    a pipe or a log shows the same course.
+    It prints a line for every run that ends, and with `detail` one for every evaluation on the selection stream, so
+    that a pipe or a log file shows the same course as a terminal.
     """
 
     def __init__(self, name: str, *, total: int, done: int = 0, detail: bool = False) -> None:
@@ -43,72 +46,90 @@ class Watch:
         self.bar = self.progress.add_task(name, total=total, completed=done, news="runs")
         self.lines: dict[str, TaskID] = {}
         self.loss: dict[str, float] = {}
-        self.accuracy: dict[str, float] = {}
-        self.tests: dict[str, list[float]] = {}  # of each segment
+        self.accuracy: dict[str, float] = {}  # on the selection stream
+        self.tests: dict[str, list[float]] = {}  # test accuracy of each segment
+        self.started: dict[str, float] = {}  # when each run began, by this process's clock
         self.total, self.done, self.detail = total, done, detail
         self.failures: list[Recipe] = []
 
     def follow(self, events: Iterable[Event]) -> int:
-        """Show every event; how many runs failed."""
+        """Show every event. Returns how many runs failed."""
         with self.progress:
             for kind, recipe, what in events:
                 match kind:
                     case "started":
-                        self.forget(recipe)
-                        self.lines[recipe.key] = self.progress.add_task(label(recipe), total=recipe.steps, news="")
+                        self.remove_bar(recipe)
+                        self.started[recipe.key] = time.monotonic()
+                        self.lines[recipe.key] = self.progress.add_task(
+                            recipe_label(recipe), total=recipe.steps, news=""
+                        )
                     case "measured":
-                        self.measured(recipe, what)
+                        self.show_measurement(recipe, what)
                     case "ended":
-                        self.ended(recipe, what)
+                        self.show_end(recipe, what)
                     case "failed":
                         self.failures.append(recipe)
-                        self.leave(recipe, f"failed: {what}", style="red")
+                        self.print_result(recipe, f"failed: {what}", style="red")
                     case "retried":
-                        self.aside(recipe, f"{what}; tried again", style="yellow")
-                    case "apart":
-                        self.aside(recipe, f"not trained together with others of its shape: {what}", style="yellow")
+                        self.print_note(recipe, f"{what}; tried again", style="yellow")
+                    case "unstacked":
+                        self.print_note(
+                            recipe, f"not trained together with others of its shape: {what}", style="yellow"
+                        )
                     case "waiting" if recipe.key not in self.lines:
-                        waiting = f"{label(recipe)}  (another worker has it)"
+                        waiting = f"{recipe_label(recipe)}  (another worker has it)"
                         self.lines[recipe.key] = self.progress.add_task(waiting, total=None, news="")
         return len(self.failures)
 
-    def measured(self, recipe: Recipe, seen: Measurement) -> None:
-        if seen.split == "train":
-            self.loss[recipe.key] = seen.loss / seen.asked
+    def show_measurement(self, recipe: Recipe, measurement: Measurement) -> None:
+        """Update the bar of a run with its loss and accuracy."""
+        if measurement.split == "train":
+            self.loss[recipe.key] = measurement.loss / measurement.asked
             return
-        self.accuracy[recipe.key] = seen.right / seen.asked
-        if seen.split == "test":
-            self.tests.setdefault(recipe.key, []).append(seen.right / seen.asked)
+        self.accuracy[recipe.key] = measurement.right / measurement.asked
+        if measurement.split == "test":
+            self.tests.setdefault(recipe.key, []).append(measurement.right / measurement.asked)
         news = f"loss {self.loss[recipe.key]:.3f}  accuracy {self.accuracy[recipe.key]:.3f}"
-        self.progress.update(self.lines[recipe.key], completed=seen.step, news=news)
-        if self.detail and seen.split == "selection":
-            self.progress.console.print(f"step {seen.step:>6}  {news}")
+        news += self.time_left(recipe, measurement.step)
+        self.progress.update(self.lines[recipe.key], completed=measurement.step, news=news)
+        if self.detail and measurement.split == "selection":
+            self.progress.console.print(f"step {measurement.step:>6}  {news}")
 
-    def ended(self, recipe: Recipe, end: Ended) -> None:
+    def time_left(self, recipe: Recipe, step: int) -> str:
+        """How long the rest of the steps will take at the pace so far, as the end of a line."""
+        if step >= recipe.steps or recipe.key not in self.started:
+            return ""
+        seconds = (time.monotonic() - self.started[recipe.key]) * (recipe.steps - step) / max(1, step)
+        return f"  {format_seconds(seconds)} left"
+
+    def show_end(self, recipe: Recipe, end: Outcome) -> None:
+        """Print how a run ended, with the mean of its test accuracies."""
         self.done += 1
         shares = self.tests.pop(recipe.key, [])
         score = f", test {sum(shares) / len(shares):.3f}" if shares else ""
         note = f" ({end.note})" if end.note else ""
-        self.leave(recipe, f"{end.outcome}{score}, {end.seconds:.0f} s{note}")
+        self.print_result(recipe, f"{end.outcome}{score}, {end.seconds:.0f} s{note}")
 
-    def aside(self, recipe: Recipe, news: str, *, style: str) -> None:
-        """Tell of something that ends no run."""
-        self.forget(recipe)
-        self.progress.console.print(escape(f"{label(recipe)}: {news}"), style=style)
+    def print_note(self, recipe: Recipe, news: str, *, style: str) -> None:
+        """Print a line about a run that goes on."""
+        self.remove_bar(recipe)
+        self.progress.console.print(escape(f"{recipe_label(recipe)}: {news}"), style=style)
 
-    def forget(self, recipe: Recipe) -> None:
+    def remove_bar(self, recipe: Recipe) -> None:
+        """Take the bar of a run off the screen."""
         if (line := self.lines.pop(recipe.key, None)) is not None:
             self.progress.remove_task(line)
 
-    def leave(self, recipe: Recipe, news: str, *, style: str = "") -> None:
-        self.forget(recipe)
+    def print_result(self, recipe: Recipe, news: str, *, style: str = "") -> None:
+        """Print a line about a run that is over."""
+        self.remove_bar(recipe)
         self.progress.update(self.bar, completed=self.done)
         counted = f"[{self.done + len(self.failures)}/{self.total}]"
-        self.progress.console.print(escape(f"{counted} {label(recipe)}: {news}"), style=style)
+        self.progress.console.print(escape(f"{counted} {recipe_label(recipe)}: {news}"), style=style)
 
 
-def show(table: pd.DataFrame) -> None:
-    """Print a table: what all rows share once above it, an interval behind its middle, gaps for what is missing."""
+def print_table(table: pd.DataFrame) -> None:
+    """Print a table. Values that all rows share stand once above it; an interval is one column; missing is blank."""
     if {"low", "high"} <= set(table.columns):
         spans = [f"{low:.3f} to {high:.3f}" for low, high in zip(table["low"], table["high"], strict=True)]
         table = table.drop(columns="high").assign(low=spans).rename(columns={"low": "95 % interval"})
@@ -117,16 +138,16 @@ def show(table: pd.DataFrame) -> None:
     for name in table.columns.drop(shared):
         numeric = pd.api.types.is_numeric_dtype(table[name])
         shown.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
-    cells = {name: written(column) for name, column in table.items()}
+    cells = {name: format_column(column) for name, column in table.items()}
     for row in zip(*(cells[name] for name in table.columns.drop(shared)), strict=True):
         shown.add_row(*row)
-    if told := [f"{name} {cells[name][0]}" for name in shared if cells[name][0]]:
-        out.print(", ".join(told))
+    if common := [f"{name} {cells[name][0]}" for name in shared if cells[name][0]]:
+        out.print(", ".join(common))
     out.print(shown)
 
 
-def written(column: pd.Series) -> list[str]:
-    """The cells of a column: three decimals or significant figures, gaps for what is missing."""
+def format_column(column: pd.Series) -> list[str]:
+    """The cells of a column as text: three decimals or significant figures, "" for what is missing."""
     if not pd.api.types.is_numeric_dtype(column):
         return [escape(str(value)) if pd.notna(value) else "" for value in column]
     share = pd.api.types.is_float_dtype(column) and column.abs().max() <= 1

@@ -1,26 +1,28 @@
-"""Verbs that hand data on: export, to a file, and sql, a query over the store."""
+"""Verbs that give out data: export writes a file, sql answers a query over the store."""
 
 import glob
 import json
+import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bestiary.cli._app import (
-    Folder,
+    OptionalExperiment,
+    Overwrite,
     Scale,
-    Size,
+    ScaleOption,
+    StoreFolder,
     app,
-    complain,
-    opened,
-    question,
+    existing_store,
+    load_with_recipes,
     recipes_of,
     refuse,
-    trained,
     user_input,
+    warn_damaged,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
     from bestiary.runs.store import Store
 
-To = Annotated[Path, typer.Option("--to", help="The file to write, .csv or .parquet; a former one is replaced.")]
+OutputFile = Annotated[
+    Path, typer.Option("--to", help="The file to write, .csv or .parquet; a former table is replaced.")
+]
 SUFFIXES = (".csv", ".parquet")
 MEASURED = {
     "step": "BIGINT",
@@ -42,13 +46,14 @@ MEASURED = {
     "asked": "BIGINT",
 }
 LOG = """
-create view log as select {key} as key, * exclude (filename) from read_json({files}, filename = true,
+create {kind} log as select {key} as key, * exclude (filename, further, extra), coalesce(extra, further) as extra
+from read_json({files}, filename = true,
 format = 'newline_delimited', ignore_errors = true, columns = {{{columns}}})
 where split is not null and not contains(key, '.')"""  # a line cut off is read as a row of NULLs
 NO_LOG = """
-create view log as select null::VARCHAR as key, {columns} where false"""
+create {kind} log as select null::VARCHAR as key, {columns} where false"""
 RUNS = """
-create view runs as select key, {fields}, origin->>'$.commit' as commit, origin->>'$.versions.torch' as torch,
+create {kind} runs as select key, {fields}, origin->>'$.commit' as commit, origin->>'$.versions.torch' as torch,
 origin->>'$.host.name' as host, origin->>'$.device' as device,
 coalesce(try_cast(origin->>'$.together' as BIGINT), 1) as together,
 try_cast(origin->>'$.begun' as TIMESTAMP) as begun,
@@ -56,38 +61,48 @@ ended->>'$.outcome' as outcome, try_cast(ended->>'$.seconds' as DOUBLE) as secon
 from (select key, {files} from (select {key} as key, parse_path(filename)[-1] as file, content from read_text({read}))
 where not contains(key, '.') group by key)"""
 KEY = "parse_path(filename)[-2]"
+LOCK = """
+set python_enable_replacements = false; set enable_external_access = false; set lock_configuration = true"""
+OURS = (  # columns by which a table is known to be one of `export`
+    {"key", "task", "segment", "right", "asked", "accuracy", "outcome"},
+    {"key", "step", "split", "segment", "facet", "value"},
+)
 
 
 @app.command()
 def export(
-    to: To,
-    experiment: Annotated[str, typer.Argument(help="An experiment; every run in the store if left out.")] = "",
-    scale: Size = Scale.small,
+    to: OutputFile,
+    experiment: OptionalExperiment = "",
+    scale: ScaleOption = Scale.small,
     log: Annotated[bool, typer.Option("--log", help="Every measurement in a row, not the results.")] = False,
-    store: Folder = Path("runs"),
+    store: StoreFolder = Path("runs"),
+    overwrite: Overwrite = False,
 ) -> None:
     """Write the table of results to a file, one row for each finished run and test segment.
+
+    A table that was exported before is replaced, any other file only with --overwrite.
 
     With --log: one row for each measurement, of runs under way too.
     Columns: key, step, split (train, selection or test), segment,
     facet and value ("" and 0 for all answers), loss (nats), right, asked.
     """
+    from bestiary.report.words import count_noun
     from bestiary.runs.table import results
 
     with user_input():
-        writable(to)
-        opens = opened(store)
-        keys = opens.begun()
-        if experiment:
-            keys = [made.key for made in recipes_of(trained(question(experiment)), scale, opens)]
-    table, damaged = measurements(opens, keys) if log else results(opens, keys)
-    complain(damaged)
+        check_writable(to)
+        module = load_with_recipes(experiment) if experiment else None
+        runs = existing_store(store)
+        keys = runs.run_keys() if module is None else [recipe.key for recipe in recipes_of(module, scale, runs)]
+    table, damaged = measurement_table(runs, keys) if log else results(runs, keys)
+    warn_damaged(damaged)
     if table.empty:
         what = "is begun" if log else "is done"
         refuse(f"no run {f'of {experiment} {scale} ' if experiment else ''}{what} in {store}")
     with user_input():
-        write(table, to)
-    typer.echo(f"{to}: {len(table)} rows of {table['key'].nunique()} runs")
+        check_replaceable(to, list(table), overwrite=overwrite)
+        write_table(table, to)
+    typer.echo(f"{to}: {count_noun(len(table), 'row')} of {count_noun(table['key'].nunique(), 'run')}")
     if damaged:
         raise typer.Exit(1)
 
@@ -95,10 +110,16 @@ def export(
 @app.command()
 def sql(
     query: Annotated[str, typer.Argument(help='As in: "select pattern, avg(accuracy) from results group by all".')],
-    store: Folder = Path("runs"),
+    store: StoreFolder = Path("runs"),
     to: Annotated[Path | None, typer.Option("--to", help="Write a .csv or .parquet file instead of printing.")] = None,
+    overwrite: Overwrite = False,
+    allow_files: Annotated[
+        bool, typer.Option("--allow-files", help="Let the query read and write files, as DuckDB can.")
+    ] = False,
 ) -> None:
     """Ask the store in SQL, by DuckDB. There are three tables.
+
+    A query cannot read or write any file, unless --allow-files is given.
 
     results: a row for each finished run and test segment.
     key, the recipe's fields, pattern, task, the task's options, segment,
@@ -107,60 +128,78 @@ def sql(
 
     log: a row for each measurement.
     key, step, split, segment, facet, value, loss, log.right, asked,
-    further (JSON).
+    extra (JSON).
 
     runs: a row for each run begun.
     key, the recipe's fields (tasks and mixers as text; "select" and
     "distinct" in quotes), commit, torch, host, device, begun (UTC),
     outcome and seconds (NULL until it ends), recipe (JSON).
     """
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table
+    from bestiary.report.words import count_noun
 
     with user_input():
         if to is not None:
-            writable(to)
-        duck = database()
-    opens = opened(store)
-    if not opens.begun():
+            check_writable(to)
+        connection = connect_duckdb()
+        runs = existing_store(store)
+    if not runs.run_keys():
         refuse(f"no runs in {store}")
-    found = asked(duck, query, opens)
+    answer = run_query(connection, query, runs, allow_files=allow_files)
     if to is None:
-        show_table(plain(found))
+        print_table(to_plain_columns(answer))
         return
     with user_input():
-        write(found, to)
-    typer.echo(f"{to}: {len(found)} rows")
+        check_replaceable(to, list(answer), overwrite=overwrite)
+        write_table(answer, to)
+    typer.echo(f"{to}: {count_noun(len(answer), 'row')}")
 
 
-def asked(duck: "duckdb.DuckDBPyConnection", query: str, store: "Store") -> "pd.DataFrame":
-    """What a query finds in a store."""
+def run_query(
+    connection: "duckdb.DuckDBPyConnection", query: str, store: "Store", *, allow_files: bool = False
+) -> "pd.DataFrame":
+    """The answer to a query over a store. What the query names is loaded first; then files are out of its reach."""
     import duckdb
 
-    measured_and_begun(duck, store.folder)
-    if "results" in query.casefold():  # the one table that is made here, from every log
-        from bestiary.runs.table import results
+    from bestiary.runs.table import damaged_runs, results
 
-        table, damaged = results(store, store.begun())
-        complain(damaged)
+    named, keys = set(re.findall(r"\w+", query.casefold())), store.run_keys()
+    damaged = damaged_runs(store, keys)
+    warn_damaged(list(damaged.values()))
+    whole = [key for key in keys if key not in damaged] if damaged else ["*"]
+    create_tables(connection, store.folder, whole, loaded=set() if allow_files else named)
+    if "results" in named:  # the one table that is made here, from every log
+        table, _ = results(store, keys)
         if table.empty:
             refuse(f"no run is done in {store.folder}, so there are no results; `log` and `runs` have what was begun")
-        duck.register("results", plain(table))
+        connection.register("results", to_plain_columns(table))
     try:
-        return duck.execute(query).df()
+        if not allow_files:
+            connection.execute(LOCK)
+        answer = connection.execute(query)
+        if answer is None:
+            refuse("the query is empty; write one, as in: bestiary sql 'select count(*) from runs'")
+        return answer.df()
     except duckdb.Error as fault:
-        refuse(" ".join(str(fault).partition("\n\nLINE ")[0].split()))
+        hint = "; --allow-files permits it" if isinstance(fault, duckdb.PermissionException) else ""
+        refuse(" ".join(str(fault).partition("\n\nLINE ")[0].split()) + hint)
 
 
-def measured_and_begun(duck: "duckdb.DuckDBPyConnection", folder: Path) -> None:
-    """Define the views `log` and `runs` over a store in which something was begun."""
+def create_tables(
+    connection: "duckdb.DuckDBPyConnection", folder: Path, keys: Sequence[str], *, loaded: Container[str]
+) -> None:
+    """Define `log` and `runs` over runs of a store (["*"] is all): as tables if loaded, else as views of files."""
     from bestiary.training.recipe import SPECS, Recipe
 
-    columns = MEASURED | {"further": "JSON"}
-    if any(folder.glob("*/log.jsonl")):
-        told = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
-        duck.execute(LOG.format(key=KEY, files=pattern(folder, "log.jsonl"), columns=told))
+    relation = {name: "table" if name in loaded else "view" for name in ("log", "runs")}
+    columns = MEASURED | {"extra": "JSON", "further": "JSON"}  # "further" in logs before 0.2
+    if files := file_literals(folder, keys, "log.jsonl"):
+        column_types = ", ".join(f"\"{name}\": '{kind}'" for name, kind in columns.items())
+        connection.execute(LOG.format(kind=relation["log"], key=KEY, files=files, columns=column_types))
     else:
-        duck.execute(NO_LOG.format(columns=", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items())))
+        columns.pop("further")
+        empty = ", ".join(f'null::{kind} as "{name}"' for name, kind in columns.items())
+        connection.execute(NO_LOG.format(kind=relation["log"], columns=empty))
     kinds = {int: "BIGINT", float: "DOUBLE"}
     fields = [
         f"array_to_string(recipe->>'$.{name}[*].text', ', ') as \"{name}\""
@@ -169,69 +208,104 @@ def measured_and_begun(duck: "duckdb.DuckDBPyConnection", folder: Path) -> None:
         for name, field in Recipe.model_fields.items()
     ]
     files = {"recipe": "recipe.json", "origin": "origin.json", "ended": "done"}
-    held = [f"try_cast(max(content) filter (file = '{file}') as JSON) as {name}" for name, file in files.items()]
-    read = f"[{', '.join(pattern(folder, file) for file in files.values())}]"
-    duck.execute(RUNS.format(key=KEY, fields=", ".join(fields), files=", ".join(held), read=read))
+    contents = [f"try_cast(max(content) filter (file = '{file}') as JSON) as {name}" for name, file in files.items()]
+    read = file_literals(folder, keys, *files.values())
+    if not read:
+        refuse(f"no run in {folder} can be read")
+    connection.execute(
+        RUNS.format(kind=relation["runs"], key=KEY, fields=", ".join(fields), files=", ".join(contents), read=read)
+    )
 
 
-def pattern(folder: Path, file: str) -> str:
-    """A file of every run, as DuckDB's text."""
-    return "'" + f"{glob.escape(str(folder))}/*/{file}".replace("'", "''") + "'"
+def file_literals(folder: Path, keys: Sequence[str], *files: str) -> str:
+    """The files of these runs that exist, as a list of globs that DuckDB reads; "" if there are none."""
+    escaped, places = glob.escape(str(folder)), [(key, file) for key in keys for file in files]
+    found = [f"{escaped}/{key}/{file}" for key, file in places if next(folder.glob(f"{key}/{file}"), None)]
+    literals = ", ".join("'" + path.replace("'", "''") + "'" for path in found)
+    return literals and f"[{literals}]"
 
 
-def measurements(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
+def measurement_table(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
     """One row for each measurement, and a line about each run that cannot be read."""
     import pandas as pd
 
-    from bestiary.runs.store import Damaged
+    from bestiary.runs.store import DamagedRun, damaged_run
 
-    rows, damaged, begun = [], [], set(store.begun())
-    for key in keys:
+    rows, damaged, begun = [], [], set(store.run_keys())
+    for key in [key for key in keys if key in begun]:
         try:
-            rows += [(key, *(line[name] for name in MEASURED)) for line in store.read(key).log] if key in begun else []
-        except Damaged as fault:
+            rows += [(key, *(line[name] for name in MEASURED)) for line in store.read(key).log]
+        except DamagedRun as fault:
             damaged.append(str(fault))
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as fault:
+            damaged.append(str(damaged_run(store.folder / key, fault)))
     return pd.DataFrame(rows, columns=["key", *MEASURED]), damaged
 
 
-def plain(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with text in each column that holds neither numbers nor flags; lists are written as JSON."""
+def to_plain_columns(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with text in every column that holds neither numbers nor booleans; lists become JSON."""
     mixed = [name for name, column in table.items() if column.dtype == object]
     flags = [name for name in mixed if table[name].dropna().map(lambda value: isinstance(value, bool)).all()]
-    return table.assign(**{name: table[name].map(text) for name in mixed if name not in flags})
+    return table.assign(**{name: table[name].map(cell_text) for name in mixed if name not in flags})
 
 
-def text(value: Any) -> Any:
+def cell_text(value: Any) -> Any:
+    """A value as text, a list or dict as JSON, None for what is missing."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list | tuple | dict):
         return json.dumps(value, default=str)
     return None if value is None or value != value else str(value)
 
 
-def writable(file: Path) -> None:
-    """Raise ValueError for a file of an unknown kind, ImportError for one that cannot be written."""
+def check_writable(file: Path) -> None:
+    """Raise ValueError for a file of an unknown kind, ImportError if writing it needs what is not installed."""
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{str(file)!r} is no file that can be written here; its name must end in .csv or .parquet")
     if file.suffix == ".parquet":
-        database()
+        connect_duckdb()
 
 
-def write(table: "pd.DataFrame", file: Path) -> None:
-    """Write a table as the name of the file says, whole or not at all."""
+def check_replaceable(file: Path, columns: Sequence[str], *, overwrite: bool) -> None:
+    """Raise ValueError if a file exists that is no table of ours: one with other columns than those to be written."""
+    if overwrite or not file.exists() or (file.is_file() and file.stat().st_size == 0):
+        return
+    if file.is_dir():
+        raise ValueError(f"{str(file)!r} is a folder, where a file is to be written")
+    found = table_columns(file)
+    if found != list(map(str, columns)) and not any(ours <= set(found) for ours in OURS):
+        raise ValueError(f"{str(file)!r} exists and is no table of this kind; give another name, or --overwrite")
+
+
+def table_columns(file: Path) -> list[str]:
+    """The names of the columns of a CSV or Parquet file, none if it is neither."""
+    import csv
+
+    try:
+        if file.suffix == ".parquet":
+            empty = connect_duckdb().execute("select * from read_parquet(?) limit 0", [str(file)])
+            return [str(column[0]) for column in empty.description or ()]
+        with file.open(newline="") as text:
+            return next(csv.reader(text), [])
+    except Exception:  # whatever it is, it is not ours
+        return []
+
+
+def write_table(table: "pd.DataFrame", file: Path) -> None:
+    """Write a table as CSV or Parquet, by the name of the file; the file appears whole or not at all."""
     beside = file.with_name(f".{uuid.uuid4().hex}-{file.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         if file.suffix == ".csv":
-            plain(table).to_csv(beside, index=False)
+            to_plain_columns(table).to_csv(beside, index=False)
         else:
-            database().from_df(plain(table)).write_parquet(str(beside))
+            connect_duckdb().from_df(to_plain_columns(table)).write_parquet(str(beside))
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def database() -> "duckdb.DuckDBPyConnection":
-    """DuckDB, in memory. Raises ImportError if it is not installed."""
+def connect_duckdb() -> "duckdb.DuckDBPyConnection":
+    """A connection to an empty DuckDB in memory. Raises ImportError if it is not installed."""
     try:
         import duckdb
     except ImportError:

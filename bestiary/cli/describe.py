@@ -11,51 +11,56 @@ import pandas as pd
 import torch
 
 from bestiary.model import memory
-from bestiary.ops.backend import ENGINES, watched
+from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
-from bestiary.spec import Spec, load, locate, names, nearest, parse, schema
-from bestiary.tasks._task import ROOMY, SILENT, Task
-from bestiary.training.recipe import NAMED, SPECS, Recipe
+from bestiary.spec import Spec, load, locate, names, nearest, parse, schema, trust
+from bestiary.spec.grammar import read_pattern
+from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
+from bestiary.training.recipe import NAMED, SPECS
 
 LENGTHS = (1, 100, 1000, 10000)  # no powers of two, at which log-linear states are small
 SCALES = ("smoke", "small", "paper")
 
 
-def anything(text: str, *, dim: int) -> Iterator[str]:
-    """Lines about whatever has this name, under headings if several things do. Raises LookupError."""
+def describe(text: str, *, dim: int) -> Iterator[str]:
+    """Lines about everything of this name, under headings if there are several things. Raises LookupError."""
     name = text.partition("(")[0].strip()
     parts: list[tuple[str, Iterator[str]]] = []
     if text in NAMED:
-        parts.append(("recipe", recipe(text)))
+        parts.append(("recipe", recipe_lines(text)))
     if text in names("experiments"):
-        parts.append(("experiment", experiment(text)))
+        parts.append(("experiment", experiment_lines(text)))
     if not parts or name in [*names("mixers"), *names("tasks")]:
-        for found in specs(text):
-            parts.append(("task", task(found)) if found.kind == "tasks" else ("mixer", mixer(found, dim=dim)))
+        for found in find_specs(text):
+            parts.append(
+                ("task", task_lines(found)) if found.kind == "tasks" else ("mixer", mixer_lines(found, dim=dim))
+            )
     for kind, lines in parts:
         if len(parts) > 1:
             yield f"--- {kind} {name} ---"
         yield from lines
 
 
-def specs(text: str) -> tuple[Spec, ...]:
+def find_specs(text: str) -> tuple[Spec, ...]:
     """Mixers or tasks by name, with options or not, or by file. Raises LookupError."""
-    name = text.partition("(")[0].strip()
+    name = read_pattern(text)[0].name if ".py" in text else text.partition("(")[0].strip()
     if name.endswith(".py"):
-        built = locate("mixers", name)
-        return parse("tasks" if issubclass(built, Task) else "mixers", text)
+        trust(name)
+        found = locate("mixers", name)
+        return parse("tasks" if issubclass(found, Task) else "mixers", text)
     for kind in ("mixers", "tasks"):
         if name in names(kind):
             return parse(kind, text)
-    raise LookupError(f"nothing is called {name!r} {nearest(name, every_name())}")
+    raise LookupError(f"nothing is called {name!r} {nearest(name, all_names())}")
 
 
-def every_name() -> list[str]:
+def all_names() -> list[str]:
+    """Every name that `bestiary show` knows."""
     return sorted({*names("mixers"), *names("tasks"), *names("experiments"), *NAMED})
 
 
-def documented(kind: str, name: str) -> Iterator[str]:
-    """The docstrings of a file and of its class."""
+def docstring_lines(kind: str, name: str) -> Iterator[str]:
+    """The docstrings of a file and of its class, as text."""
     found = load(kind, name)
     built = locate(kind, name)
     if isinstance(found, ModuleType):
@@ -64,8 +69,8 @@ def documented(kind: str, name: str) -> Iterator[str]:
     yield f"{built.__name__}: {inspect.getdoc(built) or ''}"
 
 
-def chosen(found: Spec) -> Iterator[str]:
-    """The options, their types and values."""
+def option_lines(found: Spec) -> Iterator[str]:
+    """A line for each option: its value, its type and its default if another was chosen."""
     known = schema(found.kind, found.name)
     if known:
         yield ""
@@ -73,40 +78,45 @@ def chosen(found: Spec) -> Iterator[str]:
     for option, value in found.options:
         kind, default = known[option]
         given = "" if value == default else f"  (default {default!r})"
-        yield f"  {option:10} {value!r:12} {readable(kind)}{given}"
+        yield f"  {option:10} {value!r:12} {type_text(kind)}{given}"
 
 
-def readable(kind: Any) -> str:
-    """A type as a person would write it."""
+def type_text(kind: Any) -> str:
+    """A type annotation as a person would write it."""
     text = kind.__name__ if isinstance(kind, type) else str(kind)
-    text = text.replace("typing.", "").replace("Annotated[int, Gt(gt=0)]", "positive int")
+    text = text.replace("typing.", "").replace(", Le(le=9007199254740992)", "")
+    text = text.replace("Annotated[int, Gt(gt=0)]", "positive int").replace("Annotated[int, Ge(ge=0)]", "int from 0")
     return text.replace("Literal[", "one of ").replace("]", "") if text.startswith("Literal") else text
 
 
-def mixer(found: Spec, *, dim: int) -> Iterator[str]:
-    yield from documented(found.kind, found.name)
-    yield from chosen(found)
+def mixer_lines(found: Spec, *, dim: int) -> Iterator[str]:
+    """A mixer's docstring, options, weights, and its state measured after growing lengths."""
+    yield from docstring_lines(found.kind, found.name)
+    yield from option_lines(found)
     weights = sum(weight.numel() for weight in found.build(dim).parameters())
     yield ""
     yield f"at width {dim}: {weights:,} weights; state of one sequence, measured, after"
     before = None
     for length in LENGTHS:
         size = memory(lambda: found.build(dim), time=length, dim=dim)
-        yield f"  {length:>6} tokens  {size.numbers:>12,} numbers  {size.bytes:>12,} bytes"
-        if size == before and length >= 1000:  # it has stopped growing; to measure on takes minutes for some
+        counts = {"token": (6, length), "number": (12, size.numbers), "byte": (12, size.bytes)}
+        yield "".join(
+            f"  {count:>{wide},} {what}{' ' if count == 1 else 's'}" for what, (wide, count) in counts.items()
+        )
+        if size == before and length >= 1000:  # it has stopped growing; longer would take minutes for some mixers
             break
         before = size
 
 
-def mixers(*, dim: int = 128, time: int = 1024) -> pd.DataFrame:
+def mixer_table(*, dim: int = 128, time: int = 1024) -> pd.DataFrame:
     """One row for each mixer: family, year, state after `time` tokens (measured), weights, and faster backends."""
     rows = []
     for name in names("mixers"):
         (found,) = parse("mixers", name)
-        family, year, line = cited("mixers", name)
+        family, year, line = source_of("mixers", name)
         with torch.device("meta"):
             weights = sum(weight.numel() for weight in found.build(dim).parameters())
-        with watched() as engines:
+        with record_engines() as engines:
             state = memory(lambda found=found: found.build(dim), time=time, dim=dim).numbers
         faster = ", ".join(sorted({backend for engine in engines for backend in ENGINES[engine]}))
         rows.append((name, family, year, state, weights, faster, line))
@@ -115,7 +125,7 @@ def mixers(*, dim: int = 128, time: int = 1024) -> pd.DataFrame:
     return table.sort_values(["family", "year", "name"])
 
 
-def cited(kind: str, name: str) -> tuple[str, str, str]:
+def source_of(kind: str, name: str) -> tuple[str, str, str]:
     """The family, the year of the source, and the line that names it."""
     built, module = locate(kind, name), load(kind, name)
     line = (inspect.getdoc(module) or "").splitlines()[0] if isinstance(module, ModuleType) else built.__module__
@@ -123,26 +133,27 @@ def cited(kind: str, name: str) -> tuple[str, str, str]:
     return getattr(built, "family", None) or "(none given)", year[0] if year else "", line
 
 
-def tasks() -> pd.DataFrame:
+def task_table() -> pd.DataFrame:
     """One row for each task: its family, year, how many positions of how many are scored, and the chance."""
     rows = []
     for name in names("tasks"):
-        (found,), (family, year, line) = parse("tasks", name), cited("tasks", name)
-        made: Task = found.build()
-        scored = (made.draw(64, "show", 0).targets != SILENT).sum(1).double().mean().item()
-        rows.append((name, family, year, f"{scored:.4g} of {made.length:,}", made.chance, line))
+        (found,), (family, year, line) = parse("tasks", name), source_of("tasks", name)
+        task: Task = found.build()
+        scored = (task.draw(64, "show", 0).targets != SILENT).sum(1).double().mean().item()
+        rows.append((name, family, year, f"{scored:.4g} of {task.length:,}", task.chance, line))
     table = pd.DataFrame(rows, columns=["name", "family", "year", "scored", "chance", "what"])
     return table.sort_values(["family", "year", "name"])
 
 
-def task(found: Spec) -> Iterator[str]:
-    yield from documented(found.kind, found.name)
-    yield from chosen(found)
+def task_lines(found: Spec) -> Iterator[str]:
+    """A task's docstring, options, chance level, and one of its sequences."""
+    yield from docstring_lines(found.kind, found.name)
+    yield from option_lines(found)
     built: Task = found.build()
     yield ""
     yield f"vocabulary {built.vocab:,}, length {built.length:,}, chance {built.chance:.2g}, plateau {built.plateau:.3g}"
-    if built.space < ROOMY:
-        yield f"about {built.space:.3g} sequences, dealt by their hash: 3/4 to train, 1/8 to select, 1/8 to test on"
+    if built.space < LARGE_SPACE:
+        yield f"about {built.space:.3g} sequences, split by their hash: 3/4 to train, 1/8 to select, 1/8 to test on"
     if built.open:
         yield f"not every answer can be known: {built.open}"
     for kind, given in (("preset", built.presets), ("axis", built.axes)):
@@ -160,29 +171,33 @@ def task(found: Spec) -> Iterator[str]:
     yield "  targets  " + " ".join(f"{'.' if answer == SILENT else answer:>{width}}" for answer in answers)
 
 
-def experiment(name: str) -> Iterator[str]:
+def experiment_lines(name: str) -> Iterator[str]:
+    """An experiment's docstring, and how many runs it has at each scale."""
     found = load("experiments", name)
     yield inspect.getdoc(found) or ""
     yield ""
     for scale in SCALES:
         runs = None if hasattr(found, "measure") else len(list(found.recipes(scale)))
-        yield f"  {scale:6} " + ("measured, nothing is trained" if runs is None else f"{runs:>5} runs")
+        yield f"  {scale:6} " + (
+            "measured, nothing is trained" if runs is None else f"{runs:>5} run{'' if runs == 1 else 's'}"
+        )
 
 
-def recipe(name: str) -> Iterator[str]:
-    made = NAMED[name]
-    yield inspect.getdoc(made) or ""
+def recipe_lines(name: str) -> Iterator[str]:
+    """A named recipe's docstring, and its fields for attention."""
+    build = NAMED[name]
+    yield inspect.getdoc(build) or ""
     yield ""
-    for field, value in made("attention").json().items():
+    for field, value in build("attention").json().items():
         shown = ", ".join(part["text"] for part in value) if field in SPECS else repr(value)
         yield f"  {field:15} {shown}"
 
 
-def run(store: Store, key: str) -> Iterator[str]:
-    """A run's recipe, origin and results."""
+def run_lines(store: Store, key: str) -> Iterator[str]:
+    """A run's recipe, origin and results. Raises DamagedRun."""
     record = store.read(key)
     origin = store.folder / key / "origin.json"
-    for field, value in Recipe(**record.recipe).json().items():
+    for field, value in record.recipe.items():
         shown = ", ".join(part["text"] for part in value) if field in SPECS else repr(value)
         yield f"  {field:15} {shown}"
     yield ""

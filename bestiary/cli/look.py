@@ -3,11 +3,15 @@
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestiary.cli._app import Folder, app, refuse, user_input
+from bestiary.cli._app import StoreFolder, app, refuse, user_input
+from bestiary.cli._trust import TrustFiles
+
+if TYPE_CHECKING:
+    from bestiary.runs.store import Store
 
 
 @app.command("list")
@@ -22,11 +26,11 @@ def list_names(
         refuse(f"nothing is called {kind!r} {nearest(kind, kinds)}")
     if kind in ("mixers", "tasks"):
         from bestiary.cli import describe
-        from bestiary.cli.console import show as show_table
+        from bestiary.cli.console import print_table
 
         with user_input():
-            table = describe.mixers() if kind == "mixers" else describe.tasks()
-        show_table(table)
+            table = describe.mixer_table() if kind == "mixers" else describe.task_table()
+        print_table(table)
         return
     for wanted in (kind,) if kind else kinds:
         typer.echo(wanted)
@@ -56,20 +60,36 @@ def show(
         str, typer.Argument(help="A mixer, task, experiment or recipe, with options; a file; a run's key.")
     ],
     dim: Annotated[int, typer.Option(help="The width at which a mixer is shown.")] = 64,
-    store: Folder = Path("runs"),
+    store: StoreFolder = Path("runs"),
+    _files: TrustFiles = None,
 ) -> None:
     """Describe one thing: what it is, its options, its size."""
     from bestiary.cli import describe
-    from bestiary.runs.store import Damaged, Store
+    from bestiary.runs.store import Store
 
     with user_input():
         runs = Store(store)
-        try:
-            found = list(describe.run(runs, name) if name in runs.begun() else describe.anything(name, dim=dim))
-        except Damaged as fault:
-            refuse(str(fault))
-    for line in found:
+        if name in runs.run_keys():
+            lines = run_lines(runs, name)
+        elif store != Path("runs") and not store.is_dir():
+            raise LookupError(f"the store {store} does not exist; name the folder of the runs with --store")
+        else:
+            lines = list(describe.describe(name, dim=dim))
+    for line in lines:
         typer.echo(line)
+
+
+def run_lines(store: "Store", key: str) -> list[str]:
+    """What is known of a run; exits with one line if it is damaged."""
+    from bestiary.cli import describe
+    from bestiary.runs.store import DamagedRun, damaged_run
+
+    try:
+        return list(describe.run_lines(store, key))
+    except DamagedRun as fault:
+        refuse(str(fault))
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as fault:
+        refuse(str(damaged_run(store.folder / key, fault)))
 
 
 @app.command()
@@ -78,11 +98,11 @@ def check(
 ) -> None:
     """Hold mixers and tasks to the laws."""
     from bestiary import laws
-    from bestiary.cli.describe import specs
+    from bestiary.cli.describe import find_specs
     from bestiary.spec import names
 
     with user_input():
-        checked = [found for target in targets or () for found in specs(target)]
+        checked = [found for target in targets or () for found in find_specs(target)]
     if not targets:
         checked = [found for kind in ("mixers", "tasks") for n in names(kind) for found in laws.variants(kind, n)]
     broken = 0
@@ -91,7 +111,7 @@ def check(
         for law, fault in laws.check(found):
             typer.echo(f"  {'ok    ' if fault is None else 'BROKEN'}  {law}" + (f": {fault}" if fault else ""))
             broken += fault is not None
-    typer.echo(f"{broken} laws broken" if broken else "every law holds")
+    typer.echo(f"{broken} law{'' if broken == 1 else 's'} broken" if broken else "every law holds")
     if broken:
         raise typer.Exit(1)
 
@@ -103,7 +123,7 @@ def bound(
     state: Annotated[int | None, typer.Option(min=1, help="Numbers in a state, to see what they can hold.")] = None,
 ) -> None:
     """Say what recall of so many pairs needs at least, and what a state can hold."""
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table
     from bestiary.constructions.bounds import table
 
-    show_table(table(pairs, vocab, state))
+    print_table(table(pairs, vocab, state))

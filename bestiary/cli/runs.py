@@ -1,7 +1,6 @@
 """Verbs that make runs and read them: train, run, status and plot."""
 
 import ast
-import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -12,29 +11,32 @@ import typer
 
 from bestiary.cli._app import (
     Backend,
-    Company,
     Device,
-    Figures,
-    Folder,
+    ExperimentName,
+    FiguresFolder,
     Gpus,
     Keep,
-    Question,
+    OptionalExperiment,
     Ray,
     Scale,
-    Size,
+    ScaleOption,
     Slurm,
+    StoreFolder,
     Together,
+    TogetherOption,
     Track,
     app,
-    complain,
-    further,
-    opened,
-    question,
+    existing_store,
+    load_experiment,
+    load_with_recipes,
+    next_recipes,
+    open_store,
     recipes_of,
     refuse,
-    trained,
     user_input,
+    warn_damaged,
 )
+from bestiary.cli._trust import reading_store
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,71 +54,98 @@ def train(
     task: Annotated[str, typer.Option(help="The task, as in 'mqar(length=128, pairs=8)'.")] = "",
     layers: Annotated[str, typer.Option(help="The pattern of mixers, as in 'base_conv, attention'.")] = "attention",
     recipe: Annotated[str, typer.Option(help="A named recipe to start from (see `bestiary list recipes`).")] = "clean",
-    store: Folder = Path("runs"),
+    store: StoreFolder = Path("runs"),
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the run; one for each core if not given.")
+        int | None, typer.Option(min=1, help="Threads of the run; OMP_NUM_THREADS or one for each core if not given.")
     ] = None,
     device: Device = "cpu",
     backend: Backend = "auto",
     keep: Keep = False,
     track: Track = "",
 ) -> None:
-    """Train one model on one task and score it."""
-    from bestiary.sweep import cores
+    """Train one model on one task and score it, beside what guessing scores."""
+    from bestiary.cli._estimate import print_estimate, print_levels
+    from bestiary.sweep import default_threads
 
+    threads = threads or default_threads()
     with user_input():
-        made = based_on(recipe, layers, settings or (), task)
-    how = {"workers": 1, "threads": threads or cores(), "device": device, "backend": backend, "keep": keep}
-    finish(*carry_out("train", [made], store, **how, track=track, detail=True))
+        chosen = build_recipe(recipe, layers, settings or (), task)
+        check_recipes([chosen], device, backend, elsewhere=False)
+        done = chosen in open_store(store)
+    if not done and backend != "compiled":  # which would be compiled to be measured
+        print_estimate(chosen, device=device, threads=threads)
+    how = {"workers": 1, "threads": threads, "device": device, "backend": backend, "keep": keep}
+    failed, table = run_recipes("train", [chosen], store, **how, track=track, detail=True)
+    if not table.empty:
+        print_levels(chosen, table)
+    show_results(failed, table)
 
 
-def based_on(recipe: str, layers: str, settings: Iterable[str], task: str = "") -> "Recipe":
-    """A named recipe with its changes."""
+def build_recipe(recipe: str, layers: str, settings: Iterable[str], task: str = "") -> "Recipe":
+    """A named recipe with some of its fields changed. Raises LookupError or ValueError."""
     from bestiary.spec import nearest
     from bestiary.training.recipe import NAMED
 
     if recipe not in NAMED:
         raise LookupError(f"there is no recipe {recipe!r} {nearest(recipe, NAMED)}")
-    return NAMED[recipe](layers, **(dict(setting(text) for text in settings) | ({"train": task} if task else {})))
+    return NAMED[recipe](layers, **(parse_settings(settings) | ({"train": task} if task else {})))
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """`rate=1e-3` as a name and a value; text stays text."""
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """Settings by name. Raises ValueError for one that is given twice."""
+    found: dict[str, Any] = {}
+    for text in settings:
+        name, value = parse_setting(text)
+        if name in found:
+            raise ValueError(f"{name} is given twice: {name}={found[name]} and {text}")
+        found[name] = value
+    return found
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`rate=1e-3` as a name and a value; what is no literal of Python stays text. Raises ValueError."""
     name, sign, value = text.partition("=")
     if not sign:
         raise ValueError(f"{text!r} is not a setting; write name=value, as in dim=128")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return name, value
 
 
 @app.command()
 def run(
-    experiment: Question,
-    scale: Size = Scale.small,
+    experiment: ExperimentName,
+    scale: ScaleOption = Scale.small,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one for each core if not given.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
-    store: Folder = Path("runs"),
-    figures: Figures = Path("figures"),
+    store: StoreFolder = Path("runs"),
+    figures: FiguresFolder = Path("figures"),
     device: Device = "cpu",
     backend: Backend = "auto",
-    together: Company = Together.auto,
+    together: TogetherOption = Together.auto,
     ray: Ray = "",
     gpus: Gpus = None,
     slurm: Slurm = "",
     track: Track = "",
     keep: Keep = False,
+    patience: Annotated[
+        float | None,
+        typer.Option(min=1, help="End a worker that has given no measurement for so many seconds, and try again."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list the runs, with an estimate of their time.")
     ] = False,
 ) -> None:
     """Carry out an experiment and draw its figures. The same command again goes on where it stopped."""
+    from bestiary.cli._estimate import list_runs
+    from bestiary.report.words import count_noun
+
     with user_input():
-        asked = question(experiment)
-        recipes = [] if hasattr(asked, "measure") else list(asked.recipes(scale))
+        module = load_experiment(experiment)
+        recipes = [] if hasattr(module, "measure") else list(module.recipes(scale))
     stem = figures / f"{Path(experiment).stem}-{scale}"
-    if hasattr(asked, "measure"):
+    if hasattr(module, "measure"):
         if workers is not None or device != "cpu" or ray or slurm:
             refuse(
                 f"{experiment} measures by itself, on this machine: --workers, --device, --ray, --slurm are for others"
@@ -124,95 +153,116 @@ def run(
         if dry_run:
             typer.echo(f"{experiment} measures by itself, with no list of runs; without --dry-run it is carried out")
             return
-        finish(0, measured(asked, scale, threads), asked, stem)
+        show_results(0, measure_rows(module, scale, threads), module, stem, smoke=scale == Scale.smoke)
         return
     if dry_run:
-        estimate(recipes, device, threads)
+        with user_input():
+            check_recipes(recipes, device, backend, elsewhere=False)
+        list_runs(recipes, device=device, threads=threads)
         return
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
-    how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track}
-    failed, table = carry_out(f"{experiment} {scale}", recipes, store, **how)
-    while more := further(asked, table, scale, recipes):
-        typer.echo(f"{len(more)} runs more, after those")
+    how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track, "patience": patience}
+    failed, table = run_recipes(f"{experiment} {scale}", recipes, store, **how)
+    while more := next_recipes(module, table, scale, recipes):
+        typer.echo(f"{count_noun(len(more), 'run')} more, after those")
         recipes += more
-        failed, table = carry_out(f"{experiment} {scale}", recipes, store, **how)
-    finish(failed, faceted(asked, table, store), asked, stem)
+        failed, table = run_recipes(f"{experiment} {scale}", recipes, store, **how)
+    show_results(failed, split_by_facet(module, table, store), module, stem, smoke=scale == Scale.smoke)
 
 
 @app.command()
 def status(
-    experiment: Annotated[str, typer.Argument(help="An experiment; every run in the store if left out.")] = "",
-    scale: Size = Scale.small,
-    store: Folder = Path("runs"),
+    experiment: OptionalExperiment = "",
+    scale: ScaleOption = Scale.small,
+    store: StoreFolder = Path("runs"),
     every: Annotated[bool, typer.Option("--all", help="A line for every run, not only for those not done.")] = False,
 ) -> None:
     """Say how many runs are done or to come, and which are at work, interrupted or failed, and why."""
-    from bestiary.cli._stands import SHOWN, failures, lines
-    from bestiary.runs.table import standing
+    from bestiary.cli._status import SHOWN, failure_lines, run_lines
+    from bestiary.runs.table import run_states
 
     with user_input():
-        recipes = recipes_of(trained(question(experiment)), scale, opened(store)) if experiment else None
-    rows, damaged = standing(opened(store), recipes)
-    counts = Counter(row["stands"].partition(":")[0] for row in rows)
-    failed = [row for row in rows if row["stands"] == "failed"]
-    others = [row for row in rows if row["stands"] not in ("failed", "to come") and (every or not row["outcome"])]
-    told = [*lines(others), *failures(opened(store), failed, most=None if every else SHOWN)]
-    told.append(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or f"no runs in {store}")
-    typer.echo("\n".join(told))
-    complain(damaged)
+        module = load_with_recipes(experiment) if experiment else None
+        runs = existing_store(store)
+        recipes = None if module is None else recipes_of(module, scale, runs)
+    rows, damaged = run_states(runs, recipes)
+    counts = Counter(row["state"].partition(":")[0] for row in rows)
+    failed = [row for row in rows if row["state"] == "failed"]
+    others = [row for row in rows if row["state"] not in ("failed", "to come") and (every or not row["outcome"])]
+    lines = [*run_lines(others), *failure_lines(runs, failed, most=None if every else SHOWN)]
+    if unchecked := sum(not row.get("checked", True) for row in rows):
+        count = "1 run is" if unchecked == 1 else f"{unchecked:,} runs are"
+        lines.append(f"{count} unchecked: version 0.1 wrote no digests of files")
+    lines.append(", ".join(f"{count:,} {state}" for state, count in counts.most_common()) or f"no runs in {store}")
+    typer.echo("\n".join(lines))
+    warn_damaged(damaged)
     if damaged:
         raise typer.Exit(1)
 
 
 @app.command()
 def plot(
-    experiment: Question,
-    scale: Size = Scale.small,
-    store: Folder = Path("runs"),
-    figures: Figures = Path("figures"),
+    experiment: ExperimentName,
+    scale: ScaleOption = Scale.small,
+    store: StoreFolder = Path("runs"),
+    figures: FiguresFolder = Path("figures"),
 ) -> None:
     """Draw an experiment's figures from the runs that are done."""
     from bestiary.runs.table import results
 
     with user_input():
-        asked = trained(question(experiment))
-        recipes = recipes_of(asked, scale, opened(store))
-    table, damaged = results(opened(store), [made.key for made in recipes])
-    complain(damaged)
+        module = load_with_recipes(experiment)
+        if not store.exists():
+            raise LookupError(f"no run of it is done: {store} does not exist; {first(experiment, scale, store)}")
+        runs = existing_store(store)
+        recipes = recipes_of(module, scale, runs)
+    table, damaged = results(runs, [recipe.key for recipe in recipes])
+    warn_damaged(damaged)
     if table.empty:
-        refuse(f"no run of it is done in {store}; first: bestiary run {experiment} --scale {scale}")
-    finish(bool(damaged), faceted(asked, table, store), asked, figures / f"{Path(experiment).stem}-{scale}")
+        refuse(f"no run of it is done in {store}; {first(experiment, scale, store)}")
+    table, stem = split_by_facet(module, table, store), figures / f"{Path(experiment).stem}-{scale}"
+    show_results(0, table, module, stem, smoke=scale == Scale.smoke)
+    if damaged:
+        raise typer.Exit(1)
 
 
-def faceted(asked: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
-    """The table that an experiment reads: by a facet if it names one."""
+def first(experiment: str, scale: str, store: Path) -> str:
+    """The command that makes the runs of an experiment, as the end of a message."""
+    where = "" if store == Path("runs") else f" --store {store}"
+    return f"first: bestiary run {experiment} --scale {scale}{where}"
+
+
+def split_by_facet(experiment: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
+    """The table that an experiment reads: one row for each value of its facet, if it names one."""
     from bestiary.runs.facets import by_facet
 
-    if not hasattr(asked, "facet") or table.empty:
+    if not hasattr(experiment, "facet") or table.empty:
         return table
     with user_input():
-        return by_facet(opened(folder), table["key"].unique(), asked.facet)[0]
+        return by_facet(open_store(folder), table["key"].unique(), experiment.facet)[0]
 
 
-def measured(asked: ModuleType, scale: str, threads: int) -> "pd.DataFrame":
-    """The table of an experiment that measures by itself, row by row, and the news that it tells on the way."""
+def measure_rows(experiment: ModuleType, scale: str, threads: int) -> "pd.DataFrame":
+    """The table of an experiment that measures by itself; its messages are printed on the way."""
     import pandas as pd
     import torch
 
+    from bestiary.cli._progress import StatusLine
+    from bestiary.report.words import count_noun
+
     torch.set_num_threads(threads)
     rows: list[dict[str, Any]] = []
-    with user_input():
-        for row in asked.measure(scale):
+    with user_input(), StatusLine() as progress:
+        for row in experiment.measure(scale):
             if news := row.pop("news", ""):
-                typer.echo(news, err=True)
+                progress.note(news)
             rows += [row] if row else []
-            if sys.stderr.isatty():
-                typer.echo(f"\rmeasured {len(rows)} rows ", nl=False, err=True)
-    typer.echo(f"\rmeasured {len(rows)} rows", err=True)
+            progress.show(f"measured {count_noun(len(rows), 'row')}")
+        progress.show(f"measured {count_noun(len(rows), 'row')}", last=True)
     return pd.DataFrame(rows)
 
 
-def carry_out(
+def run_recipes(
     name: str,
     recipes: "Sequence[Recipe]",
     folder: Path,
@@ -227,132 +277,122 @@ def carry_out(
     gpus: float | None = None,
     slurm: str = "",
     track: str = "",
+    patience: float | None = None,
     detail: bool = False,
 ) -> "tuple[int, pd.DataFrame]":
-    """Check every recipe, run what is not done, and read the results: how many failed, and the table."""
-    from bestiary.cli.console import Watch
+    """Check every recipe, run what is not done, and read the results. Returns how many failed, and the table."""
+    from bestiary.cli.console import ProgressDisplay
+    from bestiary.report.words import count_noun
     from bestiary.runs.table import results
-    from bestiary.sweep.trackers import followed, sinks
+    from bestiary.sweep.trackers import follow_events, make_sinks
 
-    store = opened(folder)
+    store = open_store(folder)
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
     with user_input():
-        checked(recipes, device, backend, elsewhere=bool(ray or slurm))
-        told = sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
-        events = begun(recipes, store, **how, together=together, ray=ray, gpus=gpus, slurm=slurm)
-    done = sum(made in store for made in recipes)
+        check_recipes(recipes, device, backend, elsewhere=bool(ray or slurm))
+        trackers = make_sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
+        how |= {"together": together, "patience": patience}
+        events = start_sweep(recipes, store, **how, ray=ray, gpus=gpus, slurm=slurm)
+    done = sum(recipe in store for recipe in recipes)
     if done:
-        typer.echo(f"{done} of {len(recipes)} runs are done already, in {folder}")
-    watch, events = Watch(name, total=len(recipes), done=done, detail=detail), followed(events, told)
+        typer.echo(f"{done} of {count_noun(len(recipes), 'run')} done already, in {folder}")
+    display, events = (
+        ProgressDisplay(name, total=len(recipes), done=done, detail=detail),
+        follow_events(events, trackers),
+    )
     try:
-        failed = watch.follow(events)
+        failed = display.follow(events)
     except KeyboardInterrupt:
         typer.echo(
-            f"stopped after {watch.done} of {len(recipes)} runs; the same command goes on from there",
+            f"stopped after {display.done} of {count_noun(len(recipes), 'run')}; the same command goes on from there",
             err=True,
         )
         raise
     finally:
         events.close()
-    table, damaged = results(store, [made.key for made in recipes])
-    complain(damaged)
+    table, damaged = results(store, [recipe.key for recipe in recipes])
+    warn_damaged(damaged)
     if failed:
-        explain(store, watch.failures)
+        print_failures(store, display.failures)
     return failed + len(damaged), table
 
 
-def checked(recipes: "Sequence[Recipe]", device: str, backend: str, *, elsewhere: bool) -> None:
+def check_recipes(recipes: "Sequence[Recipe]", device: str, backend: str, *, elsewhere: bool) -> None:
     """Raise ValueError if a recipe cannot be built, or if there is no such device or backend here."""
     from bestiary.ops.backend import use
-    from bestiary.training.train import found_device
+    from bestiary.training.train import find_device
 
     if not elsewhere:
-        found_device(device)
+        find_device(device)
         use(backend)
-    for made in {made.shape: made for made in recipes}.values():
-        made.check()
+    for recipe in {recipe.shape_key: recipe for recipe in recipes}.values():
+        recipe.check()
 
 
-def begun(
+def start_sweep(
     recipes: "Sequence[Recipe]", store: "Store", *, ray: str, gpus: float | None, slurm: str, **how: Any
 ) -> "Generator[Event]":
-    """What happens while the recipes are carried out here, on Ray or by Slurm."""
+    """The events of a sweep that runs the recipes here, on Ray or by Slurm. Raises ValueError if options clash."""
     if ray and slurm:
         raise ValueError("--ray and --slurm are two places; give one")
     if gpus is not None and not ray:
         raise ValueError("--gpus is for --ray; by Slurm give gpus_per_node in --slurm")
     from bestiary.sweep import sweep
 
-    if not (ray or slurm) or all(made in store for made in recipes):
+    if not (ray or slurm) or all(recipe in store for recipe in recipes):
         return sweep(recipes, store, **how)
     if slurm:
         from bestiary.sweep.slurm import slurm_sweep
 
         return slurm_sweep(recipes, store, slurm, **how)
-    from bestiary.sweep.jobs import How
+    from bestiary.sweep.jobs import WorkerConfig
     from bestiary.sweep.ray_cluster import RayCluster
 
-    given = How(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
-    executor = RayCluster(ray, given, device=how["device"], gpus=gpus, workers=how["workers"])
+    config = WorkerConfig(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
+    executor = RayCluster(ray, config, device=how["device"], gpus=gpus, workers=how["workers"])
     return sweep(recipes, store, **how, executor=executor)
 
 
-def explain(store: "Store", failures: "Sequence[Recipe]") -> None:
-    """Each fault once, with its traceback and how many runs ended by it."""
-    from bestiary.cli._stands import alike
+def print_failures(store: "Store", failures: "Sequence[Recipe]") -> None:
+    """Print each error once, with its traceback and how many runs failed by it."""
+    from bestiary.cli._status import group_failures
 
-    for said, trace, keys in alike(store, [made.key for made in failures]):
-        typer.echo(f"failed {'once' if len(keys) == 1 else f'{len(keys):,} times'}: {said}\n{trace}", err=True)
+    for last_line, trace, keys in group_failures(store, [recipe.key for recipe in failures]):
+        typer.echo(f"failed {'once' if len(keys) == 1 else f'{len(keys):,} times'}: {last_line}\n{trace}", err=True)
 
 
-def finish(failed: int, table: "pd.DataFrame", asked: ModuleType | None = None, stem: Path = Path()) -> None:
-    """Print the table; write it and the figures, for an experiment; exit with 1 if anything failed."""
-    from bestiary.cli.console import show as show_table
+@reading_store()
+def show_results(
+    failed: int,
+    table: "pd.DataFrame",
+    experiment: ModuleType | None = None,
+    stem: Path = Path(),
+    *,
+    smoke: bool = False,
+) -> None:
+    """Print the table, and write it with the figures of an experiment. Exits with status 1 if a run failed.
+
+    Figures of the `smoke` scale are marked as such: their models are hardly trained.
+    """
+    from bestiary.cli.console import print_table
     from bestiary.runs.table import brief
 
     if not table.empty:
-        shown = brief(table) if asked is None else asked.summary(table)
-        show_table(shown)
-        if asked is not None:
-            from bestiary.report.plot import save
+        shown = brief(table) if experiment is None else experiment.summary(table)
+        print_table(shown)
+        if experiment is not None:
+            from bestiary.report.plot import mark_smoke, save_figure
 
             stem.parent.mkdir(parents=True, exist_ok=True)
             shown.to_csv(stem.with_name(f"{stem.name}.csv"), index=False)
             typer.echo(f"{stem}.csv")
-            for name, figure in asked.figures(table):
-                for path in save(figure, stem.with_name(stem.name + name)):
+            for name, figure in experiment.figures(table):
+                if smoke:
+                    mark_smoke(figure)
+                for path in save_figure(figure, stem.with_name(stem.name + name)):
                     typer.echo(str(path))
-            for path in asked.pages(table, stem) if hasattr(asked, "pages") else ():
+            for path in experiment.pages(table, stem) if hasattr(experiment, "pages") else ():
                 typer.echo(str(path))
     if failed:
-        refuse(f"{failed} runs failed; their tracebacks are in failure.txt in their folders", status=1)
-
-
-def estimate(recipes: "Sequence[Recipe]", device: str, threads: int) -> None:
-    """List what would be run, with the time it would take by a measured step of each shape."""
-    import pandas as pd
-    import torch
-
-    from bestiary.cli.console import show as show_table
-    from bestiary.training.train import step_seconds
-
-    torch.set_num_threads(threads)
-    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for made in recipes:
-        line = {"task": str(made.train[0]), "pattern": ", ".join(map(str, made.pattern))}
-        line |= {"dim": made.dim, "depth": made.depth}
-        row = rows.setdefault(
-            tuple(line.values()),
-            {**line, "runs": 0, "steps": made.steps, "seconds a step": 0.0, "hours": 0.0},
-        )
-        if not row["runs"]:
-            typer.echo(f"\rmeasuring a step of shape {len(rows)} ...", nl=False, err=True)
-            row["seconds a step"] = step_seconds(made, device=device)
-        row["runs"] += 1
-        row["hours"] += made.steps * row["seconds a step"] / 3600
-    typer.echo("", err=True)
-    table = pd.DataFrame(rows.values())
-    show_table(table)
-    typer.echo(
-        f"{len(recipes)} runs, about {table['hours'].sum():.1f} hours of one process, less where runs stop early"
-    )
+        what = f"{failed} run{'' if failed == 1 else 's'} failed or cannot be read"
+        refuse(f"{what}; tracebacks are in failure.txt in the folders of the runs", status=1)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bestiary.cli._app import Device, app, refuse, user_input
-from bestiary.cli.runs import setting
+from bestiary.cli._trust import TrustFiles
+from bestiary.cli.runs import parse_settings
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Corpora = Annotated[Path, typer.Option("--corpus", help="Folder of a corpus (see `bestiary corpus`).")]
 Models = Annotated[Path, typer.Option("--store", help="Folder of the trained models.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that a model's folder brings.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="At most so many contexts.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many contexts, spread evenly over the text.")]
 DEFAULT = Path("corpora/stdlib")
 
 
@@ -33,12 +34,15 @@ def corpus(
     column: Annotated[str, typer.Option(help="Of JSON lines, Parquet and data sets.")] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="End with the document that fills so many tokens.")] = None,
     memory: Annotated[int, typer.Option(min=1, help="MiB for counting bigrams.")] = 1024,
+    selection: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents for selection.")] = 0.05,
+    test: Annotated[float, typer.Option(min=0, max=1, help="Share of the documents for the test.")] = 0.05,
 ) -> None:
     """Tokenise a text, split it by document, and count its bigrams."""
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
-        made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit)
+        shares = (selection, test)
+        made = prepared(source, out, tokenizer=tokenizer, vocab=vocab, column=column, limit=limit, shares=shares)
         counts = made.counts(memory=memory * 2**20)
     rows = [{"split": split, **part} for split, part in made.manifest["splits"].items()]
     import pandas as pd
@@ -46,13 +50,18 @@ def corpus(
     show_table(pd.DataFrame(rows))
     typer.echo(f"{made.folder}: {made.vocab:,} tokens of {made.manifest['tokenizer']['name']}, hash {made.hash}")
     typer.echo(f"{counts.total:,} bigrams in training, {counts.distinct:,} of them different")
+    if made.manifest["skipped"]:
+        skipped = ", ".join(f"{count:,} {reason}" for reason, count in made.manifest["skipped"].items())
+        typer.echo(f"skipped: {skipped}")
+    if made.unit == "piece":
+        typer.echo("long documents were cut into pieces, and each piece was put into a split by itself")
 
 
 def prepared(source: str, out: Path, **how: Any) -> "Corpus":
     """A corpus, written if it is not there, with news on the way."""
-    from bestiary.corpus.corpus import prepare
+    from bestiary.corpus.prepare import prepare
 
-    return prepare(source, out, **how, tell=news("documents", "tokens"))
+    return prepare(source, out, **how, progress=news("documents", "tokens"))
 
 
 def news(*names: str) -> Callable[..., None]:
@@ -79,32 +88,49 @@ def pretrain(
     save_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 500,
     compile: Annotated[bool, typer.Option("--compile", help="Compile the model.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list the models with their sizes.")] = False,
+    trust_checkpoint: Annotated[
+        bool,
+        typer.Option(
+            "--trust-checkpoint", help="Resume from a sharded checkpoint of version 0.1: a pickle, which can run code."
+        ),
+    ] = False,
 ) -> None:
-    """Train language models. The same command goes on where it stopped, from the last checkpoint."""
+    """Train language models. The same command resumes a stopped run from its last checkpoint."""
     from bestiary.corpus.corpus import open_corpus
-    from bestiary.lm.loop import pretrain as carry_out
+    from bestiary.lm.loop import check_corpus
+    from bestiary.lm.loop import pretrain as train
 
     with user_input():
-        given = open_corpus(corpus)
-        recipes = asked(suite, size, only, given, dict(setting(text) for text in settings or ()))
-        for made in recipes.values():
-            made.check()
+        text = open_corpus(corpus)
+        check_model_store(store)
+        recipes = select_recipes(suite, size, only, text, parse_settings(settings or ()))
+        for recipe in recipes.values():
+            recipe.check()
+            check_corpus(recipe, text)
     if dry_run:
-        listed(recipes)
+        show_recipes(recipes)
         return
-    how = {"device": device, "accumulate": accumulate, "parallel": parallel, "save_every": save_every}
-    for name, made in recipes.items():
+    options: dict[str, Any] = {"device": device, "accumulate": accumulate, "parallel": parallel}
+    options |= {"save_every": save_every, "compile": compile, "trust_checkpoint": trust_checkpoint}
+    for name, recipe in recipes.items():
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts
-            over = ", done already" if (store / made.key / "done").is_file() else ""
-            typer.echo(f"{name}: {store / made.key}{over}")
+            done = ", done already" if (store / recipe.key / "done").is_file() else ""
+            typer.echo(f"{name}: {store / recipe.key}{done}")
         with user_input():
-            rows = carry_out(made, given, store, **how, compile=compile)  # pyright: ignore[reportArgumentType]
-            for row in rows:
-                typer.echo(told(row, made))
+            for row in train(recipe, text, store, **options):
+                typer.echo(format_row(row, recipe))
 
 
-def told(row: dict[str, Any], recipe: "Pretraining") -> str:
-    """A row of a log in a line."""
+def check_model_store(store: Path) -> None:
+    """Raises ValueError for a folder that is something else than one of trained models."""
+    kinds = {"manifest.json": "a corpus", "config.json": "a Hugging Face model", "recipe.json": "a single run"}
+    for file, kind in kinds.items():
+        if (store / file).exists():
+            raise ValueError(f"{store} is {kind}, not a folder of trained models; name another with --store")
+
+
+def format_row(row: dict[str, Any], recipe: "Pretraining") -> str:
+    """A row of the log as a line of text."""
     import math
 
     perplexity = math.exp(min(row["loss"], 700))
@@ -116,60 +142,64 @@ def told(row: dict[str, Any], recipe: "Pretraining") -> str:
     return line
 
 
-def asked(suite: str, size: str, only: str, corpus: "Corpus", changes: dict[str, Any]) -> "dict[str, Pretraining]":
-    """The recipes of a suite, or the one of a pattern, with their changes."""
+def select_recipes(
+    suite: str, size: str, only: str, corpus: "Corpus", changes: dict[str, Any]
+) -> "dict[str, Pretraining]":
+    """The recipes of a suite, or the single one of a pattern, with `changes` to their fields."""
     from bestiary.lm.pretraining import Pretraining
     from bestiary.lm.suites import SUITES
-    from bestiary.lm.suites import suite as of_suite
+    from bestiary.lm.suites import suite as suite_recipes
     from bestiary.spec import nearest
 
     if suite not in SUITES:
-        given = {"corpus": corpus.hash, "vocab": corpus.vocab, "pattern": suite}
-        return {suite: Pretraining(**(given | changes))}
-    found = of_suite(suite, size, corpus=corpus.hash, vocab=corpus.vocab, **changes)
-    names = named(only) or list(found)
+        fields = {"corpus": corpus.hash, "vocab": corpus.vocab, "pattern": suite}
+        return {suite: Pretraining(**(fields | changes))}
+    recipes = suite_recipes(suite, size, corpus=corpus.hash, vocab=corpus.vocab, **changes)
+    names = split_names(only) or list(recipes)
     for name in names:
-        if name not in found:
-            raise LookupError(f"{suite} has no model {name!r} {nearest(name, found)}")
-    return {name: found[name] for name in names}
+        if name not in recipes:
+            raise LookupError(f"{suite} has no model {name!r} {nearest(name, recipes)}")
+    return {name: recipes[name] for name in names}
 
 
-def listed(recipes: "dict[str, Pretraining]") -> None:
-    """The models with their sizes, counted."""
+def show_recipes(recipes: "dict[str, Pretraining]") -> None:
+    """Print a table of the models with their sizes."""
     import pandas as pd
 
-    from bestiary.cli.console import show as show_table
-    from bestiary.lm.suites import parameters
+    from bestiary.cli.console import print_table as show_table
+    from bestiary.lm.suites import count_parameters
 
     rows = []
-    for name, made in recipes.items():
-        row = {"model": name, "dim": made.dim, "depth": made.depth, "parameters": parameters(made)}
-        rows.append(row | {"tokens": made.tokens, "pattern": ", ".join(dict.fromkeys(map(str, made.pattern)))})
+    for name, recipe in recipes.items():
+        row = {"model": name, "dim": recipe.dim, "depth": recipe.depth, "parameters": count_parameters(recipe)}
+        rows.append(row | {"tokens": recipe.tokens, "pattern": ", ".join(dict.fromkeys(map(str, recipe.pattern)))})
     show_table(pd.DataFrame(rows))
 
 
 @app.command()
 def generate(
     run: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
-    prompt: Annotated[str, typer.Argument(help="Text to go on from.")] = "",
+    prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
     count: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 100,
-    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw among so many tokens.")] = 40,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample from so many of the likeliest tokens.")] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    _files: TrustFiles = None,
 ) -> None:
-    """Let a trained model go on from a prompt, token by token with its state."""
+    """Continue a prompt with a trained model, token by token with its state."""
     with user_input():
         import torch
 
         from bestiary.corpus.tokenizers import open_tokenizer
-        from bestiary.lm.generation import generate as write
+        from bestiary.lm.generation import generate as continue_prompt
         from bestiary.lm.pretraining import open_run
 
         _, model = open_run(run)
         tokenizer = open_tokenizer(str(run / "tokenizer"))
-        given = torch.tensor([[tokenizer.separator, *tokenizer.encode([prompt])[0].tolist()]])
-        tokens = write(model, given, count, temperature=temperature, top_k=top_k, seed=seed)
-    typer.echo(prompt + tokenizer.decode(tokens[0, given.shape[1] :].tolist()))
+        start = torch.tensor([[tokenizer.separator, *tokenizer.encode([prompt])[0].tolist()]])
+        options = {"temperature": temperature, "top_k": top_k, "seed": seed, "vocab": tokenizer.vocab}
+        tokens = continue_prompt(model, start, count, **options)
+    typer.echo(prompt + tokenizer.decode(tokens[0, start.shape[1] :].tolist()))
 
 
 @app.command("slice")
@@ -198,14 +228,18 @@ def slice_text(
     ] = None,
     device: Device = "cpu",
     trust: Trust = False,
+    _files: TrustFiles = None,
 ) -> None:
     """Split a language model's loss into AR hits and the rest, and the gap to another model likewise."""
-    from bestiary.cli._slicing import report, sliced
+    from bestiary.cli._slicing import open_text, slice_models
+    from bestiary.lm.names import check_name
 
     with user_input():
-        given = sliced(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
+        for name in (model, *([against] if against else [])):
+            check_name(name)
+        given = open_text(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
         names = [model, *([against] if against else [])]
-        report(given, names, threshold=threshold, out=out, device=device, trust=trust)
+        slice_models(given, names, threshold=threshold, out=out, device=device, trust=trust)
 
 
 @app.command()
@@ -218,18 +252,21 @@ def probe(
     out: Annotated[Path | None, typer.Option(help="File for the table, .csv.")] = None,
     device: Device = "cpu",
     trust: Trust = False,
+    _files: TrustFiles = None,
 ) -> None:
-    """Ask a language model to recall: key and value, phone book and needle, in text."""
-    from bestiary.cli._slicing import probed
-    from bestiary.cli.console import show as show_table
+    """Test recall in plain text: key and value, phone book and needle."""
+    from bestiary.cli._measuring import check_table_file, probe_model
+    from bestiary.cli.console import print_table as show_table
+    from bestiary.runs.store import write_file
 
     with user_input():
-        sizes = {"shots": whole(shots), "entries": whole(entries), "words": whole(words)}
-        table = probed(model, **sizes, rows=rows, device=device, trust=trust)
+        sizes = {"shots": parse_integers(shots), "entries": parse_integers(entries), "words": parse_integers(words)}
+        check_table_file(out)
+        table = probe_model(model, **sizes, rows=rows, device=device, trust=trust)
     show_table(table)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(out, index=False)
+        with user_input():
+            write_file(out, table.to_csv(index=False))
         typer.echo(str(out))
 
 
@@ -237,12 +274,13 @@ def probe(
 def convert(
     run: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
     out: Annotated[Path, typer.Argument(help="Folder to write, for AutoModelForCausalLM.from_pretrained.")],
+    _files: TrustFiles = None,
 ) -> None:
-    """Write a trained model as a folder of Hugging Face."""
+    """Write a trained model as a Hugging Face folder."""
     with user_input():
-        from bestiary.lm.huggingface import export
+        from bestiary.lm.conversion import export_run
 
-        export(run, out)
+        export_run(run, out)
     typer.echo(f"{out}: AutoModelForCausalLM.from_pretrained({str(out)!r}, trust_remote_code=True)")
 
 
@@ -253,24 +291,27 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents of each task.")] = None,
     device: Device = "cpu",
     trust: Trust = False,
+    _files: TrustFiles = None,
 ) -> None:
     """Run tasks of lm-evaluation-harness on a language model."""
-    from bestiary.cli._slicing import evaluated
-    from bestiary.cli.console import show as show_table
+    from bestiary.cli._measuring import evaluate_model
+    from bestiary.cli.console import print_table as show_table
 
     with user_input():
-        table = evaluated(model, named(tasks), limit=limit, device=device, trust=trust)
+        table = evaluate_model(model, split_names(tasks), limit=limit, device=device, trust=trust)
     if table.empty:
         refuse("lm-evaluation-harness gave no number", status=1)
     show_table(table)
 
 
-def whole(text: str) -> list[int]:
+def parse_integers(text: str) -> list[int]:
+    """Whole numbers between commas. Raises ValueError."""
     try:
-        return [int(part) for part in named(text)]
+        return [int(part) for part in split_names(text)]
     except ValueError:
         raise ValueError(f"{text!r} is no list of whole numbers; write them between commas, as in 5,20") from None
 
 
-def named(text: str) -> list[str]:
+def split_names(text: str) -> list[str]:
+    """Names between commas."""
     return [name.strip() for name in text.split(",") if name.strip()]

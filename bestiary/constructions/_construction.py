@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Mixer, State
-from bestiary.model import sized
+from bestiary.model import measure_state
 from bestiary.tasks._task import SILENT, Batch
 
-Read = Int[Tensor, "batch time"]
+TokenRows = Int[Tensor, "batch time"]
 Stream = Float[Tensor, "batch rows dim"]
 
 
@@ -28,14 +28,14 @@ class Construction(nn.Module):
     stride: int = 1
 
     @abstractmethod
-    def hidden(self, tokens: Read, state: State = None) -> tuple[Stream, State]:
+    def hidden(self, tokens: TokenRows, state: State = None) -> tuple[Stream, State]:
         """What the head reads at every position, and the state after the last."""
 
     @abstractmethod
     def head(self, x: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows vocab"]:
         """Logits from what the last layer wrote."""
 
-    def forward(self, tokens: Read, state: State = None) -> tuple[Float[Tensor, "batch rows vocab"], State]:
+    def forward(self, tokens: TokenRows, state: State = None) -> tuple[Float[Tensor, "batch rows vocab"], State]:
         x, state = self.hidden(tokens, state)
         return self.head(x), state
 
@@ -54,6 +54,8 @@ class Stack(Construction):
     """
 
     class State(NamedTuple):
+        """How many rows were read, and the state of each layer."""
+
         time: int
         layers: tuple[State, ...]
 
@@ -65,7 +67,7 @@ class Stack(Construction):
         self.stride = 3 if isinstance(embed, Triplets) else 1
         self.register_buffer("answers", answers)
 
-    def hidden(self, tokens: Read, state: State | None = None) -> tuple[Stream, State]:
+    def hidden(self, tokens: TokenRows, state: State | None = None) -> tuple[Stream, State]:
         time, past = (0, (None,) * len(self.layers)) if state is None else state
         x, after = self.embed(tokens, time), []
         for layer, before in zip(self.layers, past, strict=True):
@@ -100,7 +102,7 @@ class Triplets(nn.Module):
         super().__init__()
         self.register_buffer("table", table)
 
-    def forward(self, tokens: Read, time: int) -> Stream:
+    def forward(self, tokens: TokenRows, time: int) -> Stream:
         del time
         if tokens.shape[1] % 3:
             raise ValueError(f"{tokens.shape[1]} tokens are not triplets of key, value and query")
@@ -118,7 +120,7 @@ class Size(NamedTuple):
 
 
 @torch.no_grad()
-def measured(made: Construction, tokens: Read) -> Size:
+def measure_size(made: Construction, tokens: TokenRows) -> Size:
     """The size of a construction as it reads `tokens`, of which the first sequence is taken."""
     widths: list[int] = []
 
@@ -126,22 +128,22 @@ def measured(made: Construction, tokens: Read) -> Size:
         widths.extend((given[0].shape[-1], result[0].shape[-1]))
 
     _, state = made.hidden(tokens[:1])
-    layers = list(outermost(made))
+    layers = list(outer_mixers(made))
     hooks = [layer.register_forward_hook(look) for layer in layers]
     made.hidden(tokens[:1])
     for hook in hooks:
         hook.remove()
     written = sum(int(weight.count_nonzero()) for layer in layers for weight in weights(layer))
-    return Size(len(layers), max(widths), written, sized(state).numbers if made.causal else None)
+    return Size(len(layers), max(widths), written, measure_state(state).numbers if made.causal else None)
 
 
-def outermost(made: nn.Module) -> Iterator[Mixer]:
+def outer_mixers(made: nn.Module) -> Iterator[Mixer]:
     """The mixers that are not part of another."""
     for part in made.children():
         if isinstance(part, Mixer):
             yield part
         else:
-            yield from outermost(part)
+            yield from outer_mixers(part)
 
 
 def weights(made: nn.Module) -> Iterator[Tensor]:
@@ -158,13 +160,13 @@ def score(made: Construction, batch: Batch) -> tuple[int, int]:
     return int((logits.argmax(-1) == targets).sum()), len(targets)
 
 
-def width_of_codes(vocab: int) -> int:
+def code_width(vocab: int) -> int:
     """The fewest signs that tell `vocab` tokens apart."""
     return max(1, (vocab - 1).bit_length())
 
 
 def signs(vocab: int, width: int) -> Float[Tensor, "vocab width"]:
     """The first `width` binary digits of each token, the highest first; with too few, neighbours are alike."""
-    full = width_of_codes(vocab)
+    full = code_width(vocab)
     digits = torch.arange(full - 1, full - 1 - width, -1)
     return (torch.arange(vocab).unsqueeze(1) >> digits & 1).double() * 2 - 1

@@ -22,8 +22,8 @@ FEW = 8  # taps of one channel, up to which they are summed one by one; more go 
 
 Number = int | float
 Column = Float[Tensor, " rows"]
-Given = Float[Tensor, "batch time inputs"]
-Made = Float[Tensor, "batch time outputs"]
+Inputs = Float[Tensor, "batch time inputs"]
+Outputs = Float[Tensor, "batch time outputs"]
 Entries = Mapping[tuple[int, int], Number]
 
 
@@ -36,6 +36,8 @@ class Positioned(Mixer):
     """
 
     class Memory(NamedTuple):
+        """How many positions were read, and the inputs that taps still reach."""
+
         time: int
         past: Tensor | None  # the inputs of lagged channels that a tap will still reach
 
@@ -54,14 +56,17 @@ class Positioned(Mixer):
     ) -> None:
         super().__init__()
         self.inputs, self.outputs = inputs, outputs
-        self.register_buffer("weight", sparse(weight, (outputs, inputs)))
+        self.register_buffer("weight", sparse_matrix(weight, (outputs, inputs)))
         self.left, self.right = _Bias(outputs, left), _Bias(outputs, right)
         most = max(Counter(channel for _, channel in taps).values(), default=0)
         self.filter = _Transformed(taps) if most > FEW else _Tapped(min(inputs, outputs), taps)
         self.reach = max((lag for lag, _ in taps), default=0)
         self.register_buffer("lagged", torch.tensor(sorted({c for lag, c in taps if lag}), dtype=torch.long))
 
-    def forward(self, x: Given, state: Memory | None = None) -> tuple[Made, Memory]:
+    def empty_output(self, x: Inputs) -> Outputs:
+        return x.new_zeros(*x.shape[:2], self.outputs)
+
+    def forward(self, x: Inputs, state: Memory | None = None) -> tuple[Outputs, Memory]:
         time, past = (0, None) if state is None else state
         seen = x
         if past is not None:
@@ -69,11 +74,11 @@ class Positioned(Mixer):
             seen[:, : past.shape[1], self.lagged] = past
         mixed = self.right(self.filter(seen, self.outputs)[:, seen.shape[1] - x.shape[1] :], time)
         linear = torch.sparse.mm(self.weight, x.flatten(0, 1).T).T.unflatten(0, x.shape[:2])
-        kept = convolution.recent(x[..., self.lagged], past, self.reach + 1) if self.reach else None
+        kept = convolution.recent_inputs(x[..., self.lagged], past, self.reach + 1) if self.reach else None
         return self.left(linear, time) * mixed, self.Memory(time + x.shape[1], kept)
 
 
-def sparse(entries: Entries, shape: tuple[int, int]) -> Tensor:
+def sparse_matrix(entries: Entries, shape: tuple[int, int]) -> Tensor:
     """A sparse matrix from its entries."""
     where = torch.tensor(list(entries), dtype=torch.long).reshape(-1, 2).T
     values = torch.tensor(list(entries.values()), dtype=torch.float64)
@@ -99,7 +104,7 @@ class _Bias(nn.Module):
         self.register_buffer("columns", stacked)
         self.register_buffer("where", torch.tensor(list(columns), dtype=torch.long))
 
-    def forward(self, x: Made, time: int) -> Made:
+    def forward(self, x: Outputs, time: int) -> Outputs:
         x = x + self.constant
         if len(self.where):
             end = time + x.shape[1]
@@ -128,7 +133,7 @@ class _Tapped(nn.Module):
         self.register_buffer("lags", lags)
         self.register_buffer("sizes", sizes)
 
-    def forward(self, x: Given, outputs: int) -> Made:
+    def forward(self, x: Inputs, outputs: int) -> Outputs:
         time, width = x.shape[1], self.lags.shape[1]
         y = x.new_zeros(*x.shape[:2], outputs)
         for lags, sizes in zip(self.lags, self.sizes, strict=True):
@@ -157,7 +162,7 @@ class _Transformed(nn.Module):
         self.register_buffer("filter", filter)
         self.register_buffer("where", torch.tensor(channels))
 
-    def forward(self, x: Given, outputs: int) -> Made:
+    def forward(self, x: Inputs, outputs: int) -> Outputs:
         y = x.new_zeros(*x.shape[:2], outputs)
         y[..., self.where] = convolution.long(x[..., self.where], self.filter)
         return y

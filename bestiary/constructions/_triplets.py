@@ -10,7 +10,7 @@ from bestiary.tasks._draw import distinct
 from bestiary.tasks._task import SILENT, Batch
 
 
-def triplets(
+def draw_triplets(
     count: int, pairs: int, vocab: int, rng: torch.Generator, *, distances: Sequence[int] | None = None
 ) -> Batch:
     """Rows (k_i, v_i, q_i), three tokens each; the answer to q_i is v_j of the j < i with k_j = q_i, if there is one.
@@ -31,10 +31,10 @@ def triplets(
     there = torch.where(row >= back, row - back, row)
     queries = keys.gather(1, there.expand(count, -1))
     tokens = torch.stack([keys, values, queries], dim=2).flatten(1)
-    return Batch(tokens, solved(tokens), {})
+    return Batch(tokens, solve_triplets(tokens), {})
 
 
-def solved(tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+def solve_triplets(tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
     """The answers, by reading from the left in plain Python: at the third token of each row, or SILENT."""
     answers = torch.full_like(tokens, SILENT)
     for sequence, found in zip(tokens.tolist(), answers, strict=True):

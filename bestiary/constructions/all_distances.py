@@ -16,7 +16,7 @@ has degree 2b, so that L >= log2(2b) (Arora et al., 2024, Thm 3.2): `bounds.leas
 
 from collections.abc import Sequence
 
-from bestiary.constructions._construction import Stack, Triplets, signs, width_of_codes
+from bestiary.constructions._construction import Stack, Triplets, code_width, signs
 from bestiary.constructions.circuit import Circuit, Wire
 
 
@@ -26,7 +26,7 @@ def all_distances(vocab: int, rows: int, *, distances: int | None = None, compar
     With fewer `distances` than rows - 1 nothing further back is answered; with fewer bits `compared` than a code has,
     keys are mistaken for others with the same first bits. Raises ValueError for sizes outside of these.
     """
-    bits = width_of_codes(vocab)
+    bits = code_width(vocab)
     distances, compared = (rows - 1 if distances is None else distances), (bits if compared is None else compared)
     if not 1 <= distances < rows:
         raise ValueError(f"{rows} rows have distances from 1 to {rows - 1}, not {distances}")

@@ -27,6 +27,7 @@ def bits_needed(pairs: int, vocab: int) -> float:
 
 
 def values(vocab: int) -> int:
+    """How many tokens of a vocabulary are values."""
     return vocab - vocab // 2
 
 
@@ -54,11 +55,11 @@ def ceiling(pairs: int, vocab: int, state: int, *, precision: int = 32) -> float
     low, high = 1 / many, 1.0
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if math.log2(many) - left_open(middle, many) <= held else (low, middle)
+        low, high = (middle, high) if math.log2(many) - open_bits(middle, many) <= held else (low, middle)
     return low
 
 
-def left_open(right: float, many: int) -> float:
+def open_bits(right: float, many: int) -> float:
     """Bits that a guess among `many`, right with a probability, leaves open at most."""
     wrong = 1 - right
     entropy = -sum(p * math.log2(p) for p in (right, wrong) if p > 0)
@@ -101,24 +102,26 @@ def least_depth_hot(hot: int) -> int:
     return (2 * hot).bit_length() - 1
 
 
-def recalled(rule: Code, pairs: int, width: int, vocab: int, *, seed: int) -> float:
+def simulated_accuracy(rule: Code, pairs: int, width: int, vocab: int, *, seed: int) -> float:
     """The accuracy of a width x width memory of random unit keys and values, read by argmax over all values: simulated.
 
     `least squares` is the best linear map there is for these pairs, so that more than its accuracy asks for other keys,
     another read-out or another memory; `hebbian` adds outer products and `delta` corrects once, in order (beta = 1).
     """
     rng = np.random.default_rng(seed)
-    key, codes = unit(rng.normal(size=(pairs, width))), unit(rng.normal(size=(values(vocab), width)))
+    key, codes = unit_rows(rng.normal(size=(pairs, width))), unit_rows(rng.normal(size=(values(vocab), width)))
     wanted = rng.integers(len(codes), size=pairs)
     memory = RULES[rule](key, codes[wanted])
     return float(((key @ memory @ codes.T).argmax(1) == wanted).mean())
 
 
-def unit(x: np.ndarray) -> np.ndarray:
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """The rows of x, each of length 1."""
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-def corrected(key: np.ndarray, value: np.ndarray) -> np.ndarray:
+def delta_memory(key: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """A matrix that is corrected for each pair in order, with beta = 1."""
     memory = np.zeros((key.shape[1], value.shape[1]))
     for k, v in zip(key, value, strict=True):
         memory += np.outer(k, v - k @ memory)
@@ -127,7 +130,7 @@ def corrected(key: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 RULES: dict[Code, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "hebbian": lambda key, value: key.T @ value,
-    "delta": corrected,
+    "delta": delta_memory,
     "least squares": lambda key, value: np.linalg.lstsq(key, value, rcond=None)[0],
 }
 
@@ -154,6 +157,6 @@ def table(pairs: int, vocab: int, state: int | None = None, *, seeds: int = 3) -
             ("pairs of the best linear memory, p log p = state / 2", optimal_linear_pairs(state), "law"),
         ]
         for rule in RULES:
-            found = [recalled(rule, pairs, width, vocab, seed=seed) for seed in range(seeds)]
+            found = [simulated_accuracy(rule, pairs, width, vocab, seed=seed) for seed in range(seeds)]
             rows.append((f"accuracy of {rule}, random keys, {seeds} seeds", sum(found) / seeds, "simulated"))
     return pd.DataFrame(rows, columns=["what", "number", "sure"])

@@ -70,6 +70,7 @@ class Circuit:
         return self.gate(parts, offset=offset, shift=1.0)
 
     def add(self, a: Wire, b: Wire) -> Wire:
+        """a + b."""
         return self.sum({a: 1.0, b: 1.0} if a != b else {a: 2.0})
 
     def product(
@@ -96,6 +97,7 @@ class Circuit:
 
     @property
     def depth(self) -> int:
+        """The number of levels of gates."""
         return max(self.level)
 
     def layers(self, outputs: Sequence[Wire]) -> list[Positioned]:
@@ -107,17 +109,17 @@ class Circuit:
         for level in range(1, depth + 1):
             gates = {wire: self.gates[wire] for wire in needed.get(level, [])}
             kept = [wire for wire in place if last.get(wire, 0) > level]
-            if repeated(gates.values()):
+            if share_input(gates.values()):
                 read = {wire for gate in gates.values() for wire in gate.left}
-                layer, place, rights, width = copied(place, [*gates.items()], {*kept, *read}, width)
+                layer, place, rights, width = copy_layer(place, [*gates.items()], {*kept, *read}, width)
                 made.append(layer)
             else:
                 rights = {wire: place[gate.right] for wire, gate in gates.items() if gate.right is not None}
-            after = arranged(outputs if level == depth else [], gates, kept, rights)
-            layer, width = advanced(place, after, gates, rights, width)
+            after = assign_channels(outputs if level == depth else [], gates, kept, rights)
+            layer, width = level_layer(place, after, gates, rights, width)
             place = after
             made.append(layer)
-        return ordered(made, place, outputs, width)
+        return reorder_outputs(made, place, outputs, width)
 
     def used(self, outputs: Sequence[Wire], depth: int) -> tuple[dict[int, list[Wire]], dict[Wire, int]]:
         """The gates of each level that the outputs depend on, and the last level that reads each wire."""
@@ -131,7 +133,7 @@ class Circuit:
         return levels, last
 
 
-def repeated(gates: Iterable[Gate]) -> bool:
+def share_input(gates: Iterable[Gate]) -> bool:
     """Whether two gates filter the same wire."""
     rights = [gate.right for gate in gates if gate.right is not None]
     return len(set(rights)) < len(rights)
@@ -140,7 +142,7 @@ def repeated(gates: Iterable[Gate]) -> bool:
 Place = dict[Wire, int]  # the channel of each wire
 
 
-def copied(
+def copy_layer(
     place: Place, gates: Sequence[tuple[Wire, Gate]], needed: set[Wire], width: int
 ) -> tuple[Positioned, Place, Place, int]:
     """A layer that gives every gate its own copy of the wire that it filters."""
@@ -166,7 +168,7 @@ def linear(weight: Entries, inputs: int, outputs: int) -> Positioned:
     return Positioned(inputs, outputs, weight=weight, taps={}, left={}, right=dict.fromkeys(range(outputs), 1.0))
 
 
-def arranged(outputs: Sequence[Wire], gates: Mapping[Wire, Gate], kept: Sequence[Wire], rights: Place) -> Place:
+def assign_channels(outputs: Sequence[Wire], gates: Mapping[Wire, Gate], kept: Sequence[Wire], rights: Place) -> Place:
     """The channels of the wires after a level: gates that filter stay where their wire is, others fill the gaps."""
     after = dict(rights)
     taken, free = set(after.values()), 0
@@ -179,7 +181,7 @@ def arranged(outputs: Sequence[Wire], gates: Mapping[Wire, Gate], kept: Sequence
     return after
 
 
-def advanced(
+def level_layer(
     place: Place, after: Place, gates: Mapping[Wire, Gate], rights: Place, width: int
 ) -> tuple[Positioned, int]:
     """The layer of one level."""
@@ -198,7 +200,7 @@ def advanced(
     return Positioned(width, outputs, weight=weight, taps=taps, left=left, right=right), outputs
 
 
-def ordered(made: list[Positioned], place: Place, outputs: Sequence[Wire], width: int) -> list[Positioned]:
+def reorder_outputs(made: list[Positioned], place: Place, outputs: Sequence[Wire], width: int) -> list[Positioned]:
     """The layers, with one more if the outputs do not already stand in their order."""
     if [place[wire] for wire in outputs] == list(range(len(outputs))) and width == len(outputs):
         return made

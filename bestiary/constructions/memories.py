@@ -13,7 +13,7 @@ query reads at its own place.
 At most d keys are orthogonal in d channels, and up to there recall is exact (the capacity that Schlag et al. name); the
 state of d^2 numbers does not depend on the length. With one key more, two share a channel: linear attention then holds
 the sum of their values, least squares their mean, the delta rule the later one. Codes that are only nearly orthogonal
-hold more pairs than that, but not exactly: `bounds.recalled`.
+hold more pairs than that, but not exactly: `bounds.simulated_accuracy`.
 """
 
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.constructions._construction import Embedding, Stack
-from bestiary.constructions._stream_codes import answers, checked, table
+from bestiary.constructions._stream_codes import answer_codes, code_table, key_width
 from bestiary.spec import parse
 
 Rule = Literal["linear", "delta", "squares"]
@@ -36,19 +36,19 @@ def memory_of(rule: Rule, vocab: int, *, width: int | None = None) -> Stack:
 
     Raises ValueError for more channels than keys, and for a vocabulary without keys.
     """
-    width = checked(vocab, width)
-    codes, bits = table(vocab, width), answers(vocab).shape[1]
+    width = key_width(vocab, width)
+    codes, bits = code_table(vocab, width), answer_codes(vocab).shape[1]
     places = Places(width, bits)
     with torch.no_grad():
         match rule:
             case "linear":
                 codes = torch.cat([codes, codes[:, :width]], dim=1)  # the keys once more, to be held back by one
-                layers = linear(codes.shape[1], places)
+                layers = linear_memory(codes.shape[1], places)
             case "delta":
-                layers = [delta(codes.shape[1], places)]
+                layers = [delta_memory(codes.shape[1], places)]
             case "squares":
-                layers = [squares(codes.shape[1], places)]
-    return Stack(Embedding(codes), layers, F.pad(answers(vocab), (0, codes.shape[1] - bits)))
+                layers = [least_squares_memory(codes.shape[1], places)]
+    return Stack(Embedding(codes), layers, F.pad(answer_codes(vocab), (0, codes.shape[1] - bits)))
 
 
 class Places:
@@ -60,7 +60,7 @@ class Places:
         self.bits, self.again = bits, range(width + 2 * bits + 2, 2 * width + 2 * bits + 2)
 
 
-def blank(text: str, dim: int) -> Any:
+def zero_mixer(text: str, dim: int) -> Any:
     """A trained mixer with every weight zero, in float64."""
     (found,) = parse("mixers", text)
     made = found.build(dim).double()
@@ -69,57 +69,59 @@ def blank(text: str, dim: int) -> Any:
     return made
 
 
-def selection(outputs: int, dim: int, chosen: range) -> Float[Tensor, "outputs dim"]:
+def selection_matrix(outputs: int, dim: int, chosen: range) -> Float[Tensor, "outputs dim"]:
     """The map whose first outputs are the chosen channels."""
     return F.pad(torch.eye(dim, dtype=torch.float64)[list(chosen)], (0, 0, 0, outputs - len(chosen)))
 
 
-def told_apart(dim: int, bits: int) -> Float[Tensor, "dim dim"]:
+def sign_matrix(dim: int, bits: int) -> Float[Tensor, "dim dim"]:
     """Bits minus their opposites: the signs of a value."""
-    return selection(dim, dim, range(bits)) - selection(dim, dim, range(bits, 2 * bits))
+    return selection_matrix(dim, dim, range(bits)) - selection_matrix(dim, dim, range(bits, 2 * bits))
 
 
-def linear(dim: int, places: Places) -> list[Any]:
+def linear_memory(dim: int, places: Places) -> list[Any]:
     """A convolution that holds the second copy of the keys back, and linear attention."""
-    conv = blank("short_conv(taps=2, residual=False)", dim)
+    conv = zero_mixer("short_conv(taps=2, residual=False)", dim)
     conv.conv.filter[0] = 1.0
     conv.conv.filter[:, list(places.again)] = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    made = blank(f"linear_attention(feature='identity', normalise=False, features={len(places.key)})", dim)
-    made.q.weight.copy_(selection(len(places.key), dim, places.key))
-    made.k.weight.copy_(selection(len(places.key), dim, places.again))
-    made.v.weight.copy_(selection(dim, dim, places.value))
-    made.out.weight.copy_(told_apart(dim, places.bits))
+    made = zero_mixer(f"linear_attention(feature='identity', normalise=False, features={len(places.key)})", dim)
+    made.q.weight.copy_(selection_matrix(len(places.key), dim, places.key))
+    made.k.weight.copy_(selection_matrix(len(places.key), dim, places.again))
+    made.v.weight.copy_(selection_matrix(dim, dim, places.value))
+    made.out.weight.copy_(sign_matrix(dim, places.bits))
     return [conv, made]
 
 
-def delta(dim: int, places: Places) -> Any:
+def delta_memory(dim: int, places: Places) -> Any:
     """The delta rule: queries and values now, keys one step before."""
-    made = blank("delta_net(heads=1, conv=2)", dim)
-    key = selection(dim, dim, places.key)
-    made.streams.project.weight.copy_(SURE * torch.cat([key, key, selection(dim, dim, places.value)]))
+    made = zero_mixer("delta_net(heads=1, conv=2)", dim)
+    key = selection_matrix(dim, dim, places.key)
+    made.streams.project.weight.copy_(SURE * torch.cat([key, key, selection_matrix(dim, dim, places.value)]))
     made.streams.conv.filter[0] = 1.0
     made.streams.conv.filter[:, dim : 2 * dim] = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
-    written_at_values(made.beta.weight, places)
-    return read_as_signs(made, dim, places)
+    write_at_values(made.beta.weight, places)
+    return set_readout(made, dim, places)
 
 
-def squares(dim: int, places: Places) -> Any:
+def least_squares_memory(dim: int, places: Places) -> Any:
     """Least squares over all that was read."""
-    made = blank("mesa_net(heads=1, conv=2, steps=1)", dim)
-    key = selection(dim, dim, places.key)
+    made = zero_mixer("mesa_net(heads=1, conv=2, steps=1)", dim)
+    key = selection_matrix(dim, dim, places.key)
     made.streams.project.weight.copy_(SURE * torch.cat([key, key]))
     made.streams.conv.filter[0, :dim] = made.streams.conv.filter[1, dim:] = 1.0
-    made.value.weight.copy_(selection(dim, dim, places.value))
+    made.value.weight.copy_(selection_matrix(dim, dim, places.value))
     made.gamma.bias.fill_(SURE)  # nothing is forgotten
-    written_at_values(made.beta.weight, places)
-    return read_as_signs(made, dim, places)
+    write_at_values(made.beta.weight, places)
+    return set_readout(made, dim, places)
 
 
-def written_at_values(weight: Tensor, places: Places) -> None:
+def write_at_values(weight: Tensor, places: Places) -> None:
+    """Set a gate to open at values and to close at all other tokens."""
     weight[0, places.is_value], weight[0, places.is_none] = SURE, -SURE
 
 
-def read_as_signs(made: Any, dim: int, places: Places) -> Any:
+def set_readout(made: Any, dim: int, places: Places) -> Any:
+    """Set the output map so that it gives the signs of a value."""
     made.answer.norm.weight.fill_(1.0)
-    made.answer.out.weight.copy_(told_apart(dim, places.bits))
+    made.answer.out.weight.copy_(sign_matrix(dim, places.bits))
     return made

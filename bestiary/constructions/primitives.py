@@ -26,7 +26,7 @@ from torch import Tensor
 from bestiary.constructions._positioned import Column, Entries, Number, Positioned
 
 
-def remembering(
+def change_channel(
     dim: int, channel: int, *, weight: Entries, filter: Mapping[int, Number], left: Number | Column, right: Number
 ) -> Positioned:
     """A layer that changes one channel. Raises ValueError if there is no such channel."""
@@ -47,23 +47,23 @@ def linear(matrix: Float[Tensor, "inputs outputs"]) -> Positioned:
 
 def copy(dim: int, a: int, to: int) -> Positioned:
     """Channel `to` becomes channel a."""
-    return remembering(dim, to, weight={(to, a): 1.0}, filter={}, left=0.0, right=1.0)
+    return change_channel(dim, to, weight={(to, a): 1.0}, filter={}, left=0.0, right=1.0)
 
 
 def shift(dim: int, channel: int, by: int) -> Positioned:
     """Row i of a channel becomes its row i - by, zero above."""
-    return remembering(dim, channel, weight={}, filter={by: 1.0}, left=1.0, right=0.0)
+    return change_channel(dim, channel, weight={}, filter={by: 1.0}, left=1.0, right=0.0)
 
 
 def add_rows(dim: int, channel: int, by: int) -> Positioned:
     """Row i of a channel becomes the sum of its rows i and i - by."""
     filter = {0: 1.0, by: 1.0} if by else {0: 2.0}
-    return remembering(dim, channel, weight={}, filter=filter, left=1.0, right=0.0)
+    return change_channel(dim, channel, weight={}, filter=filter, left=1.0, right=0.0)
 
 
 def prefix_sum(dim: int, channel: int, rows: int) -> Positioned:
     """Row i of a channel becomes the sum of its rows up to i."""
-    return remembering(dim, channel, weight={}, filter=dict.fromkeys(range(rows), 1.0), left=1.0, right=0.0)
+    return change_channel(dim, channel, weight={}, filter=dict.fromkeys(range(rows), 1.0), left=1.0, right=0.0)
 
 
 def product(dim: int, a: int, to: int) -> Positioned:
@@ -75,11 +75,11 @@ def affine_product(
     dim: int, a: int, to: int, *, scale: tuple[Number, Number] = (1.0, 1.0), plus: tuple[Number, Number] = (0.0, 0.0)
 ) -> Positioned:
     """Channel `to` becomes (scale_0 u_a + plus_0) (scale_1 u_to + plus_1)."""
-    return remembering(dim, to, weight={(to, a): scale[0]}, filter={0: scale[1]}, left=plus[0], right=plus[1])
+    return change_channel(dim, to, weight={(to, a): scale[0]}, filter={0: scale[1]}, left=plus[0], right=plus[1])
 
 
 def row_mask(dim: int, channel: int, rows: int, kept: Iterable[int]) -> Positioned:
     """The chosen ones of `rows` rows of a channel stay, the others become zero: "remember" of the paper."""
     mask = torch.zeros(rows, dtype=torch.float64)
     mask[list(kept)] = 1.0
-    return remembering(dim, channel, weight={}, filter={0: 1.0}, left=mask, right=0.0)
+    return change_channel(dim, channel, weight={}, filter={0: 1.0}, left=mask, right=0.0)

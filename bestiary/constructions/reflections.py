@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.constructions._construction import Embedding, Stack
-from bestiary.constructions.memories import SURE, blank
+from bestiary.constructions.memories import SURE, zero_mixer
 from bestiary.tasks._task import SILENT, Batch
 
 S3 = tuple(orders(range(3)))  # token t is S3[t], the map of position i to S3[t][i]; token 0 changes nothing
@@ -35,7 +35,7 @@ START = len(S3)
 @torch.no_grad()
 def parity(*, negative: bool = True) -> Stack:
     """Bits in, their parity out, as 0 or 1; token 2 is the start. `negative=False` keeps beta to 1 at most."""
-    made = blank(f"delta_net(heads=1, conv=1, negative={negative})", 3)
+    made = zero_mixer(f"delta_net(heads=1, conv=1, negative={negative})", 3)
     query, key, value = made.streams.project.weight.unflatten(0, (3, 3)).unbind()
     query[0], key[0] = SURE, SURE  # always along the first axis
     value[0, 2] = SURE  # the start writes it
@@ -57,15 +57,15 @@ def permutations(*, reflections: int = 2) -> Stack:
     if reflections not in (1, 2):
         raise ValueError(f"a token of S3 is one reflection or two, not {reflections}")
     dim, steps = START + 1, 2
-    made = blank(f"delta_product(heads=1, key=3, value=2, conv=1, steps={steps})", dim)
+    made = zero_mixer(f"delta_product(heads=1, key=3, value=2, conv=1, steps={steps})", dim)
     plane = torch.tensor([[1.0, 0, -1], [1, -2, 1]]).double()
     plane = plane / plane.norm(dim=1, keepdim=True)
     query, key, value = made.streams.project.weight.split([3, 3 * steps, 2 * steps])
-    query.copy_(swished(plane[0]).unsqueeze(1).expand(-1, dim))
+    query.copy_(inverse_silu(plane[0]).unsqueeze(1).expand(-1, dim))
     for token in range(dim):
         for step in range(steps):
             axis, beta = plan(token, step, plane, reflections)
-            key[3 * step : 3 * step + 3, token] = swished(axis)
+            key[3 * step : 3 * step + 3, token] = inverse_silu(axis)
             made.beta.weight[step, token] = {0.0: -SURE, 1.0: 0.0, 2.0: SURE}[beta]
             if token == START:
                 value[2 * step + step, token] = SURE
@@ -73,7 +73,7 @@ def permutations(*, reflections: int = 2) -> Stack:
     made.answer.norm.weight.fill_(1.0)
     made.answer.gate.weight.fill_(SURE)
     made.answer.out.weight[:2] = torch.eye(2, dtype=torch.float64)
-    corners = torch.stack([plane @ matrix(order).T @ plane[0] for order in S3])
+    corners = torch.stack([plane @ permutation_matrix(order).T @ plane[0] for order in S3])
     return Stack(Embedding(torch.eye(dim, dtype=torch.float64)), [made], F.pad(corners, (0, dim - 2)))
 
 
@@ -89,7 +89,7 @@ def plan(token: int, step: int, plane: Float[Tensor, "2 3"], most: int) -> tuple
 
 def swaps(order: tuple[int, ...]) -> list[Float[Tensor, " 3"]]:
     """The axes of the reflections that make a permutation, the first to act first."""
-    target, found = matrix(order), []
+    target, found = permutation_matrix(order), []
     swap = {(i, j): torch.eye(3).double()[i] - torch.eye(3).double()[j] for i, j in ((0, 1), (0, 2), (1, 2))}
     for axis in swap.values():
         if torch.allclose(reflection(axis), target):
@@ -101,18 +101,19 @@ def swaps(order: tuple[int, ...]) -> list[Float[Tensor, " 3"]]:
 
 
 def reflection(axis: Float[Tensor, " 3"]) -> Float[Tensor, "3 3"]:
+    """The matrix I - 2 u u^T of the unit vector u along an axis."""
     unit = axis / axis.norm()
     return torch.eye(3, dtype=torch.float64) - 2 * torch.outer(unit, unit)
 
 
-def matrix(order: tuple[int, ...]) -> Float[Tensor, "3 3"]:
+def permutation_matrix(order: tuple[int, ...]) -> Float[Tensor, "3 3"]:
     """The map that sends coordinate i to coordinate order[i]."""
     made = torch.zeros(3, 3, dtype=torch.float64)
     made[list(order), range(3)] = 1.0
     return made
 
 
-def swished(wanted: Float[Tensor, " 3"], *, size: float = 0.2) -> Float[Tensor, " 3"]:
+def inverse_silu(wanted: Float[Tensor, " 3"], *, size: float = 0.2) -> Float[Tensor, " 3"]:
     """What SiLU turns into a multiple of a vector: SiLU reaches down to -0.278, so `size` stays above that."""
     found = []
     for goal in (wanted / wanted.abs().max() * size).tolist():
@@ -124,7 +125,7 @@ def swished(wanted: Float[Tensor, " 3"], *, size: float = 0.2) -> Float[Tensor, 
     return torch.tensor(found, dtype=torch.float64)
 
 
-def words(count: int, length: int, group: int, rng: torch.Generator) -> Batch:
+def draw_words(count: int, length: int, group: int, rng: torch.Generator) -> Batch:
     """A start token and random elements of Z2 (`group=2`) or S3 (`group=6`), with their product as the target."""
     tokens = torch.randint(group, (count, length), generator=rng)
     tokens[:, 0] = group

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.constructions._construction import Construction, Read, Stream, signs, width_of_codes
+from bestiary.constructions._construction import Construction, Stream, TokenRows, code_width, signs
 from bestiary.mixers._mixer import State
 from bestiary.model import Model, ModelState
 from bestiary.spec import parse
@@ -39,7 +39,7 @@ def softmax_attention(vocab: int, length: int, *, bits: int | None = None) -> "A
 
     Raises ValueError for a length below 2 or more bits than the codes have.
     """
-    least = width_of_codes(vocab)
+    least = code_width(vocab)
     bits = least if bits is None else bits
     if not 1 <= bits <= least or length < 2:
         raise ValueError(
@@ -58,11 +58,11 @@ class Attending(Construction):
         super().__init__()
         self.model, self.length = model, length
 
-    def hidden(self, tokens: Read, state: ModelState | None = None) -> tuple[Stream, State]:
+    def hidden(self, tokens: TokenRows, state: ModelState | None = None) -> tuple[Stream, State]:
         time, past = (0, [None] * len(self.model.layers)) if state is None else state
         if time + tokens.shape[1] > self.length:
             raise ValueError(f"sharp enough for {self.length} positions, the input needs {time + tokens.shape[1]}")
-        x, after = self.model.embedded(tokens, time), []
+        x, after = self.model.embed_tokens(tokens, time), []
         for layer, before in zip(self.model.layers, past, strict=True):
             x, kept = layer(x, before)
             after.append(kept)

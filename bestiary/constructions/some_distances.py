@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bestiary.constructions._construction import Construction, Read, Stream, Triplets
+from bestiary.constructions._construction import Construction, Stream, TokenRows, Triplets
 from bestiary.constructions.circuit import Circuit, Wire
 from bestiary.mixers._mixer import State
-from bestiary.ops.convolution import smooth
+from bestiary.ops.convolution import fft_length
 
 
 def some_distances(
@@ -50,12 +50,13 @@ class SomeDistances(Construction):
         self.embed = Triplets(self.eye)
         self.compiled, self.compiled_for = nn.ModuleList(), ()
 
-    def hidden(self, tokens: Read, state: State = None) -> tuple[Stream, State]:
+    def hidden(self, tokens: TokenRows, state: State = None) -> tuple[Stream, State]:
         if state is not None:
             raise ValueError("filters made from the whole input read whole sequences at once")
         return torch.cat([self.one(row) for row in tokens.unsqueeze(1)]), None
 
-    def one(self, tokens: Read) -> Stream:
+    def one(self, tokens: TokenRows) -> Stream:
+        """The output for one sequence, with layers made for its distances."""
         x = self.embed(tokens, 0)[..., :-1]
         chosen = self.spikes(tokens, x)
         if not chosen:
@@ -66,9 +67,9 @@ class SomeDistances(Construction):
             x, _ = layer(x)
         return x
 
-    def spikes(self, tokens: Read, x: Stream) -> tuple[int, ...]:
+    def spikes(self, tokens: TokenRows, x: Stream) -> tuple[int, ...]:
         """The most frequent distances from queries back to their keys, the nearer first among equals."""
-        counts = repeats(tokens) if self.kernel == "programmatic" else correlation(x, self.vocab)
+        counts = distance_counts(tokens) if self.kernel == "programmatic" else correlate(x, self.vocab)
         order = counts[1:].argsort(descending=True, stable=True)[: self.distances] + 1
         return tuple(sorted(s for s in order.tolist() if counts[s] > 0.5))
 
@@ -76,17 +77,17 @@ class SomeDistances(Construction):
         return x
 
 
-def repeats(tokens: Read) -> Float[Tensor, " rows"]:
+def distance_counts(tokens: TokenRows) -> Float[Tensor, " rows"]:
     """How many queries stand at each distance from their key, by comparing tokens."""
     key, _, query = tokens[0].unflatten(0, (-1, 3)).unbind(1)
     now, then = (query.unsqueeze(1) == key).nonzero().unbind(1)
     return torch.bincount((now - then)[now > then], minlength=len(key)).double()
 
 
-def correlation(x: Stream, vocab: int) -> Float[Tensor, " rows"]:
+def correlate(x: Stream, vocab: int) -> Float[Tensor, " rows"]:
     """The same, as the correlation of the codes of queries and keys."""
     key, query = x[0, :, :vocab], x[0, :, 2 * vocab :]
-    size = smooth(2 * len(key))
+    size = fft_length(2 * len(key))
     spectrum = (torch.fft.rfft(query, n=size, dim=0) * torch.fft.rfft(key, n=size, dim=0).conj()).sum(1)
     return torch.fft.irfft(spectrum, n=size)[: len(key)]
 

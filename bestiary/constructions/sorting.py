@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bestiary.constructions._construction import Construction, Read, Stream, signs, width_of_codes
+from bestiary.constructions._construction import Construction, Stream, TokenRows, code_width, signs
 from bestiary.constructions._positioned import Column, Positioned
 from bestiary.constructions.circuit import Circuit, Wire, column
 from bestiary.mixers._mixer import State
@@ -47,7 +47,7 @@ def sorting(vocab: int, rows: int, *, reach: int | None = None) -> "Sorting":
     reach = most if reach is None else reach
     if reach & (reach - 1) or not 1 <= reach <= most:
         raise ValueError(f"doubling takes steps of 1, 2, 4 ... {most} records, not {reach}")
-    return Sorting(vocab, rows, *written(width_of_codes(vocab), records, reach))
+    return Sorting(vocab, rows, *build_layers(code_width(vocab), records, reach))
 
 
 class Record(NamedTuple):
@@ -59,9 +59,11 @@ class Record(NamedTuple):
     value: Sequence[Wire]
 
     def wires(self) -> list[Wire]:
+        """All wires of the record, in order."""
         return [*self.token, *self.time, self.has, *self.value]
 
     def with_wires(self, wires: Sequence[Wire]) -> "Record":
+        """The record with other wires, given in the same order."""
         t, m = len(self.token), len(self.token) + len(self.time)
         return Record(wires[:t], wires[t:m], wires[m], wires[m + 1 :])
 
@@ -76,9 +78,9 @@ class Sorting(Construction):
         super().__init__()
         self.rows, self.start, self.height, self.records = rows, start, height, records
         self.layers = nn.ModuleList(layers)
-        self.register_buffer("codes", signs(vocab, width_of_codes(vocab)))
+        self.register_buffer("codes", signs(vocab, code_width(vocab)))
 
-    def hidden(self, tokens: Read, state: State = None) -> tuple[Stream, State]:
+    def hidden(self, tokens: TokenRows, state: State = None) -> tuple[Stream, State]:
         if state is not None or tokens.shape[1] > 3 * self.rows:
             raise ValueError(f"sorting reads whole sequences of at most {self.rows} triplets, at once")
         x = self.record(tokens)
@@ -86,7 +88,7 @@ class Sorting(Construction):
             x, _ = layer(x)
         return x[:, self.start : self.start + self.records : 2][:, : tokens.shape[1] // 3], None
 
-    def record(self, tokens: Read) -> Stream:
+    def record(self, tokens: TokenRows) -> Stream:
         """Rows of [token signs | has | value bits], and zeros below; what is missing to 2^k rows asks for token 0."""
         codes: Tensor = self.codes  # pyright: ignore[reportAssignmentType]
         missing = self.records // 2 - tokens.shape[1] // 3
@@ -102,7 +104,7 @@ class Sorting(Construction):
         return x @ codes.T
 
 
-def written(bits: int, records: int, reach: int) -> tuple[list[Positioned], int, int, int]:
+def build_layers(bits: int, records: int, reach: int) -> tuple[list[Positioned], int, int, int]:
     """The layers, where the last frame starts, how many rows there are in all, and the number of records."""
     digits = records.bit_length() - 1
     strides = [s for top in range(digits) for s in (2**i for i in range(top, -1, -1))]
@@ -162,7 +164,7 @@ class Frame(NamedTuple):
             first, second = (circuit.gate(partner[x], right=a) for a in again)
             equal.append((first, second))
         lesser = after.rows({i: 1.0 for i in range(self.records) if bool(i & stride) == bool(i & block)})
-        take = taken(circuit, greater, equal, lesser, low + high)
+        take = takes_partner(circuit, greater, equal, lesser, low + high)
         chosen = []
         for x in record.wires():
             change = circuit.sum({**partner[x], own[x]: -1.0})
@@ -200,7 +202,7 @@ def all_of(circuit: Circuit, agree: Sequence[Wire]) -> Wire:
     return parts[0]
 
 
-def taken(
+def takes_partner(
     circuit: Circuit,
     greater: Sequence[dict[Wire, float]],
     agree: Sequence[tuple[Wire, Wire]],

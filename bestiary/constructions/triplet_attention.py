@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bestiary.constructions._construction import Stack, Triplets
-from bestiary.constructions._positioned import Given, Made, sparse
+from bestiary.constructions._positioned import Inputs, Outputs, sparse_matrix
 from bestiary.mixers._mixer import Mixer
 
 
@@ -31,11 +31,15 @@ class _Unnormalised(Mixer):
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
+        self.width = width
         for block, name in enumerate(("key", "value", "query")):
-            selected = sparse({(c, block * width + c): 1.0 for c in range(width)}, (width, dim))
+            selected = sparse_matrix({(c, block * width + c): 1.0 for c in range(width)}, (width, dim))
             self.register_buffer(name, selected)
 
-    def forward(self, x: Given, state: tuple[Tensor, Tensor] | None = None) -> tuple[Made, tuple[Tensor, Tensor]]:
+    def empty_output(self, x: Inputs) -> Outputs:
+        return x.new_zeros(*x.shape[:2], self.width)
+
+    def forward(self, x: Inputs, state: tuple[Tensor, Tensor] | None = None) -> tuple[Outputs, tuple[Tensor, Tensor]]:
         k, v, q = (torch.sparse.mm(w, x.flatten(0, 1).T).T.unflatten(0, x.shape[:2]) for w in self.buffers())
         if state is not None:
             k, v = (torch.cat(pair, dim=1) for pair in zip(state, (k, v), strict=True))

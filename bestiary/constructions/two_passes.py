@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.constructions._construction import Read, Stack, Stream, signs, width_of_codes
-from bestiary.constructions.memories import blank, selection, told_apart
+from bestiary.constructions._construction import Stack, Stream, TokenRows, code_width, signs
+from bestiary.constructions.memories import selection_matrix, sign_matrix, zero_mixer
 from bestiary.tasks._task import SILENT, Batch
 
 STEEP = 20.0  # S / p: the kernel's error is then within a few per cent of the least, 1 / p
@@ -42,23 +42,25 @@ def two_passes(vocab: int, first: int, second: int, *, passes: int = 2, prime: i
             f"codes of length {prime} have a kernel error of {error(prime):.3g}; {vocab} tokens and a shorter list of "
             f"{shorter} need a prime length from {math.isqrt(vocab - 1) + 1} and an error of at most 1 / (3 {shorter})"
         )
-    bits = width_of_codes(vocab)
+    bits = code_width(vocab)
     embed = _Placed(vocab, prime, roles(first, second, passes))
     with torch.no_grad():
         layers = [
-            looked_up(embed.dim, prime, bits),
-            kept_where_found(embed.dim, prime, bits),
-            averaged(2 * bits + 1, bits),
+            lookup_layer(embed.dim, prime, bits),
+            threshold_layer(embed.dim, prime, bits),
+            averaging_layer(2 * bits + 1, bits),
         ]
     return Stack(embed, layers, F.pad(signs(vocab, bits), (0, bits + 1)))
 
 
 def fits(prime: int, vocab: int, shorter: int) -> bool:
+    """Whether a length is prime and its codes are enough and different enough."""
     is_prime = prime > 2 and all(prime % d for d in range(2, math.isqrt(prime) + 1))
     return is_prime and prime**2 >= vocab and 3 * shorter * error(prime) <= 1
 
 
 def least_prime(vocab: int, shorter: int) -> int:
+    """The shortest code length that fits."""
     prime = 3
     while not fits(prime, vocab, shorter):
         prime += 2
@@ -66,6 +68,7 @@ def least_prime(vocab: int, shorter: int) -> int:
 
 
 def kernel(s: float) -> float:
+    """The Taylor kernel of Based."""
     return 1 + s + s * s / 2
 
 
@@ -101,35 +104,35 @@ class _Placed(nn.Module):
 
     def __init__(self, vocab: int, prime: int, roles: Float[Tensor, "time 3"]) -> None:
         super().__init__()
-        bits = signs(vocab, width_of_codes(vocab))
+        bits = signs(vocab, code_width(vocab))
         table = torch.cat([chirps(vocab, prime), torch.zeros(vocab, 3), (1 + bits) / 2, (1 - bits) / 2], dim=1)
         self.register_buffer("table", table)
         self.register_buffer("roles", F.pad(roles, (2 * prime, 2 * bits.shape[1])))
         self.dim = table.shape[1]
 
-    def forward(self, tokens: Read, time: int) -> Stream:
+    def forward(self, tokens: TokenRows, time: int) -> Stream:
         end = time + tokens.shape[1]
         if end > len(self.roles):
             raise ValueError(f"the lists are {len(self.roles)} tokens in all, the input is {end}")
         return self.table[tokens] + self.roles[time:end]
 
 
-def looked_up(dim: int, prime: int, bits: int) -> nn.Module:
+def lookup_layer(dim: int, prime: int, bits: int) -> nn.Module:
     """Based beside a copy of the token: channels 0 and 1 say how much of what is stored, and of the start, is alike."""
     width = 2 * prime
-    made = blank(f"parallel(mixers='short_conv(taps=1, residual=False), based(features={width})')", dim)
+    made = zero_mixer(f"parallel(mixers='short_conv(taps=1, residual=False), based(features={width})')", dim)
     local, memory = made.parts
     local.conv.filter[0, width + 1] = 1.0  # asked
     local.conv.filter[0, dim - 2 * bits :] = 1.0
     size = math.sqrt(STEEP * prime) * width**0.25
-    memory.q.weight.copy_(size * selection(width, dim, range(width)))
+    memory.q.weight.copy_(size * selection_matrix(width, dim, range(width)))
     memory.k.weight.copy_(memory.q.weight)
     memory.v.weight[0, width], memory.v.weight[1, width + 2] = 1.0, 1.0  # stored, and the start
     memory.out.weight[:2, :2] = torch.eye(2, dtype=torch.float64)
     return made
 
 
-def kept_where_found(dim: int, prime: int, bits: int) -> nn.Module:
+def threshold_layer(dim: int, prime: int, bits: int) -> nn.Module:
     """max(0, found - K(S) / 3 start + asked + bit - 2) for every bit and opposite, and a one."""
     made = nn.Linear(dim, 2 * bits + 1, dtype=torch.float64)
     made.weight.zero_()
@@ -140,12 +143,12 @@ def kept_where_found(dim: int, prime: int, bits: int) -> nn.Module:
     return nn.Sequential(made, nn.ReLU())
 
 
-def averaged(dim: int, bits: int) -> nn.Module:
+def averaging_layer(dim: int, bits: int) -> nn.Module:
     """The mean over all positions so far, as signs."""
-    made = blank("linear_attention(feature='relu', features=1)", dim)
+    made = zero_mixer("linear_attention(feature='relu', features=1)", dim)
     made.q.weight[0, -1] = made.k.weight[0, -1] = 1.0
     made.v.weight.copy_(torch.eye(dim, dtype=torch.float64))
-    made.out.weight.copy_(told_apart(dim, bits))
+    made.out.weight.copy_(sign_matrix(dim, bits))
     return made
 
 

@@ -1,52 +1,43 @@
-"""A text as tokens on disk: memory-mapped, split by document, and told from others by a hash.
+"""A text as tokens on disk: memory-mapped, split by document, identified by a hash.
 
-    <folder>/manifest.json      what it holds, written last
-             origin.json        versions and host of what wrote it
-             tokenizer/         the tokenizer, whole
-             train.bin          tokens, each document followed by the separator; the same for selection and test
-             train.ends.npy     where each document ends: i is tokens[ends[i - 1] : ends[i]], its separator included
-             counts/            counts of bigrams in train, when they were asked for
+    <folder>/manifest.json        what the corpus holds, with the digests of the files below, written last
+             origin.json          versions and host of the process that wrote it
+             tokenizer/           the tokenizer
+             train.bin            tokens, each document followed by the separator; the same for selection and test
+             train.ends.npy       where each document ends: i is tokens[ends[i - 1] : ends[i]], its separator included
+             train.text.bin       the documents in UTF-8, only if the tokens do not hold all of their bytes
+             train.byte_ends.bin  where each token ends in them, likewise
+             counts/              counts of the bigrams in train, once they were counted
 
-A document goes to a split by the hash of its text, so the same text always goes to the same one, whatever else the
-corpus holds: exact duplicates are kept, but never lie on both sides. Near duplicates may.
-Texts are read and encoded a few MiB at a time and appended to files in a hidden folder beside the place, which is
-renamed when all is written. One that was left by a process that died is removed by the next.
+`bestiary.corpus.prepare` writes corpora. The digest of a file is checked once in each process that uses the file; a
+corpus that was written before there were digests is read unchecked, and the log says so.
 """
 
-import hashlib
 import json
-import math
-import os
-import shutil
-import sysconfig
-import time
-import uuid
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from operator import itemgetter
+from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bestiary.corpus.counts import Column
-from bestiary.corpus.documents import KNOWN, documents, files
-from bestiary.corpus.tokenizers import Tokenizer, open_tokenizer, train_bpe
-from bestiary.runs.store import alive, born, get, machine, moved, origin, put
+from bestiary.corpus.counts import open_array
+from bestiary.corpus.spans import TokenBytes
+from bestiary.corpus.tokenizers import Tokenizer, open_tokenizer
+from bestiary.runs.digests import check, digest_bytes
+from bestiary.runs.store import read_json
 
 if TYPE_CHECKING:
     from bestiary.corpus.counts import Counts
 
-FORMAT = 1  # raised when the files change their meaning
+FORMAT = 1  # incremented when the files change their meaning
 SPLITS = ("train", "selection", "test")
-SAMPLE = 2**23  # characters of training documents that a BPE is trained on,
-READ = 2**26  # chosen by their hash among the documents in the first so many of the source
-BATCH = 2**21  # characters encoded at a time
+AGAIN = "remove the folder and prepare it again"
 
-Tell = Callable[[int, int], None]  # hears how many documents and tokens there are so far
+Progress = Callable[[int, int], None]  # called with what is done and how much there is
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,39 +49,76 @@ class Corpus:
 
     @property
     def hash(self) -> str:
-        """Equal exactly for the same tokens in the same splits by the same tokenizer."""
+        """12 hex digits, equal exactly for the same tokens in the same splits by the same tokenizer."""
         return self.manifest["hash"]
 
     @property
     def vocab(self) -> int:
-        """How many tokens the tokenizer knows."""
+        """The size of the tokenizer's vocabulary."""
         return self.manifest["vocab"]
+
+    @property
+    def unit(self) -> str:
+        """What was split and what intervals are over: "document", or "piece" if documents were cut."""
+        return self.manifest.get("unit", "document")
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that it was written by."""
+        """The tokenizer that encoded the corpus."""
         return open_tokenizer(self.folder / "tokenizer")
 
     def tokens(self, split: str) -> np.ndarray:
-        """All tokens of a split, memory-mapped."""
-        place = self.folder / f"{known(split)}.bin"
-        if not self.manifest["splits"][split]["tokens"]:
-            return np.zeros(0, self.manifest["dtype"])  # nothing cannot be mapped
-        return np.memmap(place, dtype=self.manifest["dtype"], mode="r")
+        """All tokens of a split, of shape (tokens,), memory-mapped.
+
+        Raises ValueError for an unknown split, or a damaged file.
+        """
+        return self.mapped(f"{check_split(split)}.bin", self.manifest["dtype"])
 
     def ends(self, split: str) -> np.ndarray:
-        """Where each document of a split ends, its separator included."""
-        return np.load(self.folder / f"{known(split)}.ends.npy", mmap_mode="r")
+        """Where each document of a split ends, its separator included; of shape (documents,).
 
-    def counts(self, *, memory: int = 2**30, tell: Tell | None = None) -> "Counts":
-        """How often each bigram occurs in train: counted in so much memory the first time, then read."""
+        Raises ValueError for an unknown split, or a damaged file.
+        """
+        path, totals = self.checked(f"{check_split(split)}.ends.npy"), self.manifest["splits"][split]
+        try:
+            ends = open_array(path)
+        except ValueError as fault:
+            raise ValueError(f"{fault}: {AGAIN}") from None
+        if len(ends) != totals["documents"] or (len(ends) and ends[-1] != totals["tokens"]):
+            raise ValueError(f"{path} is damaged (it does not end where the tokens do): {AGAIN}")
+        return ends
+
+    def token_bytes(self, split: str) -> TokenBytes:
+        """The bytes of text that the tokens of a split stand for.
+
+        Raises ValueError for a corpus of an earlier version whose tokens do not hold all bytes of its text.
+        """
+        tokens = self.tokens(split)
+        if self.tokenizer.is_byte_exact:
+            return TokenBytes(tokens, self.tokenizer)
+        if not (self.folder / f"{split}.byte_ends.bin").is_file():
+            raise ValueError(
+                f"{self.folder} does not say which bytes its tokens stand for, and its tokenizer does not keep them: "
+                "prepare it again to compare bits per byte"
+            )
+        ends, text = self.mapped(f"{split}.byte_ends.bin", "<i8"), self.mapped(f"{split}.text.bin", "u1")
+        return TokenBytes(tokens, self.tokenizer, ends, text)
+
+    def counts(self, *, memory: int = 2**30, progress: Progress | None = None) -> "Counts":
+        """How often each bigram occurs in train: counted in `memory` bytes once, read from disk afterwards."""
         from bestiary.corpus.counts import count
 
-        folder, tokenizer = self.folder / "counts", self.manifest["tokenizer"]["hash"]
-        return count(self.tokens("train"), self.vocab, tokenizer=tokenizer, memory=memory, folder=folder, tell=tell)
+        folder, name = self.folder / "counts", "train.bin"
+        counted = (folder / "counts.json").is_file()  # these have checksums of their own, and know their tokens
+        tokens = self.mapped(name, self.manifest["dtype"], checked=not counted)
+        tokenizer = self.manifest["tokenizer"]["hash"]
+        return count(tokens, self.vocab, tokenizer=tokenizer, memory=memory, folder=folder, progress=progress)
 
     def contexts(self, split: str, length: int, limit: int | None = None) -> np.ndarray:
-        """The first `limit` windows of `length` tokens and the one that follows; row i begins at i * length."""
+        """The first `limit` windows of a split, of shape (windows, length + 1); row i begins at token i * length.
+
+        Raises ValueError if the split has no whole window.
+        """
         if length < 1 or (limit is not None and limit < 1):
             raise ValueError(f"contexts of {length} tokens, at most {limit}: both must be at least 1")
         tokens = self.tokens(split)
@@ -101,277 +129,92 @@ class Corpus:
         rows = min((len(tokens) - 1) // length, limit or len(tokens))
         return windows(tokens[: rows * length + 1], length)
 
+    def mapped(self, name: str, dtype: str, *, checked: bool = True) -> np.ndarray:
+        """A file of numbers, memory-mapped, its digest checked unless told otherwise."""
+        path = self.checked(name) if checked else self.folder / name
+        if not path.stat().st_size:
+            return np.zeros(0, dtype)  # an empty file cannot be mapped
+        return np.memmap(path, dtype=dtype, mode="r")
+
+    def checked(self, name: str) -> Path:
+        """The path of a file. Raises ValueError if it is missing, or its digest is not the one in the manifest."""
+        path = self.folder / name
+        try:
+            state = path.stat()
+            if (expected := self.manifest.get("digests", {}).get(name)) is not None:
+                check_once(path, state.st_size, state.st_mtime_ns, expected)
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing: {AGAIN}") from None
+        except ValueError as fault:
+            raise ValueError(f"{fault}: {AGAIN}") from None
+        return path
+
+
+@cache
+def check_once(path: Path, size: int, modified: int, expected: str) -> None:  # noqa: ARG001 (they tell states apart)
+    """Check the digest of a file, once in this process for each state that the file is seen in."""
+    check(path, expected)
+
 
 def windows(tokens: np.ndarray, length: int) -> np.ndarray:
-    """Consecutive contexts (n, length + 1), each beginning with the last token of the one before; at least one."""
+    """Consecutive windows of shape (n, length + 1), at least one; each begins with the last token of the one before."""
     length = min(length, len(tokens) - 1)
     return np.lib.stride_tricks.sliding_window_view(tokens, length + 1)[::length].astype(np.int64)
 
 
-def known(split: str) -> str:
+def check_split(split: str) -> str:
+    """The name itself. Raises ValueError if no corpus has such a split."""
     if split not in SPLITS:
         raise ValueError(f"a corpus has no split {split!r} among {list(SPLITS)}")
     return split
 
 
 def open_corpus(folder: Path | str) -> Corpus:
-    """A corpus from its folder. Raises LookupError if there is none, ValueError if it is not whole."""
+    """Open the corpus in a folder. Raises LookupError if there is none, ValueError if it is damaged."""
     folder = Path(folder)
     if not (folder / "manifest.json").is_file():
         raise LookupError(f"{folder} is no corpus: write one with `bestiary corpus SOURCE --out {folder}`")
-    try:
-        manifest = get(folder / "manifest.json")
-        made = manifest["format"]
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{folder / 'manifest.json'} is damaged: remove the folder, prepare it again") from None
-    if made != FORMAT:
-        raise ValueError(f"{folder} has format {made}, not {FORMAT}: prepare it again elsewhere")
+    manifest = read_manifest(folder / "manifest.json")
+    corpus = Corpus(folder, manifest)
     for split in SPLITS:
-        place, size = folder / f"{split}.bin", manifest["splits"][split]["tokens"]
-        needed = size * np.dtype(manifest["dtype"]).itemsize
-        there = place.stat().st_size if place.is_file() else 0
-        if there != needed:
-            raise ValueError(f"{place} has {there:,} bytes instead of {needed:,}: remove the folder, prepare it again")
-    return Corpus(folder, manifest)
+        path, tokens = folder / f"{split}.bin", manifest["splits"][split]["tokens"]
+        expected = tokens * np.dtype(manifest["dtype"]).itemsize
+        size = path.stat().st_size if path.is_file() else 0
+        if size != expected:
+            raise ValueError(f"{path} has {size:,} bytes instead of {expected:,}: {AGAIN}")
+    for name in manifest.get("digests", {}):
+        if name.startswith("tokenizer/"):  # small, and copied by whoever trains on the corpus
+            corpus.checked(name)
+    if "digests" not in manifest:
+        tell_once(f"{folder} was written before corpora had digests: its files are read unchecked")
+    return corpus
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What a corpus is to be made of."""
-
-    source: str
-    column: str
-    tokenizer: Tokenizer | int  # one that there is, or how many tokens a BPE is to be trained for
-    shares: tuple[float, float]  # of selection and test
-    limit: int | None
-
-    def texts(self, skipped: Counter[str] | None = None) -> Iterator[str]:
-        return documents(self.source, column=self.column, skipped=skipped)
-
-    def split(self, text: str) -> str:
-        """Where a document goes."""
-        (selection, test), at = self.shares, place(text)
-        return "test" if at < test else "selection" if at < test + selection else "train"
-
-    @cached_property
-    def request(self) -> dict[str, Any]:
-        """As kept in the manifest: files count by their names and sizes, a tokenizer by its hash, wherever they lie."""
-        tokenizer = self.tokenizer.hash if isinstance(self.tokenizer, Tokenizer) else f"bpe-{self.tokenizer}"
-        asked = {"source": state(self.source), "column": self.column, "tokenizer": tokenizer}
-        return {**asked, "shares": list(self.shares), "limit": self.limit}
-
-
-def prepare(
-    source: str,
-    folder: Path | str,
-    *,
-    tokenizer: str | Tokenizer = "bpe",
-    vocab: int = 4096,
-    shares: tuple[float, float] = (0.05, 0.05),
-    column: str = "text",
-    limit: int | None = None,
-    tell: Tell | None = None,
-) -> Corpus:
-    """Write a source (see `documents`) as a corpus, or open it if the folder already holds exactly this.
-
-    `tokenizer` is "bpe", trained here for `vocab` tokens, or what `open_tokenizer` opens; `shares` go to selection
-    and test; with a `limit`, the document that fills so many tokens is the last. Raises ValueError if the folder
-    holds anything else, or there is no text.
-    """
-    folder, shares = Path(folder), (float(shares[0]), float(shares[1]))
-    if min(shares) < 0 or sum(shares) >= 1:
-        raise ValueError(f"shares of {shares} for selection and test leave nothing to train on: give less than 1")
-    if limit is not None and limit < 1:
-        raise ValueError(f"a limit of {limit} tokens: give at least 1, or none")
-    opened = (
-        tokenizer if isinstance(tokenizer, Tokenizer) else vocab if tokenizer == "bpe" else open_tokenizer(tokenizer)
-    )
-    wanted = Wanted(KNOWN.get(source, source), column, opened, shares, limit)
-    if Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
-        raise ValueError(f"{folder} lies within its own source {source}: write it elsewhere")
-    if folder.is_dir() and any(folder.iterdir()):
-        return same(folder, wanted)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    clear(folder)
-    beside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a corpus. Raises ValueError if it is damaged or of another format."""
+    damaged = ValueError(f"{path} is damaged: {AGAIN}")
     try:
-        write(beside, wanted, tell)
-        moved(beside, folder)  # or another process was faster
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return same(folder, wanted)
+        manifest = read_json(path)
+        known = manifest["format"], manifest["hash"], manifest["vocab"], np.dtype(manifest["dtype"])
+        sizes = [manifest["splits"][split]["tokens"] for split in SPLITS]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise damaged from None
+    if known[0] != FORMAT:
+        raise ValueError(f"{path.parent} has format {known[0]}, not {FORMAT}: prepare it again elsewhere")
+    if not all(isinstance(size, int) and size >= 0 for size in sizes):
+        raise damaged
+    if ("digests" in manifest or "digest" in manifest) and manifest.get("digest") != manifest_digest(manifest):
+        raise damaged
+    return manifest
 
 
-def same(folder: Path, wanted: Wanted) -> Corpus:
-    """The corpus in a folder. Raises ValueError unless it is the one that is wanted."""
-    if not (folder / "manifest.json").is_file():
-        raise ValueError(f"{folder} is not empty and no corpus: give another folder")
-    found = open_corpus(folder)
-    there, asked = found.manifest["request"], wanted.request
-    if there != asked:
-        what = ", ".join(
-            f"{name} {there.get(name)} there, {asked[name]} given" for name in asked if there.get(name) != asked[name]
-        )
-        raise ValueError(
-            f"{folder} is another corpus, {short(there)}, not {short(asked)} ({what}): give another folder or remove it"
-        )
-    return found
+def manifest_digest(manifest: dict[str, Any]) -> str:
+    """The digest of everything else in a manifest, which it holds as "digest"."""
+    content = {name: value for name, value in manifest.items() if name != "digest"}
+    return digest_bytes(json.dumps(content, sort_keys=True).encode())
 
 
-def place(text: str) -> float:
-    """A number from 0 to 1 by the hash of a text."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) / 2**64
-
-
-def short(content: Any) -> str:
-    """12 digits that tell a value from others."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def state(source: str) -> str:
-    """What tells a source from others, and from itself after a file has come, gone or changed its size."""
-    path = Path(sysconfig.get_path("stdlib") if source == "stdlib" else source).expanduser()
-    if not path.exists():
-        return source
-    found = files(path, only=".py" if source == "stdlib" else "") if path.is_dir() else [path]
-    return f"files {short([(os.path.relpath(file, path), file.stat().st_size) for file in found])}"
-
-
-def clear(folder: Path) -> None:
-    """Remove what processes that died have left of this corpus."""
-    for left in folder.parent.glob(f".{folder.name}-{32 * '[0-9a-f]'}"):
-        with suppress(FileNotFoundError):
-            if not alive(left, now=time.time()):
-                shutil.rmtree(left, ignore_errors=True)
-
-
-class Document(NamedTuple):
-    """A document as it is written."""
-
-    split: str
-    size: int  # bytes of text
-    tokens: np.ndarray
-
-
-class Part:
-    """The files of a split while they are written."""
-
-    def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
-        self.folder, self.split, self.digest = folder, split, hashlib.sha256()
-        self.end = np.array([tokenizer.separator], tokenizer.dtype)
-        self.tokens = self.documents = self.bytes = 0
-
-    def __enter__(self) -> "Part":
-        with ExitStack() as stack:
-            self.file = stack.enter_context((self.folder / f"{self.split}.bin").open("wb"))
-            self.ends = stack.enter_context(Column(self.folder / f"{self.split}.ends.npy", "<i8"))
-            self.close = stack.pop_all().__exit__
-        return self
-
-    def __exit__(self, *how: Any) -> None:
-        self.close(*how)
-
-    def append(self, documents: list[Document]) -> None:
-        if not documents:
-            return
-        content = np.concatenate([row for document in documents for row in (document.tokens, self.end)])
-        self.file.write(content.tobytes())
-        self.digest.update(content.tobytes())
-        self.ends.append(self.tokens + np.cumsum([len(document.tokens) + 1 for document in documents]))
-        self.tokens += len(content)
-        self.documents += len(documents)
-        self.bytes += sum(document.size for document in documents)
-
-    @property
-    def sums(self) -> dict[str, int]:
-        """For the manifest; bytes are those of the texts in UTF-8, separators not counted."""
-        return {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes}
-
-
-def write(folder: Path, wanted: Wanted, tell: Tell | None) -> None:
-    """Write all files of a corpus, the manifest last."""
-    folder.mkdir()
-    owner = folder / "owner.json"
-    put(owner, {"machine": machine(), "process": os.getpid(), "born": born(os.getpid())})
-    tokenizer = wanted.tokenizer if isinstance(wanted.tokenizer, Tokenizer) else trained(wanted, wanted.tokenizer)
-    skipped, documents, tokens = Counter[str](), 0, 0
-    with ExitStack() as stack:
-        parts = [stack.enter_context(Part(folder, split, tokenizer)) for split in SPLITS]
-        for batch in encoded(wanted, tokenizer, skipped):
-            for part in parts:
-                part.append([document for document in batch if document.split == part.split])
-            owner.touch()  # still alive
-            documents, tokens = documents + len(batch), sum(part.tokens for part in parts)
-            if tell is not None:
-                tell(documents, tokens)
-    if not documents:
-        raise ValueError(nothing(wanted, "there is no text of two tokens", skipped))
-    tokenizer.save(folder / "tokenizer")
-    put(folder / "origin.json", origin())
-    owner.unlink()
-    put(folder / "manifest.json", manifest(wanted, tokenizer, parts, skipped))
-
-
-def manifest(wanted: Wanted, tokenizer: Tokenizer, parts: list[Part], skipped: Counter[str]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "source": wanted.source,
-        "hash": short([tokenizer.hash, [part.digest.hexdigest() for part in parts]]),
-        "tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash},
-        "vocab": tokenizer.vocab,
-        "dtype": tokenizer.dtype.str,
-        "splits": {part.split: part.sums for part in parts},
-        "skipped": dict(sorted(skipped.items())),  # files and documents, by what is wrong with them
-        "request": wanted.request,
-    }
-
-
-def nothing(wanted: Wanted, what: str, skipped: Counter[str]) -> str:
-    """Why a source gives no corpus."""
-    told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(skipped.items()))
-    return f"{what} in {wanted.source}" + (f" (skipped: {told})" if told else "")
-
-
-def encoded(wanted: Wanted, tokenizer: Tokenizer, skipped: Counter[str]) -> Iterator[list[Document]]:
-    """The documents of a source up to the limit, a batch at a time."""
-    left = math.inf if wanted.limit is None else wanted.limit
-    for texts in batches(wanted.texts(skipped)):
-        batch = []
-        for text, tokens in zip(texts, tokenizer.encode(texts), strict=True):
-            if len(tokens) < 2:
-                skipped["shorter than two tokens"] += 1
-            elif left > 0:
-                batch.append(Document(wanted.split(text), len(text.encode()), tokens))
-                left -= len(tokens) + 1
-        yield batch
-        if left <= 0:
-            return
-
-
-def batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    """Texts, as many together as make up a batch."""
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def trained(wanted: Wanted, vocab: int) -> Tokenizer:
-    """A BPE of the source: from those of its first training documents that come first by their hash."""
-    skipped, found, read = Counter[str](), [], 0
-    for text in wanted.texts(skipped):
-        read += len(text)
-        if wanted.split(text) == "train":
-            found.append((place(text), text))
-        if read >= READ:
-            break
-    if not found:
-        raise ValueError(nothing(wanted, "there is no document to train a BPE on", skipped))
-    found.sort(key=itemgetter(0))
-    sizes = np.cumsum([len(text) for _, text in found])
-    return train_bpe([text for _, text in found[: int(np.searchsorted(sizes, SAMPLE)) + 1]], vocab)
+@cache
+def tell_once(message: str) -> None:
+    """Log a warning, once in this process."""
+    logger.warning(message)

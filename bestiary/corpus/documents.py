@@ -1,122 +1,206 @@
-"""Texts from the standard library, from files and folders, and from the Hugging Face hub, one document at a time."""
+"""Reads the documents of the standard library, of files and folders, and of data sets of the Hugging Face hub."""
 
+import bz2
 import gzip
+import io
 import json
+import lzma
 import os
 import sysconfig
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from bestiary.spec import nearest
 
-KNOWN = {  # names for well-known sets
+NAMED_SOURCES = {  # short names for well-known data sets
     "pile": "hf:monology/pile-uncopyrighted:train",
     "fineweb": "hf:HuggingFaceFW/fineweb/sample-10BT:train",
     "wikitext": "hf:Salesforce/wikitext/wikitext-103-raw-v1:train",
 }
-ROWS = (".jsonl", ".ndjson", ".json")  # one object a line
-LONGEST = 2**20  # bytes of a text file in a folder that make one document; what is longer is cut at a line's end
-NAMED = 2**14  # the same of a text file named by itself, so that one file fills every split of a corpus
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".json")  # one object a line
+COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}  # what is decompressed, by suffix
+LEFT_OUT = ("__pycache__", "site-packages", "dist-packages")  # folders that are never read
+FOLDER_DOCUMENT_BYTES = 2**20  # the longest document from a text file in a folder; longer files are cut at line ends
+FILE_DOCUMENT_BYTES = 2**14  # the same for a file named by itself, so that one file can fill every split of a corpus
+LINE_BYTES = 2**28  # the longest line of JSON
+BOM = "\ufeff"  # the byte order mark that some editors put before a text
 
 
 class Unreadable(ValueError):
-    """A file that is no text; `kind` says what it is instead."""
+    """A file cannot be read as text; `kind` names the reason in a word or two, for counting."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
 
 
-def documents(source: str, *, column: str = "text", skipped: Counter[str] | None = None) -> Iterator[str]:
-    """The documents of a source, always in the same order; `skipped` counts what was left out, by its kind.
+@dataclass
+class ReadingLog:
+    """What was read of a source, and what was left out."""
 
-    "stdlib"                     the sources of the Python standard library, a document each
-    a file or folder             of text, a document each, or of rows in JSON lines or Parquet, a document a row
+    skipped: Counter[str] = field(default_factory=Counter)  # files, folders and documents left out, by reason
+    files: int = 0  # files read so far, in the order of `source_files`
+    cut: bool = False  # whether some documents are pieces of a longer text
+
+
+def documents(
+    source: str, *, column: str = "text", skipped: Counter[str] | None = None, log: ReadingLog | None = None
+) -> Iterator[str]:
+    """The documents of a source, always in the same order; `skipped` counts what was left out, by reason.
+
+    "stdlib"                     the source files of the Python standard library, each a document
+    a file or folder             of text, each file a document, or of JSON lines or Parquet, each row a document
     "hf:NAME[/CONFIG][:SPLIT]"   a data set of the Hugging Face hub, or a folder that `datasets` can read, streamed
-    "pile", "fineweb", ...       short for one of these
+    "pile", "fineweb", ...       short names, see `NAMED_SOURCES`
 
-    A folder is walked in order of names, without hidden files; what is no text in it is skipped and counted, but
-    refused where it is named by itself. So is everything that is wrong with a file of rows.
+    Files may be compressed (.gz, .bz2, .xz, .zst). A folder is read in order of file names, without hidden files; links
+    to folders outside it are followed once. A file in it that is not text is skipped and counted; the same file named
+    by itself is refused. A faulty row is always refused. Long text files are cut into pieces. A byte order mark before
+    a text is removed, except in "stdlib". `log` keeps what was read. Raises ValueError, and LookupError for an unknown
+    source.
     """
-    skipped = Counter() if skipped is None else skipped
-    source = KNOWN.get(source, source)
+    log = ReadingLog(Counter() if skipped is None else skipped) if log is None else log
+    source = NAMED_SOURCES.get(source, source)
     if source == "stdlib":
-        found = walk(Path(sysconfig.get_path("stdlib")), column, skipped, only=".py")
-    elif source.startswith("hf:"):
-        found = rows(hub(source.removeprefix("hf:")), column, skipped)
+        return drop_unusable(read_folder(Path(sysconfig.get_path("stdlib")), column, log, only=".py"), log.skipped)
+    if source.startswith("hf:"):
+        found = read_column(read_hub(source.removeprefix("hf:")), column, log.skipped)
     elif (path := Path(source).expanduser()).is_dir():
-        found = walk(path, column, skipped)
+        found = read_folder(path, column, log)
     elif path.is_file():
-        found = rows(read(path, column), column, skipped) if (read := row_reader(path)) else texts(path, NAMED)
+        log.files = 1
+        found = read_file(path, column, FILE_DOCUMENT_BYTES, log)
     else:
-        names = ("stdlib", *KNOWN)
+        names = ("stdlib", *NAMED_SOURCES)
         raise LookupError(
             f"no source {source!r} {nearest(source, names)}: a file, a folder or hf:NAME[/CONFIG][:SPLIT] will do too"
         )
-    return filled(found, skipped)
+    return drop_unusable((text.removeprefix(BOM) for text in found), log.skipped)
 
 
-def filled(found: Iterator[str], skipped: Counter[str]) -> Iterator[str]:
-    """Without those that hold nothing but white space, or half a character, as JSON can spell it."""
+def drop_unusable(found: Iterator[str], skipped: Counter[str]) -> Iterator[str]:
+    """Drops and counts texts of white space alone, and those with lone surrogates, which JSON can spell."""
     for text in found:
-        kind = "empty" if not text.strip() else "lone surrogates" if not encodes(text) else ""
+        kind = "empty" if not text.strip() else "lone surrogates" if not is_valid_utf8(text) else ""
         if kind:
             skipped[kind] += 1
         else:
             yield text
 
 
-def encodes(text: str) -> bool:
-    """Whether UTF-8 can say it."""
+def is_valid_utf8(text: str) -> bool:
+    """Whether UTF-8 can encode a text."""
     with suppress(UnicodeEncodeError):
         return bool(text.encode())
     return False
 
 
-def files(folder: Path, *, only: str = "") -> Iterator[Path]:
-    """The files of a folder in order, without hidden ones and what Python keeps or installs in it."""
-    for place, folders, names in os.walk(folder):
-        folders[:] = sorted(
-            name for name in folders if name[0] != "." and name not in ("__pycache__", "site-packages", "dist-packages")
-        )
+def cut_text(text: str, longest: int) -> Iterator[str]:
+    """A text in pieces of at most `longest` bytes, cut at line ends where lines are short enough."""
+    content = text.encode()
+    while len(content) > longest:
+        at = cut_position(content[:longest])
+        yield content[:at].decode()
+        content = content[at:]
+    yield content.decode()
+
+
+def source_files(source: str) -> list[Path] | None:
+    """All files of a source on disk, in the order in which they are read; None for one that is elsewhere."""
+    if source == "stdlib":
+        return list(list_files(Path(sysconfig.get_path("stdlib")), only=".py"))
+    path = Path(source.removeprefix("hf:").partition(":")[0] if source.startswith("hf:") else source).expanduser()
+    if not path.exists():
+        return None
+    return list(list_files(path)) if path.is_dir() else [path]
+
+
+def list_files(folder: Path, *, only: str = "", skipped: Counter[str] | None = None) -> Iterator[Path]:
+    """The files of a folder in order, without hidden ones, Python's caches and installed packages.
+
+    Links to files are read as files. Links to folders outside the folder are followed, each folder once; with `only`,
+    the ending of the names that are wanted, they are not followed. `skipped` counts what was left out, by reason.
+    """
+    skipped = Counter() if skipped is None else skipped
+    root = Path(os.path.realpath(folder))
+    visited = {root}
+    for place, folders, names in os.walk(folder, followlinks=not only):
+        kept = []
+        for name in sorted(folders):
+            path = Path(place, name)
+            target = Path(os.path.realpath(path))
+            if name[0] == ".":
+                skipped["hidden"] += 1
+            elif name in LEFT_OUT:
+                skipped["caches and installed packages"] += 1
+            elif target in visited or (path.is_symlink() and read_by_its_own_name(target, root)):
+                skipped["links to what is read already"] += 1
+            else:
+                kept.append(name)
+                visited.add(target)
+        folders[:] = kept
         for name in sorted(names):
-            if name[0] != "." and name.endswith(only) and (file := Path(place, name)).is_file():
+            file = Path(place, name)
+            if name[0] == ".":
+                skipped["hidden"] += 1
+            elif not file.is_file():
+                skipped["broken links" if file.is_symlink() else "not files"] += 1
+            elif name.endswith(only):
                 yield file
 
 
-def walk(folder: Path, column: str, skipped: Counter[str], *, only: str = "") -> Iterator[str]:
-    for file in files(folder, only=only):
-        if read := row_reader(file):
-            yield from rows(read(file, column), column, skipped)
-            continue
-        try:
-            for _ in texts(file, LONGEST):  # all of it, before any of it counts
-                pass
-        except Unreadable as fault:
-            skipped[fault.kind] += 1
-            continue
-        yield from texts(file, LONGEST)
+def read_by_its_own_name(target: Path, root: Path) -> bool:
+    """Whether a folder that a link leads to is part of the root, or the root part of it, so that it needs no link."""
+    if root.is_relative_to(target):
+        return True
+    inside = target.relative_to(root).parts if target.is_relative_to(root) else (".",)
+    return not any(part[0] == "." or part in LEFT_OUT for part in inside)
 
 
-def texts(file: Path, longest: int) -> Iterator[str]:
-    """A text file, in documents of at most `longest` bytes that end where a line does if any line is so short."""
+def read_folder(folder: Path, column: str, log: ReadingLog, *, only: str = "") -> Iterator[str]:
+    """The documents of all files of a folder, or of those whose names end with `only`."""
+    for file in list_files(folder, only=only, skipped=None if only else log.skipped):
+        log.files += 1
+        if row_reader(file) is None:
+            try:
+                for _ in read_text(file, FOLDER_DOCUMENT_BYTES):  # the whole file must be text before any of it is used
+                    pass
+            except Unreadable as fault:
+                log.skipped[fault.kind] += 1
+                continue
+        yield from read_file(file, column, FOLDER_DOCUMENT_BYTES, log)
+
+
+def read_file(file: Path, column: str, longest: int, log: ReadingLog) -> Iterator[str]:
+    """The documents of a file: its rows, or its text in pieces of at most `longest` bytes."""
+    if read := row_reader(file):
+        yield from read_column(read(file, column), column, log.skipped)
+        return
+    for number, text in enumerate(read_text(file, longest)):
+        log.cut |= number > 0
+        yield text
+
+
+def read_text(file: Path, longest: int) -> Iterator[str]:
+    """A text file in pieces of at most `longest` bytes, cut at line ends where lines are short enough."""
     left, offset = b"", 0
-    with opened(file) as stream:
+    with open_file(file) as stream:
         while block := stream.read(longest - len(left)):
             left += block
-            cut = whole(left) if len(left) == longest else len(left)
-            yield decoded(left[:cut], file, offset)
+            cut = cut_position(left) if len(left) == longest else len(left)
+            yield decode_bytes(left[:cut], file, offset)
             left, offset = left[cut:], offset + cut
     if left or not offset:
-        yield decoded(left, file, offset)
+        yield decode_bytes(left, file, offset)
 
 
-def whole(block: bytes) -> int:
-    """Where to cut a block: after its last line, or else before a character that it holds only the beginning of."""
+def cut_position(block: bytes) -> int:
+    """Where to cut a block: after its last line, or else before an incomplete last character."""
     if line := block.rfind(b"\n") + 1:
         return line
     return next(
@@ -124,8 +208,8 @@ def whole(block: bytes) -> int:
     )
 
 
-def decoded(content: bytes, file: Path, offset: int) -> str:
-    """Bytes of a file, from an offset on, as text. Raises Unreadable."""
+def decode_bytes(content: bytes, file: Path, offset: int) -> str:
+    """Bytes of a file, which begin at an offset in it, as text. Raises Unreadable."""
     if (at := content.find(b"\0")) >= 0:
         raise Unreadable("binary", f"{file} is binary: byte {offset + at} is NUL; give text, JSON lines or Parquet")
     try:
@@ -136,76 +220,106 @@ def decoded(content: bytes, file: Path, offset: int) -> str:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """A file to be read, unpacked if its name ends in .gz. Raises ValueError if it is no whole gzip file."""
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+def open_file(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file for reading, decompressed by the suffix of its name. Raises Unreadable if it is damaged."""
+    suffix = file.suffix.lower()
+    openers = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open, ".zst": open_zstd}
+    if suffix not in openers:
+        with file.open("rb") as stream:
             yield stream
-    except (gzip.BadGzipFile, EOFError, zlib.error) as fault:
-        raise Unreadable("damaged", f"{file} is no whole gzip file: {fault}") from None
+        return
+    try:
+        with openers[suffix](file) as stream:
+            yield cast(IO[bytes], stream)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as fault:
+        if isinstance(fault, OSError) and fault.errno is not None and fault.filename is not None:
+            raise  # the file cannot be opened at all
+        raise Unreadable("damaged", f"{file} is no whole {COMPRESSED[suffix]} file: {fault}") from None
+
+
+def open_zstd(file: Path) -> io.BufferedReader:
+    """Open a file that is compressed by zstd. Raises LookupError without pyarrow."""
+    try:
+        import pyarrow
+    except ImportError:
+        raise LookupError(f"reading {file} needs pyarrow: pip install 'bestiary[text]'") from None
+    return io.BufferedReader(cast(Any, pyarrow.input_stream(str(file), compression="zstd")))
 
 
 def row_reader(file: Path) -> Callable[[Path, str], Iterator[tuple[str, Any]]] | None:
-    """How to get at the rows of a file, by its name; None for text."""
-    if file.suffix == ".parquet":
-        return parquet
-    return json_lines if file.name.removesuffix(".gz").endswith(ROWS) else None
+    """The function that reads the rows of a file, by its name; None for plain text."""
+    name = file.name.lower()
+    if name.endswith(".parquet"):
+        return read_parquet
+    for suffix in COMPRESSED:
+        name = name.removesuffix(suffix)
+    return read_json_lines if name.endswith(ROW_SUFFIXES) else None
 
 
-def rows(found: Iterator[tuple[str, Any]], column: str, skipped: Counter[str]) -> Iterator[str]:
-    """A column of rows, each with the place where it was found; a row that holds nothing is empty."""
-    for place, row in found:
+def read_column(found: Iterator[tuple[str, Any]], column: str, skipped: Counter[str]) -> Iterator[str]:
+    """One column of rows, each given with its position for error messages; null counts as empty."""
+    for position, row in found:
         if not isinstance(row, dict):
-            raise ValueError(f"{place} is a JSON {type(row).__name__}: one object a line is needed")
+            raise ValueError(f"{position} is a JSON {type(row).__name__}: one object a line is needed")
         if column not in row:
-            raise ValueError(missing(place, column, row))
+            raise ValueError(missing_column(position, column, row))
         if row[column] is None:
             skipped["empty"] += 1
         elif not isinstance(row[column], str):
-            raise ValueError(f"{place} has a {type(row[column]).__name__} as {column!r}: text is needed")
+            raise ValueError(f"{position} has a {type(row[column]).__name__} as {column!r}: text is needed")
         else:
             yield row[column]
 
 
-def missing(place: str, column: str, there: Iterable[str]) -> str:
-    return f"{place} has no column {column!r} {nearest(column, there)}"
+def missing_column(position: str, column: str, columns: Iterable[str]) -> str:
+    """The message for a column that is not there, with the most similar one that is."""
+    return f"{position} has no column {column!r} {nearest(column, columns)}"
 
 
-def json_lines(file: Path, _column: str) -> Iterator[tuple[str, Any]]:
-    """The values in a file of JSON, one a line."""
+def read_json_lines(file: Path, _column: str) -> Iterator[tuple[str, Any]]:
+    """The values of a file of JSON lines, each with its position."""
     offset = 0
-    with opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
-            if written := decoded(line, file, offset).removeprefix("\ufeff").strip():
+    with open_file(file) as stream:
+        for number, line in enumerate(iter(lambda: stream.readline(LINE_BYTES), b""), start=1):
+            position = f"{file}, line {number}"
+            if len(line) == LINE_BYTES:
+                raise ValueError(f"{position} is longer than {LINE_BYTES >> 20} MiB: one object a line")
+            if content := decode_bytes(line, file, offset).removeprefix(BOM).strip():
                 try:
-                    yield f"{file}, line {number}", json.loads(written)
+                    value = json.loads(content)
                 except json.JSONDecodeError as fault:
-                    raise ValueError(f"{file}, line {number} is no JSON ({fault.msg}): one object a line") from None
+                    raise ValueError(f"{position} is no JSON ({fault.msg}): one object a line") from None
+                except (RecursionError, ValueError):  # a ValueError is a number of thousands of digits
+                    raise ValueError(f"{position} is no JSON of text (too deep, or its numbers too long)") from None
+                yield position, value
             offset += len(line)
 
 
-def parquet(file: Path, column: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a Parquet file, the one column read a thousand rows at a time."""
+def read_parquet(file: Path, column: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a Parquet file, of which one column is read, a thousand rows at a time."""
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise LookupError(f"reading {file} needs pyarrow: pip install 'bestiary[text]'") from None
+    number, missing = 0, False
     try:
-        with pyarrow.parquet.ParquetFile(file) as stream:
-            if column not in stream.schema_arrow.names:
-                raise ValueError(missing(str(file), column, stream.schema_arrow.names))
-            number = 0
+        with pyarrow.parquet.ParquetFile(file, page_checksum_verification=True) as stream:
+            if missing := column not in stream.schema_arrow.names:
+                raise ValueError(missing_column(str(file), column, stream.schema_arrow.names))
             for batch in stream.iter_batches(batch_size=1000, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     number += 1
                     yield f"{file}, row {number}", {column: value}
-    except pyarrow.ArrowInvalid as fault:
-        raise ValueError(f"{file} is no whole Parquet file: {str(fault).splitlines()[0]}") from None
+    except (pyarrow.ArrowException, OSError, ValueError) as fault:  # damage to a page is any of these
+        if missing or isinstance(fault, FileNotFoundError | PermissionError):
+            raise
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise ValueError(f"{file} is no whole Parquet file: {reason}, after row {number}") from None
 
 
-def hub(name: str) -> Iterator[tuple[str, Any]]:
-    """The rows of a data set of the Hugging Face hub or of a folder that `datasets` can read, as they come."""
+def read_hub(name: str) -> Iterator[tuple[str, Any]]:
+    """The rows of a data set of the Hugging Face hub, or of a folder that `datasets` can read, streamed."""
     try:
         import datasets
     except ImportError:
@@ -214,11 +328,11 @@ def hub(name: str) -> Iterator[tuple[str, Any]]:
     owner, _, rest = path.partition("/")
     repository, _, configuration = rest.partition("/")
     folder = Path(path).expanduser()
-    where = (str(folder), None) if folder.exists() else (f"{owner}/{repository}".strip("/"), configuration or None)
+    address = (str(folder), None) if folder.exists() else (f"{owner}/{repository}".strip("/"), configuration or None)
     try:
-        stream = datasets.load_dataset(where[0], where[1], split=split or "train", streaming=True)
+        stream = datasets.load_dataset(address[0], address[1], split=split or "train", streaming=True)
         for number, row in enumerate(stream, start=1):
             yield f"hf:{name}, row {number}", row
     except (OSError, ValueError) as fault:
-        what = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise LookupError(f"datasets cannot open hf:{name}: {what}") from None
+        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
+        raise LookupError(f"datasets cannot open hf:{name}: {reason}") from None

@@ -1,13 +1,14 @@
-"""One question per file, in the docstring; `recipes` says what to run, `summary` and `figures` what it shows.
+"""One question per file, asked in its docstring. A file of your own works the same way: `bestiary run ./mine.py`.
 
-def recipes(scale: str) -> Iterator[Recipe]            scale is smoke (seconds), small (minutes) or paper
-def measure(scale: str) -> Iterator[dict[str, Any]]    instead of recipes, where nothing is trained: the rows themselves
-def summary(table: DataFrame) -> DataFrame             from the rows of bestiary.runs.table.results
-def figures(table: DataFrame) -> Iterator[tuple[str, Figure]]       a name for each
+def recipes(scale: str) -> Iterator[Recipe]            what to run; scale is smoke (seconds), small (minutes) or paper
+def measure(scale: str) -> Iterator[dict[str, Any]]    instead of recipes, where nothing is trained: rows of the table
+def summary(table: DataFrame) -> DataFrame             the table to print, from the rows of bestiary.runs.table.results
+def figures(table: DataFrame) -> Iterator[tuple[str, Figure]]       figures, each with a suffix for its file name
 
-It may also say more:
+Optional:
 
-def further(table: DataFrame, scale: str) -> list[Recipe]           what to run after it has seen so much; [] at the end
-facet = "distance"                                                  the rows are those of bestiary.runs.facets.by_facet
-def called(pattern: str) -> str                                     what a report calls a pattern
+def next_recipes(table: DataFrame, scale: str) -> list[Recipe]      what to run after seeing these results; [] ends it
+facet = "distance"                                     a row for each value of this facet (see bestiary.runs.facets)
+def pattern_name(pattern: str) -> str                  the name that a report shows for a pattern
+def pages(table: DataFrame, stem: Path) -> Iterator[Path]           further files to write
 """

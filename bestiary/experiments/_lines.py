@@ -5,18 +5,19 @@ from collections.abc import Mapping
 import pandas as pd
 
 from bestiary.report.plot import Line
+from bestiary.report.words import count_noun
 from bestiary.runs.table import best, curve
 from bestiary.spec import parse
 
 
-def chosen(table: pd.DataFrame, group: tuple[str, ...], *, value: str = "accuracy") -> pd.DataFrame:
-    """Mean over seeds of each group at its best learning rate on the selection stream, with its interval."""
+def at_best_rate(table: pd.DataFrame, group: tuple[str, ...], *, value: str = "accuracy") -> pd.DataFrame:
+    """Mean over seeds of each group, at its best learning rate on the selection stream, with its interval."""
     found = curve(best(table, group=group), group=(*group, "rate", "tried", "window"), value=value)
     return found.sort_values(list(group)).drop(columns="solved")
 
 
-def lines(found: pd.DataFrame, *, x: str, by: str, value: str = "accuracy") -> list[Line]:
-    """One line for each `by`, along `x`, with its band."""
+def lines_by(found: pd.DataFrame, *, x: str, by: str, value: str = "accuracy") -> list[Line]:
+    """One line for each value of the column `by`, along `x`, with its band."""
     ordered = found.sort_values(x)
     return [
         Line(str(name), *(part[column].tolist() for column in (x, value, "low", "high")))
@@ -24,13 +25,13 @@ def lines(found: pd.DataFrame, *, x: str, by: str, value: str = "accuracy") -> l
     ]
 
 
-def named(table: pd.DataFrame, patterns: Mapping[str, str]) -> pd.DataFrame:
-    """The table with a column `mixer`, what the experiment calls each pattern; others keep their text."""
+def name_mixers(table: pd.DataFrame, patterns: Mapping[str, str]) -> pd.DataFrame:
+    """The table with a column `mixer`, the experiment's name for each pattern; other patterns keep their text."""
     short = {", ".join(map(str, parse("mixers", text))): name for name, text in patterns.items()}
     return table.assign(mixer=[short.get(pattern, pattern) for pattern in table["pattern"]])
 
 
-def note(found: pd.DataFrame) -> str:
-    """What a figure says of its points."""
+def seeds_note(found: pd.DataFrame) -> str:
+    """The note below a figure: how many seeds and answers its points have."""
     seeds, answers = found["seeds"].min(), found["answers"].min()
-    return f"Mean over seeds (at least {seeds}) and 95 % interval; at least {answers:,} answers a point."
+    return f"Mean over seeds (at least {seeds}) and 95 % interval; at least {count_noun(answers, 'answer')} a point."

@@ -1,4 +1,4 @@
-"""Language models that an experiment trains: several at a time, each in a process of one thread, and their losses."""
+"""Trains the language models of an experiment, several at a time in processes of one thread, and reads their losses."""
 
 import math
 import multiprocessing
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bestiary.runs.digests import digest
 from bestiary.sweep import cores
 
 if TYPE_CHECKING:
@@ -21,56 +22,57 @@ if TYPE_CHECKING:
 CORPUS, MODELS = Path("corpora/stdlib"), Path("models")  # where experiments keep them
 
 
-def corpus_of(source: str = "stdlib", folder: Path = CORPUS, **how: Any) -> "Corpus":
-    """A corpus with its counts, made if it is not there."""
-    from bestiary.corpus.corpus import prepare
+def open_or_prepare(source: str = "stdlib", folder: Path = CORPUS, **how: Any) -> "Corpus":
+    """Open a corpus with its counts, written first if it is not there."""
+    from bestiary.corpus.prepare import prepare
 
-    made = prepare(source, folder, **how)
-    made.counts()
-    return made
+    corpus = prepare(source, folder, **how)
+    corpus.counts()
+    return corpus
 
 
-def trained(
+def train_models(
     recipes: "Mapping[str, Pretraining]", corpus: "Corpus", *, folder: Path = MODELS, workers: int | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Train what is not done, going on where it stopped; rows of the logs as they are written, with `model` and `news`.
+    """Train the models that are not done, resuming where they stopped; rows of their logs, with `model` and `news`.
 
     Raises ChildProcessError if a model fails, once the others are done.
     """
-    left = {name: made for name, made in recipes.items() if not (folder / made.key / "done").is_file()}
+    left = {name: recipe for name, recipe in recipes.items() if not (folder / recipe.key / "done").is_file()}
     if not left:
         return
     context = multiprocessing.get_context("spawn")
-    told, failed = context.Queue(), {}
-    todo, at_work = list(left.items()), {}
+    queue, failed = context.Queue(), {}
+    todo, running = list(left.items()), {}
     try:
-        while todo or at_work:
-            while todo and len(at_work) < (workers or cores()):
-                name, made = todo.pop(0)
-                process = context.Process(target=work, args=(name, made, corpus.folder, folder, told), daemon=True)
+        while todo or running:
+            while todo and len(running) < (workers or cores()):
+                name, recipe = todo.pop(0)
+                arguments = (name, recipe, corpus.folder, folder, queue)
+                process = context.Process(target=train_in_process, args=arguments, daemon=True)
                 process.start()
-                at_work[name] = process
+                running[name] = process
             try:
-                name, row = told.get(timeout=1.0)
+                name, row = queue.get(timeout=1.0)
             except Empty:
-                for name in [name for name, process in at_work.items() if not process.is_alive()]:
-                    failed[name] = f"the worker died with exit status {at_work.pop(name).exitcode}"
+                for name in [name for name, process in running.items() if not process.is_alive()]:
+                    failed[name] = f"the worker died with exit status {running.pop(name).exitcode}"
                 continue
             if isinstance(row, dict):
-                yield row | {"model": name, "news": line(name, row, left[name])}
+                yield row | {"model": name, "news": progress_line(name, row, left[name])}
                 continue
-            at_work.pop(name).join()
+            running.pop(name).join()
             if row is not None:
                 failed[name] = row
     finally:
-        for process in at_work.values():
+        for process in running.values():
             process.terminate()
     if failed:
         raise ChildProcessError("; ".join(f"{name}: {why}" for name, why in failed.items()))
 
 
-def work(name: str, recipe: "Pretraining", corpus: Path, folder: Path, told: Any) -> None:
-    """What a process does: train one model and tell of it; None at the end, or what went wrong."""
+def train_in_process(name: str, recipe: "Pretraining", corpus: Path, folder: Path, queue: Any) -> None:
+    """Train one model in a process of its own; puts its rows on the queue, then None, or a message if it failed."""
     import torch
 
     from bestiary.corpus.corpus import open_corpus
@@ -79,31 +81,27 @@ def work(name: str, recipe: "Pretraining", corpus: Path, folder: Path, told: Any
     torch.set_num_threads(1)
     try:
         for row in pretrain(recipe, open_corpus(corpus), folder):
-            told.put((name, row))
+            queue.put((name, row))
     except Exception as fault:
-        told.put((name, f"{type(fault).__name__}: {fault}"))
+        queue.put((name, f"{type(fault).__name__}: {fault}"))
         raise
-    told.put((name, None))
+    queue.put((name, None))
 
 
-def line(name: str, row: Mapping[str, Any], recipe: "Pretraining") -> str:
+def progress_line(name: str, row: Mapping[str, Any], recipe: "Pretraining") -> str:
+    """A row of a log as a sentence."""
     speed = f", {row['tokens_per_second']:,.0f} tokens/s" if row.get("tokens_per_second") else ""
     perplexity = math.exp(min(row["loss"], 700))
     return f"{name}: step {row['step']:,} of {recipe.steps:,}, {row['split']} perplexity {perplexity:,.2f}{speed}"
 
 
-def losses_of(recipe: "Pretraining", text: "Text", *, folder: Path = MODELS) -> "NDArray[np.float32]":
-    """The losses of a trained model on a text, kept beside it."""
+def cached_losses(recipe: "Pretraining", text: "Text", *, folder: Path = MODELS) -> "NDArray[np.float32]":
+    """The losses of a trained model on a text (contexts, length), kept in the folder of its run."""
     from bestiary.lm.pretraining import open_run
-    from bestiary.slices.losses import of_model
+    from bestiary.slices.losses import model_losses
+    from bestiary.slices.measuring import measure
 
-    split = text.name.partition(" ")[0]
-    place = folder / recipe.key / f"losses-{text.corpus.hash}-{split}-{text.shape[0]}x{text.shape[1]}.npy"
-    if place.is_file():
-        return np.load(place)
-    _, model = open_run(folder / recipe.key)
-    found = of_model(model, text.contexts)
-    beside = place.with_name(f".{place.name}")
-    np.save(beside, found)
-    beside.replace(place)
-    return found
+    run = folder / recipe.key
+    _, model = open_run(run)
+    identity = (recipe.key, digest(run / "weights.safetensors"))
+    return measure(lambda contexts: model_losses(model, contexts), text.contexts, run / "losses", identity=identity)

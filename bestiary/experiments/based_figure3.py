@@ -14,11 +14,12 @@ from functools import cache
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import chosen, lines, note
+from bestiary.experiments._lines import at_best_rate, lines_by, seeds_note
 from bestiary.report.plot import panels
-from bestiary.report.references import decades, mark, references
+from bestiary.report.references import draw_references, references, use_decade_ticks
+from bestiary.spec import reading_data
 from bestiary.training.recipe import Recipe, based, clean
-from bestiary.training.size import memory_of
+from bestiary.training.size import state_size
 
 MAPS = {
     "Taylor, 16": "based(features=16)",
@@ -41,15 +42,18 @@ RATES = (1e-3, 3.16e-3, 1e-2, 3.16e-2)
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """Every feature map at several widths, tested on the hardest segment."""
     miniature = {name: text for name, text in (MAPS | SMALL).items() if name not in ("Taylor, 16", "Taylor, 24")}
     match scale:
         case "smoke":
             tiny = {"steps": 10, "every": 5, "batch": 16, "selection_rows": 32, "test_rows": 32}
-            yield from mixture(miniature, (8,), (3e-3,), range(2), lengths=((16, 2),), hardest=(32, 4), **tiny)
+            yield from mixture_grid(miniature, (8,), (3e-3,), range(2), lengths=((16, 2),), hardest=(32, 4), **tiny)
         case "small":
-            made = {"steps": 800, "every": 100, "batch": 64, "selection_rows": 256, "test_rows": 1000}
+            settings = {"steps": 800, "every": 100, "batch": 64, "selection_rows": 256, "test_rows": 1000}
             lengths = ((16, 2), (32, 4), (32, 8))
-            yield from mixture(miniature, (16, 32, 64), (1e-2,), range(3), lengths=lengths, hardest=(64, 16), **made)
+            yield from mixture_grid(
+                miniature, (16, 32, 64), (1e-2,), range(3), lengths=lengths, hardest=(64, 16), **settings
+            )
         case "paper":
             for dim in range(512, 0, -64):
                 for text in MAPS.values():
@@ -57,7 +61,7 @@ def recipes(scale: str) -> Iterator[Recipe]:
                         yield based(f"base_conv(filter='explicit', taps=3), {text}", dim=dim, rate=rate)
 
 
-def mixture(
+def mixture_grid(
     maps: dict[str, str],
     dims: tuple[int, ...],
     rates: tuple[float, ...],
@@ -89,26 +93,28 @@ def mixture(
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy on the slice with most pairs, of each map and width at its best rate, beside its state in numbers."""
     hard = table[table["pairs"] == table["pairs"].max()]
-    hard = hard.assign(map=[called(text) for text in hard["pattern"]])
+    hard = hard.assign(map=[pattern_name(text) for text in hard["pattern"]])
     models = zip(hard["pattern"], hard["dim"], hard["depth"], hard["task"], strict=True)
-    return chosen(hard.assign(state=[state(*model) for model in models]), GROUP)
+    return at_best_rate(hard.assign(state=[state_numbers(*model) for model in models]), GROUP)
 
 
-def called(pattern: str) -> str:
-    """What the experiment calls the map of a pattern."""
-    return names().get(pattern.partition("), ")[2], pattern)
+def pattern_name(pattern: str) -> str:
+    """The experiment's name for the feature map of a pattern."""
+    return short_names().get(pattern.partition("), ")[2], pattern)
 
 
 @cache
-def names() -> dict[str, str]:
+def short_names() -> dict[str, str]:
+    """The name of each feature map by the text of its mixer."""
     from bestiary.spec import parse
 
     return {str(parse("mixers", text)[0]): name for part in (MAPS, SMALL) for name, text in part.items()}
 
 
-def state(pattern: str, dim: int, depth: int, task: str) -> int:
+@reading_data()
+def state_numbers(pattern: str, dim: int, depth: int, task: str) -> int:
     """Numbers in the state of a model after a sequence of the task."""
-    return memory_of(clean(pattern, dim=int(dim), depth=int(depth), train=task))[0]
+    return state_size(clean(pattern, dim=int(dim), depth=int(depth), train=task))[0]
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -116,7 +122,7 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     found, pairs = summary(table), int(table["pairs"].max())
     vocab = int(table["vocab"].iloc[0])
     title = f"{pairs} pairs, vocabulary {vocab:,}"
-    figure = panels({title: lines(found, x="state", by="map")}, x="Numbers in the state", note=note(found))
-    mark(figure, {title: references(pairs, vocab)})
-    decades(figure)
+    figure = panels({title: lines_by(found, x="state", by="map")}, x="Numbers in the state", note=seeds_note(found))
+    draw_references(figure, {title: references(pairs, vocab)})
+    use_decade_ticks(figure)
     yield "", figure

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import chosen, lines, named, note
+from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, seeds_note
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
@@ -25,6 +25,7 @@ GROUP = ("dim", "mixer", "pairs")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """Every mixer at growing numbers of pairs."""
     match scale:
         case "smoke":
             yield from grid((2, 4), (16,), (3e-3,), range(2), steps=20, every=10, vocab=32, width=8)
@@ -46,33 +47,43 @@ def grid(
     vocab: int,
     width: int,
 ) -> Iterator[Recipe]:
+    """Every number of pairs, width, mixer, rate and seed; the longest first."""
     for count in reversed(pairs):
         task = f"continuous_mqar(vocab={vocab}, width={width}, pairs={count})"
         for dim in dims:
             for pattern in PATTERNS.values():
                 for rate in rates:
                     for seed in seeds:
-                        made = {"train": task, "dim": dim, "rate": rate, "seed": seed, "steps": steps, "every": every}
-                        yield clean(pattern, depth=1, **made)
+                        settings = {
+                            "train": task,
+                            "dim": dim,
+                            "rate": rate,
+                            "seed": seed,
+                            "steps": steps,
+                            "every": every,
+                        }
+                        yield clean(pattern, depth=1, **settings)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at the best rate, and the numbers in the state of the layer after the last pair."""
-    found = chosen(named(table, PATTERNS), GROUP)
-    found["state"] = [state(row.mixer, row.dim, row.pairs) for row in found.itertuples()]
+    found = at_best_rate(name_mixers(table, PATTERNS), GROUP)
+    found["state"] = [state_numbers(row.mixer, row.dim, row.pairs) for row in found.itertuples()]
     return found
 
 
-def state(mixer: str, dim: int, pairs: int) -> int:
+def state_numbers(mixer: str, dim: int, pairs: int) -> int:
+    """Numbers in the state of one layer after the last pair."""
     from bestiary.model import memory
-    from bestiary.spec import parse
+    from bestiary.spec import parse, reading_data
 
-    (found,) = parse("mixers", PATTERNS.get(mixer, mixer))
+    with reading_data():
+        (found,) = parse("mixers", PATTERNS.get(mixer, mixer))
     return memory(lambda: found.build(dim), time=pairs, dim=dim).numbers
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Accuracy against the number of pairs, one panel for each width of the model."""
     found = summary(table)
-    contents = {f"width {dim}": lines(rows, x="pairs", by="mixer") for dim, rows in found.groupby("dim")}
-    yield "", panels(contents, x="Pairs in the context", note=note(found))
+    contents = {f"width {dim}": lines_by(rows, x="pairs", by="mixer") for dim, rows in found.groupby("dim")}
+    yield "", panels(contents, x="Pairs in the context", note=seeds_note(found))

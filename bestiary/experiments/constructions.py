@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.report.plot import Rise, rises
+from bestiary.report.plot import Growth, growth_panels
 
 COUNTS = ("layers", "width", "parameters", "state")
 
@@ -24,21 +24,21 @@ def measure(scale: str) -> Iterator[dict[str, Any]]:
 
     for name, entry in CATALOGUE.items():
         for vocab, length in entry.tiny if scale == "smoke" else entry.sizes:
-            yield {"construction": name, "vocab": vocab, "tokens": length, **measured_at(entry, vocab, length)}
+            yield {"construction": name, "vocab": vocab, "tokens": length, **measure_construction(entry, vocab, length)}
 
 
-def measured_at(entry: Any, vocab: int, length: int) -> dict[str, Any]:
-    """Size, right answers in both types, and seconds to build and to read."""
-    from bestiary.constructions._construction import measured, score
+def measure_construction(entry: Any, vocab: int, length: int) -> dict[str, Any]:
+    """Size, right answers in float64 and float32, and seconds to build and to read."""
+    from bestiary.constructions._construction import measure_size, score
 
-    batch, began = entry.draw(vocab, length), time.perf_counter()
-    made = entry.build(vocab, length)
+    batch, start = entry.draw(vocab, length), time.perf_counter()
+    construction = entry.build(vocab, length)
     built = time.perf_counter()
-    right, asked = score(made, batch)
-    seconds = {"built": built - began, "seconds": time.perf_counter() - built}
-    size = measured(made, batch.tokens)._asdict()
-    again, _ = score(made.float(), batch)
-    return {**size, "right": right, "asked": asked, "right32": again, **seconds}
+    right, asked = score(construction, batch)
+    seconds = {"built": built - start, "seconds": time.perf_counter() - built}
+    size = measure_size(construction, batch.tokens)._asdict()
+    right_in_float32, _ = score(construction.float(), batch)
+    return {**size, "right": right, "asked": asked, "right32": right_in_float32, **seconds}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -56,14 +56,18 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     for name, rows in table.groupby("construction", sort=False):
         rows = rows[rows["vocab"] == rows["vocab"].max()]
         proved = CATALOGUE[str(name)].proved
-        contents[f"{name}, vocabulary {rows['vocab'].iloc[0]:,}"] = list(lines(rows, proved))
-    yield "", rises(contents, x="Tokens read", note="Counted; dashed: the growth that is proved, up to a constant.")
+        contents[f"{name}, vocabulary {rows['vocab'].iloc[0]:,}"] = list(count_lines(rows, proved))
+    yield (
+        "",
+        growth_panels(contents, x="Tokens read", note="Counted; dashed: the growth that is proved, up to a constant."),
+    )
 
 
-def lines(rows: pd.DataFrame, proved: Mapping[str, Any]) -> Iterator[Rise]:
+def count_lines(rows: pd.DataFrame, proved: Mapping[str, Any]) -> Iterator[Growth]:
+    """The counts of a construction, each with the growth that is proved."""
     tokens = [float(n) for n in rows["tokens"]]
     for count in COUNTS:
         if count in proved and rows[count].notna().all():
             law, counted = proved[count], [float(n) for n in rows[count]]
             guide = [law.at(n) / law.at(tokens[-1]) * counted[-1] for n in tokens]
-            yield Rise(count, tokens, counted, guide, law.text)
+            yield Growth(count, tokens, counted, guide, law.text)

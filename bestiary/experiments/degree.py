@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.report.plot import Rise, rises
+from bestiary.report.plot import Growth, growth_panels
 
 TIME, DIM = 5, 3
 BASES = {"base_conv": 2, "linear_attention(feature='identity', normalise=False)": 3}
@@ -30,8 +30,8 @@ def measure(scale: str) -> Iterator[dict[str, Any]]:
     for text, base in BASES.items():
         for layers in range(1, DEPTHS[scale][base] + 1):
             for seed in range(1 if scale == "smoke" else 3):
-                stack = [rounded(text, seed, layer) for layer in range(layers)]
-                found, error = degree(stack, highest=base**layers, seed=seed)
+                stack = [random_mixer(text, seed, layer) for layer in range(layers)]
+                found, error = measure_degree(stack, highest=base**layers, seed=seed)
                 yield {
                     "mixer": text,
                     "layers": layers,
@@ -42,42 +42,42 @@ def measure(scale: str) -> Iterator[dict[str, Any]]:
                 }
 
 
-def rounded(text: str, seed: int, layer: int) -> Any:
+def random_mixer(text: str, seed: int, layer: int) -> Any:
     """A mixer whose weights are random sixteenths."""
     import torch
 
     from bestiary.spec import parse
     from bestiary.tasks._task import stream
 
-    made, rng = parse("mixers", text)[0].build(DIM).double(), stream("degree", seed, layer)
+    mixer, rng = parse("mixers", text)[0].build(DIM).double(), stream("degree", seed, layer)
     with torch.no_grad():
-        for weight in made.parameters():
+        for weight in mixer.parameters():
             weight.copy_(torch.randint(-16, 17, weight.shape, generator=rng) / 16)
-    return made
+    return mixer
 
 
-def degree(stack: list[Any], *, highest: int, seed: int) -> tuple[int, float]:
+def measure_degree(stack: list[Any], *, highest: int, seed: int) -> tuple[int, float]:
     """The degree along a random line, looked for up to two above `highest`, and how far PyTorch is from exact."""
     rng = np.random.default_rng(seed)
-    start, way = (fractions(rng.integers(-16, 17, (TIME, DIM)) / 16) for _ in range(2))
+    start, way = (to_fractions(rng.integers(-16, 17, (TIME, DIM)) / 16) for _ in range(2))
     values = []
     for step in range(highest + 3):
         x = start + step * way
         for mixer in stack:
-            x = exactly(mixer)(x)
+            x = exact_formula(mixer)(x)
         values.append(x[-1, 0])
-    error = inexactness(stack, start, way)
-    orders = [n for n in range(highest + 3) if difference(values, n) != 0]
+    error = float_error(stack, start, way)
+    orders = [n for n in range(highest + 3) if finite_difference(values, n) != 0]
     return max(orders, default=0), error
 
 
-def difference(values: list[Fraction], order: int) -> Fraction:
+def finite_difference(values: list[Fraction], order: int) -> Fraction:
     """The finite difference of an order at the first value: zero above the degree of a polynomial, and not at it."""
     terms = ((-1) ** (order - k) * math.comb(order, k) * values[k] for k in range(order + 1))
     return sum(terms, Fraction(0))
 
 
-def inexactness(stack: list[Any], start: Exact, way: Exact) -> float:
+def float_error(stack: list[Any], start: Exact, way: Exact) -> float:
     """The largest relative error of the mixers themselves at the second point of the line, in float64."""
     import torch
 
@@ -85,19 +85,19 @@ def inexactness(stack: list[Any], start: Exact, way: Exact) -> float:
     x = torch.tensor(exact.astype(float)).unsqueeze(0)
     with torch.no_grad():
         for mixer in stack:
-            x, exact = mixer(x)[0], exactly(mixer)(exact)
+            x, exact = mixer(x)[0], exact_formula(mixer)(exact)
     wanted = exact.astype(float)
     return float(np.abs(x[0].numpy() - wanted).max() / np.abs(wanted).max())
 
 
-def fractions(x: Any) -> Exact:
+def to_fractions(x: Any) -> Exact:
     """An array in exact fractions."""
     return np.vectorize(Fraction, otypes=[object])(np.asarray(x, dtype=float))
 
 
-def exactly(mixer: Any) -> Callable[[Exact], Exact]:
+def exact_formula(mixer: Any) -> Callable[[Exact], Exact]:
     """The formula of a mixer, in fractions."""
-    weights = {name: fractions(weight.detach().numpy()) for name, weight in mixer.named_parameters()}
+    weights = {name: to_fractions(weight.detach().numpy()) for name, weight in mixer.named_parameters()}
     return (lambda x: base_conv(weights, x)) if "filter.filter" in weights else (lambda x: attention(weights, x))
 
 
@@ -130,15 +130,15 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     for mixer, rows in summary(table).groupby("mixer", sort=False):
         layers, bound = ([float(n) for n in rows[column]] for column in ("layers", "bound"))
         text = "$2^L$" if "base_conv" in str(mixer) else "$3^L$"
-        lines = [Rise("degree", layers, [float(n) for n in rows["most"]], bound, text)]
+        lines = [Growth("degree", layers, [float(n) for n in rows["most"]], bound, text)]
         for vocab in (64, 8192):
             bits = math.ceil(math.log2(vocab))
             needed = [2.0 * bits] * len(layers)
-            lines.append(Rise(f"equality, vocabulary {vocab:,}", layers, needed, needed))
+            lines.append(Growth(f"equality, vocabulary {vocab:,}", layers, needed, needed))
         contents[str(mixer).partition("(")[0]] = lines
     yield (
         "",
-        rises(
+        growth_panels(
             contents,
             x="Layers",
             even=True,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import chosen, lines, named, note
+from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, seeds_note
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
@@ -28,21 +28,25 @@ GROUP = ("length", "pairs", "dim", "mixer", "distance")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """Every mixer at one load."""
     match scale:
         case "smoke":
             tiny = {"steps": 20, "every": 10, "batch": 16, "selection_rows": 64, "test_rows": 64}
             yield from grid("mqar(vocab=64, length=32, pairs=2, power=0.5)", (3e-3,), range(2), dim=16, **tiny)
         case "small":
-            made = {"steps": 1000, "every": 50, "batch": 64, "dim": 64, "selection_rows": 256, "test_rows": 2000}
-            yield from grid("mqar(vocab=128, length=64, pairs=4, power=0.5, filler='zero')", (3e-3,), range(3), **made)
+            settings = {"steps": 1000, "every": 50, "batch": 64, "dim": 64, "selection_rows": 256, "test_rows": 2000}
+            yield from grid(
+                "mqar(vocab=128, length=64, pairs=4, power=0.5, filler='zero')", (3e-3,), range(3), **settings
+            )
         case "paper":
-            made = {"steps": 20_000, "every": 200, "dim": 128}
+            settings = {"steps": 20_000, "every": 200, "dim": 128}
             for length, pairs in ((256, 16), (1024, 64)):
                 task = f"mqar(length={length}, pairs={pairs}, power=0.5)"
-                yield from grid(task, (1e-3, 3e-3, 1e-2), range(3), **made)
+                yield from grid(task, (1e-3, 3e-3, 1e-2), range(3), **settings)
 
 
 def grid(task: str, rates: tuple[float, ...], seeds: range, **changes: int) -> Iterator[Recipe]:
+    """Every mixer, rate and seed."""
     for pattern in reversed(PATTERNS.values()):
         for rate in rates:
             for seed in seeds:
@@ -51,10 +55,10 @@ def grid(task: str, rates: tuple[float, ...], seeds: range, **changes: int) -> I
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy in each bin of distances, of each mixer at the rate that is best over all of them."""
-    return chosen(binned(named(table, PATTERNS)), GROUP)
+    return at_best_rate(bin_distances(name_mixers(table, PATTERNS)), GROUP)
 
 
-def binned(table: pd.DataFrame) -> pd.DataFrame:
+def bin_distances(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each run and bin: the counts of its distances, summed."""
     bins = [2 ** (int(distance).bit_length() - 1) for distance in table[facet]]
     runs = table.assign(distance=bins).groupby(["key", "segment", "distance"], sort=False, as_index=False)
@@ -70,5 +74,5 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     contents, levels = {}, {}
     for (length, pairs), rows in found.groupby(["length", "pairs"]):
         title = f"length {length}, {pairs} pairs"
-        contents[title], levels[title] = lines(rows, x="distance", by="mixer"), {"1 / pairs": 1 / pairs}
-    yield "", panels(contents, x="Tokens back to the key", levels=levels, note=note(found))
+        contents[title], levels[title] = lines_by(rows, x="distance", by="mixer"), {"1 / pairs": 1 / pairs}
+    yield "", panels(contents, x="Tokens back to the key", levels=levels, note=seeds_note(found))

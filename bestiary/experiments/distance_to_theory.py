@@ -25,8 +25,8 @@ SIZES = {
 }
 
 
-def theory(vocab: int, length: int) -> dict[str, tuple[int, Callable[[], Any]]]:
-    """For each pattern of mixers its layers, and what builds the construction."""
+def constructions(vocab: int, length: int) -> dict[str, tuple[int, Callable[[], Any]]]:
+    """For each pattern of mixers the number of its layers, and a function that builds the construction."""
     from bestiary.constructions.memories import memory_of
     from bestiary.constructions.softmax_attention import PATTERN, softmax_attention
 
@@ -44,11 +44,11 @@ def recipes(scale: str) -> Iterator[Recipe]:
     """The same layers at the same width, at each rate and seed."""
     for vocab, length, pairs in SIZES[scale]:
         task = f"mqar(vocab={vocab}, length={length}, pairs={pairs})"
-        for pattern, (depth, build) in theory(vocab, length).items():
+        for pattern, (depth, build) in constructions(vocab, length).items():
             own = {
                 "train": task,
                 "depth": depth,
-                "dim": width(build()),
+                "dim": stream_width(build()),
                 "steps": {"smoke": 20, "small": 2000}.get(scale, 20_000),
             }
             for rate in (1e-2,) if scale == "smoke" else (1e-3, 3e-3, 1e-2):
@@ -56,40 +56,43 @@ def recipes(scale: str) -> Iterator[Recipe]:
                     yield clean(pattern, rate=rate, seed=seed, **own)
 
 
-def width(made: Any) -> int:
+def stream_width(construction: Any) -> int:
     """The width of a construction's stream."""
     import torch
 
-    from bestiary.constructions._construction import measured
+    from bestiary.constructions._construction import measure_size
 
-    return measured(made, torch.zeros(1, 2, dtype=torch.long)).width
+    return measure_size(construction, torch.zeros(1, 2, dtype=torch.long)).width
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of what was trained, at its best rate, beside that of the construction, both on test streams."""
     found = curve(best(table, group=GROUP), group=(*GROUP, "rate", "tried"))
-    found["written"] = [written(*(getattr(row, name) for name in GROUP[:4])) for row in found.itertuples()]
+    found["written"] = [
+        construction_accuracy(*(getattr(row, name) for name in GROUP[:4])) for row in found.itertuples()
+    ]
     columns = [*GROUP, "written", "accuracy", "low", "high", "seeds", "solves", "answers", "rate", "tried", "seconds"]
     return found[columns]
 
 
 @cache
-def written(vocab: int, length: int, pairs: int, pattern: str) -> float:
+def construction_accuracy(vocab: int, length: int, pairs: int, pattern: str) -> float:
     """The accuracy of the construction on sequences of the test stream."""
     from bestiary.constructions._construction import score
     from bestiary.spec import spec
 
-    known = {plain(name): build for name, (_, build) in theory(vocab, length).items()}
+    known = {canonical_pattern(name): build for name, (_, build) in constructions(vocab, length).items()}
     task = spec("tasks", "mqar", vocab=vocab, length=length, pairs=pairs).build()
     right, asked = score(known[pattern](), task.draw(16, "test", 0))
     return right / asked
 
 
-def plain(pattern: str) -> str:
+def canonical_pattern(pattern: str) -> str:
     """A pattern as a table has it."""
-    from bestiary.spec import parse
+    from bestiary.spec import parse, reading_data
 
-    return ", ".join(map(str, parse("mixers", pattern)))
+    with reading_data():
+        return ", ".join(map(str, parse("mixers", pattern)))
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -98,11 +101,12 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     for pattern, rows in summary(table).groupby("pattern", sort=False):
         vocab = rows["vocab"].tolist()
         trained = Line("trained", vocab, *(rows[column].tolist() for column in ("accuracy", "low", "high")))
-        contents[title(str(pattern))] = [Line("written down", vocab, rows["written"].tolist()), trained]
+        contents[panel_title(str(pattern))] = [Line("written down", vocab, rows["written"].tolist()), trained]
     yield "", panels(contents, x="Vocabulary", note="Trained: mean over seeds at the best rate and 95 % interval.")
 
 
-def title(pattern: str) -> str:
+def panel_title(pattern: str) -> str:
+    """A short name for the memory of a pattern."""
     names = {
         "attention": "attention",
         "serial": "linear attention",

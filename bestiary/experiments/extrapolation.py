@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import chosen, lines, named, note
+from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, seeds_note
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
@@ -28,6 +28,7 @@ GROUP = ("mixer", "length")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """Every mixer, trained at one length and tested at many."""
     match scale:
         case "smoke":
             yield from grid(16, (16, 64), (3e-3,), range(2), steps=20, every=10, test_rows=16, selection_rows=16)
@@ -42,26 +43,29 @@ def recipes(scale: str) -> Iterator[Recipe]:
 def grid(
     length: int, lengths: tuple[int, ...], rates: tuple[float, ...], seeds: range, **changes: int
 ) -> Iterator[Recipe]:
+    """Every mixer, rate and seed; attention is tested up to 2^14 only."""
     task = f"induction_heads(length={length})"
     for name, pattern in PATTERNS.items():
         reach = [n for n in lengths if n <= 2**14 or not name.startswith("Attention")]
         tests = ", ".join(f"induction_heads(length={n})" for n in reach)
         for rate in rates:
             for seed in seeds:
-                made = {"train": task, "select": task, "test": tests, "rate": rate, "seed": seed, **changes}
-                yield clean(pattern, **made)
+                settings = {"train": task, "select": task, "test": tests, "rate": rate, "seed": seed, **changes}
+                yield clean(pattern, **settings)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at each length of each model at its best rate, chosen at the training length."""
-    return chosen(named(table, PATTERNS), GROUP)
+    return at_best_rate(name_mixers(table, PATTERNS), GROUP)
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Accuracy against the length of the tested sequence."""
     found = summary(table)
-    contents = {"Induction heads": lines(found, x="length", by="mixer")}
+    contents = {"Induction heads": lines_by(found, x="length", by="mixer")}
     yield (
         "",
-        panels(contents, x="Tokens", y="Accuracy", levels={"Induction heads": {"chance": 1 / 15}}, note=note(found)),
+        panels(
+            contents, x="Tokens", y="Accuracy", levels={"Induction heads": {"chance": 1 / 15}}, note=seeds_note(found)
+        ),
     )

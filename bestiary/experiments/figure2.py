@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bestiary.experiments._lines import seeds_note
 from bestiary.report.plot import Line, panels
 from bestiary.runs.table import best, curve
 from bestiary.training.recipe import Recipe, clean, iclr24
@@ -20,6 +21,7 @@ GROUP = ("length", "pairs", "pattern", "depth", "dim")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """A miniature of the figure, or its published grid."""
     match scale:
         case "smoke":
             yield from grid("mqar(vocab=32, length=16, pairs=2, filler='zero')", (8, 16), range(2), steps=60)
@@ -69,6 +71,7 @@ def published_grid() -> Iterator[Recipe]:
 
 
 def published_mixers(length: int) -> dict[str, str]:
+    """The pattern of each mixer of the published figure, at a length."""
     return {
         "Attention": "attention(dropout=0.1, rotary=False)",
         "Hyena": f"hyena(taps={length})",
@@ -116,7 +119,7 @@ PUBLISHED = {
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each mixer at its best rate, with the interval over seeds and the steps to solve the task."""
     found = curve(best(table, group=GROUP), group=(*GROUP, "rate", "tried", "window"))
-    found["mixer"] = [name(row.pattern, row.length) for row in found.itertuples()]
+    found["mixer"] = [mixer_name(row.pattern, row.length) for row in found.itertuples()]
     columns = [
         "length",
         "pairs",
@@ -148,12 +151,10 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         shown, known = {line.name for line in lines}, PUBLISHED.get(length, {})
         published = [Line(mixer, WIDTHS, shares, published=True) for mixer, shares in known.items() if mixer in shown]
         contents[title], levels[title] = lines + published, {"1 / pairs": 1 / pairs}
-    seeds, answers = found["seeds"].min(), found["answers"].min()
-    note = f"Mean over seeds (at least {seeds}) and 95 % interval; at least {answers:,} answers a point."
-    yield "", panels(contents, x="Model width", levels=levels, note=note)
+    yield "", panels(contents, x="Model width", levels=levels, note=seeds_note(found))
 
 
-def name(pattern: str, length: int) -> str:
-    """A mixer as the figure calls it."""
+def mixer_name(pattern: str, length: int) -> str:
+    """The name of a pattern in the figure."""
     known = [*SMALL.items(), *published_mixers(length).items()]
     return {text: short for short, text in known}.get(pattern, pattern)

@@ -17,11 +17,11 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import note
+from bestiary.experiments._lines import seeds_note
 from bestiary.report.plot import Line, panels
-from bestiary.report.references import decades, mark, references
+from bestiary.report.references import draw_references, references, use_decade_ticks
 from bestiary.runs.table import best, curve
-from bestiary.spec import parse
+from bestiary.spec import parse, reading_data
 from bestiary.training.recipe import Recipe, based, clean
 
 TRAIN, TEST = (
@@ -46,20 +46,21 @@ WINDOW = "Sliding window"
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """A miniature of the figure, or its published grid."""
     match scale:
         case "smoke":
             sizes = {"steps": 20, "every": 10, "batch": 8, "selection_rows": 16, "test_rows": 16}
-            yield from miniature((8, 16), range(2), RATES[:1], windows=(4,), **sizes)
+            yield from small_grid((8, 16), range(2), RATES[:1], windows=(4,), **sizes)
         case "small":
-            yield from miniature((16, 32, 64), range(3), RATES, windows=WINDOWS, steps=1500)
+            yield from small_grid((16, 32, 64), range(3), RATES, windows=WINDOWS, steps=1500)
         case "paper":
             yield from published_grid()
 
 
-def miniature(
+def small_grid(
     dims: tuple[int, ...], seeds: range, rates: tuple[float, ...], *, windows: tuple[int, ...], **changes: Any
 ) -> Iterator[Recipe]:
-    """Every mixer at every width, and windows at the middle one. The longest first."""
+    """Every mixer at every width, and windows at the middle one; the longest first."""
     train, test = (tasks(pairs, vocab=256) for pairs in (TRAIN, TEST))
     given = {"train": train, "test": test, "select": train, "batch": 64, "every": 100, "selection_rows": 128}
     given |= {"test_rows": 512} | changes
@@ -70,6 +71,7 @@ def miniature(
 
 
 def tasks(sizes: tuple[tuple[int, int], ...], *, vocab: int) -> str:
+    """MQAR at these lengths and numbers of pairs."""
     return ", ".join(f"mqar(vocab={vocab}, length={length}, pairs={pairs})" for length, pairs in sizes)
 
 
@@ -139,12 +141,12 @@ BYTES = 4  # of a number; the published axis is in bytes
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy, the mean over slices, of each model at its best rate, with its state in numbers."""
-    whole = over_slices(table)
+    whole = mean_over_slices(table)
     found = curve(best(whole, group=("pattern", "dim")), group=("mixer", "state", "dim", "rate", "tried", "window"))
     return found.sort_values(["mixer", "state"]).drop(columns=["solved", "solves"])
 
 
-def over_slices(table: pd.DataFrame) -> pd.DataFrame:
+def mean_over_slices(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each run: the mean of its accuracies over the test slices."""
     sums = {
         "accuracy": "mean",
@@ -159,20 +161,22 @@ def over_slices(table: pd.DataFrame) -> pd.DataFrame:
     found = filled.groupby(kept, sort=False).agg(sums).reset_index()
     tests = ", ".join(table.drop_duplicates("segment").sort_values("segment")["task"])
     models = zip(found["pattern"], found["dim"], found["depth"], found["channel"], strict=True)
-    states = [state(pattern, dim, depth, channel, tests) for pattern, dim, depth, channel in models]
-    return found.assign(state=states, mixer=[called(pattern) for pattern in found["pattern"]])
+    states = [state_numbers(pattern, dim, depth, channel, tests) for pattern, dim, depth, channel in models]
+    return found.assign(state=states, mixer=[pattern_name(pattern) for pattern in found["pattern"]])
 
 
 @cache
-def state(pattern: str, dim: int, depth: int, channel: str, tests: str) -> int:
+@reading_data()
+def state_numbers(pattern: str, dim: int, depth: int, channel: str, tests: str) -> int:
     """Numbers in the state after the longest slice."""
-    from bestiary.training.size import memory_of
+    from bestiary.training.size import state_size
 
-    return memory_of(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
+    return state_size(clean(pattern, train=tests, dim=dim, depth=depth, channel=channel))[0]
 
 
-def called(pattern: str) -> str:
-    """A pattern as the figure calls it: by its last mixer."""
+@reading_data()
+def pattern_name(pattern: str) -> str:
+    """The name of a pattern in the figure, by its last mixer."""
     last = parse("mixers", pattern)[-1]
     if last.name == "attention":
         return WINDOW if dict(last.options)["window"] is not None else "Attention"
@@ -202,7 +206,7 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
             for mixer, points in PUBLISHED.items()
             if mixer in shown
         ]
-    figure = panels({title: lines}, x="Numbers in the state", note=note(found), size=(4.2, 3.0), whiskers=True)
-    decades(figure)
-    mark(figure, {title: references(int(last["pairs"]), int(last["vocab"]))})
+    figure = panels({title: lines}, x="Numbers in the state", note=seeds_note(found), size=(4.2, 3.0), whiskers=True)
+    use_decade_ticks(figure)
+    draw_references(figure, {title: references(int(last["pairs"]), int(last["vocab"]))})
     yield "", figure

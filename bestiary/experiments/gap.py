@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._pretrained import MODELS, corpus_of, losses_of, trained
-from bestiary.runs.store import get
-from bestiary.slices import tables as slices
+from bestiary.experiments._pretrained import MODELS, cached_losses, open_or_prepare, train_models
+from bestiary.runs.store import read_json
+from bestiary.slices import tables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from bestiary.slices.losses import Text
 
 REFERENCE, BASE = "attention", "base_conv"
-PAGE = ("base_conv", "attention")  # whose losses the page sets against each other
+PAGE = ("base_conv", "attention")  # the two models that the page compares
 
 
 class Setting(NamedTuple):
-    """What a scale trains and measures on."""
+    """What a scale trains on and measures."""
 
     source: str
     folder: str
@@ -66,23 +66,23 @@ LAPTOP = {
 }
 
 
-def local(mixer: str) -> str:
-    """A mixer behind a short convolution, the same for all."""
+def with_short_conv(mixer: str) -> str:
+    """A mixer behind a short convolution."""
     return f"serial('short_conv, {mixer}')"
 
 
 ATTENTION = "attention(heads=2)"
-LONG, SHORT = (local(f"base_conv{given}") for given in ('(filter="implicit", taps=256)', ""))
+LONG, SHORT = (with_short_conv(f"base_conv{given}") for given in ('(filter="implicit", taps=256)', ""))
 LAYERS = {
-    "attention": (local(ATTENTION),),
+    "attention": (with_short_conv(ATTENTION),),
     "base_conv": (LONG, SHORT),
-    "hyena": (local("hyena(taps=256)"),),
+    "hyena": (with_short_conv("hyena(taps=256)"),),
     "gated_delta": ("gated_delta(heads=2)",),
-    "+ full attention": (LONG, local(ATTENTION)),
-    "+ sliding window of 32": (LONG, local("attention(heads=2, window=32)")),
-    "+ random selection": (LONG, local('selected(select="random", heads=2)')),
-    "+ programmatic selection": (LONG, local('selected(select="repeat", heads=2)')),
-    "+ learned selection": (LONG, local('selected(select="learned", heads=2, penalty=1e-3)')),
+    "+ full attention": (LONG, with_short_conv(ATTENTION)),
+    "+ sliding window of 32": (LONG, with_short_conv("attention(heads=2, window=32)")),
+    "+ random selection": (LONG, with_short_conv('selected(select="random", heads=2)')),
+    "+ programmatic selection": (LONG, with_short_conv('selected(select="repeat", heads=2)')),
+    "+ learned selection": (LONG, with_short_conv('selected(select="learned", heads=2, penalty=1e-3)')),
 }
 
 
@@ -92,82 +92,85 @@ def models(
     layers: Mapping[str, tuple[str, ...]] = LAYERS,
     only: tuple[str, ...] = (),
 ) -> "dict[str, Pretraining]":
-    """The recipes, by the names that the table has for them."""
+    """The recipes by the names that the table gives them."""
     from bestiary.lm.pretraining import Pretraining
 
-    setting = setting_of(scale)
+    setting = find_setting(scale)
     given = {"corpus": corpus.hash, "vocab": corpus.vocab, **LAPTOP, **setting.changes}
     names = only or setting.only or tuple(layers)
     return {name: Pretraining(pattern=", ".join(layers[name]), **given) for name in names}
 
 
 def measure(scale: str) -> Iterator[dict[str, Any]]:
-    """Train what is not trained, and slice: rows of several kinds, told apart by `rows`."""
-    setting = setting_of(scale)
-    corpus = yield from begun(setting)
+    """Train the models that are not trained yet, and slice their losses: rows of several kinds, named by `rows`."""
+    setting = find_setting(scale)
+    corpus = yield from open_corpus_with_news(setting)
     recipes = models(scale, corpus)
-    text, losses = yield from measured(scale, corpus, recipes)
-    yield from sliced(scale, recipes, text, losses)
+    text, losses = yield from train_and_measure(scale, corpus, recipes)
+    yield from slice_rows(scale, recipes, text, losses)
     pair = {name: losses[name] for name in PAGE}
     for kind, rows in {
-        "distance": slices.by_distance(text, losses, setting.threshold),
-        "count": slices.by_count(text, losses, repeated=True),
-        "count-new": slices.by_count(text, losses, repeated=False),
-        "kinds": slices.facet_rows(text, losses, setting.threshold),
-        "threshold": slices.by_threshold(text, pair, REFERENCE),
+        "distance": tables.losses_by_distance(text, losses, setting.threshold),
+        "count": tables.losses_by_count(text, losses, repeated=True),
+        "count-new": tables.losses_by_count(text, losses, repeated=False),
+        "kinds": tables.losses_by_kind(text, losses, setting.threshold),
+        "threshold": tables.shares_by_threshold(text, pair, REFERENCE),
     }.items():
         yield from ({"rows": kind, **row} for row in rows)
 
 
-def begun(setting: Setting) -> "Generator[dict[str, Any], None, Corpus]":
-    """The corpus, with news of it."""
+def open_corpus_with_news(setting: Setting) -> "Generator[dict[str, Any], None, Corpus]":
+    """Open or write the corpus, yielding a row of news first."""
     yield {"news": f"the corpus: {setting.source}, kept in {setting.folder}"}
-    return corpus_of(setting.source, Path(setting.folder))
+    return open_or_prepare(setting.source, Path(setting.folder))
 
 
-def measured(
+def train_and_measure(
     scale: str, corpus: "Corpus", recipes: "Mapping[str, Pretraining]"
 ) -> "Generator[dict[str, Any], None, tuple[Text, dict[str, NDArray]]]":
-    """Train the models, yielding their courses; then the test text and each model's losses on it."""
-    for row in trained(recipes, corpus):
+    """Train the models, yielding rows of their logs; returns the test text and the losses of each model on it."""
+    for row in train_models(recipes, corpus):
         yield {"rows": "course", **row}
-    lost = [name for name, recipe in recipes.items() if outcome(recipe) == "diverged"]
-    for name in lost:
+    diverged = [name for name, recipe in recipes.items() if outcome(recipe) == "diverged"]
+    for name in diverged:
         if name in (REFERENCE, BASE):
             raise ValueError(f"{name} diverged, and without it there is no gap")
         yield {"news": f"{name} diverged and is left out", "rows": "lost", "model": name}
-    yield {"news": f"the losses of {len(recipes) - len(lost)} models on the test text"}
-    return read(scale, corpus, {name: recipe for name, recipe in recipes.items() if name not in lost})
+    yield {"news": f"the losses of {len(recipes) - len(diverged)} models on the test text"}
+    return read_losses(scale, corpus, {name: recipe for name, recipe in recipes.items() if name not in diverged})
 
 
-def read(scale: str, corpus: "Corpus", recipes: "Mapping[str, Pretraining]") -> "tuple[Text, dict[str, NDArray]]":
-    """The test text, and the losses of models that are trained."""
-    from bestiary.slices.losses import of_split
+def read_losses(
+    scale: str, corpus: "Corpus", recipes: "Mapping[str, Pretraining]"
+) -> "tuple[Text, dict[str, NDArray]]":
+    """The test text, and the losses of trained models on it."""
+    from bestiary.slices.losses import split_text
 
     context = next(iter(recipes.values())).context
-    text = of_split(corpus, "test", context, setting_of(scale).contexts)
-    return text, {name: losses_of(recipe, text) for name, recipe in recipes.items()}
+    text = split_text(corpus, "test", context, find_setting(scale).contexts)
+    return text, {name: cached_losses(recipe, text) for name, recipe in recipes.items()}
 
 
-def sliced(
+def slice_rows(
     scale: str, recipes: "Mapping[str, Pretraining]", text: "Text", losses: "Mapping[str, NDArray]"
 ) -> Iterator[dict[str, Any]]:
-    """A row for each model: its perplexities, its share of the gap, and what it closes of the base's."""
-    from bestiary.lm.suites import parameters
+    """A row for each model: its perplexities, its share of the gap, and how much of the base's gap it closes."""
+    from bestiary.lm.suites import count_parameters
 
-    threshold = setting_of(scale).threshold
-    found = slices.bootstrap(text, losses, threshold)
+    threshold = find_setting(scale).threshold
+    found = tables.estimate_text(text, losses, threshold)
     shared = {"rows": "slices", "scale": scale, "threshold": threshold, "hits_share": found.share_of_hits().value}
     shared |= {"answers": text.documents.size, "documents": found.documents}
     for name in losses:
         recipe = recipes[name]
-        row = shared | slices.slices(name, found) | {"parameters": parameters(recipe, embeddings=False)}
-        row |= {"key": recipe.key, "tokens": recipe.tokens, "seconds": done(recipe)["seconds"]}
-        row |= slices.shares(found, name, REFERENCE) if name != REFERENCE else {}
-        yield row | (closed(found, name) if name not in (REFERENCE, BASE) else {})
+        row = shared | tables.perplexity_row(name, found) | {"parameters": count_parameters(recipe, embeddings=False)}
+        row |= {"key": recipe.key, "tokens": recipe.tokens, "seconds": run_result(recipe)["seconds"]}
+        row |= tables.share_columns(found, name, REFERENCE) if name != REFERENCE else {}
+        yield row | (closed_columns(found, name) if name not in (REFERENCE, BASE) else {})
 
 
-def setting_of(scale: str) -> Setting:
+def find_setting(scale: str) -> Setting:
+    """The setting of a scale. Raises ValueError for one that is too large for one machine."""
     if scale not in SETTINGS:
         raise ValueError(
             "the published size of `gap` is for a cluster: bestiary corpus pile --tokenizer gpt2, then torchrun ... "
@@ -176,28 +179,31 @@ def setting_of(scale: str) -> Setting:
     return SETTINGS[scale]
 
 
-def closed(found: Any, name: str) -> dict[str, Any]:
+def closed_columns(found: Any, name: str) -> dict[str, Any]:
     """How much of the gap between the base and attention another model closes, overall and on hits."""
     row: dict[str, Any] = {}
-    if not (found.formed(REFERENCE) and found.gap(BASE, REFERENCE).low > 0):
+    if not (found.recall_formed(REFERENCE) and found.gap(BASE, REFERENCE).low > 0):
         return row
     for part in ("overall", "hits"):
-        row |= slices.columns(f"closed_{part}", found.closed(name, BASE, REFERENCE, part=part))
-        row |= slices.columns(f"closed_{part}_ppl", found.closed(name, BASE, REFERENCE, part=part, log=False))
+        row |= tables.interval_columns(f"closed_{part}", found.gap_closed(name, BASE, REFERENCE, part=part))
+        row |= tables.interval_columns(
+            f"closed_{part}_ppl", found.gap_closed(name, BASE, REFERENCE, part=part, log=False)
+        )
     return row
 
 
-def done(recipe: "Pretraining") -> dict[str, Any]:
-    """How its run ended."""
-    return get(MODELS / recipe.key / "done")
+def run_result(recipe: "Pretraining") -> dict[str, Any]:
+    """How the run of a recipe ended, as stored."""
+    return read_json(MODELS / recipe.key / "done")
 
 
 def outcome(recipe: "Pretraining") -> str:
-    return done(recipe)["outcome"]
+    """ "finished" or "diverged"."""
+    return run_result(recipe)["outcome"]
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Perplexity of each model by slice, the share of its gap in either measure, and what it closes of the base's."""
+    """Perplexity of each model by slice, the share of its gap in both measures, and how much of the gap it closes."""
     rows = table[table["rows"] == "slices"].rename(columns={"share_plain": "share (ppl)", "closed_overall": "closed"})
     rows = rows.rename(columns={"closed_overall_ppl": "closed (ppl)", "closed_hits": "closed on hits"})
     wanted = ["model", "parameters", "overall", "hits", "other", "hits_share", "threshold", "formed", "share"]
@@ -206,16 +212,16 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Perplexity against distance and count, and how the share moves with the threshold."""
+    """Perplexity by distance and count, and the share by threshold."""
     shown = {kind: table[table["rows"] == kind] for kind in ("distance", "count", "count-new")}
-    yield "", slices.curves(shown)
+    yield "", tables.curve_figure(shown)
     rows = table[(table["rows"] == "threshold") & (table["model"] == BASE)]
     if not rows.empty:
-        yield "-threshold", slices.threshold_figure(rows)
+        yield "-threshold", tables.threshold_figure(rows)
 
 
 def pages(table: pd.DataFrame, stem: Path) -> Iterator[Path]:
-    """Every table, and the text itself, each token coloured by what the gated convolution loses to attention."""
+    """Write every table, and a page of the text with each token coloured by the gap of base_conv to attention."""
     from bestiary.slices.page import write_page
 
     stem.parent.mkdir(parents=True, exist_ok=True)
@@ -226,16 +232,16 @@ def pages(table: pd.DataFrame, stem: Path) -> Iterator[Path]:
     rows = table[table["rows"] == "slices"]
     scale = str(rows["scale"].iloc[0])
     setting = SETTINGS[scale]
-    corpus = corpus_of(setting.source, Path(setting.folder))
+    corpus = open_or_prepare(setting.source, Path(setting.folder))
     recipes = models(scale, corpus)
-    text, losses = read(scale, corpus, {name: recipes[name] for name in PAGE})
-    found = slices.bootstrap(text, losses, setting.threshold)
+    text, losses = read_losses(scale, corpus, {name: recipes[name] for name in PAGE})
+    found = tables.estimate_text(text, losses, setting.threshold)
     place = stem.with_suffix(".html")
     write_page(
         place,
         title="base_conv against attention",
-        words=[*slices.sentences(text, found, PAGE, setting.threshold), slices.EXTREME],
-        passages=slices.passages(text, list(losses.values()), setting.threshold),
+        sentences=[*tables.summary_sentences(text, found, PAGE, setting.threshold), tables.selection_note(len(PAGE))],
+        passages=tables.select_passages(text, list(losses.values()), setting.threshold),
         names=PAGE,
     )
     yield place

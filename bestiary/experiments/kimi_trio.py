@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import chosen, lines, named, note
+from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, seeds_note
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
@@ -21,6 +21,7 @@ GROUP = ("probe", "mixer", "tokens")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """The three tasks at growing lengths."""
     match scale:
         case "smoke":
             yield from grid((16,), (3e-3,), range(2), dim=16, steps=10, every=5)
@@ -32,6 +33,7 @@ def recipes(scale: str) -> Iterator[Recipe]:
 
 
 def grid(lengths: tuple[int, ...], rates: tuple[float, ...], seeds: range, **changes: int) -> Iterator[Recipe]:
+    """Every length, task, mixer, rate and seed; the longest first."""
     for length in reversed(lengths):
         for task in tasks(length):
             for pattern in PATTERNS.values():
@@ -54,17 +56,21 @@ def tasks(length: int) -> tuple[str, ...]:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each mixer on each task at each length, at the best rate."""
     names = [TITLES[text.partition("(")[0]] for text in table["task"]]
-    return chosen(named(table, PATTERNS).assign(probe=names, tokens=table["task"].map(tokens)), GROUP)
+    return at_best_rate(name_mixers(table, PATTERNS).assign(probe=names, tokens=table["task"].map(task_length)), GROUP)
 
 
-def tokens(task: str) -> int:
-    from bestiary.spec import parse
+def task_length(task: str) -> int:
+    """Tokens in a sequence of a task."""
+    from bestiary.spec import parse, reading_data
 
-    return parse("tasks", task)[0].build().length
+    with reading_data():
+        return parse("tasks", task)[0].build().length
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Accuracy against length, one panel for each task."""
     found = summary(table)
-    contents = {str(probe): lines(rows, x="tokens", by="mixer") for probe, rows in found.groupby("probe", sort=False)}
-    yield "", panels(contents, x="Tokens", y="Accuracy", note=note(found))
+    contents = {
+        str(probe): lines_by(rows, x="tokens", by="mixer") for probe, rows in found.groupby("probe", sort=False)
+    }
+    yield "", panels(contents, x="Tokens", y="Accuracy", note=seeds_note(found))

@@ -13,10 +13,11 @@ from functools import cache
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import chosen, lines, note
+from bestiary.experiments._lines import at_best_rate, lines_by, seeds_note
 from bestiary.report.plot import Line, panels
+from bestiary.spec import reading_data
 from bestiary.training.recipe import Recipe, clean
-from bestiary.training.size import Match, matched, memory_of
+from bestiary.training.size import Match, match_widths, state_size
 
 NAMES = {
     "linear_attention": "Linear attention",
@@ -48,15 +49,15 @@ def recipes(scale: str) -> Iterator[Recipe]:
         filler = "random" if scale == "paper" else "zero"
         task = f"mqar(vocab={vocab}, length={length}, pairs={pairs}, filler='{filler}')"
         tasks = clean("attention", train=task).train
-        for made in (match.recipe for budget in BUDGETS[scale] for match in sizes(budget, length).values()):
+        for recipe in (match.recipe for budget in BUDGETS[scale] for match in matched_widths(budget, length).values()):
             for rate in rates:
                 for seed in range(seeds):
                     changes = {"train": tasks, "test": tasks, "rate": rate, "seed": seed, **regime}
-                    yield made.model_copy(update=changes)
+                    yield recipe.model_copy(update=changes)
 
 
 @cache
-def sizes(budget: int, length: int) -> dict[str, Match]:
+def matched_widths(budget: int, length: int) -> dict[str, Match]:
     """Each mixer at the width whose state is nearest to that of DeltaNet of width `budget`, which is near it."""
     state, features = budget // 8, math.isqrt(budget // 2) - 1
     patterns = (
@@ -67,20 +68,21 @@ def sizes(budget: int, length: int) -> dict[str, Match]:
         f"base_conv, mamba2(state={state}, conv=1)",
     )
     dims = range(budget // 2, 2 * budget + 1, max(2, budget // 16))
-    return matched(patterns, sized(LIKE, budget, length), match="state", dims=dims)
+    return match_widths(patterns, recipe_of_length(LIKE, budget, length), match="state", dims=dims)
 
 
-def sized(pattern: str, dim: int, length: int) -> Recipe:
+@reading_data()
+def recipe_of_length(pattern: str, dim: int, length: int) -> Recipe:
     """A recipe with the state of that pattern and width after so many tokens."""
     return clean(pattern, dim=dim, train=f"mqar(vocab={2 * length}, length={length}, pairs=2)")
 
 
-def counted(table: pd.DataFrame) -> pd.DataFrame:
+def add_states(table: pd.DataFrame) -> pd.DataFrame:
     """The table with each `mixer`, its `state` in numbers, and the `budget`, the state that it was matched to."""
     length = int(table["length"].max())
-    budgets = [memory_of(sized(LIKE, width, length))[0] for widths in BUDGETS.values() for width in widths]
+    budgets = [state_size(recipe_of_length(LIKE, width, length))[0] for widths in BUDGETS.values() for width in widths]
     models = zip(table["pattern"], table["dim"], strict=True)
-    states = [memory_of(sized(pattern, int(dim), length))[0] for pattern, dim in models]
+    states = [state_size(recipe_of_length(pattern, int(dim), length))[0] for pattern, dim in models]
     nearest = [min(budgets, key=lambda budget: abs(state / budget - 1)) for state in states]
     mixers = [NAMES[pattern.split(", ")[1].partition("(")[0]] for pattern in table["pattern"]]
     return table.assign(mixer=mixers, state=states, budget=nearest)
@@ -88,25 +90,26 @@ def counted(table: pd.DataFrame) -> pd.DataFrame:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at each load, the state in numbers and its share of the budget, and what bits and a linear map allow."""
-    return allowed(chosen(counted(table), GROUP), vocab=int(table["vocab"].iloc[0]))
+    return add_limits(at_best_rate(add_states(table), GROUP), vocab=int(table["vocab"].iloc[0]))
 
 
-def allowed(found: pd.DataFrame, *, vocab: int) -> pd.DataFrame:
+def add_limits(found: pd.DataFrame, *, vocab: int) -> pd.DataFrame:
+    """The table with what the bits of the state, and the best linear map of its size, allow."""
     from bestiary.constructions.bounds import ceiling
 
     bits = [ceiling(row.pairs, vocab, row.budget) for row in found.itertuples()]
-    best = [optimum(row.pairs, row.budget, vocab) for row in found.itertuples()]
+    best = [linear_map_accuracy(row.pairs, row.budget, vocab) for row in found.itertuples()]
     ratio = found["state"] / found["budget"]
     return found.assign(**{"ratio": ratio, "bits allow": bits, "best linear map": best})
 
 
 @cache
-def optimum(pairs: int, state: int, vocab: int) -> float:
-    """What the largest square memory within the state recalls by least squares, the mean over three seeds."""
-    from bestiary.constructions.bounds import orthogonal_pairs, recalled
+def linear_map_accuracy(pairs: int, state: int, vocab: int) -> float:
+    """The accuracy of the largest square memory within the state by least squares, the mean over three seeds."""
+    from bestiary.constructions.bounds import orthogonal_pairs, simulated_accuracy
 
     width = orthogonal_pairs(state)
-    return sum(recalled("least squares", pairs, width, vocab, seed=seed) for seed in range(3)) / 3
+    return sum(simulated_accuracy("least squares", pairs, width, vocab, seed=seed) for seed in range(3)) / 3
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -118,5 +121,5 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         limits = [
             Line(name, marks["pairs"].tolist(), marks[name].tolist()) for name in ("bits allow", "best linear map")
         ]
-        contents[f"{budget:,} numbers of state"] = [*lines(rows, x="pairs", by="mixer"), *limits]
-    yield "", panels(contents, x="Pairs in the context", note=note(found))
+        contents[f"{budget:,} numbers of state"] = [*lines_by(rows, x="pairs", by="mixer"), *limits]
+    yield "", panels(contents, x="Pairs in the context", note=seeds_note(found))

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import named
+from bestiary.experiments._lines import name_mixers
 from bestiary.report.plot import matrix
 from bestiary.training.recipe import Recipe, clean
 
@@ -51,23 +51,24 @@ TRAINED = {
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """The six tasks at one setting, or the published protocol."""
     match scale:
         case "smoke":
             for task in SWEEPS:
-                made = {"steps": 4, "every": 2, "batch": 8, "dim": 16, "selection_rows": 16, "test_rows": 64}
-                yield from (block(task, "", PATTERNS[name], **made) for name in ("Attention", "Mamba"))
+                settings = {"steps": 4, "every": 2, "batch": 8, "dim": 16, "selection_rows": 16, "test_rows": 64}
+                yield from (mad_recipe(task, "", PATTERNS[name], **settings) for name in ("Attention", "Mamba"))
         case "small":
             for task in SWEEPS:
-                made = {"steps": 1000, "every": 100, "batch": 32, "dim": 64, "rate": 3e-3, "test_rows": 1280}
-                yield from (block(task, "", pattern, **made) for pattern in PATTERNS.values())
+                settings = {"steps": 1000, "every": 100, "batch": 32, "dim": 64, "rate": 3e-3, "test_rows": 1280}
+                yield from (mad_recipe(task, "", pattern, **settings) for pattern in PATTERNS.values())
         case "paper":
             for task in SWEEPS:
-                for options, rows in settings(task):
+                for options, rows in task_settings(task):
                     for pattern in [*PATTERNS.values(), *ISO.values()]:
-                        yield from published(task, options, pattern, rows)
+                        yield from published_runs(task, options, pattern, rows)
 
 
-def settings(task: str) -> Iterator[tuple[str, int]]:
+def task_settings(task: str) -> Iterator[tuple[str, int]]:
     """The options of each setting of a task, and its training rows."""
     base = 256 if task == "memorisation" else BASE
     yield "", base
@@ -77,27 +78,29 @@ def settings(task: str) -> Iterator[tuple[str, int]]:
         yield from (("", rows) for rows in (6400, 3200, 1600, 800))
 
 
-def published(task: str, options: str, pattern: str, rows: int) -> Iterator[Recipe]:
+def published_runs(task: str, options: str, pattern: str, rows: int) -> Iterator[Recipe]:
+    """Every pair of rate and weight decay, and every seed, of one setting and mixer."""
     batches = math.ceil(rows / 128)
     finite = {"distinct": (batches,), "shuffle": "rows", "steps": EPOCHS * batches, "every": 10 * batches}
     for rate in (1e-4, 5e-4, 1e-3):
         for decay in (0.0, 0.1):
             for seed in range(3):
-                made = {"rate": rate, "weight_decay": decay, "seed": seed, "dim": 128, "test_rows": 1280, **finite}
-                yield block(task, options, pattern, **made)
+                settings = {"rate": rate, "weight_decay": decay, "seed": seed, "dim": 128, "test_rows": 1280, **finite}
+                yield mad_recipe(task, options, pattern, **settings)
 
 
-def block(task: str, options: str, pattern: str, **changes: Any) -> Recipe:
+def mad_recipe(task: str, options: str, pattern: str, **changes: Any) -> Recipe:
+    """Two blocks of a mixer and an MLP, trained on a task and tested at its standard options."""
     trained = ", ".join(part for part in (options, TRAINED.get(task, "")) if part)
     tested = f"{task}({options})"
-    made = {"train": f"{task}({trained})", "test": tested, "warmup": 0, "stop": None, "channel": "mlp"}
-    return clean(pattern, **(made | changes))
+    settings = {"train": f"{task}({trained})", "test": tested, "warmup": 0, "stop": None, "channel": "mlp"}
+    return clean(pattern, **(settings | changes))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The score of each mixer on each task, and their mean; the pair of rate and decay is chosen for each setting."""
     trained = [sum(distinct) for distinct in table["distinct"]]
-    table = named(table, PATTERNS | ISO).assign(trained=trained)
+    table = name_mixers(table, PATTERNS | ISO).assign(trained=trained)
     table = table.assign(probe=table["task"].str.partition("(")[0])
     setting, pair = ["probe", "mixer", "task", "trained"], ["rate", "weight_decay"]
     means = table.groupby(setting + pair)["selection"].mean().fillna(0.0)

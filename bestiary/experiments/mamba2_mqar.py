@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import chosen, lines, named, note
+from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, seeds_note
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
@@ -28,6 +28,7 @@ GROUP = ("length", "mixer", "dim")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """Every mixer at several widths."""
     match scale:
         case "smoke":
             yield from grid((32,), (16,), (3e-3,), range(2), vocab=64, steps=20, batch=16, every=10)
@@ -52,19 +53,26 @@ def grid(
     batch: int,
     every: int = 200,
 ) -> Iterator[Recipe]:
+    """Every length, width, mixer, rate and seed, trained on four loads in turn; the widest first."""
     for length in lengths:
         stages = [f"mqar(vocab={vocab}, length={length}, pairs={length // part})" for part in (32, 16, 8, 4)]
         for dim in reversed(dims):
             for pattern in PATTERNS.values():
                 for rate in rates:
                     for seed in seeds:
-                        made = {"train": ", ".join(stages), "test": stages[-1], "dim": dim, "rate": rate, "seed": seed}
-                        yield clean(pattern, steps=steps, batch=batch, every=every, **made)
+                        settings = {
+                            "train": ", ".join(stages),
+                            "test": stages[-1],
+                            "dim": dim,
+                            "rate": rate,
+                            "seed": seed,
+                        }
+                        yield clean(pattern, steps=steps, batch=batch, every=every, **settings)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at a quarter of the sequence as pairs, of each mixer at its best rate."""
-    return chosen(named(table, PATTERNS), GROUP)
+    return at_best_rate(name_mixers(table, PATTERNS), GROUP)
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -73,5 +81,5 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     contents, levels = {}, {}
     for length, rows in found.groupby("length"):
         title = f"length {length}, {length // 4} pairs"
-        contents[title], levels[title] = lines(rows, x="dim", by="mixer"), {"1 / pairs": 4 / length}
-    yield "", panels(contents, x="Model width", levels=levels, note=note(found))
+        contents[title], levels[title] = lines_by(rows, x="dim", by="mixer"), {"1 / pairs": 4 / length}
+    yield "", panels(contents, x="Model width", levels=levels, note=seeds_note(found))

@@ -15,11 +15,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import lines, named, note
+from bestiary.experiments._lines import lines_by, name_mixers, seeds_note
 from bestiary.report.plot import panels
-from bestiary.report.references import decades
+from bestiary.report.references import use_decade_ticks
 from bestiary.runs.table import curve
-from bestiary.sweep.search import rates, refined, windows
+from bestiary.sweep.search import rates, refine, windows
 from bestiary.training.recipe import Recipe, clean, iclr24
 
 PATTERNS = {
@@ -40,60 +40,61 @@ def recipes(scale: str) -> Iterator[Recipe]:
     """Every rate and seed of each mixer at depth 1 and 2."""
     for depth in (2, 1):
         for mixer in PATTERNS if scale == "paper" else FEW[:: 2 if scale == "smoke" else 1]:
-            for made in cells(scale, PATTERNS[mixer], depth):
+            for recipe in base_recipes(scale, PATTERNS[mixer], depth):
                 for rate in rates(LOW, HIGH, COUNT[scale]):
                     for seed in range(2 if scale == "smoke" else 3):
-                        yield made.model_copy(update={"rate": rate, "seed": seed})
+                        yield recipe.model_copy(update={"rate": rate, "seed": seed})
 
 
-def cells(scale: str, pattern: str, depth: int) -> Iterator[Recipe]:
+def base_recipes(scale: str, pattern: str, depth: int) -> Iterator[Recipe]:
+    """The recipes of a mixer and depth, to be run at every rate and seed."""
     own = {"depth": depth, "channel": "mlp"}
     match scale:
         case "smoke":
             tiny = {"steps": 20, "warmup": 2, "every": 10, "batch": 16, "selection_rows": 64, "test_rows": 64}
             yield clean(pattern, train="mqar(vocab=32, length=16, pairs=2)", dim=16, **own, **tiny)
         case "small":
-            made = {"steps": 500, "warmup": 50, "every": 50, "batch": 64, "selection_rows": 256, "test_rows": 1000}
+            settings = {"steps": 500, "warmup": 50, "every": 50, "batch": 64, "selection_rows": 256, "test_rows": 1000}
             task = "mqar(vocab=64, length=32, pairs=4, filler='zero')"
-            yield clean(pattern, train=task, dim=32, depth=depth, **made)
+            yield clean(pattern, train=task, dim=32, depth=depth, **settings)
         case "paper":
             for length, pairs in ((64, 4), (128, 8), (256, 16), (512, 64)):
                 for dim in (64, 256):
-                    made = iclr24(pattern, length=length, pairs=pairs, dim=dim, **own)
-                    (epoch,) = made.distinct
+                    settings = iclr24(pattern, length=length, pairs=pairs, dim=dim, **own)
+                    (epoch,) = settings.distinct
                     regime = {"steps": 50 * epoch, "warmup": 5 * epoch, "hold": 1, "steer": "selection"}
-                    yield made.model_copy(update=regime)
+                    yield settings.model_copy(update=regime)
 
 
-def further(table: pd.DataFrame, scale: str) -> list[Recipe]:
+def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
     """Rates that halve, once, the distance between the last rate that works and the first that does not."""
-    return refined(recipes(scale), table, within=(HIGH / LOW) ** (0.5 / (COUNT[scale] - 1)))
+    return refine(recipes(scale), table, within=(HIGH / LOW) ** (0.5 / (COUNT[scale] - 1)))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Best rate of each mixer, accuracy there, and the window of rates that work, in decades and with its edges."""
-    return windows(named(table, PATTERNS), group=GROUP).sort_values(list(GROUP))
+    return windows(name_mixers(table, PATTERNS), group=GROUP).sort_values(list(GROUP))
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Accuracy against learning rate, one panel for each depth, a figure for each load and width; windows as bars."""
-    table = named(table, PATTERNS)
+    table = name_mixers(table, PATTERNS)
     found, best = curve(table, group=(*GROUP, "rate")), windows(table, group=GROUP)
     cell = ["length", "pairs", "dim"]
     for (length, pairs, dim), rows in found.groupby(cell):
         suffix = f"-{length}-{pairs}-{dim}" if found[cell].drop_duplicates().shape[0] > 1 else ""
-        contents = {f"depth {depth}": lines(part, x="rate", by="mixer") for depth, part in rows.groupby("depth")}
-        told = f"{note(rows)}\nLength {length}, {pairs} pairs, width {dim}. Bars: windows of rates that work."
-        figure = panels(contents, x="Learning rate", y="Accuracy", note=told)
-        decades(figure)
+        contents = {f"depth {depth}": lines_by(part, x="rate", by="mixer") for depth, part in rows.groupby("depth")}
+        note = f"{seeds_note(rows)}\nLength {length}, {pairs} pairs, width {dim}. Bars: windows of rates that work."
+        figure = panels(contents, x="Learning rate", y="Accuracy", note=note)
+        use_decade_ticks(figure)
         here = best[(best[cell] == [length, pairs, dim]).all(axis=1)]
         for axis, (_, part) in zip(figure.axes, here.groupby("depth"), strict=True):
-            bars(axis, part.set_index("mixer")[["from", "to"]].dropna())
+            draw_windows(axis, part.set_index("mixer")[["from", "to"]].dropna())
         yield suffix, figure
 
 
-def bars(axis: Axes, spans: pd.DataFrame) -> None:
-    """Each window as a bar below the axis, in the colour of its line."""
+def draw_windows(axis: Axes, spans: pd.DataFrame) -> None:
+    """Draw each window as a bar below the axis, in the colour of its line."""
     looks = {line.get_label(): line.get_color() for line in axis.get_lines()}
     for i, (mixer, row) in enumerate(spans.iterrows()):
         axis.plot([row["from"], row["to"]], 2 * [-0.05 * (i + 1)], color=looks[mixer], linewidth=2.5, clip_on=False)

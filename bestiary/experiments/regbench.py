@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import chosen, lines, named, note
+from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, seeds_note
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
@@ -29,6 +29,7 @@ BATCH = 32
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """Every mixer at several numbers of training sequences."""
     match scale:
         case "smoke":
             yield from grid(
@@ -42,19 +43,20 @@ def recipes(scale: str) -> Iterator[Recipe]:
 
 
 def grid(task: str, rows: tuple[int, ...], seeds: range, **changes: int) -> Iterator[Recipe]:
+    """Every number of training sequences, mixer and seed."""
     for count in rows:
         for pattern in PATTERNS.values():
             for seed in seeds:
                 finite = {"distinct": (count // BATCH,), "shuffle": "rows", "batch": BATCH, "test_rows": 1000}
-                made = {"train": task, "seed": seed, "rate": 3e-3, "stop": None, "channel": "mlp"}
-                yield clean(pattern, **made, **finite, **changes)
+                settings = {"train": task, "seed": seed, "rate": 3e-3, "stop": None, "channel": "mlp"}
+                yield clean(pattern, **settings, **finite, **changes)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Legal moves and distance of distributions for each mixer and number of training sequences."""
-    table = named(table, PATTERNS).assign(rows=[BATCH * sum(distinct) for distinct in table["distinct"]])
+    table = name_mixers(table, PATTERNS).assign(rows=[BATCH * sum(distinct) for distinct in table["distinct"]])
     table = table if "tvd" in table else table.assign(tvd=float("nan"))
-    found = chosen(table, GROUP)
+    found = at_best_rate(table, GROUP)
     found["tvd"] = found.set_index(list(GROUP)).index.map(table.groupby(list(GROUP))["tvd"].mean())
     return found
 
@@ -64,7 +66,7 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     found = summary(table)
     closeness = found.assign(close=1 - found["tvd"], low=1 - found["tvd"], high=1 - found["tvd"])
     contents = {
-        "Legal moves": lines(found, x="rows", by="mixer"),
-        "1 - total variation distance": lines(closeness, x="rows", by="mixer", value="close"),
+        "Legal moves": lines_by(found, x="rows", by="mixer"),
+        "1 - total variation distance": lines_by(closeness, x="rows", by="mixer", value="close"),
     }
-    yield "", panels(contents, x="Training sequences", y="", note=note(found))
+    yield "", panels(contents, x="Training sequences", y="", note=seeds_note(found))

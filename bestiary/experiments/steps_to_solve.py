@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.report.plot import Row, dots
+from bestiary.report.plot import DotRow, dots
 from bestiary.runs.table import best, curve
 from bestiary.training.recipe import Recipe, clean
 
@@ -30,6 +30,7 @@ PATTERNS = (
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """Every mixer with its seeds, at one rate or at four."""
     tiny = {"train": "mqar(vocab=32, length=16, pairs=2)", "steps": 40, "every": 10, "selection_rows": 64}
     for pattern in PATTERNS:
         seeds, rate = (10, 3e-3) if pattern == "attention" else (3, 1e-2)
@@ -61,5 +62,5 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     for pattern in summary(table)["pattern"]:
         runs = chosen.loc[[pattern]]
         unsolved = runs["solved"].isna()
-        rows.append(Row(pattern, runs["solved"][~unsolved].tolist(), runs["steps"][unsolved].tolist()))
+        rows.append(DotRow(pattern, runs["solved"][~unsolved].tolist(), runs["steps"][unsolved].tolist()))
     yield "", dots(rows, x="Steps to 99 % on the selection stream", note="One mark a seed; hollow: not solved by then.")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._lines import chosen, lines, named, note
+from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, seeds_note
 from bestiary.report.plot import panels
 from bestiary.runs.table import depth_for
 from bestiary.training.recipe import Recipe, clean
@@ -28,6 +28,7 @@ GROUP = ("group", "mixer", "depth", "length")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
+    """Every mixer and depth on several groups."""
     match scale:
         case "smoke":
             yield from grid(("Z2",), (8, 16), (1,), (3e-3,), range(2), steps=20, every=10, selection_rows=64)
@@ -49,20 +50,20 @@ def grid(
 ) -> Iterator[Recipe]:
     """Trained at the first of the lengths."""
     for group in groups:
-        task, *further = (f"group_words(group='{group}', length={length})" for length in lengths)
+        task, *longer = (f"group_words(group='{group}', length={length})" for length in lengths)
         for depth in reversed(depths):
             for pattern in PATTERNS.values():
                 for rate in rates:
                     for seed in seeds:
-                        made = {"train": task, "select": task, "test": ", ".join([task, *further]), **changes}
-                        yield clean(pattern, depth=depth, channel="mlp", rate=rate, seed=seed, **made)
+                        settings = {"train": task, "select": task, "test": ", ".join([task, *longer]), **changes}
+                        yield clean(pattern, depth=depth, channel="mlp", rate=rate, seed=seed, **settings)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy over all positions, and the share of sequences without a fault, by group, depth and tested length."""
-    table = named(table, PATTERNS)
-    found = chosen(table, GROUP)
-    whole = chosen(table, GROUP, value="whole").set_index(list(GROUP))["whole"]
+    table = name_mixers(table, PATTERNS)
+    found = at_best_rate(table, GROUP)
+    whole = at_best_rate(table, GROUP, value="whole").set_index(list(GROUP))["whole"]
     found["whole"] = [whole[tuple(row)] for row in found[list(GROUP)].itertuples(index=False)]
     least = depth_for(found, 0.9, group=("group", "mixer", "length"))
     return found.merge(least.rename(columns={"depth": "depth for 0.9"}), on=["group", "mixer", "length"])
@@ -73,5 +74,5 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     found = summary(table)
     trained, deep = found[found["length"] == found["length"].min()], found[found["depth"] == found["depth"].max()]
     for suffix, part, x, label in (("", trained, "depth", "Layers"), ("-length", deep, "length", "Elements")):
-        contents = {str(group): lines(rows, x=x, by="mixer") for group, rows in part.groupby("group", sort=False)}
-        yield suffix, panels(contents, x=label, y="Accuracy", note=note(part))
+        contents = {str(group): lines_by(rows, x=x, by="mixer") for group, rows in part.groupby("group", sort=False)}
+        yield suffix, panels(contents, x=label, y="Accuracy", note=seeds_note(part))

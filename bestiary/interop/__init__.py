@@ -1,1 +1,1 @@
-"""Where folders converted by version 0.1 look for the model; it lives in `bestiary.lm.huggingface` now."""
+"""Names that folders converted by version 0.1 import; the model is now in `bestiary.lm.huggingface`."""

@@ -1,4 +1,4 @@
-"""Where folders converted by version 0.1 look for the model; it lives in `bestiary.lm.huggingface` now."""
+"""Names that folders converted by version 0.1 import; the model is now in `bestiary.lm.huggingface`."""
 
 from bestiary.lm.huggingface import BestiaryConfig, BestiaryForCausalLM
 

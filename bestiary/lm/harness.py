@@ -1,29 +1,31 @@
-"""Evaluation by lm-evaluation-harness, of any causal Hugging Face model, ours included.
+"""Evaluation with lm-evaluation-harness of any causal Hugging Face model, ours included.
 
-Its tasks of recall from real documents are those of Based (Arora et al., 2024): `swde`, `fda` and `squad_completion`;
-their data come from the hub. A task of your own is a YAML file in the folder `include`.
+The tasks of Based (Arora et al., 2024) that recall from real documents are `swde`, `fda` and `squad_completion`; their
+data come from the hub. A task of your own is a YAML file in the folder `include`.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bestiary.lm.journal import Journal
 from bestiary.spec import nearest
 
 RECALL = ("swde", "fda", "squad_completion")
 
 
-class Measured(NamedTuple):
-    """One number of a task."""
+class TaskResult(NamedTuple):
+    """One metric of a task."""
 
     task: str
     metric: str
     value: float
-    error: float  # its standard error; nan where the harness gives none
-    asked: int
+    error: float  # standard error of `value`; nan where the harness gives none
+    asked: int  # documents
     shots: int
+    cut: int  # requests longer than the model reads, whose beginnings were left out
 
 
 def evaluate(
@@ -37,42 +39,47 @@ def evaluate(
     include: Path | str | None = None,
     trust: bool = False,
     device: str = "cpu",
-) -> list[Measured]:
-    """What the harness measures of a model: a name, a folder, or a model with its tokenizer.
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[TaskResult]:
+    """Every metric of the tasks for a model: a name, a folder, or a model with its tokenizer.
 
-    `limit` is the documents of each task, `longest` the tokens that the model may read, if its configuration does not
-    say. Our models read padded rows only where nothing is generated: there, `batch` stays 1. Raises LookupError for a
-    task that is not known, or whose data cannot be had.
+    `limit` is the number of documents of each task, `longest` the number of tokens that the model may read: what its
+    configuration says if not given, and without a limit if that says nothing. Our models read padded rows only where
+    nothing is generated; there, `batch` must be 1. Requests whose answers are in `journal` are not run again;
+    `progress` is called with how many requests are answered, and of how many.
+    Raises LookupError for an unknown task, or one whose data cannot be loaded.
     """
     if find_spec("lm_eval") is None:
         raise ImportError("evaluating needs lm-evaluation-harness: pip install 'bestiary[eval]'")
     from lm_eval.evaluator import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
 
+    from bestiary.lm.harness_model import HarnessModel
     from bestiary.lm.huggingface import open_causal
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    found, manager = loaded(list(tasks), include)
+    task_objects, manager = load_tasks(list(tasks), include)
     opened, tokenizer = model if isinstance(model, tuple) else open_causal(model, trust=trust, device=device)
-    reading = HFLM(pretrained=opened, tokenizer=tokenizer, batch_size=batch, max_length=longest)
+    options = {"pretrained": opened, "tokenizer": tokenizer, "batch_size": batch, "max_length": longest}
+    wrapper = HarnessModel(journal or Journal(), progress, **options)
     results = simple_evaluate(
-        reading, tasks=found, task_manager=manager, num_fewshot=shots, limit=limit, log_samples=False
+        wrapper, tasks=task_objects, task_manager=manager, num_fewshot=shots, limit=limit, log_samples=False
     )
-    return list(measured(results or {}))
+    return list(read_results(results or {}, wrapper.cuts))
 
 
-def loaded(tasks: list[str], include: Path | str | None) -> tuple[list[Any], Any]:
-    """The tasks by name, their data read, and what loaded them."""
+def load_tasks(tasks: list[str], include: Path | str | None) -> tuple[list[Any], Any]:
+    """The named tasks with their data, and the manager that loaded them. Raises LookupError."""
     import lm_eval.tasks
 
     shipped = Path(str(lm_eval.tasks.__file__)).parent
-    places = [str(shipped / name) for name in RECALL] + ([str(include)] if include is not None else [])
-    manager = lm_eval.tasks.TaskManager(include_path=places, include_defaults=False)
+    folders = [str(shipped / name) for name in RECALL] + ([str(include)] if include is not None else [])
+    manager = lm_eval.tasks.TaskManager(include_path=folders, include_defaults=False)
     if not set(tasks) <= set(manager.all_tasks):
-        manager = lm_eval.tasks.TaskManager(include_path=places)
+        manager = lm_eval.tasks.TaskManager(include_path=folders)
     for name in tasks:
         if name not in manager.all_tasks:
-            raise LookupError(f"the harness has no task {name!r} {close(name, manager.all_tasks)}")
+            raise LookupError(f"the harness has no task {name!r} {suggest_task(name, manager.all_tasks)}")
     try:
         return list(manager.load(tasks)["tasks"].values()), manager
     except Exception as fault:  # the hub, its client and `datasets` each raise their own
@@ -82,12 +89,13 @@ def loaded(tasks: list[str], include: Path | str | None) -> tuple[list[Any], Any
         ) from None
 
 
-def close(name: str, known: Sequence[str]) -> str:
-    """The end of a message: there are thousands, so only those for recall are listed."""
+def suggest_task(name: str, known: Sequence[str]) -> str:
+    """What a message about an unknown task ends with. There are thousands, so only those for recall are listed."""
     return nearest(name, [*RECALL, *(task for task in known if task.startswith(name[:4]))][:12])
 
 
-def measured(results: Any) -> Iterator[Measured]:
+def read_results(results: Any, cuts: Mapping[str, int]) -> Iterator[TaskResult]:
+    """The numbers in what the harness returns; `cuts` counts the requests of each task that were cut."""
     for task, numbers in results.get("results", {}).items():
         for key, value in numbers.items():
             metric, _, kind = key.partition(",")
@@ -97,4 +105,5 @@ def measured(results: Any) -> Iterator[Measured]:
             counts, shots = results["n-samples"][task], results["n-shot"].get(task, 0)
             error = float(error) if isinstance(error, int | float) else float("nan")
             name = metric if kind == "none" else f"{metric} ({kind})"
-            yield Measured(task, name, float(value), error, int(counts["effective"]), int(shots))
+            asked = int(counts["effective"])
+            yield TaskResult(task, name, float(value), error, asked, int(shots), cuts.get(task, 0))

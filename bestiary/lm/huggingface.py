@@ -1,10 +1,10 @@
-"""Our models as Hugging Face models, and any causal Hugging Face model by name or folder.
+"""Our models as Hugging Face models, and any causal Hugging Face model opened by name or folder.
 
 Importing this file makes `AutoConfig` and `AutoModelForCausalLM` know the folders that `save_pretrained` writes;
-with `trust_remote_code=True` they are opened without importing it. No pickle is ever loaded.
+with `trust_remote_code=True` they open without it. No pickle is ever loaded.
 """
 
-import json
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,33 +20,34 @@ from transformers import (
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from bestiary.lm.files import DIGESTS, check_digests, read_object
+from bestiary.lm.names import check_name, is_path
+from bestiary.mixers._cost import weighted_costs
 from bestiary.model import Model, ModelState
-from bestiary.runs.store import put
-from bestiary.spec import read_specs
+from bestiary.spec import LAYERS, read_specs, reading_data
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bestiary.corpus.tokenizers import Tokenizer
-
 SETTINGS = ("vocab", "dim", "depth", "pattern", "channel", "positions", "dropout")  # of `Model`, as in a recipe
-FORWARD = ("input_ids", "attention_mask", "labels", "past_key_values", "use_cache", "logits_to_keep", "return_dict")
+FORWARD_ARGUMENTS = (
+    "input_ids",
+    "attention_mask",
+    "labels",
+    "past_key_values",
+    "use_cache",
+    "logits_to_keep",
+    "return_dict",
+)
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-CODE = '''"""Lets `trust_remote_code=True` find the model in the package `bestiary`, which must be installed."""
-
-from bestiary.lm.huggingface import BestiaryConfig, BestiaryForCausalLM
-
-__all__ = ["BestiaryConfig", "BestiaryForCausalLM"]
-'''
 
 
 class BestiaryConfig(PreTrainedConfig):
-    """The arguments of `bestiary.model.Model`, the pattern as recipes store it."""
+    """The arguments of `bestiary.model.Model`, with the pattern as recipes store it."""
 
     __no_type_check__ = True  # of its fields, that is: transformers lets a configuration take whatever it is given
 
@@ -64,7 +65,10 @@ class BestiaryConfig(PreTrainedConfig):
     use_cache: bool = True
 
     def __post_init__(self, **given: Any) -> None:
-        self.pattern = [part.stored for part in read_specs("mixers", self.pattern)]
+        if not 0 < self.depth <= LAYERS:
+            raise ValueError(f"a model has 1 to {LAYERS:,} layers, not {self.depth}")
+        with reading_data():  # a configuration never brings code of its own
+            self.pattern = [part.stored for part in read_specs("mixers", self.pattern)]
         super().__post_init__(**given)
 
     @property
@@ -73,42 +77,48 @@ class BestiaryConfig(PreTrainedConfig):
         return self.positions or None
 
 
-class Past(Cache):
-    """The state of a model of ours, as `generate` carries it from token to token."""
+class StateCache(Cache):
+    """The state of one of our models, as the cache that `generate` carries from token to token."""
 
     def __init__(self, state: ModelState | None = None) -> None:
         super().__init__(layers=[])
         self.state = state
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many tokens were read."""
         return 0 if self.state is None else self.state.time
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Row i becomes what row `beam_idx[i]` was."""
-        self.state = chosen(self.state, beam_idx)
+        self.state = select_rows(self.state, beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row so many times."""
         if self.state is not None:
-            batch = next(len(leaf) for leaf in tensors(self.state))
+            batch = next(len(leaf) for leaf in state_tensors(self.state))
             self.reorder_cache(torch.arange(batch).repeat_interleave(repeats))
 
     def reset(self) -> None:
+        """Forget everything."""
         self.state = None
 
     def crop(self, tokens_to_remove: int) -> None:
+        """Raises ValueError: a state cannot be cut."""
         if tokens_to_remove:
             raise ValueError("the state of a recurrent model cannot forget the last tokens: generate without assistant")
 
     @property
     def is_croppable(self) -> bool:
+        """Never."""
         return False
 
 
 class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
-    """`bestiary.model.Model` in the interface of transformers; its head is the embedding, so there is none to tie."""
+    """`bestiary.model.Model` with the interface of transformers. Its head is the embedding itself, so none is tied."""
 
     config_class = BestiaryConfig
     base_model_prefix = "model"
@@ -118,7 +128,8 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config: BestiaryConfig) -> None:
         super().__init__(config)
-        with torch.device("cpu" if torch.get_default_device().type == "meta" else torch.get_default_device()):
+        device = torch.get_default_device()
+        with reading_data(), torch.device("cpu" if device.type == "meta" else device):
             self.model = Model(
                 config.vocab_size,
                 dim=config.dim,
@@ -133,14 +144,16 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Mixers have drawn their weights; buffers that no file holds are put back after loading."""
+        """Mixers initialise themselves; this restores buffers that no file holds after loading."""
         for name, kept in self.constants.items():
             self.get_buffer(name).copy_(kept)
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embedding, which is the head as well."""
         return self.model.embed
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding and with it the head."""
         self.model.embed = value  # pyright: ignore[reportAttributeAccessIssue]
 
     @classmethod
@@ -152,58 +165,75 @@ class BestiaryForCausalLM(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        past_key_values: Past | None = None,
+        past_key_values: StateCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
         return_dict: bool | None = None,
-        **further: Any,
+        num_items_in_batch: Tensor | int | None = None,
+        **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Logits, the loss of the token after each if `labels` are given (-100: not asked), and the state if cached."""
-        carried = bool(use_cache) or past_key_values is not None
-        unpadded(attention_mask, right=not carried)
+        """Logits, the mean next-token loss given `labels` (-100 is ignored), and the state if it is cached.
+
+        Where a trainer reads a batch in parts, `num_items_in_batch` is the number of targets in all of them, and the
+        loss is the part's share of the batch's mean, so that the gradients of the parts add up to that of the batch.
+        """
+        cached = bool(use_cache) or past_key_values is not None
+        check_mask(attention_mask, padding_right=not cached)
         for name in ("inputs_embeds", "output_attentions", "output_hidden_states"):
-            if further.get(name) is not None and further[name] is not False:
-                raise ValueError(f"models of bestiary take no {name}, only {', '.join(FORWARD)}")
+            if others.get(name) is not None and others[name] is not False:
+                raise ValueError(f"models of bestiary take no {name}, only {', '.join(FORWARD_ARGUMENTS)}")
         past = past_key_values
-        if carried:
-            past = Past() if past is None else past
+        if cached:
+            past = StateCache() if past is None else past
             logits, past.state = self.model(input_ids, past.state)
         else:
-            logits = self.model.parallel(input_ids)
-        loss = None if labels is None else after(logits, labels)
+            with weighted_costs(1.0 if labels is None else share_of_batch(labels, num_items_in_batch)):
+                logits = self.model.parallel(input_ids)
+        loss = None if labels is None else next_token_loss(logits, labels, num_items_in_batch)
         logits = logits[:, -logits_to_keep:] if logits_to_keep else logits
-        found = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)  # pyright: ignore
-        return found.to_tuple() if return_dict is False else found
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)  # pyright: ignore
+        return output.to_tuple() if return_dict is False else output
 
 
-def after(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean loss of the token after each."""
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device))
+def next_token_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """The loss in nats of the token after each position, of logits (batch, time, vocab): the mean, or sum / count."""
+    predictions, targets = logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten().to(logits.device)
+    if count is None:
+        return F.cross_entropy(predictions, targets)
+    total = F.cross_entropy(predictions, targets, reduction="sum")
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
 
 
-def unpadded(mask: Tensor | None, *, right: bool) -> None:
-    """Raises ValueError for a mask that a model without masks cannot honour: behind a row, padding changes nothing."""
+def share_of_batch(labels: Tensor, count: Tensor | int | None) -> Tensor | float:
+    """The share of a batch's `count` targets that these labels hold; 1 if they are the whole batch."""
+    if count is None:
+        return 1.0
+    return (labels[:, 1:] != -100).sum() / (count.to(labels.device) if isinstance(count, Tensor) else count)
+
+
+def check_mask(mask: Tensor | None, *, padding_right: bool) -> None:
+    """Raises ValueError for padding that would change the result: only padding at the end of a row changes nothing."""
     if mask is None or bool((mask == 1).all()):
         return
-    if not right or mask.dim() != 2 or bool((mask[:, 1:] > mask[:, :-1]).any()):
+    if not padding_right or mask.dim() != 2 or bool((mask[:, 1:] > mask[:, :-1]).any()):
         raise ValueError(
             "models of bestiary cannot leave out padding before a text or where the state is carried on: "
             "the attention_mask must be all ones, so give rows of one length, or one row at a time"
         )
 
 
-def tensors(state: Any) -> list[Tensor]:
-    """The tensors of a state; the first dimension of each is the batch."""
+def state_tensors(state: Any) -> list[Tensor]:
+    """The tensors in a state; the first dimension of each is the batch."""
     parts = state if isinstance(state, tuple | list) else ()
-    return [state] if isinstance(state, Tensor) else [leaf for part in parts for leaf in tensors(part)]
+    return [state] if isinstance(state, Tensor) else [leaf for part in parts for leaf in state_tensors(part)]
 
 
-def chosen(state: Any, rows: Tensor) -> Any:
-    """The same state of other rows."""
+def select_rows(state: Any, rows: Tensor) -> Any:
+    """The state of these rows of the batch."""
     if isinstance(state, Tensor):
         return state.index_select(0, rows.to(state.device))
     if isinstance(state, tuple | list):
-        parts = [chosen(part, rows) for part in state]
+        parts = [select_rows(part, rows) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
     return state
 
@@ -212,68 +242,28 @@ AutoConfig.register("bestiary", BestiaryConfig, exist_ok=True)
 AutoModelForCausalLM.register(BestiaryConfig, BestiaryForCausalLM, exist_ok=True)
 
 
-def wrapped(model: Model, settings: Mapping[str, Any]) -> BestiaryForCausalLM:
-    """A model of ours in the interface of transformers, on the same weights; `settings` are what it was made with."""
-    given = {name: settings[name] for name in SETTINGS if name in settings}
-    config = BestiaryConfig(**given | {"vocab_size": given.pop("vocab")}, dtype=model.embed.weight.dtype)
+def wrap_model(model: Model, settings: Mapping[str, Any]) -> BestiaryForCausalLM:
+    """One of our models with the interface of transformers, sharing its weights; `settings` are what built it."""
+    arguments = {name: settings[name] for name in SETTINGS if name in settings}
+    config = BestiaryConfig(**arguments | {"vocab_size": arguments.pop("vocab")}, dtype=model.embed.weight.dtype)
     with torch.random.fork_rng(devices=[]):
-        made = BestiaryForCausalLM(config)
-    made.model = model
-    return made.train(model.training)
-
-
-def save_pretrained(
-    model: Model, settings: Mapping[str, Any], tokenizer: "Tokenizer | PreTrainedTokenizerFast", folder: Path | str
-) -> None:
-    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` open; `settings` are what the model was made with.
-
-    Raises ValueError if the tokenizer has more tokens than the model.
-    """
-    vocab, place = settings["vocab"], Path(folder)
-    theirs = tokenizer if isinstance(tokenizer, PreTrainedTokenizerFast) else hub_tokenizer(tokenizer)
-    if len(theirs) > vocab:
-        raise ValueError(f"the tokenizer has {len(theirs)} tokens, the model a vocabulary of {vocab}")
-    made = wrapped(model, settings)
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(made.config, name, getattr(theirs, name))
-        setattr(made.generation_config, name, getattr(theirs, name))
-    made.config.auto_map = {"AutoConfig": "modeling_bestiary.BestiaryConfig",
-                            "AutoModelForCausalLM": "modeling_bestiary.BestiaryForCausalLM"}  # fmt: skip
-    made.save_pretrained(place)
-    theirs.save_pretrained(place)
-    put(place / "modeling_bestiary.py", CODE)
-
-
-def export(run: Path | str, folder: Path | str) -> None:
-    """Write the model of a run on text as a Hugging Face folder, its recipe beside it. Raises LookupError."""
-    from bestiary.corpus.tokenizers import open_tokenizer
-    from bestiary.lm.pretraining import open_run
-
-    recipe, model = open_run(Path(run))
-    tokenizer = open_tokenizer(Path(run) / "tokenizer")
-    save_pretrained(model, {name: getattr(recipe, name) for name in SETTINGS}, tokenizer, folder)
-    put(Path(folder) / "recipe.json", recipe.json())
-
-
-def hub_tokenizer(tokenizer: "Tokenizer") -> PreTrainedTokenizerFast:
-    """A tokenizer of ours for transformers: the separator of documents ends a text, and pads."""
-    from tokenizers import Tokenizer as Library
-
-    library = Library.from_str(tokenizer.definition)
-    end = library.id_to_token(tokenizer.separator)
-    return PreTrainedTokenizerFast(tokenizer_object=library, eos_token=end, pad_token=end)
+        wrapped = BestiaryForCausalLM(config)
+    wrapped.model = model
+    return wrapped.train(model.training)
 
 
 def open_causal(
     name: str | Path, *, trust: bool = False, device: str = "cpu", dtype: Any = "auto"
 ) -> tuple[PreTrainedModel, Any]:
-    """A causal model and its tokenizer, by folder or by name on the hub, for evaluation.
+    """A causal model in evaluation mode and its tokenizer, from a folder or by name from the hub.
 
-    Code that comes with a model is run only if `trust`. Raises LookupError where there is none, ValueError where
+    Code that comes with a model runs only if `trust`. Raises LookupError if there is no such model, ValueError if
     it cannot be used.
     """
-    if is_place(name):
-        looked_at(Path(name), trust=trust)
+    check_name(name)
+    if is_path(name):
+        name = Path(name).expanduser()
+        check_folder(name, trust=trust)
     options = {"trust_remote_code": trust}
     try:
         config = AutoConfig.from_pretrained(str(name), **options)
@@ -281,8 +271,8 @@ def open_causal(
             str(name), config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(str(name), **options)
-    except (OSError, ValueError) as fault:
-        raise explained(str(name), fault, trust=trust) from None
+    except Exception as fault:  # what damaged files and models of others fail with is not documented
+        raise explain_error(str(name), fault, trust=trust) from None
     model, info = opened
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
@@ -290,43 +280,45 @@ def open_causal(
     return model.to(device).eval(), tokenizer
 
 
-def is_place(name: str | Path) -> bool:
-    """Whether a folder is meant, not a name on the hub."""
-    text = str(name)
-    return isinstance(name, Path) or text.startswith((".", "/", "~")) or text.count("/") > 1 or Path(text).is_dir()
+def check_folder(folder: Path, *, trust: bool) -> None:
+    """Raises LookupError for a folder without a model, ValueError for one whose code is not trusted."""
+    if not folder.is_dir():
+        raise LookupError(f"{folder} is no folder of a model")
+    if not (folder / "config.json").is_file():
+        hint = "; it is a run of ours, which must be exported first" if (folder / "recipe.json").is_file() else ""
+        raise LookupError(f"{folder} holds no config.json, so it is no Hugging Face model{hint}")
+    if not any((folder / file).is_file() for file in WEIGHTS):
+        raise LookupError(f"{folder} holds no weights: model.safetensors is missing")
+    config = read_object(folder / "config.json")
+    has_code = "AutoModelForCausalLM" in str(config.get("auto_map"))
+    if has_code and not trust and not is_known_type(str(config.get("model_type"))):
+        raise untrusted_code(str(folder))
+    try:
+        check_digests(folder)
+    except ValueError as fault:
+        raise ValueError(f"{fault}; if you changed it yourself, remove {folder / DIGESTS}") from None
 
 
-def looked_at(place: Path, *, trust: bool) -> None:
-    """Raises LookupError or ValueError for a folder that holds no model, or one whose code is not trusted."""
-    if not place.is_dir():
-        raise LookupError(f"there is no folder {place}, nor could a model of the hub have that name")
-    if not (place / "config.json").is_file():
-        hint = "; it is a run of ours, which must be exported first" if (place / "recipe.json").is_file() else ""
-        raise LookupError(f"{place} holds no config.json, so it is no Hugging Face model{hint}")
-    if not any((place / file).is_file() for file in WEIGHTS):
-        raise LookupError(f"{place} holds no weights: model.safetensors is missing")
-    config = json.loads((place / "config.json").read_text())
-    if "AutoModelForCausalLM" in config.get("auto_map", {}) and not trust and not known(config.get("model_type", "")):
-        raise untrusted(str(place))
-
-
-def known(kind: str) -> bool:
-    """Whether transformers has the code of a kind of model."""
+def is_known_type(kind: str) -> bool:
+    """Whether transformers itself has the code of a model type."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     return kind in CONFIG_MAPPING
 
 
-def untrusted(name: str) -> ValueError:
+def untrusted_code(name: str) -> ValueError:
+    """The error for a model that brings code which the user has not trusted."""
     return ValueError(f"{name} comes with code of its own; run it, if you trust it, with --trust-remote-code")
 
 
-def explained(name: str, fault: Exception, *, trust: bool) -> Exception:
-    """What is wrong with a model, in one line."""
-    what = (str(fault).strip().splitlines() or [type(fault).__name__])[0]
+def explain_error(name: str, fault: Exception, *, trust: bool) -> Exception:
+    """The error of opening a model, in one line; a full disk as it is."""
+    what = " ".join(line.strip() for line in str(fault).strip().splitlines()[:2]) or type(fault).__name__
     if "trust_remote_code" in str(fault) and not trust:
-        return untrusted(name)
-    if isinstance(fault, OSError) and not is_place(name):
+        return untrusted_code(name)
+    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return fault
+    if isinstance(fault, OSError) and not is_path(name):
         return LookupError(f"no model {name!r} here, and the hub has none or cannot be reached ({what})")
     return ValueError(f"{name} cannot be opened ({what})")
 
@@ -334,13 +326,13 @@ def explained(name: str, fault: Exception, *, trust: bool) -> Exception:
 def token_losses(
     model: nn.Module, contexts: "NDArray[np.integer]", *, device: str | None = None, numbers: int = 2**25
 ) -> "NDArray[np.float32]":
-    """The loss in nats of each token after the first of contexts (n, T + 1), under a causal model of transformers.
+    """The loss in nats (n, T) of each token after the first in contexts (n, T + 1), by a causal model of transformers.
 
     At most `numbers` logits are computed at a time. Raises ValueError for tokens that the model does not have.
     """
     if device is not None:
         model.to(device)
-    vocab, found = model.get_input_embeddings().weight.shape[0], []  # pyright: ignore
+    vocab, losses = model.get_input_embeddings().weight.shape[0], []  # pyright: ignore
     longest = getattr(model.config, "max_position_embeddings", None)
     if longest is not None and contexts.shape[1] - 1 > longest:
         raise ValueError(
@@ -354,5 +346,5 @@ def token_losses(
             tokens = torch.from_numpy(contexts[start : start + size].astype(np.int64)).to(model.device)  # pyright: ignore
             logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
             loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
-            found.append(loss.view(len(tokens), -1).cpu().numpy())
-    return np.concatenate(found) if found else np.zeros((0, contexts.shape[1] - 1), dtype=np.float32)
+            losses.append(loss.view(len(tokens), -1).cpu().numpy())
+    return np.concatenate(losses) if losses else np.zeros((0, contexts.shape[1] - 1), dtype=np.float32)

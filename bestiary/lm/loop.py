@@ -1,4 +1,4 @@
-"""Training on text, step by step. Batch i is a pure function of the seed and i, so a run can stop anywhere."""
+"""Training on text. Batch i depends on the seed and i alone, so a run can be stopped and resumed anywhere."""
 
 import math
 import os
@@ -16,14 +16,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.lm.distributed import Team, gathered
+from bestiary.lm.checkpoint import load_state, read_checkpoint, save_state, write_checkpoint
+from bestiary.lm.distributed import TrainingGroup, training_group
+from bestiary.lm.files import write_tensors
 from bestiary.lm.pretraining import Parallel, Pretraining
-from bestiary.lm.speed import peak, work
+from bestiary.lm.speed import flops_per_token, peak_flops
+from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
-from bestiary.runs.store import Run, Store, get, origin, put
+from bestiary.runs.digests import digest_bytes
+from bestiary.runs.store import WEIGHTS, Run, Store, origin, write_file
 from bestiary.tasks._task import SILENT, stream
-from bestiary.training.train import TOKENS, Diverged, is_matrix, keep_memory
+from bestiary.training.train import TOKENS, Diverged, keep_freed_memory
 
 if TYPE_CHECKING:
     from bestiary.corpus.corpus import Corpus
@@ -32,14 +36,15 @@ if TYPE_CHECKING:
 SAVE_EVERY = 500  # steps between checkpoints
 
 
-class How(NamedTuple):
-    """How a run is carried out, which changes its rounding and speed only."""
+class ExecutionConfig(NamedTuple):
+    """How a run is executed; it affects rounding and speed only, so it is no part of the recipe."""
 
     device: str = "cpu"
     accumulate: int = 1
     parallel: Parallel = "none"
     save_every: int = SAVE_EVERY
     compile: bool = False
+    trust_checkpoint: bool = False  # read a sharded checkpoint of version 0.1, whose index is a pickle
 
 
 def pretrain(
@@ -52,26 +57,39 @@ def pretrain(
     parallel: Parallel = "none",
     save_every: int = SAVE_EVERY,
     compile: bool = False,
+    trust_checkpoint: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Carry out a run in `folder`/`key`, or go on with it from its last checkpoint, yielding new rows of its log.
+    """Train in `folder`/`key`, or resume there from the last checkpoint, yielding the new rows of the log.
 
     A row holds `step`, `split` (train, selection or test), `loss` (nats of a token, the mean over `targets` of them),
-    `tokens` (trained on so far) and, of training, `tokens_per_second`, `mfu` (what share of the peak that is) and
-    `rate`. A run that diverges ends there, as its `done` says. A step reads its sequences in `accumulate` parts;
-    `parallel` shares them between the processes that torchrun has started, which changes rounding and nothing else.
+    `tokens` (trained on so far) and, for training, `tokens_per_second`, `mfu` (the share of the peak that this is) and
+    `rate`. A run that diverges ends there and is recorded as diverged in `done`. A step reads its sequences in
+    `accumulate` parts; `parallel` splits them between the processes that torchrun has started. Both change rounding
+    only. With `trust_checkpoint` it also resumes from a sharded checkpoint of version 0.1, which is a pickle. Raises
+    ValueError if recipe, corpus and options do not fit, if a checkpoint is damaged or another process holds the run.
     """
+    check_corpus(recipe, corpus)
+    if recipe.batch % accumulate or accumulate < 1:
+        raise ValueError(f"{recipe.batch} sequences a step do not fall into {accumulate} equal parts")
+    config = ExecutionConfig(device, accumulate, parallel, save_every, compile, trust_checkpoint)
+    yield from run_pretraining(recipe, corpus, Path(folder), config)
+
+
+def check_corpus(recipe: Pretraining, corpus: "Corpus") -> None:
+    """Raises ValueError for a corpus on which the recipe cannot be trained and scored to the end."""
     if recipe.corpus != corpus.hash:
         raise ValueError(f"the recipe is for corpus {recipe.corpus}, {corpus.folder} is {corpus.hash}")
     if recipe.vocab < corpus.vocab:
         raise ValueError(f"the recipe's {recipe.vocab} tokens are fewer than the {corpus.vocab} of {corpus.folder}")
-    if recipe.batch % accumulate or accumulate < 1:
-        raise ValueError(f"{recipe.batch} sequences a step do not fall into {accumulate} equal parts")
-    how = How(device=device, accumulate=accumulate, parallel=parallel, save_every=save_every, compile=compile)
-    yield from carry_out(recipe, corpus, Path(folder), how)
+    count_contexts(corpus.tokens("train"), recipe.context)
+    for split in ("selection", "test"):
+        corpus.contexts(split, recipe.context, 1)
+    if not (tokenizer := corpus.folder / "tokenizer" / "tokenizer.json").is_file():
+        raise ValueError(f"{tokenizer} is missing, and the trained model could not read text without it")
 
 
 class Objective(nn.Module):
-    """The summed loss of targets in nats: what is wrapped to train in parallel."""
+    """The model with its summed loss in nats: the module that is wrapped for training in parallel."""
 
     def __init__(self, model: Model, precision: str, *, compile: bool = False) -> None:
         super().__init__()
@@ -81,148 +99,176 @@ class Objective(nn.Module):
     def forward(self, tokens: Int[Tensor, "batch time"], targets: Int[Tensor, "batch time"]) -> Float[Tensor, ""]:
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             hidden = self.hidden(tokens)
-        x, weight, asked = hidden.float().flatten(0, 1), self.model.embed.weight, targets.flatten()
+        x, weight, wanted = hidden.float().flatten(0, 1), self.model.embed.weight, targets.flatten()
         if torch.is_grad_enabled():
-            return cross_entropy(x, weight, asked)[0]
+            return cross_entropy(x, weight, wanted)[0]
         size = max(1, BLOCK // len(weight))
-        parts = zip(x.split(size), asked.split(size), strict=True)
-        sums = [F.cross_entropy(rows @ weight.T, of, reduction="sum", ignore_index=SILENT) for rows, of in parts]
+        parts = zip(x.split(size), wanted.split(size), strict=True)
+        sums = [F.cross_entropy(rows @ weight.T, part, reduction="sum", ignore_index=SILENT) for rows, part in parts]
         return torch.stack(sums).double().sum()
 
 
-class Held(Run):
-    """A run whose log is taken up again where its checkpoint stands."""
+class ResumableRun(Run):
+    """A run that resumes from a checkpoint, its log cut back to what the checkpoint knows of it."""
 
     def open(self) -> None:
         (self.place / "failure.txt").unlink(missing_ok=True)
-        put(self.place / "recipe.json", self.recipe.json())
-        put(self.place / "origin.json", origin() | self.how)
+        write_file(self.place / "recipe.json", self.recipe.json())
+        write_file(self.place / "origin.json", origin() | self.details)
         for part in self.recipe.pattern:
             if part.source and part.name.endswith(".py"):
                 (self.place / "source").mkdir(exist_ok=True)
                 shutil.copy(Path(part.name).expanduser(), self.place / "source")
         self.log = (self.place / "log.jsonl").open("a")
 
-    def cut(self, position: int) -> None:
-        """Go on behind the first bytes of the log, in a file of its own: a former owner may hold the old one."""
+    def truncate_log(self, size: int) -> None:
+        """Keep the first `size` bytes of the log, in a new file: a former owner may still hold the old one open."""
         self.log.close()
         place = self.place / "log.jsonl"
-        put(place, place.read_bytes()[:position].decode())
+        write_file(place, place.read_bytes()[:size].decode())
         self.log = place.open("a")
 
-    def position(self) -> int:
-        """How many bytes of log are safe on disk. Raises Lost if another worker holds the run now."""
-        self.held()
+    def log_digest(self, size: int) -> str:
+        """The digest of the first `size` bytes of the log."""
+        return digest_bytes((self.place / "log.jsonl").read_bytes()[:size])
+
+    def check_log(self, record: dict[str, Any]) -> None:
+        """Raises ValueError unless the log begins as the record of the checkpoint says."""
+        path, size = self.place / "log.jsonl", record["log"]
+        whole = path.is_file() and path.stat().st_size >= size
+        if not whole or ("log_digest" in record and self.log_digest(size) != record["log_digest"]):
+            raise ValueError(
+                f"{path} is damaged: it is not the log that its checkpoint knows; "
+                f"remove {self.place / 'checkpoint'} to start the run over"
+            )
+
+    def flush_log(self) -> int:
+        """Write the log to disk; its size in bytes. Raises ClaimLost if another worker holds the run now."""
+        self.check_held()
         os.fsync(self.log.fileno())
         return self.log.tell()
 
 
-def carry_out(recipe: Pretraining, corpus: "Corpus", folder: Path, how: How) -> Iterator[dict[str, Any]]:
-    """Claim the run, train, and keep what came of it; of several processes the first does so and yields rows."""
-    with gathered(how.parallel, how.device) as team:
-        run = claimed(recipe, folder) if team.rank == 0 else None
-        refusal = team.told(run if isinstance(run, str) else None)
+def run_pretraining(
+    recipe: Pretraining, corpus: "Corpus", folder: Path, config: ExecutionConfig
+) -> Iterator[dict[str, Any]]:
+    """Claim the run, train and store the result; of several processes, the first one writes and yields rows."""
+    with training_group(config.parallel, config.device) as group:
+        claim = claim_run(recipe, folder) if group.rank == 0 else None
+        refusal = group.broadcast(claim if isinstance(claim, str) else None)
         if refusal:
             raise ValueError(refusal)
         if refusal is not None:
             return
-        first = run if isinstance(run, Held) else None
-        if first is not None:
-            first.how = {"corpus": str(corpus.folder), "workers": team.size, **how._asdict()}
-        with first or nullcontext():
+        run = claim if isinstance(claim, ResumableRun) else None
+        if run is not None:
+            run.details = {"corpus": str(corpus.folder), "workers": group.size, **config._asdict()}
+        with run or nullcontext():
+            loop = TrainingLoop(recipe, corpus, folder / recipe.key, run=run, group=group, config=config)
             try:
-                for row in Loop(recipe, corpus, folder / recipe.key, run=first, team=team, how=how).rows():
-                    if first is not None:
-                        first.append(row)
+                for row in loop.rows():
+                    if run is not None:
+                        run.append(row)
                         yield row
             except Diverged as diverged:
-                ended = ("diverged", str(diverged))
+                outcome = ("diverged", str(diverged))
             else:
-                ended = ("finished",)
-            if first is not None:
-                first.end(*ended)
+                outcome = ("finished",)
+            if run is not None:
+                run.end(*outcome)
 
 
-def claimed(recipe: Pretraining, folder: Path) -> Held | str:
-    """The run, or why it cannot be had: nothing to say of one that is done."""
+def claim_run(recipe: Pretraining, folder: Path) -> ResumableRun | str:
+    """The run, or the reason why it cannot be claimed: an empty one if it is already done."""
     store = Store(folder)
     run = store.claim(cast(Any, recipe))
     if run is not None:
-        return Held(run.place, run.claim, run.recipe)
+        return ResumableRun(run.place, run.claim, run.recipe)
     if cast(Any, recipe) in store:
         return ""
     return f"{folder / recipe.key} is being carried out by {store.owner(recipe.key)}; wait for it, or stop it"
 
 
-class Loop:
-    """A model in training: what a checkpoint holds, and how it moves by a step."""
+class TrainingLoop:
+    """A model in training: a step, a measurement, and checkpoints of its state."""
 
     def __init__(
-        self, recipe: Pretraining, corpus: "Corpus", place: Path, *, run: Held | None, team: Team, how: How
+        self,
+        recipe: Pretraining,
+        corpus: "Corpus",
+        folder: Path,
+        *,
+        run: ResumableRun | None,
+        group: TrainingGroup,
+        config: ExecutionConfig,
     ) -> None:
-        keep_memory()
-        self.recipe, self.corpus, self.place, self.run, self.team, self.how = recipe, corpus, place, run, team, how
-        if recipe.batch % (how.accumulate * team.size):
-            parts = f"{how.accumulate} parts of {team.size} processes"
+        keep_freed_memory()
+        self.recipe, self.corpus, self.folder = recipe, corpus, folder
+        self.run, self.group, self.config = run, group, config
+        if recipe.batch % (config.accumulate * group.size):
+            parts = f"{config.accumulate} parts of {group.size} processes"
             raise ValueError(f"{recipe.batch} sequences a step do not fall into {parts}")
-        self.device = team.device
+        self.device = group.device
         if self.device.type == "cuda" and recipe.precision == "bfloat16":
-            torch.set_float32_matmul_precision("high")  # of the read-out, which autocast leaves alone
+            torch.set_float32_matmul_precision("high")  # for the read-out, which autocast leaves alone
         self.model = recipe.build().to(self.device)
-        self.decayed = {name for name, weight in self.model.named_parameters() if is_matrix(weight)}
-        self.flops = work(recipe, sum(weight.numel() for weight in self.model.parameters()))
-        self.objective = team.wrapped(Objective(self.model, recipe.precision, compile=how.compile), self.model)
-        self.optimizer = torch.optim.AdamW(self.groups(), betas=recipe.betas, fused=True)
+        self.decayed = decayed_names(self.model)
+        self.flops = flops_per_token(recipe, sum(weight.numel() for weight in self.model.parameters()))
+        objective = Objective(self.model, recipe.precision, compile=config.compile)
+        self.objective = group.wrap(objective, self.model)
+        self.optimizer = torch.optim.AdamW(self.parameter_groups(), betas=recipe.betas, fused=True)
         self.step, self.sum = 0, torch.zeros((), dtype=torch.float64, device=self.device)
         self.text = corpus.tokens("train")
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameters with weight decay and without."""
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with weight decay and without, for the optimizer."""
         named = list(self.model.named_parameters())
-        found = {True: self.recipe.weight_decay, False: 0.0}
-        groups = [([w for name, w in named if (name in self.decayed) == yes], decay) for yes, decay in found.items()]
+        decays = {True: self.recipe.weight_decay, False: 0.0}
+        groups = [([w for name, w in named if (name in self.decayed) == yes], decay) for yes, decay in decays.items()]
         return [{"params": weights, "weight_decay": decay} for weights, decay in groups if weights]
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Train from the last checkpoint to the end, and score once on the test split."""
+        """Train from the last checkpoint to the end and measure the test loss once; yields the rows of the log."""
         recipe = self.recipe
         self.resume()
-        begun, since = time.perf_counter(), self.step
+        started, first = time.perf_counter(), self.step
         while self.step < recipe.steps:
             self.step += 1
-            self.update()
+            self.train_step()
             if self.step % recipe.every == 0 or self.step == recipe.steps:
-                yield from self.look((self.step - since) / (time.perf_counter() - begun))
-                begun, since = time.perf_counter(), self.step
-            if self.step % self.how.save_every == 0:
-                started = time.perf_counter()
-                self.save()
-                begun += time.perf_counter() - started
-        yield self.score("test", recipe.test_rows)
-        weights = self.team.weights(self.model)
+                yield from self.measure((self.step - first) / (time.perf_counter() - started))
+                started, first = time.perf_counter(), self.step
+            if self.step % self.config.save_every == 0:
+                saving = time.perf_counter()
+                self.save_checkpoint()
+                started += time.perf_counter() - saving
+        yield self.evaluate("test", recipe.test_rows)
+        weights = self.group.full_weights(self.model)
         if self.run is not None:
-            self.keep(self.run, weights)
+            self.save_model(self.run, weights)
 
-    def keep(self, run: Held, weights: dict[str, Tensor]) -> None:
-        """Write the trained model and what it needs to read text, and drop the checkpoint."""
-        shutil.copytree(self.corpus.folder / "tokenizer", self.place / "tokenizer", dirs_exist_ok=True)
+    def save_model(self, run: ResumableRun, weights: dict[str, Tensor]) -> None:
+        """Write the trained model and its tokenizer, and remove the checkpoint."""
+        shutil.copytree(self.corpus.folder / "tokenizer", self.folder / "tokenizer", dirs_exist_ok=True)
         trained = self.recipe.build()
         trained.load_state_dict(weights)
-        run.keep(trained)
-        shutil.rmtree(self.place / "checkpoint", ignore_errors=True)
+        write_tensors(self.folder / WEIGHTS, trained.state_dict())
+        tokenizer = sorted(path for path in (self.folder / "tokenizer").rglob("*") if path.is_file())
+        run.kept += [WEIGHTS, *(str(path.relative_to(self.folder)) for path in tokenizer)]
+        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
-    def update(self) -> None:
-        """One step of gradient descent."""
-        recipe, parts = self.recipe, self.how.accumulate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate(recipe, self.step)
+    def train_step(self) -> None:
+        """One step of the optimizer."""
+        recipe, parts = self.recipe, self.config.accumulate
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = learning_rate(recipe, self.step)
         self.objective.train()
         for part in range(parts):
-            with self.team.quiet(self.objective) if part < parts - 1 else nullcontext():
+            with self.group.no_sync(self.objective) if part < parts - 1 else nullcontext():
                 loss = self.loss(part)
-                (loss * (parts * self.team.size / (recipe.batch * recipe.context))).backward()  # the mean of the part
+                (loss * (parts * self.group.size / (recipe.batch * recipe.context))).backward()  # the mean of the part
             self.sum += loss.detach()
-        if parts > 1:  # a mixer's own cost, which has a gradient whatever the loss is times, is a mean as well
+        if parts > 1:  # a mixer may add a cost of its own, whose gradient has to be averaged over the parts, too
             for weight in self.model.parameters():
                 if weight.grad is not None:
                     weight.grad.div_(parts)
@@ -233,109 +279,119 @@ class Loop:
 
     def loss(self, part: int) -> Tensor:
         """The summed loss on this process's sequences of a part of the batch."""
-        recipe, size = self.recipe, self.recipe.batch // (self.how.accumulate * self.team.size)
-        first = (self.step - 1) * recipe.batch + (part * self.team.size + self.team.rank) * size
-        given = sequences(self.text, recipe, range(first, first + size)).to(self.device)
+        recipe, size = self.recipe, self.recipe.batch // (self.config.accumulate * self.group.size)
+        first = (self.step - 1) * recipe.batch + (part * self.group.size + self.group.rank) * size
+        tokens = read_sequences(self.text, recipe, range(first, first + size)).to(self.device)
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(stream("dropout", recipe.seed, first).initial_seed())
-            return self.objective(given[:, :-1], given[:, 1:])
+            return self.objective(tokens[:, :-1], tokens[:, 1:])
 
-    def look(self, steps_per_second: float) -> Iterator[dict[str, Any]]:
-        """The loss since the last look, and on the selection split. Raises Diverged."""
+    def measure(self, steps_per_second: float) -> Iterator[dict[str, Any]]:
+        """The training loss since the last measurement, then the loss on the selection split. Raises Diverged."""
         recipe = self.recipe
-        loss, count = (
-            self.team.total(self.sum).item(),
-            ((self.step - 1) % recipe.every + 1) * recipe.batch * recipe.context,
-        )
+        loss = self.group.all_reduce(self.sum).item()
+        count = ((self.step - 1) % recipe.every + 1) * recipe.batch * recipe.context
         speed = steps_per_second * recipe.batch * recipe.context
-        most = peak(self.device)
-        mfu = None if most is None else round(speed * self.flops / (most * self.team.size), 4)
+        peak = peak_flops(self.device)
+        mfu = None if peak is None else round(speed * self.flops / (peak * self.group.size), 4)
         self.sum.zero_()
-        yield self.row("train", loss, count) | {
+        yield self.log_row("train", loss, count) | {
             "tokens_per_second": round(speed, 1),
             "mfu": mfu,
-            "rate": rate(recipe, self.step),
+            "rate": learning_rate(recipe, self.step),
         }
         if not math.isfinite(loss):
             raise Diverged(f"the loss is {loss} at step {self.step}")
-        yield self.score("selection", recipe.selection_rows)
+        yield self.evaluate("selection", recipe.selection_rows)
 
     @torch.no_grad()
-    def score(self, split: str, limit: int) -> dict[str, Any]:
-        """The loss on the first contexts of a split."""
+    def evaluate(self, split: str, limit: int) -> dict[str, Any]:
+        """The loss on the first `limit` contexts of a split, as a row of the log."""
         self.objective.eval()
-        given = torch.from_numpy(self.corpus.contexts(split, self.recipe.context, limit))
-        mine = filled(given, self.team.size)[self.team.rank :: self.team.size]
+        contexts = torch.from_numpy(self.corpus.contexts(split, self.recipe.context, limit))
+        own = pad_rows(contexts, self.group.size)[self.group.rank :: self.group.size]
         total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for rows in mine.split(max(1, TOKENS // self.recipe.context)):
+        for rows in own.split(max(1, TOKENS // self.recipe.context)):
             part = rows.to(self.device)
             total += self.objective(part[:, :-1].clamp(min=0), part[:, 1:])
-        return self.row(split, self.team.total(total).item(), given[:, 1:].numel())
+        return self.log_row(split, self.group.all_reduce(total).item(), contexts[:, 1:].numel())
 
-    def row(self, split: str, loss: float, count: int) -> dict[str, Any]:
+    def log_row(self, split: str, loss: float, count: int) -> dict[str, Any]:
+        """A row of the log, from a summed loss over `count` targets."""
         tokens = self.step * self.recipe.batch * self.recipe.context
         return {"step": self.step, "split": split, "loss": loss / count, "targets": count, "tokens": tokens}
 
-    def save(self) -> None:
-        """Write what the run needs to go on, and where its log stands."""
-        position = self.team.told(self.run and self.run.position())
-        folder, total = self.place / "checkpoint", self.team.total(self.sum).item()
+    def save_checkpoint(self) -> None:
+        """Write what the run needs to resume, and how long its log is now."""
+        log_size = self.group.broadcast(self.run and self.run.flush_log())
+        folder, total = self.folder / "checkpoint", self.group.all_reduce(self.sum).item()
         new = folder / f"step-{self.step}"
         if self.run is not None:
             folder.mkdir(exist_ok=True)
             shutil.rmtree(new, ignore_errors=True)
-        self.team.told(None)
-        self.team.save(self.model, self.optimizer, new)
+            new.mkdir()
+        self.group.broadcast(None)
+        files = save_state(self.group, self.model, self.optimizer, new)
         if self.run is not None:
-            put(folder / "last.json", {"step": self.step, "log": position, "sum": total})
+            log = {"log": log_size, "log_digest": self.run.log_digest(log_size)}
+            write_checkpoint(folder, {"step": self.step, **log, "sum": total, "files": files})
             for old in folder.glob("step-*"):
                 if old != new:
                     shutil.rmtree(old)
 
     def resume(self) -> None:
-        """Go back to the last checkpoint, or to the start, and cut the log back to it."""
-        place = self.place / "checkpoint" / "last.json"
-        last = self.team.told(get(place) if self.run is not None and place.is_file() else None)
+        """Return to the last checkpoint, or to the start, and cut the log back to it."""
+        folder = self.folder / "checkpoint"
+        last = self.group.broadcast(read_checkpoint(folder) if self.run is not None else None)
         if last is not None:
+            if self.run is not None:
+                self.run.check_log(last)
             self.step = last["step"]
-            self.team.load(self.model, self.optimizer, place.with_name(f"step-{self.step}"))
-            self.sum.fill_(last["sum"] if self.team.rank == 0 else 0.0)
+            place, trust = folder / f"step-{self.step}", self.config.trust_checkpoint
+            load_state(self.group, self.model, self.optimizer, place, last, trust=trust)
+            self.sum.fill_(last["sum"] if self.group.rank == 0 else 0.0)
         if self.run is not None:
-            self.run.cut(0 if last is None else last["log"])
+            self.run.truncate_log(0 if last is None else last["log"])
 
 
-def filled(rows: Int[Tensor, "rows width"], size: int) -> Int[Tensor, "filled width"]:
-    """Rows in which nothing is asked are added until their number is a multiple of `size`."""
+def pad_rows(rows: Int[Tensor, "rows width"], size: int) -> Int[Tensor, "padded width"]:
+    """The rows, followed by rows without targets until their number is a multiple of `size`."""
     silent = torch.full((-len(rows) % size, rows.shape[1]), SILENT)
     return torch.cat([rows, silent])
 
 
-def sequences(text: np.ndarray, recipe: Pretraining, places: range) -> Int[Tensor, "batch width"]:
-    """The training sequences at these places of the endless order in which they are read.
+def read_sequences(text: np.ndarray, recipe: Pretraining, indices: range) -> Int[Tensor, "batch width"]:
+    """The training sequences at these indices of the endless order in which they are read, `context` + 1 tokens each.
 
-    An epoch starts at an offset of its own, cuts the text from there into contexts, each with the token that follows,
-    and visits them in an order of its own.
+    Each epoch starts at a random offset, cuts the text from there into contexts, each with the token that follows,
+    and visits them in a random order. Raises ValueError for a text shorter than two contexts.
     """
-    context, count = recipe.context, len(text) // recipe.context - 1
-    if count < 1:
-        raise ValueError(f"{len(text)} tokens to train on are fewer than two contexts of {context}")
+    context, count = recipe.context, count_contexts(text, recipe.context)
     starts = []
-    for place in places:
-        epoch, at = divmod(place, count)
-        offset, order = deal(count, context, recipe.seed, epoch)
-        starts.append(offset + int(order[at]) * context)
+    for index in indices:
+        epoch, position = divmod(index, count)
+        offset, order = epoch_order(count, context, recipe.seed, epoch)
+        starts.append(offset + int(order[position]) * context)
     rows = np.stack([text[start : start + context + 1] for start in starts])
     return torch.from_numpy(rows.astype(np.int64))
 
 
+def count_contexts(text: np.ndarray, context: int) -> int:
+    """How many contexts an epoch reads. Raises ValueError for a text shorter than two contexts."""
+    count = len(text) // context - 1
+    if count < 1:
+        raise ValueError(f"{len(text)} tokens to train on are fewer than two contexts of {context}")
+    return count
+
+
 @lru_cache(maxsize=2)
-def deal(count: int, context: int, seed: int, epoch: int) -> tuple[int, Tensor]:
-    """The offset of an epoch and the order of its contexts."""
+def epoch_order(count: int, context: int, seed: int, epoch: int) -> tuple[int, Tensor]:
+    """The offset of an epoch in tokens, and the order of its `count` contexts."""
     rng = stream("text", seed, epoch)
     return int(torch.randint(context, (), generator=rng)), torch.randperm(count, generator=rng)
 
 
-def rate(recipe: Pretraining, step: int) -> float:
+def learning_rate(recipe: Pretraining, step: int) -> float:
     """The learning rate of a step, counted from 1: a linear rise, then a cosine from the rate down to the floor."""
     if step <= recipe.warmup:
         return recipe.rate * step / recipe.warmup

@@ -1,36 +1,40 @@
-"""Everything that determines a model trained on text, the run that trains it, and the trained model again.
+"""The recipe of a language model trained on text, and the trained model read back from the folder of its run.
 
-<folder>/<key>/recipe.json          what is trained on which corpus, with "kind": "pretraining"
+<folder>/<key>/recipe.json          the model, its training and its corpus, with "kind": "pretraining"
                origin.json          versions, host and time of the last attempt
-               claim-0/             one folder for each attempt, as in any store of runs
-               log.jsonl            a row each time the loss is looked at
-               checkpoint/          where the run goes on after it was stopped
-               tokenizer/           that of the corpus
-               weights.safetensors  of the trained model
-               done                 written last
+               claim-0/             one folder for each attempt, as in every store of runs
+               log.jsonl            one row for each measurement of the loss
+               checkpoint/          what a stopped run resumes from
+               tokenizer/           a copy of the tokenizer of the corpus
+               weights.safetensors  the trained model
+               done                 written last, with the digests of the other files
 """
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bestiary.runs.store import get
-from bestiary.spec import Mixers, Natural, Positive
-from bestiary.training.recipe import Amount, Checked, Share
+from bestiary.lm.files import load_weights, read_object
+from bestiary.runs.store import verified
+from bestiary.spec import Depth, Mixers, Natural, Positive
+from bestiary.training.recipe import Amount, Share, StrictModel
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
+
+log = logging.getLogger(__name__)
 
 FORMAT = 1  # raised when pretraining changes its meaning, so that old runs are not taken for new ones
 
 Parallel = Literal["none", "ddp", "fsdp"]
 
 
-class Pretraining(Checked):
-    """A model, and how it is trained to predict the next token of a corpus.
+class Pretraining(StrictModel):
+    """A language model, and how it is trained to predict the next token of a corpus.
 
     The defaults are those of Based (Arora et al., 2024): AdamW with betas 0.9 and 0.95, weight decay 0.1 on matrices,
     a linear warm-up of 200 steps, a cosine down to a tenth of the rate, and gradients clipped at norm 1.
@@ -41,7 +45,7 @@ class Pretraining(Checked):
     vocab: Positive
     pattern: Mixers
     dim: Positive = 128
-    depth: Positive = 4
+    depth: Depth = 4
     channel: Literal["mlp", "swiglu", "none", "copy"] = "swiglu"
     positions: Natural = 0  # learned position vectors; 0 is none
     dropout: Share = 0.0  # of the embeddings, while training
@@ -58,7 +62,7 @@ class Pretraining(Checked):
     seed: Natural = 0  # of the weights, the order of the text and the dropout
     precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; weights are always float32
 
-    every: Positive = 100  # steps between looks at the selection split
+    every: Positive = 100  # steps between measurements on the selection split
     selection_rows: Positive = 64  # contexts
     test_rows: Positive = 512
 
@@ -68,11 +72,11 @@ class Pretraining(Checked):
 
     @model_validator(mode="before")
     @classmethod
-    def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def betas_from_list(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {**given, "betas": tuple(given["betas"])} if "betas" in given else given
 
     @model_validator(mode="after")
-    def consistent(self) -> "Pretraining":
+    def check_consistency(self) -> "Pretraining":
         if not self.pattern:
             raise ValueError("a pretraining needs at least one mixer")
         if 0 < self.positions < self.context:
@@ -81,11 +85,11 @@ class Pretraining(Checked):
 
     @property
     def tokens(self) -> int:
-        """How many tokens training predicts."""
+        """How many tokens are predicted in training."""
         return self.steps * self.batch * self.context
 
     def build(self) -> "Model":
-        """The model, its weights drawn from the seed alone."""
+        """The model, its initial weights drawn from the seed alone."""
         import torch
 
         from bestiary.model import Model
@@ -104,7 +108,7 @@ class Pretraining(Checked):
             )
 
     def json(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """As stored: every option resolved, and `Pretraining(**stored)` is this recipe again."""
+        """As stored, with every option resolved; `Pretraining(**stored)` is this recipe again."""
         return self.fields() | {"pattern": [part.stored for part in self.pattern]}
 
     @property
@@ -114,24 +118,30 @@ class Pretraining(Checked):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
     def fields(self) -> dict[str, Any]:
+        """Every field by its name, betas as a list as in JSON."""
         return {name: getattr(self, name) for name in type(self).model_fields} | {"betas": list(self.betas)}
 
 
 def open_run(folder: Path | str) -> "tuple[Pretraining, Model]":
-    """The recipe and the trained model of a run. Raises LookupError if it has none."""
-    place = Path(folder)
-    weights = place / "weights.safetensors"
-    if not (place / "recipe.json").is_file():
-        raise LookupError(f"{place} is no run: it holds no recipe.json")
-    stored = get(place / "recipe.json")
+    """The recipe and the trained model in the folder of a run. Raises LookupError if it has none,
+    ValueError, naming the file, if one is damaged.
+    """
+    run = Path(folder)
+    weights = run / "weights.safetensors"
+    if not (run / "recipe.json").is_file():
+        raise LookupError(f"{run} is no run: it holds no recipe.json")
+    tokenizer = sorted(str(path.relative_to(run)) for path in (run / "tokenizer").rglob("*") if path.is_file())
+    checked = all([verified(run, file) for file in ("recipe.json", *tokenizer)])
+    stored = read_object(run / "recipe.json")
     if stored.get("kind") != "pretraining":
-        raise LookupError(f"{place} is a run on a task, not on text; train one with: bestiary pretrain")
+        raise LookupError(f"{run} is a run on a task, not on text; train one with: bestiary pretrain")
     if not weights.is_file():
-        state = get(place / "done")["outcome"] if (place / "done").is_file() else "not done; go on with it first"
-        raise LookupError(f"{place} holds no weights: the run is {state}")
-    from safetensors.torch import load_file
-
-    recipe = Pretraining(**stored)
+        done = run / "done"
+        state = read_object(done).get("outcome") if done.is_file() else "not done; go on with it first"
+        raise LookupError(f"{run} holds no weights: the run is {state}")
+    if not (verified(run, weights.name) and checked):
+        log.warning("%s records no digests of its weights, so they are used unchecked", run)
+    recipe = Pretraining.read(stored)
     model = recipe.build()
-    model.load_state_dict(load_file(weights))
+    load_weights(model, weights)
     return recipe, model.eval()

@@ -1,26 +1,29 @@
-"""Recall asked in text, of any causal language model: facts are stated, then some of them are asked for.
+"""Recall in plain text, for any causal language model: facts are stated, then some of them are asked for.
 
     mqar         pairs of words, other text, then a word whose partner follows    (Arora et al., 2023, "Zoology")
     phone_book   names with numbers, then a name                                  (Jelassi et al., 2024)
     needle       sentences hidden in other text, one of them at a chosen depth    (Hsieh et al., 2024, "RULER")
 
-Before a question stand `shots` solved ones of the same context. Each answer is scored twice: `exact` is the share of
-questions whose greedy continuation is the answer, `ranked` the share where the answer is likelier than the other
-values of the context (at most `choices` in all, those of solved questions left out), so that a model that is far
-from writing an answer still shows what it remembers, against a chance level that is known. Everything is in words, so
-that all models are asked the same, whatever their tokens.
+`shots` solved questions about the same context stand before each question. Answers are scored in two ways: `exact` is
+the share of questions whose greedy continuation is the answer, `ranked` the share where the answer is likelier than
+other values of the context (at most `choices` in all, without those of solved questions). So a model that is far from
+writing an answer still shows what it remembers, against a known level of chance. Everything is drawn as words, so all
+models are asked the same questions, whatever their tokenizer.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from bestiary.lm.reader import Reader, reader
+from bestiary.lm.journal import Journal
+from bestiary.lm.reader import Reader, make_reader
 from bestiary.runs.intervals import wilson
 from bestiary.spec import nearest
 
+FORMAT = 1  # raised when other questions are asked, so that old answers are not taken for new ones
 NOUNS = """
 apple arrow basket beacon beard bell bench blanket bottle branch brick bridge brush bucket butter button cabin camel
 candle canoe carpet castle cedar cello cherry clover coffee comet copper coral cotton crane crown curtain dagger daisy
@@ -55,23 +58,23 @@ WHEN = "in the morning,after lunch,until evening,on most days,before the rain,al
 
 
 class Row(NamedTuple):
-    """What was found at one difficulty; `low` and `high` are Wilson's interval of 95 % for `ranked`."""
+    """The result at one difficulty; `low` and `high` are Wilson's 95 % interval for `ranked`."""
 
     task: str
     shots: int
-    length: int  # words of a prompt, the mean
+    length: int  # mean number of words in a prompt
     entries: int
-    depth: float  # of the needle: 0 is the beginning of the text, 1 the end; nan for others
+    depth: float  # of the needle: 0 is the beginning of the text, 1 the end; nan in the other tasks
     exact: float
     ranked: float
     chance: float  # of `ranked`
     low: float
     high: float
-    asked: int
+    asked: int  # questions
 
 
 class Setting(NamedTuple):
-    """One difficulty."""
+    """One difficulty of a task."""
 
     task: str
     entries: int
@@ -80,46 +83,53 @@ class Setting(NamedTuple):
     shots: int = 0
 
 
-class Asked(NamedTuple):
-    """A question and what it may be answered with; the first choice is right."""
+class Question(NamedTuple):
+    """A prompt and the answers to choose from; the first one is right."""
 
     prompt: str
     choices: tuple[str, ...]
 
 
-class Kind(NamedTuple):
-    """How a task states a fact, asks for one, and where it draws keys and values from."""
+class TaskKind(NamedTuple):
+    """How a task states a fact, asks for one, and draws keys and values."""
 
     fact: str
     question: str
-    before: str  # between the context and the questions
-    draw: Callable[[Random, int], list[tuple[str, str]]]
+    before: str  # text between the context and the questions
+    draw: Callable[[Random, int], list[tuple[str, str]]]  # so many pairs of key and value
 
 
-def drawn_words(rng: Random, count: int) -> list[tuple[str, str]]:
-    found = rng.sample(NOUNS.split(), 2 * count)
-    return list(zip(found[:count], found[count:], strict=True))
+def draw_nouns(rng: Random, count: int) -> list[tuple[str, str]]:
+    """Pairs of different nouns."""
+    nouns = rng.sample(NOUNS.split(), 2 * count)
+    return list(zip(nouns[:count], nouns[count:], strict=True))
 
 
-def drawn_people(rng: Random, count: int) -> list[tuple[str, str]]:
+def draw_people(rng: Random, count: int) -> list[tuple[str, str]]:
+    """Names of people with telephone numbers."""
     people = rng.sample([f"{name} {surname}" for name in NAMES.split() for surname in SURNAMES.split()], count)
-    return [(who, f"{n // 10**4:03d}-{n % 10**4:04d}") for who, n in zip(people, numbers(rng, count, 7), strict=True)]
+    numbers = draw_numbers(rng, count, 7)
+    return [(who, f"{n // 10**4:03d}-{n % 10**4:04d}") for who, n in zip(people, numbers, strict=True)]
 
 
-def drawn_codes(rng: Random, count: int) -> list[tuple[str, str]]:
-    return list(zip(rng.sample(CITIES.split(), count), map(str, numbers(rng, count, 5)), strict=True))
+def draw_codes(rng: Random, count: int) -> list[tuple[str, str]]:
+    """Cities with codes of five digits."""
+    return list(zip(rng.sample(CITIES.split(), count), map(str, draw_numbers(rng, count, 5)), strict=True))
 
 
-def numbers(rng: Random, count: int, digits: int) -> list[int]:
+def draw_numbers(rng: Random, count: int, digits: int) -> list[int]:
+    """Different numbers of so many digits."""
     return rng.sample(range(10 ** (digits - 1), 10**digits), count)
 
 
 KINDS = {
-    "mqar": Kind("{}: {}", "{}:", "\n\n", drawn_words),
-    "phone_book": Kind("{}: {}", "{}:", "\n\nFrom the phone book above, the numbers of some people:\n\n", drawn_people),
-    "needle": Kind("The secret code of {} is {}.", "The secret code of {} is", "\n\n", drawn_codes),
+    "mqar": TaskKind("{}: {}", "{}:", "\n\n", draw_nouns),
+    "phone_book": TaskKind(
+        "{}: {}", "{}:", "\n\nFrom the phone book above, the numbers of some people:\n\n", draw_people
+    ),
+    "needle": TaskKind("The secret code of {} is {}.", "The secret code of {} is", "\n\n", draw_codes),
 }
-MOST = {
+MAX_ENTRIES = {
     "mqar": len(NOUNS.split()) // 2,
     "phone_book": len(NAMES.split()) * len(SURNAMES.split()),
     "needle": len(CITIES.split()),
@@ -141,27 +151,42 @@ def probe(
     choices: int = 16,
     seed: int = 0,
     text: Path | str | None = None,
+    journal: Journal | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Row]:
-    """Ask a causal model, of transformers or of ours, with its tokenizer; or any `Reader`, which needs none.
+    """One `Row` for each difficulty of each task, from a causal model and its tokenizer, or from a `Reader` alone.
 
-    `entries` is how many facts mqar and the phone book state, `words` how many of other text follow those of mqar or
-    surround the needles; the text is made up, or taken from the file `text`. Each row asks `contexts` x `questions`
-    questions, as many to a context of mqar and the phone book as there are facts to ask for.
-    Raises ValueError, before anything is asked, for a difficulty that cannot be made.
+    `entries` is the number of facts in mqar and the phone book, `words` the number of other words that follow the
+    facts of mqar or surround the needles; these words are made up, or taken from the file `text`. Each row asks
+    `contexts` x `questions` questions, at most `questions` about the same context (about needles one).
+    Questions whose answers are in `journal` are not asked again; `progress` is called with how many are answered, and
+    of how many. Raises ValueError, before anything is asked, for a difficulty that is impossible.
     """
-    settings = list(grid(tasks, entries=entries, words=words, needles=needles, depths=depths, shots=shots))
+    settings = list(list_settings(tasks, entries=entries, words=words, needles=needles, depths=depths, shots=shots))
     for setting in settings:
-        possible(setting, choices)
-    read = model if tokenizer is None else reader(model, tokenizer)
+        check_setting(setting, choices)
+    read = model if tokenizer is None else make_reader(model, tokenizer)
     other = None if text is None else Path(text).read_text().split()
     if other is not None and len(other) < max(words):
         raise ValueError(f"{text} has {len(other)} words, {max(words)} are asked for")
-    total = contexts * questions
-    how = {"total": total, "questions": questions, "choices": choices, "seed": seed, "other": other}
-    return (measured(read, setting, **how) for setting in settings)
+    total, journal = contexts * questions, journal or Journal()
+    options = {"total": total, "questions": questions, "choices": choices, "seed": seed, "other": other}
+
+    def rows() -> Iterator[Row]:
+        for i, setting in enumerate(settings):
+
+            def tell(asked: int, before: int = i * total) -> None:
+                if progress is not None:
+                    progress(before + asked, len(settings) * total)
+
+            yield measure(read, setting, journal=journal, tell=tell, **options)
+        if progress is not None:
+            progress(len(settings) * total, len(settings) * total)
+
+    return rows()
 
 
-def grid(
+def list_settings(
     tasks: Sequence[str],
     *,
     entries: Sequence[int],
@@ -170,25 +195,26 @@ def grid(
     depths: Sequence[float],
     shots: Sequence[int],
 ) -> Iterator[Setting]:
+    """Every difficulty of the tasks. Raises ValueError for an unknown task."""
     for task in tasks:
         if task not in KINDS:
             raise ValueError(f"no probe {task!r} {nearest(task, KINDS)}")
-        for many in shots:
+        for shot in shots:
             if task == "needle":
-                yield from (Setting(task, needles, n, depth, many) for n in words for depth in depths)
+                yield from (Setting(task, needles, n, depth, shot) for n in words for depth in depths)
             else:
                 yield from (
-                    Setting(task, e, n, shots=many) for e in entries for n in (words if task == "mqar" else (0,))
+                    Setting(task, e, n, shots=shot) for e in entries for n in (words if task == "mqar" else (0,))
                 )
 
 
-def possible(setting: Setting, choices: int) -> None:
-    """Raises ValueError for what cannot be asked."""
+def check_setting(setting: Setting, choices: int) -> None:
+    """Raises ValueError for a difficulty that is impossible."""
     task, entries, words, depth, shots = setting
-    if not shots + 2 <= entries <= MOST[task]:
+    if not shots + 2 <= entries <= MAX_ENTRIES[task]:
         raise ValueError(
             f"{task} with {entries} entries and {shots} shots: there must be two entries more than shots, "
-            f"and {MOST[task]} at most"
+            f"and {MAX_ENTRIES[task]} at most"
         )
     if choices < 2:
         raise ValueError(f"choices={choices}: an answer is ranked among two or more")
@@ -196,7 +222,7 @@ def possible(setting: Setting, choices: int) -> None:
         raise ValueError(f"{words} words, {shots} shots, depth {depth}: nothing may be below 0, nor a depth above 1")
 
 
-def measured(
+def measure(
     read: Reader,
     setting: Setting,
     *,
@@ -205,65 +231,77 @@ def measured(
     choices: int,
     seed: int,
     other: list[str] | None,
+    journal: Journal,
+    tell: Callable[[int], None],
 ) -> Row:
-    """Ask until `total` questions are asked."""
-    exact, ranked, length, asked, made = 0.0, 0.0, 0, 0, 0
+    """Ask `total` questions of one difficulty, context by context."""
+    exact, ranked, length, asked, context = 0.0, 0.0, 0, 0, 0
     while asked < total:
-        rng = Random(f"{seed} {setting.task} {setting.entries} {setting.words} {made}")
-        batch = made_questions(rng, setting, min(questions, total - asked), choices, other)
-        scores = iter(read([(one.prompt, choice) for one in batch for choice in one.choices]))
-        for one in batch:
-            found = [next(scores) for _ in one.choices]
-            best = max(score.log_likelihood for score in found)
-            ties = sum(score.log_likelihood == best for score in found)
-            exact += found[0].greedy
-            ranked += (found[0].log_likelihood == best) / ties
-            length += len(one.prompt.split())
-        asked, made = asked + len(batch), made + 1
+        key = json.dumps([*setting, context])
+        if key not in journal:
+            tell(asked)
+            rng = Random(f"{seed} {setting.task} {setting.entries} {setting.words} {context}")
+            journal.add(key, ask(read, draw_questions(rng, setting, min(questions, total - asked), choices, other)))
+        for greedy, first, words in journal[key]:
+            exact, ranked, length = exact + greedy, ranked + first, length + words
+        asked, context = asked + len(journal[key]), context + 1
     low, high = wilson(ranked / asked, asked)
     task, entries, _, depth, shots = setting
     shares = (exact / asked, ranked / asked, 1 / min(choices, entries - shots), low, high)
     return Row(task, shots, round(length / asked), entries, depth, *shares, asked)
 
 
-def made_questions(rng: Random, setting: Setting, count: int, choices: int, other: list[str] | None) -> list[Asked]:
-    """Questions about one context, at most `count`; about needles one, that at the chosen depth."""
+def ask(read: Reader, batch: list[Question]) -> list[tuple[bool, float, int]]:
+    """For each question: is the answer exact, how far is it ranked first (less in a tie), the words of the prompt."""
+    scores = iter(read([(question.prompt, choice) for question in batch for choice in question.choices]))
+    results = []
+    for question in batch:
+        answers = [next(scores) for _ in question.choices]
+        best = max(score.log_likelihood for score in answers)
+        ties = sum(score.log_likelihood == best for score in answers)
+        first = (answers[0].log_likelihood == best) / ties
+        results.append((answers[0].greedy, first, len(question.prompt.split())))
+    return results
+
+
+def draw_questions(rng: Random, setting: Setting, count: int, choices: int, other: list[str] | None) -> list[Question]:
+    """At most `count` questions about one context; with needles a single one, about the needle at the chosen depth."""
     kind = KINDS[setting.task]
     facts = kind.draw(rng, setting.entries)
-    filler = excerpt(rng, setting.words, other)
-    place = list(range(len(facts)))
-    rng.shuffle(place)
-    asked, solved = place[: len(facts) - setting.shots], place[len(facts) - setting.shots :]
+    filler = draw_words(rng, setting.words, other)
+    order = list(range(len(facts)))
+    rng.shuffle(order)
+    unsolved, solved = order[: len(facts) - setting.shots], order[len(facts) - setting.shots :]
     if setting.task == "needle":
-        count, context = 1, hidden(rng, [kind.fact.format(*facts[i]) for i in place], filler, setting.depth)
+        count, context = 1, hide_needles(rng, [kind.fact.format(*facts[i]) for i in order], filler, setting.depth)
     else:
         context = "\n".join(kind.fact.format(*fact) for fact in facts)
         context += "\n\n" + " ".join(filler) if filler else ""
     context += kind.before + "".join(kind.fact.format(*facts[i]) + "\n" for i in solved)
-    made = []
-    for i in asked[:count]:
-        values = [facts[j][1] for j in rng.sample([j for j in asked if j != i], min(choices, len(asked)) - 1)]
+    questions = []
+    for i in unsolved[:count]:
+        values = [facts[j][1] for j in rng.sample([j for j in unsolved if j != i], min(choices, len(unsolved)) - 1)]
         prompt = context + kind.question.format(facts[i][0])
-        made.append(Asked(prompt, tuple(f" {value}" for value in (facts[i][1], *values))))
-    return made
+        questions.append(Question(prompt, tuple(f" {value}" for value in (facts[i][1], *values))))
+    return questions
 
 
-def hidden(rng: Random, needles: list[str], words: list[str], depth: float) -> str:
-    """Text with needles between its sentences: the first at a depth, the others anywhere."""
+def hide_needles(rng: Random, needles: list[str], words: list[str], depth: float) -> str:
+    """Text with needles between its sentences: the first at a relative depth, the others anywhere."""
     if not words:
         return " ".join(rng.sample(needles, len(needles)))
     depths = [depth, *(rng.random() for _ in needles[1:])]
-    places: dict[int, list[str]] = {}
-    for needle, deep in zip(needles, depths, strict=True):
-        at = round(deep * len(words))
-        while 0 < at < len(words) and words[at - 1][-1] not in ".!?":
-            at += 1
-        places.setdefault(at, []).append(needle)
-    return " ".join(part for at in range(len(words) + 1) for part in (*places.get(at, ()), *words[at : at + 1]))
+    needles_at: dict[int, list[str]] = {}
+    for needle, relative in zip(needles, depths, strict=True):
+        position = round(relative * len(words))
+        while 0 < position < len(words) and words[position - 1][-1] not in ".!?":
+            position += 1
+        needles_at.setdefault(position, []).append(needle)
+    return " ".join(part for i in range(len(words) + 1) for part in (*needles_at.get(i, ()), *words[i : i + 1]))
 
 
-def excerpt(rng: Random, count: int, other: list[str] | None) -> list[str]:
-    """So many words of a text, or of sentences made up."""
+def draw_words(rng: Random, count: int, other: list[str] | None) -> list[str]:
+    """So many words of a text, or of made-up sentences."""
     if other is not None:
         start = rng.randrange(len(other) - count + 1)
         return other[start : start + count]

@@ -1,4 +1,4 @@
-"""How likely a causal language model, of transformers or of ours, finds answers to prompts."""
+"""How likely a causal language model, ours or one of transformers, finds answers to prompts."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -12,128 +12,134 @@ if TYPE_CHECKING:
 
 
 class Score(NamedTuple):
-    """How a model rates an answer to a prompt."""
+    """How likely a model finds an answer to a prompt."""
 
-    log_likelihood: float  # nats, of the whole answer
-    greedy: bool  # it is what the model goes on to write, taking the likeliest token each time
-
-
-Reader = Callable[[Sequence[tuple[str, str]]], Sequence[Score]]  # from prompts and answers, those of one context
+    log_likelihood: float  # of the whole answer, in nats
+    greedy: bool  # whether the model writes this answer when it always takes the likeliest token
 
 
-Step = Callable[["Tensor", Any], tuple["Tensor", Any]]  # tokens and what was read, to logits and what was read then
+Reader = Callable[[Sequence[tuple[str, str]]], Sequence[Score]]  # scores pairs of prompt and answer, of one context
 
 
-def reader(model: Any, tokenizer: Any, *, rows: int = 16) -> Reader:
-    """A model as a `Reader`. What prompts share is read once; `rows` answers are read at a time."""
+Step = Callable[["Tensor", Any], tuple["Tensor", Any]]  # (tokens, state) -> (logits, state)
+
+
+def make_reader(model: Any, tokenizer: Any, *, rows: int = 16) -> Reader:
+    """A `Reader` from a model and its tokenizer. What prompts have in common is read once, answers `rows` at a time."""
     import torch
 
     from bestiary.model import Model
 
-    step = model if isinstance(model, Model) else carrying(model)
-    device, limit = next(model.parameters()).device, longest(model)
+    step = model if isinstance(model, Model) else choose_step(model)
+    device, limit = next(model.parameters()).device, max_tokens(model)
 
-    def read(asked: Sequence[tuple[str, str]]) -> list[Score]:
-        pairs = [encoded(tokenizer, *row) for row in asked]
-        most = max(len(before) + len(after) for before, after in pairs)
-        if limit is not None and most > limit:
-            raise ValueError(f"a prompt has {most} tokens, the model reads {limit}: ask for fewer words or entries")
-        shared = common([before[:-1] for before, _ in pairs])
-        found = []
+    def read(questions: Sequence[tuple[str, str]]) -> list[Score]:
+        pairs = [encode_pair(tokenizer, prompt, answer) for prompt, answer in questions]
+        longest = max(len(prompt) + len(answer) for prompt, answer in pairs)
+        if limit is not None and longest > limit:
+            raise ValueError(f"a prompt has {longest} tokens, the model reads {limit}: ask for fewer words or entries")
+        shared = common_prefix([prompt[:-1] for prompt, _ in pairs])
+        scores = []
         with torch.no_grad():
             state = step(torch.tensor([shared], device=device), None)[1] if shared else None
-            for before, group in groupby(pairs, key=lambda pair: pair[0]):
-                rest, answers = torch.tensor([before[len(shared) :]], device=device), [after for _, after in group]
+            for prompt, group in groupby(pairs, key=lambda pair: pair[0]):
+                rest, answers = torch.tensor([prompt[len(shared) :]], device=device), [answer for _, answer in group]
                 for i in range(0, len(answers), rows):
-                    found += rated(step, rest, answers[i : i + rows], copy.deepcopy(state))
-        return found
+                    scores += score_answers(step, rest, answers[i : i + rows], copy.deepcopy(state))
+        return scores
 
     return read
 
 
-def rated(step: Step, prompt: "Tensor", answers: list[list[int]], state: Any) -> list[Score]:
-    """How likely answers are after what was read and a prompt (1, time)."""
+def score_answers(step: Step, prompt: "Tensor", answers: list[list[int]], state: Any) -> list[Score]:
+    """Scores of answers (lists of tokens) to a prompt of shape (1, time), read after `state`. Raises ValueError."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     logits, state = step(prompt, state)
-    state = spread(state, len(answers))
+    state = repeat_state(state, len(answers))
     tokens = pad_sequence([torch.tensor(answer) for answer in answers], batch_first=True, padding_value=-1)
     tokens = tokens.to(prompt.device)
     last, sums = logits[:, -1].expand(len(answers), -1), torch.zeros(len(answers), dtype=torch.float64)
     greedy = torch.ones(len(answers), dtype=torch.bool)
     for i in range(tokens.shape[1]):
-        now, there = tokens[:, i].clamp(min=0), tokens[:, i] >= 0
-        chances = last.double().log_softmax(-1)
-        sums += chances.gather(1, now.unsqueeze(1)).squeeze(1).where(there, 0).cpu()
-        greedy &= ((chances.argmax(-1) == now) | ~there).cpu()
+        token, present = tokens[:, i].clamp(min=0), tokens[:, i] >= 0
+        log_probabilities = last.double().log_softmax(-1)
+        sums += log_probabilities.gather(1, token.unsqueeze(1)).squeeze(1).where(present, 0).cpu()
+        greedy &= ((log_probabilities.argmax(-1) == token) | ~present).cpu()
         if i + 1 < tokens.shape[1]:
-            logits, state = step(now.unsqueeze(1), state)
+            logits, state = step(token.unsqueeze(1), state)
             last = logits[:, -1]
+    if bool(sums.isnan().any()):
+        raise ValueError("the model's logits are not numbers (nan): it diverged, or its weights are damaged")
     return [Score(*pair) for pair in zip(sums.tolist(), greedy.tolist(), strict=True)]
 
 
-def spread(state: Any, count: int) -> Any:
-    """The state of one row, for so many."""
+def repeat_state(state: Any, count: int) -> Any:
+    """The state of one row, repeated for `count` rows."""
     import torch
 
     if isinstance(state, torch.Tensor):
         return state.expand(count, *state.shape[1:])
     if isinstance(state, tuple | list):
-        parts = [spread(part, count) for part in state]
+        parts = [repeat_state(part, count) for part in state]
         return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
     if hasattr(state, "reorder_cache"):
-        state.reorder_cache(torch.zeros(count, dtype=torch.long, device=state_device(state)))
+        state.reorder_cache(torch.zeros(count, dtype=torch.long, device=cache_device(state)))
     return state
 
 
-def state_device(state: Any) -> Any:
-    """Where a cache of transformers lies."""
+def cache_device(cache: Any) -> Any:
+    """The device that a cache of transformers is on."""
     import torch
 
-    for layer in getattr(state, "layers", ()):
+    for layer in getattr(cache, "layers", ()):
         for value in vars(layer).values():
             if isinstance(value, torch.Tensor):
                 return value.device
     return torch.device("cpu")
 
 
-def carrying(model: Any) -> Step:
-    """A model of transformers token by token with its cache, or, if that is not the same, by reading all again."""
+def choose_step(model: Any) -> Step:
+    """A model of transformers with its cache if that gives the same logits, else without a cache."""
     import torch
 
     tokens = torch.arange(2, 8, device=model.device).unsqueeze(0) % model.get_input_embeddings().weight.shape[0]
-    wanted, _ = reading_again(model)(tokens, None)
-    step = with_cache(model)
+    expected, _ = uncached_step(model)(tokens, None)
+    step = cached_step(model)
     with torch.no_grad():
         try:
             _, state = step(tokens[:, :3], None)
-            found, _ = step(tokens[:, 3:].expand(2, -1), spread(state, 2))
-        except Exception:  # whatever a cache fails with, the model itself can be asked
-            return reading_again(model)
-    rounding = 0.01 if wanted.dtype in (torch.float32, torch.float64) else 0.25
-    same = (found - wanted[:, 3:]).abs().max() <= rounding * wanted.std()
-    return step if bool(same) else reading_again(model)
+            logits, _ = step(tokens[:, 3:].expand(2, -1), repeat_state(state, 2))
+        except Exception:  # whatever goes wrong with a cache, the model itself still works
+            return uncached_step(model)
+    rounding = 0.01 if expected.dtype in (torch.float32, torch.float64) else 0.25
+    same = (logits - expected[:, 3:]).abs().max() <= rounding * expected.std()
+    return step if bool(same) else uncached_step(model)
 
 
-def with_cache(model: Any) -> Step:
+def cached_step(model: Any) -> Step:
+    """A model of transformers as a step whose state is its cache, with the name of the argument that takes it."""
+
     def step(tokens: "Tensor", state: Any) -> tuple["Tensor", Any]:
         import torch
 
         name, cache = ("", None) if state is None else state
         parts = [tokens] if state is None else tokens.split(1, dim=1)  # some caches take one token at a time
-        found = []
+        logits = []
         for part in parts:
             out = model(input_ids=part, use_cache=True, **({} if cache is None else {name: cache}))
             name = next(name for name in ("past_key_values", "cache_params") if out.get(name) is not None)
             cache = out[name]
-            found.append(out.logits)
-        return torch.cat(found, dim=1), (name, cache)
+            logits.append(out.logits)
+        return torch.cat(logits, dim=1), (name, cache)
 
     return step
 
 
-def reading_again(model: Any) -> Step:
+def uncached_step(model: Any) -> Step:
+    """A model of transformers as a step whose state is all tokens so far, read again each time."""
+
     def step(tokens: "Tensor", state: Any) -> tuple["Tensor", Any]:
         import torch
 
@@ -144,8 +150,8 @@ def reading_again(model: Any) -> Step:
     return step
 
 
-def longest(model: Any) -> int | None:
-    """How many tokens a model with learned positions can read; None if there is no end."""
+def max_tokens(model: Any) -> int | None:
+    """How many tokens a model with learned positions can read; None if there is no limit."""
     if hasattr(model, "positions"):
         return None if model.positions is None else model.positions.num_embeddings
     config = getattr(model, "config", None)
@@ -153,23 +159,23 @@ def longest(model: Any) -> int | None:
     return None if rotary else getattr(config, "max_position_embeddings", None)
 
 
-def encoded(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
-    """The tokens of both, where the tokens of the whole part."""
-    whole, before = tokens_of(tokenizer, prompt + answer), tokens_of(tokenizer, prompt)
-    cut = len(common([whole[:-1], before]))
+def encode_pair(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+    """The tokens of prompt + answer, cut where those of the prompt alone begin to differ."""
+    whole, alone = encode_text(tokenizer, prompt + answer), encode_text(tokenizer, prompt)
+    cut = len(common_prefix([whole[:-1], alone]))
     return whole[:cut], whole[cut:]
 
 
-def tokens_of(tokenizer: Any, text: str) -> list[int]:
-    """As the tokenizer begins a text, but without what some put at the end."""
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text, with the one that the tokenizer puts in front, without those that it puts at the end."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.encode([text])[0].tolist()
     tokens, first = tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id
     return tokens if first is None or tokenizer.encode("a")[:1] != [first] else [first, *tokens]
 
 
-def common(rows: Sequence[list[int]]) -> list[int]:
-    """What all rows begin with."""
+def common_prefix(rows: Sequence[list[int]]) -> list[int]:
+    """The longest list that all rows begin with."""
     low, high = min(rows), max(rows)
     size = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
     return low[:size]

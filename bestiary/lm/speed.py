@@ -1,4 +1,4 @@
-"""How much of what a machine can do a training on text does: model FLOPs utilisation (Chowdhery et al., 2022)."""
+"""How much of what a machine can do a training on text uses: model FLOPs utilisation, MFU (Chowdhery et al., 2022)."""
 
 import time
 from functools import lru_cache
@@ -8,40 +8,44 @@ import torch
 from bestiary.lm.pretraining import Pretraining
 from bestiary.spec import Spec, locate
 
-PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}  # bfloat16, dense, of data sheets
+PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12}  # bfloat16, dense, of data sheets
 
 
-def peak(device: torch.device) -> float | None:
-    """Operations a second that the device can do: in bfloat16 of a known GPU, in float32 as measured of a CPU."""
+def peak_flops(device: torch.device) -> float | None:
+    """Operations per second that a device can do: in bfloat16 for a known GPU, in float32 as measured for a CPU."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return next((most for known, most in PEAKS.items() if known in name), None)
-    return matrix_rate(torch.get_num_threads()) if device.type == "cpu" else None
+        return next((flops for known, flops in PEAK_FLOPS.items() if known in name), None)
+    return measure_matmul_flops(torch.get_num_threads()) if device.type == "cpu" else None
 
 
 @lru_cache
-def matrix_rate(threads: int, size: int = 1024) -> float:
-    """Operations a second in float32 matrix products here, the best of ten: others may be at work."""
+def measure_matmul_flops(threads: int, size: int = 1024) -> float:
+    """Operations per second in float32 matrix products on this CPU; the best of ten, as other programs may be running.
+
+    `threads` only keeps measurements with different numbers of threads apart.
+    """
     del threads
-    a, b, taken = torch.randn(size, size), torch.randn(size, size), []
+    a, b, seconds = torch.randn(size, size), torch.randn(size, size), []
     for _ in range(10):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         torch.mm(a, b)
-        taken.append(time.perf_counter() - begun)
-    return 2 * size**3 / min(taken)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / min(seconds)
 
 
-def work(recipe: Pretraining, parameters: int) -> float:
-    """Operations of training on a token: 6 for each parameter, and 12 dim context for each attention layer.
+def flops_per_token(recipe: Pretraining, parameters: int) -> float:
+    """Operations of training on one token: 6 for each parameter, and 12 dim context for each attention layer.
 
-    The whole square of scores counts, masked or not, or the window of one; states and convolutions do not.
+    The whole square of scores counts, masked or not, or the part within a window. States and convolutions do not.
     """
     layers = [recipe.pattern[i % len(recipe.pattern)] for i in range(recipe.depth)]
-    attended = sum(
-        min(recipe.context, dict(part.options).get("window") or recipe.context) for part in attending(layers)
+    positions = sum(
+        min(recipe.context, dict(layer.options).get("window") or recipe.context) for layer in attention_layers(layers)
     )
-    return 6.0 * parameters + 12 * recipe.dim * attended
+    return 6.0 * parameters + 12 * recipe.dim * positions
 
 
-def attending(layers: list[Spec]) -> list[Spec]:
-    return [part for part in layers if getattr(locate("mixers", part.name), "family", None) == "softmax"]
+def attention_layers(layers: list[Spec]) -> list[Spec]:
+    """The layers of the softmax family."""
+    return [layer for layer in layers if getattr(locate("mixers", layer.name), "family", None) == "softmax"]

@@ -30,8 +30,8 @@ class Size(NamedTuple):
     training: dict[str, Any]
 
 
-def laptop(steps: int, rate: float) -> dict[str, Any]:
-    """On a CPU: contexts of 256."""
+def laptop_training(steps: int, rate: float) -> dict[str, Any]:
+    """How the sizes for a CPU are trained, on contexts of 256 tokens."""
     return {"context": 256, "batch": 32, "steps": steps, "rate": rate, "warmup": 100, "test_rows": 1000}
 
 
@@ -47,9 +47,9 @@ BASED = {
 }
 
 SIZES = {
-    "1M": Size(128, 4, 5, long_conv=5, base_conv=7, hybrid=6, training=laptop(1000, 3e-3)),
-    "3M": Size(192, 3, 7, long_conv=7, base_conv=9, hybrid=8, training=laptop(2000, 2e-3)),
-    "10M": Size(320, 5, 8, long_conv=9, base_conv=11, hybrid=10, training=laptop(4000, 1e-3)),
+    "1M": Size(128, 4, 5, long_conv=5, base_conv=7, hybrid=6, training=laptop_training(1000, 3e-3)),
+    "3M": Size(192, 3, 7, long_conv=7, base_conv=9, hybrid=8, training=laptop_training(2000, 2e-3)),
+    "10M": Size(320, 5, 8, long_conv=9, base_conv=11, hybrid=10, training=laptop_training(4000, 1e-3)),
     "70M": Size(640, 10, 8, long_conv=7, base_conv=11, hybrid=10, training=BASED),
     "150M": Size(768, 12, 16, long_conv=15, base_conv=21, hybrid=20, training=BASED),
     "360M": Size(1024, 16, 24, long_conv=24, base_conv=32, hybrid=31, training=BASED),
@@ -58,13 +58,13 @@ SIZES = {
 
 
 def zoology(size: Size) -> dict[str, tuple[str, int]]:
-    """Pattern and depth of each model."""
+    """The pattern and depth of each model of Arora et al. (2023), by its name."""
     context, heads = size.training["context"], size.heads
     base = ("base_conv", f"base_conv(filter='implicit', taps={context})")
 
     def hybrid(mixer: str) -> tuple[str, int]:
-        places, rest = [size.hybrid * quarter // 4 for quarter in (1, 2, 3)], cycle(base)
-        return ", ".join(mixer if i in places else next(rest) for i in range(size.hybrid)), size.hybrid
+        positions, rest = [size.hybrid * quarter // 4 for quarter in (1, 2, 3)], cycle(base)
+        return ", ".join(mixer if i in positions else next(rest) for i in range(size.hybrid)), size.hybrid
 
     return {
         "attention": (f"attention(heads={heads})", size.depth),
@@ -85,21 +85,21 @@ SUITES: dict[str, Callable[[Size], dict[str, tuple[str, int]]]] = {"zoology": zo
 
 
 def suite(name: str, size: str, *, corpus: str, vocab: int, **changes: Any) -> dict[str, Pretraining]:
-    """The recipes of a suite at a size, by the names of their models."""
-    for kind, known, given in (("suite", SUITES, name), ("size", SIZES, size)):
-        if given not in known:
-            raise LookupError(f"there is no {kind} {given!r} {nearest(given, known)}")
+    """The recipes of a suite at a size, by model name; `changes` are fields of `Pretraining`. Raises LookupError."""
+    for kind, known, wanted in (("suite", SUITES, name), ("size", SIZES, size)):
+        if wanted not in known:
+            raise LookupError(f"there is no {kind} {wanted!r} {nearest(wanted, known)}")
     shape = SIZES[size]
-    given = {"corpus": corpus, "vocab": vocab, "dim": shape.dim} | shape.training
+    shared = {"corpus": corpus, "vocab": vocab, "dim": shape.dim} | shape.training
     models = SUITES[name](shape)
     return {
-        model: Pretraining(**(given | {"pattern": pattern, "depth": depth} | changes))
+        model: Pretraining(**(shared | {"pattern": pattern, "depth": depth} | changes))
         for model, (pattern, depth) in models.items()
     }
 
 
-def parameters(recipe: Pretraining, *, embeddings: bool = True) -> int:
-    """Numbers that training changes, counted from the model itself without making them."""
+def count_parameters(recipe: Pretraining, *, embeddings: bool = True) -> int:
+    """How many numbers training changes, counted on the model itself, on the meta device."""
     import torch
 
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""A mixer of mixers, and what a mixer is told beside its input."""
+"""A mixer made of mixers, and how tokens are passed to those that read them."""
 
 from typing import Any, ClassVar, cast
 
@@ -19,16 +19,16 @@ class Composition(Mixer):
         self.parts = nn.ModuleList(part.build(dim) for part in mixers)
         self.reads_tokens = any(part.reads_tokens for part in cast(list[Mixer], self.parts))
 
-    def beside(
+    def run_parts(
         self, x: Features, state: tuple[Any, ...] | None, tokens: Tokens | None
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        """What every part makes of the same input, and their states."""
+        """The outputs and the states of all parts, given the same input."""
         before = state or [None] * len(self.parts)
-        both = (part(x, kept, **told(part, tokens)) for part, kept in zip(self.parts, before, strict=True))
+        both = (part(x, kept, **token_kwargs(part, tokens)) for part, kept in zip(self.parts, before, strict=True))
         outputs, after = zip(*both, strict=True)
         return outputs, after
 
 
-def told(mixer: nn.Module, tokens: Tokens | None) -> dict[str, Tokens]:
-    """The tokens that inputs stand for, by keyword, to a mixer that reads them and where there are any."""
+def token_kwargs(mixer: nn.Module, tokens: Tokens | None) -> dict[str, Tokens]:
+    """Keyword arguments of a mixer: the tokens, if there are any and it reads them."""
     return {"tokens": tokens} if tokens is not None and cast(Mixer, mixer).reads_tokens else {}

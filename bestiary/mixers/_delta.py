@@ -43,7 +43,7 @@ class Decay(nn.Module):
         return -self.rate.exp().unsqueeze(-1) * steps
 
 
-class Answer(nn.Module):
+class GatedOutput(nn.Module):
     """W_o (RMSNorm(y) * activation(gate(x))), each head normalised by itself; or without a gate."""
 
     def __init__(

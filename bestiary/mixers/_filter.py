@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def positions(taps: int, features: int = 3) -> Float[Tensor, "taps features"]:
+def position_features(taps: int, features: int = 3) -> Float[Tensor, "taps features"]:
     """Time from 0 to 1 and (features - 1) / 2 complex exponentials (Poli et al., 2023, appendix D.2).
 
     Frequencies run from 1e-4 to (features - 1) / 2 - 1 in turns per filter length, as in the authors' code.

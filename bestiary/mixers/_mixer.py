@@ -2,21 +2,22 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bestiary.ops import convolution
 from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.positions import Where, take
 from bestiary.ops.recurrence import run
 
 Features = Float[Tensor, "batch time dim"]
-Chosen = Float[Tensor, "batch _ dim"]  # at chosen positions, or at all
+Chosen = Float[Tensor, "batch _ dim"]  # at chosen positions, or at all of them
 Past = Float[Tensor, "batch _ channels"]  # what a convolution has read and still needs
-Where = Int[Tensor, "batch asked"]
 Family = Literal[
     "softmax",
     "sparse",
@@ -43,12 +44,21 @@ class Mixer(nn.Module):
         assert torch.cat([head, tail], 1) == whole
 
     A subclass takes the width `dim` first and its options by keyword, each with a type and a default. It draws
-    its own initial weights and nobody draws them again.
+    its own initial weights and nobody draws them again. An input of length 0 gives an empty output and leaves the state
+    as it is; that is done here, so that `forward` and `parallel` of a subclass are given at least one position.
     """
 
     family: ClassVar[Family | None] = None  # where a table of mixers lists it
-    variants: ClassVar[tuple[str, ...]] = ()  # further options under which the laws are checked: "window=8"
-    reads_tokens: bool = False  # whether it also takes `tokens=`, those that x stands for, which a model then passes
+    variants: ClassVar[tuple[str, ...]] = ()  # other options under which the laws are checked too: "window=8"
+    without_decay: ClassVar[tuple[str, ...]] = ()  # parameters with two axes or more that weight decay is to spare
+    reads_tokens: bool = False  # whether a model is to pass it, as `tokens=`, the tokens that x stands for
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let `forward` and `parallel` pass over inputs of length 0."""
+        super().__init_subclass__(**kwargs)
+        for name, guard in (("forward", _forward_if_any), ("parallel", _parallel_if_any)):
+            if name in cls.__dict__:
+                setattr(cls, name, guard(cls.__dict__[name]))
 
     @abstractmethod
     def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
@@ -57,22 +67,45 @@ class Mixer(nn.Module):
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         """Outputs of a whole sequence at the positions `where`, or at all, without the state that follows.
 
-        What training needs. The same numbers as `forward`; overridden where they come with less work.
+        This is what training needs. Overridden where the same numbers as those of `forward` take less work.
         """
         return take(self(x)[0], where)
 
+    def empty_output(self, x: Tensor) -> Tensor:
+        """The output for an input of length 0."""
+        return x.clone()
 
-def take(x: Float[Tensor, "batch time *rest"], where: Where | None) -> Float[Tensor, "batch _ *rest"]:
-    """The positions `where` of each sequence, or all."""
-    if where is None:
-        return x
-    return x.gather(1, where.reshape(*where.shape, *(1 for _ in x.shape[2:])).expand(-1, -1, *x.shape[2:]))
+
+def _forward_if_any(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward`, but for an input of length 0 an empty output and the same state."""
+
+    @wraps(forward)
+    def guarded(self: Mixer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.shape[1] == 0:
+            return self.empty_output(x), args[0] if args else kwargs.get("state")
+        return forward(self, x, *args, **kwargs)
+
+    return guarded
+
+
+def _parallel_if_any(parallel: Callable[..., Any]) -> Callable[..., Any]:
+    """`parallel`, but for an input of length 0 an empty output."""
+
+    @wraps(parallel)
+    def guarded(self: Mixer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if x.shape[1] == 0:
+            return take(self.empty_output(x), args[0] if args else kwargs.get("where"))
+        return parallel(self, x, *args, **kwargs)
+
+    return guarded
 
 
 class FastWeight(Mixer):
-    """A mixer whose memory is one key-by-value matrix per head: a way to drive and read the recurrence."""
+    """A mixer whose memory is one key-by-value matrix per head: it says how the recurrence is driven and read."""
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         local: State  # of convolutions and shifts before the recurrence
         matrix: Matrix
 
@@ -108,7 +141,7 @@ class ShortConv(nn.Module):
 
     def forward(self, x: Features, past: Past | None) -> tuple[Features, Past]:
         y = convolution.short(x, self.filter, past)
-        return (y if self.bias is None else y + self.bias), convolution.recent(x, past, len(self.filter))
+        return (y if self.bias is None else y + self.bias), convolution.recent_inputs(x, past, len(self.filter))
 
 
 def linear(width: int, out: int, *, bias: bool = False, std: float = 0.02) -> nn.Linear:
@@ -120,29 +153,41 @@ def linear(width: int, out: int, *, bias: bool = False, std: float = 0.02) -> nn
     return made
 
 
-def undecayed(weight: Tensor) -> nn.Parameter:
-    """A parameter that is no matrix in spirit, such as rates per channel: weight decay leaves it alone."""
-    made = nn.Parameter(weight)
-    made.undecayed = True  # pyright: ignore[reportAttributeAccessIssue]
-    return made
+def decayed_names(model: nn.Module) -> set[str]:
+    """The names of the parameters that weight decay acts on: all with two axes or more, but for `without_decay`.
+
+    A module of any kind may have that class attribute: names of its own parameters that have two axes or more but are
+    no matrices, such as rates per channel. It belongs to the class, so that copies of a model decay alike.
+    """
+    spared = {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        for name in getattr(module, "without_decay", ())
+    }
+    return {name for name, weight in model.named_parameters() if weight.ndim >= 2} - spared
 
 
-def heads_of(dim: int, heads: int) -> int:
-    """The width of one head."""
+def head_width(dim: int, heads: int) -> int:
+    """The width of one head. Raises ValueError if heads do not divide the width."""
     if dim % heads:
         raise ValueError(f"{heads} heads do not divide a width of {dim}")
     return dim // heads
 
 
-def rank_of(dim: int, rank: int) -> int:
-    """The rank of a map through fewer channels than it comes from."""
+def check_rank(dim: int, rank: int) -> int:
+    """The rank, once it is known to be at most the width. Raises ValueError."""
     if rank > dim:
         raise ValueError(f"a rank of {rank} is above the width of {dim}")
     return rank
 
 
-def unit(x: Tensor) -> Tensor:
-    return F.normalize(x, dim=-1)
+def normalize(x: Tensor) -> Tensor:
+    """x / sqrt(|x|^2 + 1e-6) along the last axis: of length 1, but for short vectors, with a slope of 1,000 at most.
+
+    The epsilon is that of flash-linear-attention and transformers. Dividing by max(|x|, 1e-12), as torch.nn.functional
+    does, has a slope of 1e12 at zero, which gradients do not survive where an input is zero.
+    """
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 def step_sizes(shape: tuple[int, ...], *, low: float = 1e-3, high: float = 0.1) -> Tensor:

@@ -11,53 +11,58 @@ import torch
 from torch import Tensor
 
 from bestiary.ops.drive import Key, Matrix
-from bestiary.ops.recurrence import chunked, relay, scores
+from bestiary.ops.recurrence import chunk_states, scores, split_chunks
 
 
-def places(width: int, x: Tensor) -> Tensor:
+def triangle_index(width: int, x: Tensor) -> Tensor:
     """Where each entry of a symmetric matrix stands among those on and above its diagonal."""
     one = torch.arange(width, device=x.device)
     low, high = torch.minimum(one, one.unsqueeze(1)), torch.maximum(one, one.unsqueeze(1))
     return low * width - low * (low + 1) // 2 + high
 
 
-class Normal(NamedTuple):
+class NormalEquations(NamedTuple):
     """The maps H_t + Lambda of every position, chunk by chunk."""
 
     k: Tensor  # batch heads chunks chunk key
     weighted: Tensor  # beta k
     decay: Tensor  # e^{G_i - G_j} for j <= i, zero elsewhere
-    risen: Tensor  # e^{G_i}
+    decay_from_start: Tensor  # e^{G_i}
     starts: Tensor  # H before each chunk
     ridge: Tensor
 
-    def of(self, p: Tensor) -> Tensor:
-        return (p * self.risen) @ self.starts + ((p @ self.weighted.mT) * self.decay) @ self.k + self.ridge * p
+    def multiply(self, p: Tensor) -> Tensor:
+        """(H_i + Lambda) p_i at every position."""
+        return (
+            (p * self.decay_from_start) @ self.starts + ((p @ self.weighted.mT) * self.decay) @ self.k + self.ridge * p
+        )
 
 
-def normal(k: Key, weighted: Key, g: Tensor, ridge: Tensor, gram: Tensor, *, chunk: int = 64) -> tuple[Normal, Matrix]:
+def normal_equations(
+    k: Key, weighted: Key, g: Tensor, ridge: Tensor, gram: Tensor, *, chunk: int = 64
+) -> tuple[NormalEquations, Matrix]:
     """The maps, and H after the last position."""
     chunk = 2 ** (min(chunk, k.shape[1]) - 1).bit_length()
-    k, weighted, g = (chunked(x, chunk) for x in (k, weighted, g))
+    k, weighted, g = (split_chunks(x, chunk) for x in (k, weighted, g))
     total = g.cumsum(-2)
     end, one = total[..., -1:, :], torch.ones_like(total)
-    starts, gram = relay(end.exp(), (weighted * (end - total).exp()).mT @ k, gram)
+    starts, gram = chunk_states(end.exp(), (weighted * (end - total).exp()).mT @ k, gram)
     decay = scores(total, total, reach=0)(one, one)
-    return Normal(k, weighted, decay, total.exp(), starts, ridge), gram
+    return NormalEquations(k, weighted, decay, total.exp(), starts, ridge), gram
 
 
-def solve(maps: Normal, q: Tensor, steps: int) -> Tensor:
+def solve(maps: NormalEquations, q: Tensor, steps: int) -> Tensor:
     """x with (H + Lambda) x = q; the residual is zero in value, and carries the gradient of the exact solution."""
     with torch.no_grad():
-        x = descend(maps, q, steps)
-    return x + _Inverse.apply(q - maps.of(x), steps, *maps)
+        x = conjugate_gradients(maps, q, steps)
+    return x + _Inverse.apply(q - maps.multiply(x), steps, *maps)
 
 
-def descend(maps: Normal, q: Tensor, steps: int) -> Tensor:
+def conjugate_gradients(maps: NormalEquations, q: Tensor, steps: int) -> Tensor:
     """Conjugate gradients from zero."""
     x, r, p, size, tiny = torch.zeros_like(q), q, q, q.square().sum(-1, keepdim=True), 1e-30
     for _ in range(steps):
-        ahead = maps.of(p)
+        ahead = maps.multiply(p)
         pace = size / ((p * ahead).sum(-1, keepdim=True) + tiny)
         x, r, last = x + pace * p, r - pace * ahead, size
         size = r.square().sum(-1, keepdim=True)
@@ -81,4 +86,4 @@ class _Inverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return descend(Normal(*ctx.saved_tensors), grads[0], ctx.steps), *(None for _ in range(7))
+        return conjugate_gradients(NormalEquations(*ctx.saved_tensors), grads[0], ctx.steps), *(None for _ in range(7))

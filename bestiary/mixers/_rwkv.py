@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, take
 from bestiary.ops.drive import Drive, Key, Matrix, Value
 from bestiary.ops.recurrence import read, run
 
@@ -24,6 +24,8 @@ class TimeMix(Mixer):
     family: ClassVar = "gated linear"
 
     class Memory(NamedTuple):
+        """The last input, and S."""
+
         last: Float[Tensor, "batch dim"]  # the previous input, for the token shift
         matrix: Matrix
 
@@ -32,7 +34,7 @@ class TimeMix(Mixer):
         if not 0 <= layer < layers:
             raise ValueError(f"layer={layer}: there are layers 0 to {layers - 1}")
         self.heads = max(1, dim // 64) if heads is None else heads
-        heads_of(dim, self.heads)
+        head_width(dim, self.heads)
         depth, place = layer / max(1, layers - 1), torch.arange(dim) / max(1, dim - 1)
         self.decay = nn.Parameter(-6 + 5 * place ** (0.7 + 1.3 * depth))
         self.bonus = nn.Parameter(depth * (1 - place) + 0.1 * ((torch.arange(dim) + 1) % 3 - 1))
@@ -44,25 +46,25 @@ class TimeMix(Mixer):
         self.shift = nn.Parameter(torch.zeros(dim))
 
     @abstractmethod
-    def mixed(self, x: Features, before: Features) -> tuple[Parts, Features]:
+    def mix_previous(self, x: Features, before: Features) -> tuple[Parts, Features]:
         """What r, k, v and the gate are computed from, and the logarithm of the rate of decay."""
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        last, matrix = self.empty(x) if state is None else state
+        last, matrix = self.initial_state(x) if state is None else state
         y, gate, matrix = self.average(x, last, matrix)
         return self.read(y, gate), self.Memory(x[:, -1], matrix)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        y, gate, _ = self.average(x, *self.empty(x))
+        y, gate, _ = self.average(x, *self.initial_state(x))
         return self.read(take(y, where), take(gate, where))
 
-    def empty(self, x: Features) -> Memory:
+    def initial_state(self, x: Features) -> Memory:
         width = x.shape[-1] // self.heads
         return self.Memory(torch.zeros_like(x[:, 0]), x.new_zeros(len(x), self.heads, width, width))
 
     def average(self, x: Features, last: Float[Tensor, "batch dim"], matrix: Matrix) -> tuple[Value, Features, Matrix]:
         """What is read, the input of the gate, and the memory after the last input."""
-        (r, k, v, gate), rate = self.mixed(x, torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1))
+        (r, k, v, gate), rate = self.mix_previous(x, torch.cat([last.unsqueeze(1), x[:, :-1]], dim=1))
         r, k, v, g = (z.unflatten(-1, (self.heads, -1)) for z in (self.r(r), self.k(k), self.v(v), -rate.exp()))
         y, matrix = wkv(r, k, v, g, self.bonus.unflatten(0, (self.heads, -1)), matrix)
         return y, gate, matrix

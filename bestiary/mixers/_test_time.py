@@ -4,17 +4,20 @@ The network maps keys to values as f(x) = x + LayerNorm(layer ... GELU layer(x))
 row is the bias. From a key k and a value v it learns by the gradient of |f(k) - v|^2 / 2. Gradients of a mini-batch
 are all taken at the same weights and a linear layer's is the product of what entered it and of the slope of the
 loss at what left it, so the weights after each token need not be written out to be used.
+
+At an output without variance, such as that of a zero key at the start, LayerNorm has a slope of 1 / sqrt(EPS), and what
+is learnt there one of 1 / EPS, which multiplies from mini-batch to mini-batch. So no gradient passes through what is
+learnt where the variance is below EPS; values are those of the formula.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from bestiary.mixers._mixer import undecayed
 
 Weights = tuple[Tensor, ...]  # of each layer: batch heads width+1 out
 
@@ -24,43 +27,49 @@ EPS = 1e-6
 class Network(nn.Module):
     """f, with weights that start as N(0, 0.02), biases zero, and its slow parts: the norm's scale and shift."""
 
+    without_decay: ClassVar = ("scale", "shift")
+
     def __init__(self, heads: int, widths: Sequence[int]) -> None:
         super().__init__()
         drawn = (0.02 * torch.randn(heads, width, out) for width, out in pairwise(widths))
         self.start = nn.ParameterList(F.pad(weight, (0, 0, 0, 1)) for weight in drawn)
-        self.scale = undecayed(torch.ones(heads, 1, widths[-1]))
-        self.shift = undecayed(torch.zeros(heads, 1, widths[-1]))
+        self.scale = nn.Parameter(torch.ones(heads, 1, widths[-1]))
+        self.shift = nn.Parameter(torch.zeros(heads, 1, widths[-1]))
 
     def initial(self, batch: int) -> Weights:
+        """The start weights, for each sequence of a batch."""
         return tuple(weight.expand(batch, *weight.shape) for weight in self.start)
 
-    def slopes(self, k: Tensor, v: Tensor, weights: Weights) -> tuple[list[Tensor], list[Tensor]]:
+    def gradients(self, k: Tensor, v: Tensor, weights: Weights) -> tuple[list[Tensor], list[Tensor]]:
         """What enters each layer, and the gradient of the loss with respect to what leaves it."""
         entered: list[Tensor] = []
         left: list[Tensor] = []
         for weight in weights:
-            entered.append(with_one(F.gelu(left[-1], approximate="tanh") if left else k))
+            entered.append(append_one(F.gelu(left[-1], approximate="tanh") if left else k))
             left.append(entered[-1] @ weight)
-        normed, last = self.normed(left[-1]), left[-1]
+        normed, last = self.normalize(left[-1]), left[-1]
         miss = (normed * self.scale + self.shift + k - v) * self.scale
         away = miss - miss.mean(-1, keepdim=True) - normed * (miss * normed).mean(-1, keepdim=True)
-        slopes = [away / (last.var(-1, correction=0, keepdim=True) + EPS).sqrt()]
+        variance = last.var(-1, correction=0, keepdim=True) if len(last) else last[..., :1]  # torch warns of no rows
+        slope = away / (variance + EPS).sqrt()
+        slopes = [torch.where(variance < EPS, slope.detach(), slope)]  # the slope of a slope is 1 / EPS there
         for weight, before in zip(weights[:0:-1], left[-2::-1], strict=True):
-            slopes.insert(0, slopes[0] @ weight[..., :-1, :].mT * gelu_slope(before))
+            slopes.insert(0, slopes[0] @ weight[..., :-1, :].mT * gelu_gradient(before))
         return entered, slopes
 
-    def answer(self, q: Tensor, layers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
+    def apply_layers(self, q: Tensor, layers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
         """f(q), given the map of each layer."""
-        x = layers[0](with_one(q))
+        x = layers[0](append_one(q))
         for layer in layers[1:]:
-            x = layer(with_one(F.gelu(x, approximate="tanh")))
-        return q + self.normed(x) * self.scale + self.shift
+            x = layer(append_one(F.gelu(x, approximate="tanh")))
+        return q + self.normalize(x) * self.scale + self.shift
 
-    def normed(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
+        """The layer norm without scale and shift."""
         return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
-def pieces(streams: Sequence[Tensor], size: int, time: int) -> Iterator[list[Tensor]]:
+def split_aligned(streams: Sequence[Tensor], size: int, time: int) -> Iterator[list[Tensor]]:
     """The streams (axis 2 is time) chunk by chunk, where chunks begin at multiples of `size` and time has come so far.
 
     Split, not sliced: the gradient of a slice is as large as the whole, for each chunk.
@@ -71,12 +80,12 @@ def pieces(streams: Sequence[Tensor], size: int, time: int) -> Iterator[list[Ten
     return map(list, zip(*(z.split(sizes, dim=2) for z in streams), strict=True))
 
 
-def with_one(x: Tensor) -> Tensor:
+def append_one(x: Tensor) -> Tensor:
     """For the bias."""
     return F.pad(x, (0, 1), value=1.0)
 
 
-def gelu_slope(x: Tensor) -> Tensor:
+def gelu_gradient(x: Tensor) -> Tensor:
     """The derivative of the GELU in its tanh form."""
     scale, cubic = math.sqrt(2 / math.pi), 0.044715
     bend = torch.tanh(scale * (x + cubic * x**3))

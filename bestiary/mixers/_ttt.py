@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, heads_of, linear, take
-from bestiary.mixers._test_time import Network, Weights, pieces
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, head_width, linear, take
+from bestiary.mixers._test_time import Network, Weights, split_aligned
 from bestiary.ops.attention import rotate
 from bestiary.spec import Positive
 
@@ -20,6 +20,8 @@ class TTT(Mixer):
     speed: ClassVar[float]  # eta = speed / width sigmoid(w x)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         past: State  # of the convolutions
         weights: Weights  # at the start of the mini-batch
         learned: Weights  # the sum of its gradients so far, () at its start
@@ -34,7 +36,7 @@ class TTT(Mixer):
         backbone: Literal["mamba", "transformer"] = "mamba",
     ) -> None:
         super().__init__()
-        width = heads_of(dim, heads)
+        width = head_width(dim, heads)
         if width % 2:
             raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
         self.heads, self.minibatch, self.mamba = heads, minibatch, backbone == "mamba"
@@ -50,22 +52,22 @@ class TTT(Mixer):
             self.k = linear(dim, dim)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        y, after = self.learn(x, self.empty(x) if state is None else state)
+        y, after = self.read_tokens(x, self.initial_state(x) if state is None else state)
         return self.read(y, x), after
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.read(take(self.learn(x, self.empty(x))[0], where), take(x, where))
+        return self.read(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
 
-    def empty(self, x: Features) -> Memory:
+    def initial_state(self, x: Features) -> Memory:
         return self.Memory(None, self.network.initial(len(x)), (), 0)
 
-    def learn(self, x: Features, state: Memory) -> tuple[Features, Memory]:
+    def read_tokens(self, x: Features, state: Memory) -> tuple[Features, Memory]:
         """The answers f(q_t; W_t), mini-batch by mini-batch, bounded by absolute positions."""
         past, weights, learned, time = state
         streams, past = self.streams(x, past, time)
         parts = []
-        for now in pieces(streams, self.minibatch, time):
-            y, weights, learned = self.segment(now, weights, learned, time % self.minibatch)
+        for now in split_aligned(streams, self.minibatch, time):
+            y, weights, learned = self.read_minibatch(now, weights, learned, time % self.minibatch)
             parts.append(y)
             time += y.shape[2]
         y = torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
@@ -83,7 +85,7 @@ class TTT(Mixer):
         eta = self.speed / q.shape[-1] * self.eta(x).sigmoid()
         return [rotate(q, where), rotate(k, where), v, eta.mT.unsqueeze(-1)], after
 
-    def segment(
+    def read_minibatch(
         self, streams: list[Tensor], weights: Weights, learned: Weights, place: int
     ) -> tuple[Float[Tensor, "batch heads time width"], Weights, Weights]:
         """Tokens of one mini-batch, from its place-th on."""
@@ -91,14 +93,14 @@ class TTT(Mixer):
         end = place + q.shape[2]
         pace = (1 / torch.arange(1, self.minibatch + 1, device=q.device, dtype=q.dtype) + self.pace).clamp(min=0)
         pace = pace[place:end, None]
-        entered, slopes = self.network.slopes(k, v, weights)
+        entered, slopes = self.network.gradients(k, v, weights)
         slopes = [eta * slope for slope in slopes]
         learned = learned or tuple(torch.zeros_like(weight) for weight in weights)
 
         def layer(i: int, x: Tensor) -> Tensor:
             return x @ weights[i] - pace * (x @ learned[i] + (x @ entered[i].mT).tril() @ slopes[i])
 
-        y = self.network.answer(q, [lambda x, i=i: layer(i, x) for i in range(len(weights))])
+        y = self.network.apply_layers(q, [lambda x, i=i: layer(i, x) for i in range(len(weights))])
         after = tuple(s + x.mT @ slope for s, x, slope in zip(learned, entered, slopes, strict=True))
         if end < self.minibatch:
             return y, weights, after

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
-from bestiary.ops.attention import attend, rotate, slide
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, linear, take
+from bestiary.ops.attention import attend, rotate, sliding_window
 from bestiary.spec import Natural, Positive
 
 LONG = 8  # windows, from which on working block by block is faster (ours, measured)
@@ -30,6 +30,8 @@ class Attention(Mixer):
     variants: ClassVar = ("heads=4, kv_heads=2, rotary=False", "heads=2, window=5", "heads=4, window=40, sinks=3")
 
     class Cache(NamedTuple):
+        """Keys and values that later positions can see."""
+
         k: Float[Tensor, "batch heads past key"]
         v: Float[Tensor, "batch heads past key"]
         time: int  # positions read so far
@@ -46,7 +48,7 @@ class Attention(Mixer):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if rotary and heads_of(dim, heads) % 2:
+        if rotary and head_width(dim, heads) % 2:
             raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
         if sinks and window is None:
@@ -54,7 +56,7 @@ class Attention(Mixer):
         if heads % self.kv_heads:
             raise ValueError(f"{heads} heads cannot be grouped around {kv_heads} heads of keys and values")
         self.window, self.sinks, self.rotary, self.dropout = window, sinks, rotary, dropout
-        shared = self.kv_heads * heads_of(dim, heads)
+        shared = self.kv_heads * head_width(dim, heads)
         self.q, self.k, self.v = linear(dim, dim), linear(dim, shared), linear(dim, shared)
         self.out = linear(dim, dim)
 
@@ -76,11 +78,11 @@ class Attention(Mixer):
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         now = torch.arange(x.shape[1], device=x.device)
         k, v = self.keys(x, now), self.split(self.v(x), self.kv_heads)
-        if where is None or self.slides(where.shape[1]):
+        if where is None or self.works_in_blocks(where.shape[1]):
             return take(self.attend(x, k, v, now), where)
         return self.attend(take(x, where), k, v, where)
 
-    def slides(self, asked: int) -> bool:
+    def works_in_blocks(self, asked: int) -> bool:
         """Whether so many outputs come with less work block by block."""
         return self.window is not None and asked >= LONG * self.window
 
@@ -91,16 +93,18 @@ class Attention(Mixer):
         k, v = (z.repeat_interleave(self.heads // self.kv_heads, dim=1) for z in (k, v))
         dropout = self.dropout if self.training else 0.0
         whole = at is None and where.ndim == 1
-        if whole and self.window is not None and self.slides(len(where)):
-            y = slide(q, k, v, window=self.window, sinks=self.sinks, dropout=dropout)
+        if whole and self.window is not None and self.works_in_blocks(len(where)):
+            y = sliding_window(q, k, v, window=self.window, sinks=self.sinks, dropout=dropout)
         else:
             asked = None if whole else where
             y = attend(q, k, v, asked, at=at, window=self.window, sinks=self.sinks, dropout=dropout)
         return self.out(y.transpose(1, 2).flatten(2))
 
     def keys(self, x: Features, where: Tensor) -> Tensor:
+        """The keys of the inputs x, which stand at the positions `where`."""
         k = self.split(self.k(x), self.kv_heads)
         return rotate(k, where) if self.rotary else k
 
     def split(self, x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
+        """(batch, time, heads * key) to (batch, heads, time, key)."""
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bestiary.mixers._filter import positions
+from bestiary.mixers._filter import position_features
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, linear, take
 from bestiary.ops import convolution
 from bestiary.spec import Positive
@@ -52,7 +52,7 @@ class BaseConv(Mixer):
         else:
             time = x.shape[1] + (0 if state is None else state.shape[1])
             mixed = convolution.long(x, self.filter(time), state)
-            past = convolution.recent(x, state, self.taps)
+            past = convolution.recent_inputs(x, state, self.taps)
         return self.project(x) * mixed + x, past
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
@@ -70,7 +70,7 @@ class _Explicit(nn.Module):
         self.weight = nn.Parameter(torch.randn(taps, dim))
 
     def forward(self, time: int) -> torch.Tensor:
-        return with_skip(self.weight[:time])
+        return add_skip(self.weight[:time])
 
 
 class _Implicit(nn.Module):
@@ -80,13 +80,13 @@ class _Implicit(nn.Module):
 
     def __init__(self, dim: int, taps: int) -> None:
         super().__init__()
-        self.register_buffer("positions", positions(taps), persistent=False)
+        self.register_buffer("positions", position_features(taps), persistent=False)
         self.network = nn.Sequential(linear(3, 16, bias=True), nn.ReLU(), linear(16, dim, bias=True))
 
     def forward(self, time: int) -> torch.Tensor:
-        return with_skip(self.network(self.positions[:time]))
+        return add_skip(self.network(self.positions[:time]))
 
 
-def with_skip(filter: torch.Tensor) -> torch.Tensor:
+def add_skip(filter: torch.Tensor) -> torch.Tensor:
     """The filter that also passes its input through."""
     return filter + F.pad(torch.ones_like(filter[:1]), (0, 0, 0, len(filter) - 1))

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -31,7 +31,7 @@ class Based(FastWeight):
 
     def __init__(self, dim: int, *, heads: Positive = 1, features: Positive = 16) -> None:
         super().__init__()
-        value = heads_of(dim, heads)
+        value = head_width(dim, heads)
         self.shape = heads, 1 + features + features * (features + 1) // 2, value + 1
         self.q, self.k, self.v = (linear(dim, heads * width) for width in (features, features, value))
         self.out = linear(dim, dim)
@@ -45,6 +45,7 @@ class Based(FastWeight):
         return self.out((y[..., :-1] / y[..., -1:]).flatten(2))
 
     def taylor(self, x: Float[Tensor, "batch time heads features"]) -> Tensor:
+        """phi(x): 1, the channels and each product of two of them once."""
         x = x * x.shape[-1] ** -0.25
         first, second = self.pairs
         scale = torch.where(first == second, 0.5, 1.0).to(x.dtype).sqrt()

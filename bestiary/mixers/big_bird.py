@@ -18,12 +18,21 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen
-from bestiary.mixers._softmax import Heads, Places, column, drawn, merged, past, tokens, top
-from bestiary.ops.attention import masked
+from bestiary.mixers._softmax import (
+    MultiHeadAttention,
+    Positions,
+    causal_mask,
+    expand_blocks,
+    hash_numbers,
+    merge_heads,
+    query_column,
+    top_mask,
+)
+from bestiary.ops.attention import masked_attention
 from bestiary.spec import Positive
 
 
-class BigBird(Heads):
+class BigBird(MultiHeadAttention):
     """y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j over near, first and random blocks."""
 
     family: ClassVar = "sparse"
@@ -44,15 +53,15 @@ class BigBird(Heads):
         super().__init__(dim, heads, rotary=rotary)
         self.block, self.window, self.first, self.random, self.seed = block, window, first, random, seed
 
-    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+    def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         k, v = kept
-        seen = tokens(self.blocks(where, k.shape[2]), self.block, k.shape[2]) & past(where, k.shape[2])
-        return self.out(merged(masked(self.queries(x, where), k, v, seen)))
+        seen = expand_blocks(self.blocks(where, k.shape[2]), self.block, k.shape[2]) & causal_mask(where, k.shape[2])
+        return self.out(merge_heads(masked_attention(self.queries(x, where), k, v, seen)))
 
-    def blocks(self, where: Places, count: int) -> Bool[Tensor, "*batch heads asked blocks"]:
+    def blocks(self, where: Positions, count: int) -> Bool[Tensor, "*batch heads asked blocks"]:
         """Which blocks of keys each query may look into."""
-        own, head = column(where) // self.block, torch.arange(self.heads, device=where.device)[:, None, None]
+        own, head = query_column(where) // self.block, torch.arange(self.heads, device=where.device)[:, None, None]
         other = torch.arange(-(-count // self.block), device=where.device)
         between = (other >= self.first) & (other <= own - self.window)
-        draw = drawn(self.seed, head, own, other).masked_fill(~between, -1)
-        return (~between & (other <= own)) | (between & top(draw, self.random))
+        draw = hash_numbers(self.seed, head, own, other).masked_fill(~between, -1)
+        return (~between & (other <= own)) | (between & top_mask(draw, self.random))

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bestiary.mixers._delta import Answer, Decay, Streams
-from bestiary.mixers._mixer import FastWeight, Features, State, linear, unit
+from bestiary.mixers._delta import Decay, GatedOutput, Streams
+from bestiary.mixers._mixer import FastWeight, Features, State, linear, normalize
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -47,11 +47,11 @@ class Comba(FastWeight):
         self.beta = linear(dim, heads)
         self.decay = Decay(heads, 1, linear(dim, heads), low=0.0)
         self.feedback, self.correction = nn.Parameter(torch.ones(heads)), nn.Parameter(torch.ones(heads))
-        self.answer = Answer(dim, heads, value, linear(dim, heads * value))
+        self.answer = GatedOutput(dim, heads, value, linear(dim, heads * value))
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         (q, k, v), local = self.streams(x, local)
-        q, k, beta = unit(q), unit(k), self.beta(x).sigmoid().unsqueeze(-1)
+        q, k, beta = normalize(q), normalize(k), self.beta(x).sigmoid().unsqueeze(-1)
         fed_back = self.feedback.sigmoid().unsqueeze(-1) * k
         q = q - self.correction.unsqueeze(-1) * k
         return Drive(q, k, beta * v, self.decay(x), rewrite=(-beta, fed_back)), local

@@ -14,8 +14,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.mixers._delta import Answer, Streams
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear, unit
+from bestiary.mixers._delta import GatedOutput, Streams
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear, normalize
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -28,15 +28,15 @@ class DeltaNet(FastWeight):
 
     def __init__(self, dim: int, *, heads: Positive = 2, conv: Positive = 4, negative: bool = False) -> None:
         super().__init__()
-        width = heads_of(dim, heads)
+        width = head_width(dim, heads)
         self.shape, self.most = (heads, width, width), 2 if negative else 1
         self.streams = Streams(dim, heads, (width, width, width), conv)
         self.beta = linear(dim, heads)
-        self.answer = Answer(dim, heads, width)
+        self.answer = GatedOutput(dim, heads, width)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         (q, k, v), local = self.streams(x, local)
-        q, k, beta = unit(q), unit(k), self.most * self.beta(x).sigmoid().unsqueeze(-1)
+        q, k, beta = normalize(q), normalize(k), self.most * self.beta(x).sigmoid().unsqueeze(-1)
         return Drive(q, k, beta * v, rewrite=(-beta, k)), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.mixers._delta import Answer, Decay, Streams
-from bestiary.mixers._mixer import Chosen, FastWeight, Features, State, Where, linear, take, unit
+from bestiary.mixers._delta import Decay, GatedOutput, Streams
+from bestiary.mixers._mixer import Chosen, FastWeight, Features, State, Where, linear, normalize, take
 from bestiary.ops.drive import Drive
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
@@ -48,19 +48,20 @@ class DeltaProduct(FastWeight):
         self.streams = Streams(dim, heads, (key, steps * key, steps * value), conv)
         self.beta = linear(dim, heads * steps)
         self.decay = Decay(heads, 1, linear(dim, heads), low=0.0) if forget else None
-        self.answer = Answer(dim, heads, value, linear(dim, heads * value), F.silu)
+        self.answer = GatedOutput(dim, heads, value, linear(dim, heads * value), F.silu)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         """The steps of each token after one another: the first forgets, the last is asked."""
         (q, k, v), local = self.streams(x, local)
-        k, v, beta = unit(self.stepwise(k)), self.stepwise(v), self.betas(x)
-        q = F.pad(unit(q).unsqueeze(2), (0, 0, 0, 0, self.steps - 1, 0)).flatten(1, 2)
+        k, v, beta = normalize(self.stepwise(k)), self.stepwise(v), self.betas(x)
+        q = F.pad(normalize(q).unsqueeze(2), (0, 0, 0, 0, self.steps - 1, 0)).flatten(1, 2)
         if self.decay is None:
             return Drive(q, k, beta * v, rewrite=(-beta, k)), local
         g = F.pad(self.decay(x).unsqueeze(2), (0, 0, 0, 0, 0, self.steps - 1)).flatten(1, 2)
         return Drive(q, k, beta * v, g, rewrite=(-beta, g.exp() * k)), local
 
     def betas(self, x: Features) -> Float[Tensor, "batch steps heads 1"]:
+        """beta of every step, in (0, 2)."""
         return 2 * self.stepwise(self.beta(x).unflatten(-1, (self.shape[0], -1))).sigmoid()
 
     def stepwise(self, x: Float[Tensor, "batch time heads wide"]) -> Float[Tensor, "batch steps heads width"]:

@@ -20,9 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, State, linear
-from bestiary.mixers._softmax import Places, fresh, joined, past, split, top
+from bestiary.mixers._softmax import Positions, append_cache, causal_mask, new_positions, split_heads, top_mask
 from bestiary.mixers.latent_attention import LatentAttention
-from bestiary.ops.attention import masked, rotate
+from bestiary.ops.attention import masked_attention, rotate
 from bestiary.spec import Positive
 
 
@@ -33,9 +33,11 @@ class DSA(LatentAttention):
     variants: ClassVar = ("heads=4, queries=20, index_heads=3, index=10, top=8",)
 
     class Indexed(NamedTuple):
+        """Latents, rotary keys and index keys of all positions so far."""
+
         latent: Float[Tensor, "batch past latent"]
         turned: Float[Tensor, "batch past rotary"]
-        marks: Float[Tensor, "batch past index"]  # index keys
+        index_keys: Float[Tensor, "batch past index"]  # index keys
 
     def __init__(
         self,
@@ -57,24 +59,27 @@ class DSA(LatentAttention):
         self.index_k, self.index_norm = linear(dim, index), nn.LayerNorm(index, eps=1e-6)
         self.index_weight = linear(dim, index_heads)
 
-    def keep(self, x: Features, state: State) -> Any:
-        marks = self.turned(self.index_norm(self.index_k(x.detach())).unsqueeze(1), fresh(x, state)).squeeze(1)
-        return joined(state, self.Indexed(*self.entries(x, state), marks))
+    def update_cache(self, x: Features, state: State) -> Any:
+        marks = self.rotate_part(
+            self.index_norm(self.index_k(x.detach())).unsqueeze(1), new_positions(x, state)
+        ).squeeze(1)
+        return append_cache(state, self.Indexed(*self.entries(x, state), marks))
 
-    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
-        scores, seen = self.scores(x, where, kept.marks), past(where, kept.marks.shape[1])
+    def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
+        scores, seen = self.scores(x, where, kept.index_keys), causal_mask(where, kept.index_keys.shape[1])
         fixed = scores.detach()
-        seen = top(fixed.masked_fill(~seen, -torch.inf), self.top) & seen
-        return self.read(masked(self.queries(x, where), *self.shared(kept), seen, scores - fixed))
+        seen = top_mask(fixed.masked_fill(~seen, -torch.inf), self.top) & seen
+        return self.read(masked_attention(self.queries(x, where), *self.keys_values(kept), seen, scores - fixed))
 
     def scores(
-        self, x: Chosen, where: Places, marks: Float[Tensor, "batch time index"]
+        self, x: Chosen, where: Positions, marks: Float[Tensor, "batch time index"]
     ) -> Float[Tensor, "batch 1 asked time"]:
         """What the indexer thinks of each token, for each query."""
-        q = self.turned(split(self.index_q(self.low(x).detach()), self.index_heads), where)
+        q = self.rotate_part(split_heads(self.index_q(self.low(x).detach()), self.index_heads), where)
         found = ((q * q.shape[-1] ** -0.5) @ marks.unsqueeze(1).mT).relu()
-        weight = split(self.index_weight(x.detach()), self.index_heads) * self.index_heads**-0.5
+        weight = split_heads(self.index_weight(x.detach()), self.index_heads) * self.index_heads**-0.5
         return (weight * found).sum(1, keepdim=True)
 
-    def turned(self, x: Float[Tensor, "batch heads _ index"], where: Places) -> Tensor:
+    def rotate_part(self, x: Float[Tensor, "batch heads _ index"], where: Positions) -> Tensor:
+        """x with as many channels rotated as rotary keys have."""
         return torch.cat([rotate(x[..., : self.rotary], where), x[..., self.rotary :]], dim=-1)

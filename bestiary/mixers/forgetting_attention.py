@@ -16,18 +16,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, State, linear
-from bestiary.mixers._softmax import Heads, Places, chosen, joined, merged, past, split
-from bestiary.ops.attention import masked
+from bestiary.mixers._softmax import (
+    MultiHeadAttention,
+    Positions,
+    append_cache,
+    causal_mask,
+    gather_positions,
+    merge_heads,
+    split_heads,
+)
+from bestiary.ops.attention import masked_attention
 from bestiary.spec import Positive
 
 
-class ForgettingAttention(Heads):
+class ForgettingAttention(MultiHeadAttention):
     """y_i = sum_j softmax_j(q_i . k_j / sqrt(key) + sum_{j<l<=i} log f_l) v_j."""
 
     family: ClassVar = "softmax"
     variants: ClassVar = ("heads=4",)
 
     class Gated(NamedTuple):
+        """Keys, values and forget gates of all positions so far."""
+
         k: Float[Tensor, "batch heads past key"]
         v: Float[Tensor, "batch heads past key"]
         gates: Float[Tensor, "batch heads later 1"]  # log f of all positions but the first
@@ -36,13 +46,15 @@ class ForgettingAttention(Heads):
         super().__init__(dim, heads, rotary=False)
         self.gate = linear(dim, heads, bias=True)
 
-    def keep(self, x: Features, state: State) -> Any:
-        k, v = split(self.k(x), self.heads), split(self.v(x), self.heads)
-        gates = F.logsigmoid(split(self.gate(x), self.heads))
-        return joined(state, self.Gated(k, v, gates[:, :, 1:] if state is None else gates))
+    def update_cache(self, x: Features, state: State) -> Any:
+        k, v = split_heads(self.k(x), self.heads), split_heads(self.v(x), self.heads)
+        gates = F.logsigmoid(split_heads(self.gate(x), self.heads))
+        return append_cache(state, self.Gated(k, v, gates[:, :, 1:] if state is None else gates))
 
-    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+    def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         k, v, gates = kept
         total = F.pad(gates.cumsum(2), (0, 0, 1, 0))
-        bias = chosen(total, where) - total.mT
-        return self.out(merged(masked(self.queries(x, where), k, v, past(where, k.shape[2]), bias)))
+        bias = gather_positions(total, where) - total.mT
+        return self.out(
+            merge_heads(masked_attention(self.queries(x, where), k, v, causal_mask(where, k.shape[2]), bias))
+        )

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.mixers._delta import Answer, Decay, Streams, low_rank
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
+from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, normalize, take
 from bestiary.ops.drive import Key, Matrix, Value
-from bestiary.ops.precision import wide
-from bestiary.ops.recurrence import chunked, each, faded, scores
+from bestiary.ops.precision import upcast
+from bestiary.ops.recurrence import decayed_sum, iterate_chunks, scores, split_chunks
 from bestiary.spec import Positive
 
 
@@ -32,6 +32,8 @@ class GatedOja(Mixer):
     variants: ClassVar = ("heads=1, key=8, value=4, conv=1",)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         local: State  # of the convolution
         matrix: Matrix  # the transpose of S
 
@@ -45,13 +47,13 @@ class GatedOja(Mixer):
         conv: Positive = 4,
     ) -> None:
         super().__init__()
-        key = heads_of(dim, heads) if key is None else key
+        key = head_width(dim, heads) if key is None else key
         value = key if value is None else value
         self.shape = heads, value, key
         self.streams = Streams(dim, heads, (key, key, value), conv)
         self.beta = linear(dim, heads)
         self.decay = Decay(heads, value, low_rank(dim, value, heads * value), low=1.0)
-        self.answer = Answer(dim, heads, value, low_rank(dim, value, heads * value))
+        self.answer = GatedOutput(dim, heads, value, low_rank(dim, value, heads * value))
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         y, after = self.recur(x, self.Memory(None, x.new_zeros(len(x), *self.shape)) if state is None else state)
@@ -62,9 +64,10 @@ class GatedOja(Mixer):
         return self.answer(take(y, where), take(x, where))
 
     def recur(self, x: Features, state: Memory) -> tuple[Value, Memory]:
+        """Outputs of every head, and the state after the last input."""
         (q, k, v), local = self.streams(x, state.local)
         beta = self.beta(x).sigmoid().unsqueeze(-1)
-        y, matrix = run(unit(q), unit(k), unit(v), self.decay(x), beta, state.matrix)
+        y, matrix = run(normalize(q), normalize(k), normalize(v), self.decay(x), beta, state.matrix)
         return y, self.Memory(local, matrix)
 
 
@@ -80,17 +83,17 @@ def run(
     """
     time, given = q.shape[1], q.dtype
     chunk = 2 ** (min(chunk, time) - 1).bit_length()
-    q, k, v, g, beta = (chunked(wide(x), chunk) for x in (q, k, v, g, beta))
+    q, k, v, g, beta = (split_chunks(upcast(x), chunk) for x in (q, k, v, g, beta))
     total = g.cumsum(-2)
     end = total[..., -1:, :]
     system = torch.eye(chunk, dtype=q.dtype, device=q.device) + beta * scores(total, total, reach=1)(v, v)
     seen, kept, shrunk = v * total.exp(), (v * (end - total).exp()).mT, end.exp().mT
-    states, writes, matrix = [], [], wide(matrix)
-    for b, key, value, chunk_system, left, held in each(beta, k, seen, system, shrunk, kept):
+    states, writes, matrix = [], [], upcast(matrix)
+    for b, key, value, chunk_system, left, held in iterate_chunks(beta, k, seen, system, shrunk, kept):
         states.append(matrix)
         wanted = b * (key - value @ matrix)
         writes.append(torch.linalg.solve_triangular(chunk_system, wanted, upper=False, unitriangular=True))
         matrix = left * matrix + held @ writes[-1]
     w = torch.stack(writes, dim=2)
-    y = total.exp() * (q @ torch.stack(states, dim=2).mT) + faded(q @ w.mT, v, total)
+    y = total.exp() * (q @ torch.stack(states, dim=2).mT) + decayed_sum(q @ w.mT, v, total)
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2).to(given), matrix

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from bestiary.mixers._composition import Composition, told
+from bestiary.mixers._composition import Composition, token_kwargs
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take
 from bestiary.spec import Mixers
 from bestiary.tasks._task import Tokens
@@ -29,12 +29,15 @@ class GatedSum(Composition):
     def forward(
         self, x: Features, state: tuple[Any, ...] | None = None, *, tokens: Tokens | None = None
     ) -> tuple[Features, tuple[Any, ...]]:
-        outputs, after = self.beside(x, state, tokens)
+        outputs, after = self.run_parts(x, state, tokens)
         return self.weigh(x, outputs), after
 
     def parallel(self, x: Features, where: Where | None = None, *, tokens: Tokens | None = None) -> Chosen:
         parts = cast(list[Mixer], self.parts)
-        return self.weigh(take(x, where), tuple(part.parallel(x, where, **told(part, tokens)) for part in parts))
+        return self.weigh(
+            take(x, where), tuple(part.parallel(x, where, **token_kwargs(part, tokens)) for part in parts)
+        )
 
     def weigh(self, x: Chosen, outputs: tuple[Tensor, ...]) -> Chosen:
+        """The weighted sum of the outputs of all parts."""
         return (torch.stack(outputs, dim=-1) @ self.gate(x).softmax(-1).unsqueeze(-1)).squeeze(-1)

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.mixers._delta import Answer, Decay, Streams, low_rank
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear, unit
+from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear, normalize
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -38,18 +38,18 @@ class GDN2(FastWeight):
         conv: Positive = 4,
     ) -> None:
         super().__init__()
-        key = heads_of(dim, heads) if key is None else key
+        key = head_width(dim, heads) if key is None else key
         value = key if value is None else value
         self.shape = heads, key, value
         self.streams = Streams(dim, heads, (key, key, value), conv)
         self.erase, self.write = linear(dim, heads * key), linear(dim, heads * value)
         self.decay = Decay(heads, key, low_rank(dim, value, heads * key), low=1.0)
-        self.answer = Answer(dim, heads, value, low_rank(dim, value, heads * value))
+        self.answer = GatedOutput(dim, heads, value, low_rank(dim, value, heads * value))
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         (q, k, v), local = self.streams(x, local)
         b, w = (gate(x).sigmoid().unflatten(-1, (self.shape[0], -1)) for gate in (self.erase, self.write))
-        q, k, g = unit(q), unit(k), self.decay(x)
+        q, k, g = normalize(q), normalize(k), self.decay(x)
         return Drive(q, k, w * v, g, rewrite=(-torch.ones_like(k[..., :1]), g.exp() * b * k)), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, rank_of
+from bestiary.mixers._mixer import FastWeight, Features, State, check_rank, head_width
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -29,7 +29,7 @@ class GLA(FastWeight):
         self, dim: int, *, heads: Positive = 2, key: Positive | None = None, rank: Positive | None = None
     ) -> None:
         super().__init__()
-        value, rank = heads_of(dim, heads), rank_of(dim, min(16, dim) if rank is None else rank)
+        value, rank = head_width(dim, heads), check_rank(dim, min(16, dim) if rank is None else rank)
         self.shape = heads, max(1, value // 2) if key is None else key, value
         keys = heads * self.shape[1]
         self.q, self.k, self.v = (nn.Linear(dim, width, bias=False) for width in (keys, keys, dim))

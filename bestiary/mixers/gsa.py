@@ -15,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, linear, take
 from bestiary.ops.drive import Drive, Key, Matrix, Value
-from bestiary.ops.recurrence import chunked, faded, relay, run
+from bestiary.ops.recurrence import chunk_states, decayed_sum, run, split_chunks
 from bestiary.spec import Positive
 
 Slots = Float[Tensor, "batch time heads slots"]
@@ -30,33 +30,36 @@ class GSA(Mixer):
     variants: ClassVar = ("heads=4, slots=5",)
 
     class Memory(NamedTuple):
+        """Keys and values of the slots."""
+
         keys: Float[Tensor, "batch heads key slots"]
         values: Float[Tensor, "batch heads slots value"]
 
     def __init__(self, dim: int, *, heads: Positive = 2, slots: Positive | None = None) -> None:
         super().__init__()
-        width = heads_of(dim, heads)
+        width = head_width(dim, heads)
         self.heads, self.slots = heads, width if slots is None else slots
         self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
         self.forget, self.norm = linear(dim, heads * self.slots), nn.RMSNorm(dim, eps=1e-5)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        y, state = self.recall(x, self.empty(x) if state is None else state)
+        y, state = self.recall(x, self.initial_state(x) if state is None else state)
         return self.read(y), state
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.read(take(self.recall(x, self.empty(x))[0], where))
+        return self.read(take(self.recall(x, self.initial_state(x))[0], where))
 
-    def empty(self, x: Features) -> Memory:
+    def initial_state(self, x: Features) -> Memory:
         width = x.shape[-1] // self.heads
         shapes = (width, self.slots), (self.slots, width)
         return self.Memory(*(x.new_zeros(len(x), self.heads, *shape) for shape in shapes))
 
     def recall(self, x: Features, state: Memory) -> tuple[Value, Memory]:
+        """What every query reads, and the slots after the last input."""
         q, k, v = (F.silu(project(x)).unflatten(-1, (self.heads, -1)) for project in (self.q, self.k, self.v))
         g = F.logsigmoid(self.forget(x).unflatten(-1, (self.heads, -1))) / 8
         write = -torch.expm1(g)
-        scores, keys = address(q, k, write, g, state.keys)
+        scores, keys = slot_scores(q, k, write, g, state.keys)
         y, values = run(Drive(scores.softmax(-1), write, v, g), state.values)
         return y, self.Memory(keys, values)
 
@@ -64,12 +67,12 @@ class GSA(Mixer):
         return self.out(self.norm(F.silu(y.flatten(2))))
 
 
-def address(q: Key, k: Key, s: Slots, g: Slots, state: Matrix, *, chunk: int = 64) -> tuple[Slots, Matrix]:
+def slot_scores(q: Key, k: Key, s: Slots, g: Slots, state: Matrix, *, chunk: int = 64) -> tuple[Slots, Matrix]:
     """y_t = S_t^T q_t where S_t = S_{t-1} Diag(e^g_t) + k_t s_t^T: the engine's recurrence with a decay per value."""
     time = q.shape[1]
-    q, k, s, g = (chunked(z, 2 ** (min(chunk, time) - 1).bit_length()) for z in (q, k, s, g))
+    q, k, s, g = (split_chunks(z, 2 ** (min(chunk, time) - 1).bit_length()) for z in (q, k, s, g))
     total = g.cumsum(-2)
     end = total[..., -1:, :]
-    states, state = relay(end.exp(), k.mT @ (s * (end - total).exp()), state)
-    y = faded(q @ k.mT, s, total) + (q @ states) * total.exp()
+    states, state = chunk_states(end.exp(), k.mT @ (s * (end - total).exp()), state)
+    y = decayed_sum(q @ k.mT, s, total) + (q @ states) * total.exp()
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2), state

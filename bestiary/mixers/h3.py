@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._diagonal import Diagonal, Inputs, Modes
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, heads_of, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, head_width, take
 from bestiary.spec import Positive
 
 
@@ -28,6 +28,8 @@ class H3(Mixer):
     variants: ClassVar = ("state=8, head=2",)
 
     class Memory(NamedTuple):
+        """The last keys, and the modes of the state-space model."""
+
         keys: Float[Tensor, "batch past dim"]
         modes: Modes
 
@@ -36,7 +38,7 @@ class H3(Mixer):
         if state % 2:
             raise ValueError(f"h3(state={state}): modes come in conjugate pairs, so the state must be even")
         self.head = head
-        heads = heads_of(dim, head)
+        heads = head_width(dim, head)
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim) for _ in range(4))
         self.shift, self.shift_skip = ShortConv(dim, state), nn.Parameter(torch.randn(dim))
         self.diagonal, self.skip = Diagonal(heads, state // 2), nn.Parameter(torch.randn(heads))
@@ -45,7 +47,7 @@ class H3(Mixer):
         keys, modes = (None, None) if state is None else state
         products, keys = self.products(x, keys)
         y = self.diagonal(products, modes) + self.skip.unsqueeze(-1) * products
-        return self.read(y, x), self.Memory(keys, self.diagonal.after(products, modes))
+        return self.read(y, x), self.Memory(keys, self.diagonal.final_modes(products, modes))
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         products, _ = self.products(x, None)

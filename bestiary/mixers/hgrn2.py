@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -30,7 +30,7 @@ class HGRN2(FastWeight):
         super().__init__()
         if not 0 <= lower < 1:
             raise ValueError(f"hgrn2(lower={lower}): a lower bound of a forget gate lies in [0, 1)")
-        width = heads_of(dim, heads)
+        width = head_width(dim, heads)
         self.shape, self.lower = (heads, width, width), lower
         self.q, self.f, self.i, self.out = (linear(dim, dim) for _ in range(4))
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from bestiary.mixers._filter import positions
+from bestiary.mixers._filter import position_features
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, take
 from bestiary.ops import convolution
 from bestiary.spec import Positive
@@ -49,7 +49,7 @@ class Hyena(Mixer):
         (x1, x2, v), before = self.gates(x, before)
         time = x.shape[1] + (0 if past is None else past.shape[1])
         z = convolution.long(x1 * v, self.filter(time), past) + self.skip * x1 * v
-        return self.out(x2 * z), (before, convolution.recent(x1 * v, past, self.taps))
+        return self.out(x2 * z), (before, convolution.recent_inputs(x1 * v, past, self.taps))
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         (x1, x2, v), _ = self.gates(x, None)
@@ -57,6 +57,7 @@ class Hyena(Mixer):
         return self.out(take(x2, where) * z)
 
     def gates(self, x: Features, past: Past | None) -> tuple[tuple[Tensor, ...], Past]:
+        """x1, x2 and v, and the inputs that the short convolution still needs."""
         mixed, kept = self.short(self.project(x), past)
         return mixed.chunk(3, dim=-1), kept
 
@@ -69,7 +70,7 @@ class _Filter(nn.Module):
 
     def __init__(self, dim: int, taps: int, features: int, width: int, frequency: float) -> None:
         super().__init__()
-        self.register_buffer("positions", positions(taps, features), persistent=False)
+        self.register_buffer("positions", position_features(taps, features), persistent=False)
         rates = torch.linspace(math.log(100) / 1.5, math.log(100) / 0.3, dim)
         self.register_buffer("window", torch.exp(-torch.linspace(0, 1, taps).unsqueeze(1) * rates), persistent=False)
         self.hidden = nn.ModuleList([nn.Linear(features, width), nn.Linear(width, width), nn.Linear(width, width)])

@@ -16,8 +16,8 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.mixers._delta import Answer, Decay, Streams, low_rank
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear, unit
+from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear, normalize
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -39,17 +39,17 @@ class KDA(FastWeight):
         negative: bool = False,
     ) -> None:
         super().__init__()
-        key = heads_of(dim, heads) if key is None else key
+        key = head_width(dim, heads) if key is None else key
         value = key if value is None else value
         self.shape, self.most = (heads, key, value), 2 if negative else 1
         self.streams = Streams(dim, heads, (key, key, value), conv)
         self.beta = linear(dim, heads)
         self.decay = Decay(heads, key, low_rank(dim, value, heads * key), low=1.0)
-        self.answer = Answer(dim, heads, value, low_rank(dim, value, heads * value))
+        self.answer = GatedOutput(dim, heads, value, low_rank(dim, value, heads * value))
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         (q, k, v), local = self.streams(x, local)
-        q, k, beta, g = unit(q), unit(k), self.most * self.beta(x).sigmoid().unsqueeze(-1), self.decay(x)
+        q, k, beta, g = normalize(q), normalize(k), self.most * self.beta(x).sigmoid().unsqueeze(-1), self.decay(x)
         return Drive(q, k, beta * v, g, rewrite=(-beta, g.exp() * k)), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:

@@ -17,19 +17,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bestiary.mixers._mixer import Chosen, Features, State, heads_of, linear, rank_of
-from bestiary.mixers._softmax import Keeper, Places, fresh, joined, merged, split
+from bestiary.mixers._mixer import Chosen, Features, State, check_rank, head_width, linear
+from bestiary.mixers._softmax import CachedAttention, Positions, append_cache, merge_heads, new_positions, split_heads
 from bestiary.ops.attention import attend, rotate
 from bestiary.spec import Positive
 
 
-class LatentAttention(Keeper):
+class LatentAttention(CachedAttention):
     """y_i = sum_j softmax_j(q_i . W_k c_j + p_i . r_j) W_v c_j, keeping the latent c_j and one rotary key r_j."""
 
     family: ClassVar = "softmax"
     variants: ClassVar = ("heads=4, latent=12, queries=20",)
 
     class Memory(NamedTuple):
+        """Latents and rotary keys of all positions so far."""
+
         latent: Float[Tensor, "batch past latent"]
         turned: Float[Tensor, "batch past rotary"]
 
@@ -37,9 +39,9 @@ class LatentAttention(Keeper):
         self, dim: int, *, heads: Positive = 2, latent: Positive | None = None, queries: Positive | None = None
     ) -> None:
         super().__init__()
-        self.heads, self.head = heads, heads_of(dim, heads)
+        self.heads, self.head = heads, head_width(dim, heads)
         self.rotary, latent = 2 * max(1, self.head // 4), max(1, dim // 4) if latent is None else latent
-        rank_of(dim, max(latent, queries or 0))
+        check_rank(dim, max(latent, queries or 0))
         self.down, self.norm, self.turn = linear(dim, latent), nn.RMSNorm(latent, eps=1e-6), linear(dim, self.rotary)
         self.up = linear(latent, heads * 2 * self.head)
         self.low = nn.Sequential()
@@ -48,31 +50,32 @@ class LatentAttention(Keeper):
         self.q = linear(queries or dim, heads * (self.head + self.rotary))
         self.out = linear(dim, dim)
 
-    def keep(self, x: Features, state: State) -> Any:
-        return joined(state, self.Memory(*self.entries(x, state)))
+    def update_cache(self, x: Features, state: State) -> Any:
+        return append_cache(state, self.Memory(*self.entries(x, state)))
 
     def entries(self, x: Features, state: State) -> tuple[Tensor, Tensor]:
-        turned = rotate(self.turn(x).unsqueeze(1), fresh(x, state)).squeeze(1)
+        """What is kept of each input: its latent and its rotary key."""
+        turned = rotate(self.turn(x).unsqueeze(1), new_positions(x, state)).squeeze(1)
         return self.norm(self.down(x)), turned
 
-    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
-        return self.read(attend(self.queries(x, where), *self.shared(kept), where))
+    def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
+        return self.read(attend(self.queries(x, where), *self.keys_values(kept), where))
 
-    def queries(self, x: Chosen, where: Places) -> Float[Tensor, "batch heads asked inner"]:
+    def queries(self, x: Chosen, where: Positions) -> Float[Tensor, "batch heads asked inner"]:
         """Queries to latents and rotary keys, such that division by the root of their width is the paper's scale."""
-        plain, turned = split(self.q(self.low(x)), self.heads).split([self.head, self.rotary], dim=-1)
-        q = torch.cat([plain @ self.halves()[0], rotate(turned, where)], dim=-1)
+        plain, turned = split_heads(self.q(self.low(x)), self.heads).split([self.head, self.rotary], dim=-1)
+        q = torch.cat([plain @ self.key_value_maps()[0], rotate(turned, where)], dim=-1)
         return q * (q.shape[-1] / (self.head + self.rotary)) ** 0.5
 
-    def shared(self, kept: Any) -> tuple[Tensor, Tensor]:
+    def keys_values(self, kept: Any) -> tuple[Tensor, Tensor]:
         """Keys and values, the same for every head."""
         k, v = torch.cat([kept.latent, kept.turned], dim=-1), kept.latent
         return k.unsqueeze(1).expand(-1, self.heads, -1, -1), v.unsqueeze(1).expand(-1, self.heads, -1, -1)
 
     def read(self, y: Float[Tensor, "batch heads asked latent"]) -> Chosen:
-        return self.out(merged(y @ self.halves()[1].mT))
+        return self.out(merge_heads(y @ self.key_value_maps()[1].mT))
 
-    def halves(self) -> tuple[Float[Tensor, "heads head latent"], Float[Tensor, "heads head latent"]]:
+    def key_value_maps(self) -> tuple[Float[Tensor, "heads head latent"], Float[Tensor, "heads head latent"]]:
         """W_up as the maps from latents to keys and to values."""
         k, v = self.up.weight.unflatten(0, (self.heads, 2, self.head)).unbind(1)
         return k, v

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -30,7 +30,7 @@ class Lightning(FastWeight):
         super().__init__()
         if not 0 <= layer < layers:
             raise ValueError(f"lightning(layer={layer}): there are layers 0 to {layers - 1}")
-        width = heads_of(dim, heads)
+        width = head_width(dim, heads)
         self.shape, self.strength = (heads, width, width), 1 - layer / (layers - 1 + 1e-5) + 1e-5
         self.q, self.k, self.v, self.gate, self.out = (linear(dim, dim) for _ in range(5))
         self.norm = nn.RMSNorm(dim, eps=1e-6)

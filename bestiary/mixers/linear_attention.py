@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -57,7 +57,7 @@ class LinearAttention(FastWeight):
         samples: Positive = 256,
     ) -> None:
         super().__init__()
-        value = heads_of(dim, heads)
+        value = head_width(dim, heads)
         features = value if features is None else features
         self.feature: Map = feature
         self.normalise, self.horizon = normalise, horizon
@@ -68,7 +68,7 @@ class LinearAttention(FastWeight):
         if feature == "polynomial":
             self.inner, self.outer = (linear(features, features, std=features**-0.5) for _ in range(2))
         if feature == "performer":
-            self.register_buffer("directions", directions(samples, features))
+            self.register_buffer("directions", random_directions(samples, features))
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         q, k, v = (project(x).unflatten(-1, (self.shape[0], -1)) for project in (self.q, self.k, self.v))
@@ -94,13 +94,14 @@ class LinearAttention(FastWeight):
             case "polynomial":
                 return (self.inner(x).square() + self.outer(x.square())) / math.sqrt(2)
             case "cosformer":
-                return self.turned(F.relu(x), start)
+                return self.cosine_features(F.relu(x), start)
             case "performer":
                 z = x * x.shape[-1] ** -0.25
                 exponents = z @ self.directions.T - z.square().sum(-1, keepdim=True) / 2
                 return exponents.exp() / math.sqrt(len(self.directions))
 
-    def turned(self, x: Float[Tensor, "batch time heads features"], start: int) -> Tensor:
+    def cosine_features(self, x: Float[Tensor, "batch time heads features"], start: int) -> Tensor:
+        """x times cos and sin of its position. Raises ValueError beyond the horizon."""
         end = start + x.shape[1]
         if end > self.horizon:
             raise ValueError(f"cosformer's horizon is {self.horizon} positions, the input needs {end}")
@@ -108,7 +109,7 @@ class LinearAttention(FastWeight):
         return torch.cat([x * angle.cos(), x * angle.sin()], dim=-1)
 
 
-def directions(count: int, width: int) -> Float[Tensor, "{count} {width}"]:
+def random_directions(count: int, width: int) -> Float[Tensor, "{count} {width}"]:
     """Random vectors as long as normal ones, orthogonal within each block of `width`."""
     blocks = [nn.init.orthogonal_(torch.empty(width, width)) for _ in range(math.ceil(count / width))]
     return torch.cat(blocks)[:count] * torch.randn(count, width).norm(dim=1, keepdim=True)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, linear, step_sizes, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, linear, step_sizes, take
 from bestiary.ops.drive import Matrix
 from bestiary.spec import Positive
 
@@ -34,8 +34,11 @@ class LogLinear(Mixer):
 
     family: ClassVar = "gated linear"
     variants: ClassVar = ("heads=4, state=8, expand=1, conv=1, levels=4",)
+    without_decay: ClassVar = ("strength",)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         conv: Past
         blocks: tuple[Matrix, ...]  # one for each bit of `time`, the longest first
         time: int
@@ -60,7 +63,7 @@ class LogLinear(Mixer):
         self.dt, self.step = linear(dim, self.heads), nn.Parameter(step_sizes((self.heads,)))
         self.rate = nn.Parameter(torch.arange(1.0, self.heads + 1).log())
         self.skip = nn.Parameter(torch.ones(self.heads))
-        self.levels, self.strength = linear(dim, self.heads * levels), undecayed(torch.ones(self.heads, levels))
+        self.levels, self.strength = linear(dim, self.heads * levels), nn.Parameter(torch.ones(self.heads, levels))
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, blocks, time = (None, (), 0) if state is None else state
@@ -73,6 +76,7 @@ class LogLinear(Mixer):
     def recall(
         self, x: Features, past: Past | None, blocks: tuple[Matrix, ...], time: int
     ) -> tuple[Float[Tensor, "batch time inner"], Past, tuple[Matrix, ...]]:
+        """y at every position, the inputs the convolution still needs, and the blocks after the last."""
         mixed, kept = self.conv(self.into(x), past)
         inner, k, q = F.silu(mixed).split(self.widths, dim=-1)
         inner = inner.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -81,8 +85,8 @@ class LogLinear(Mixer):
         strength = F.softplus(self.strength * self.levels(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
         given, outputs, start = (q.unsqueeze(1), k.unsqueeze(1), dt * inner, g, strength), [], 0
         while start < x.shape[1]:
-            size = aligned(time + start, x.shape[1] - start)
-            y, blocks = piece([z[..., start : start + size, :] for z in given], blocks, time + start)
+            size = aligned_length(time + start, x.shape[1] - start)
+            y, blocks = read_piece([z[..., start : start + size, :] for z in given], blocks, time + start)
             outputs.append(y)
             start += size
         y = torch.cat(outputs, dim=-2) + self.skip[:, None, None] * inner
@@ -92,17 +96,17 @@ class LogLinear(Mixer):
         return self.out(self.norm(y * F.silu(self.gate(x))))
 
 
-def aligned(time: int, left: int) -> int:
+def aligned_length(time: int, left: int) -> int:
     """The longest power of two that divides the position and fits into what is left."""
     longest = 1 << (left.bit_length() - 1)
     return min(longest, time & -time) if time else longest
 
 
-def piece(given: list[Tensor], blocks: tuple[Matrix, ...], time: int) -> tuple[Tensor, tuple[Matrix, ...]]:
+def read_piece(given: list[Tensor], blocks: tuple[Matrix, ...], time: int) -> tuple[Tensor, tuple[Matrix, ...]]:
     """Outputs of 2^n positions from `time`, a multiple of 2^n, on, and the blocks after them."""
     q, k, v, g, strength = given
     total, last = g.cumsum(-2), strength.shape[-1] - 1
-    end, y = total[..., -1:, :], inside(q, k, v, total, strength)
+    end, y = total[..., -1:, :], read_within(q, k, v, total, strength)
     bits = [bit for bit in reversed(range(time.bit_length())) if time >> bit & 1]
     for bit, block in zip(bits, blocks, strict=True):
         y = y + strength[..., min(bit + 1, last), None] * ((q * total.exp()) @ block)
@@ -113,7 +117,7 @@ def piece(given: list[Tensor], blocks: tuple[Matrix, ...], time: int) -> tuple[T
     return y, (*kept, new)
 
 
-def inside(q: Tensor, k: Tensor, v: Tensor, total: Tensor, strength: Tensor) -> Tensor:
+def read_within(q: Tensor, k: Tensor, v: Tensor, total: Tensor, strength: Tensor) -> Tensor:
     """What positions read of blocks within the piece: level by level, late halves of early halves."""
     y, size, level = strength[..., :1] * (q * k).sum(-1, keepdim=True) * v, 1, 1
     while size < q.shape[-2]:

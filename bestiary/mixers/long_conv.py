@@ -35,12 +35,13 @@ class LongConv(Mixer):
         self.out = nn.Linear(dim, 2 * dim)
 
     def forward(self, x: Features, state: Past | None = None) -> tuple[Features, Past]:
-        return self.read(convolution.long(x, self.filter(), state), x), convolution.recent(x, state, self.taps)
+        return self.read(convolution.long(x, self.filter(), state), x), convolution.recent_inputs(x, state, self.taps)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.read(take(convolution.long(x, self.filter()), where), take(x, where))
 
     def filter(self) -> torch.Tensor:
+        """The filter after soft thresholding."""
         return self.weight.sign() * F.relu(self.weight.abs() - self.squash)
 
     def read(self, mixed: Chosen, x: Chosen) -> Chosen:

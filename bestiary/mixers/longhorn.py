@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, rank_of, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, check_rank, take
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -29,6 +29,8 @@ class Longhorn(Mixer):
     variants: ClassVar = ("state=4, conv=1, expand=1, rank=2",)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         conv: Past
         h: Float[Tensor, "batch inner state"]
 
@@ -42,7 +44,7 @@ class Longhorn(Mixer):
         rank: Positive | None = None,
     ) -> None:
         super().__init__()
-        inner, rank = expand * dim, rank_of(dim, math.ceil(dim / 16) if rank is None else rank)
+        inner, rank = expand * dim, check_rank(dim, math.ceil(dim / 16) if rank is None else rank)
         self.shape, self.widths = (inner, state), (rank, state, state)
         self.into, self.gate = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
         self.conv = ShortConv(inner, conv, bias=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, linear, take
-from bestiary.ops.precision import wide
+from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -57,8 +57,8 @@ class LRU(Mixer):
 
     def states(self, x: Features, state: State | None) -> tuple[Parts, State]:
         """Every h_t, and the last."""
-        a = torch.exp(torch.complex(-wide(self.nu).exp(), wide(self.theta).exp()))
-        new = self.gamma.exp() * torch.complex(*wide(self.b(x)).chunk(2, dim=-1))
+        a = torch.exp(torch.complex(-upcast(self.nu).exp(), upcast(self.theta).exp()))
+        new = self.gamma.exp() * torch.complex(*upcast(self.b(x)).chunk(2, dim=-1))
         states, last = scan(a.expand_as(new), new, torch.zeros_like(new[:, 0]) if state is None else state)
         return torch.cat([states.real, states.imag], dim=-1).to(x.dtype), last
 

@@ -24,6 +24,8 @@ class LSTM(Mixer):
     family: ClassVar = "recurrent"
 
     class Memory(NamedTuple):
+        """Hidden state and cell."""
+
         h: Float[Tensor, "batch dim"]
         c: Float[Tensor, "batch dim"]
 

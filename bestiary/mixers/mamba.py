@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, ShortConv, Where, rank_of, step_sizes, take, undecayed
-from bestiary.ops.scan import scan
+from bestiary.mixers._mixer import Chosen, Features, Mixer, ShortConv, Where, check_rank, step_sizes, take
+from bestiary.ops.scan import selective_scan
 from bestiary.spec import Positive
 
 
@@ -26,8 +26,11 @@ class Mamba(Mixer):
 
     family: ClassVar = "state space"
     variants: ClassVar = ("state=4, conv=1, expand=1, rank=2",)
+    without_decay: ClassVar = ("rate",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, and h."""
+
         conv: Float[Tensor, "batch past inner"]
         h: Float[Tensor, "batch inner state"]
 
@@ -41,37 +44,35 @@ class Mamba(Mixer):
         rank: Positive | None = None,
     ) -> None:
         super().__init__()
-        inner, rank = expand * dim, rank_of(dim, math.ceil(dim / 16) if rank is None else rank)
+        inner, rank = expand * dim, check_rank(dim, math.ceil(dim / 16) if rank is None else rank)
         self.widths = rank, state, state
         self.into, self.gate = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
         self.conv = ShortConv(inner, conv, bias=True)
         self.low, self.dt = nn.Linear(inner, sum(self.widths), bias=False), nn.Linear(rank, inner)
         nn.init.uniform_(self.dt.weight, -(rank**-0.5), rank**-0.5)
         self.dt.bias.data.copy_(step_sizes((inner,)))
-        self.rate = undecayed(torch.arange(1.0, state + 1).log().repeat(inner, 1))
+        self.rate = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
         self.skip = nn.Parameter(torch.ones(inner))
         self.out = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, h = (None, x.new_zeros(len(x), *self.rate.shape)) if state is None else state
-        inner, conv = self.conv(self.into(x), conv)
-        states, c = self.states(F.silu(inner), h)
-        return self.read(states, c, F.silu(inner), x), self.Memory(conv, states[:, -1])
+        mixed, conv = self.conv(self.into(x), conv)
+        y, h = self.mix(F.silu(mixed), h, None)
+        return self.read(y, x), self.Memory(conv, h)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         inner = F.silu(self.conv(self.into(x), None)[0])
-        states, c = self.states(inner, x.new_zeros(len(x), *self.rate.shape))
-        return self.read(take(states, where), take(c, where), take(inner, where), take(x, where))
+        y, _ = self.mix(inner, x.new_zeros(len(x), *self.rate.shape), where)
+        return self.read(y, take(x, where))
 
-    def states(
-        self, inner: Float[Tensor, "batch time inner"], h: Tensor
-    ) -> tuple[Float[Tensor, "batch time inner state"], Tensor]:
-        """Every h_t, and the C_t that read them."""
+    def mix(
+        self, inner: Float[Tensor, "batch time inner"], h: Float[Tensor, "batch inner state"], where: Where | None
+    ) -> tuple[Float[Tensor, "batch _ inner"], Float[Tensor, "batch inner state"]]:
+        """C_t h_t + D x_t at the positions asked for, and the last h."""
         low, b, c = self.low(inner).split(self.widths, dim=-1)
-        dt = F.softplus(self.dt(low)).unsqueeze(-1)
-        states, _ = scan(torch.exp(-dt * self.rate.exp()), dt * inner.unsqueeze(-1) * b.unsqueeze(-2), h)
-        return states, c
+        y, h = selective_scan(F.softplus(self.dt(low)), inner, -self.rate.exp(), b, c, h, where)
+        return y + self.skip * take(inner, where), h
 
-    def read(self, states: Tensor, c: Tensor, inner: Tensor, x: Chosen) -> Chosen:
-        y = (states @ c.unsqueeze(-1)).squeeze(-1) + self.skip * inner
+    def read(self, y: Float[Tensor, "batch _ inner"], x: Chosen) -> Chosen:
         return self.out(y * F.silu(self.gate(x)))

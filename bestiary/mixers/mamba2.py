@@ -32,6 +32,8 @@ class Mamba2(Mixer):
     variants: ClassVar = ("state=8, head=16, conv=1, expand=1",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, and S."""
+
         conv: Past
         matrix: Matrix
 

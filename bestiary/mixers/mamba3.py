@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, step_sizes, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, step_sizes, take
 from bestiary.ops.drive import Drive, Matrix
 from bestiary.ops.recurrence import outer, run
 from bestiary.spec import Positive
@@ -34,8 +34,11 @@ class Mamba3(Mixer):
 
     family: ClassVar = "state space"
     variants: ClassVar = ("state=6, head=16, angles=3, expand=1",)
+    without_decay: ClassVar = ("bias_k", "bias_q")
 
     class Memory(NamedTuple):
+        """S without its turns, and the last write."""
+
         matrix: Matrix
         b: Float[Tensor, "batch key"]  # the last write, before the bias of each head
         v: Float[Tensor, "batch heads value"]
@@ -61,30 +64,31 @@ class Mamba3(Mixer):
         self.value, self.gate = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
         self.into = nn.Linear(dim, sum(self.widths), bias=False)
         self.norm_k, self.norm_q = nn.RMSNorm(state, eps=1e-5), nn.RMSNorm(state, eps=1e-5)
-        self.bias_k, self.bias_q = undecayed(torch.ones(heads, state)), undecayed(torch.ones(heads, state))
+        self.bias_k, self.bias_q = nn.Parameter(torch.ones(heads, state)), nn.Parameter(torch.ones(heads, state))
         self.dt = nn.Parameter(step_sizes((heads,)))
         self.skip = nn.Parameter(torch.ones(heads))
         self.out = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        y, after = self.mix(x, self.empty(x) if state is None else state)
+        y, after = self.mix(x, self.initial_state(x) if state is None else state)
         return self.read(y, x), after
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.read(take(self.mix(x, self.empty(x))[0], where), take(x, where))
+        return self.read(take(self.mix(x, self.initial_state(x))[0], where), take(x, where))
 
-    def empty(self, x: Features) -> Memory:
+    def initial_state(self, x: Features) -> Memory:
         heads, key, value = self.shape
         return self.Memory(*(x.new_zeros(len(x), *shape) for shape in (self.shape, (key,), (heads, value))))
 
     def mix(self, x: Features, state: Memory) -> tuple[Heads, Memory]:
+        """y at every position before the gate, and the state after the last."""
         v = self.value(x).unflatten(-1, (self.shape[0], -1))
         b, c, dt, a, lam, turn = self.into(x).split(self.widths, dim=-1)
         b, dt, lam = self.norm_k(b), F.softplus(dt + self.dt).unsqueeze(-1), lam.sigmoid().unsqueeze(-1)
         g = -dt * F.softplus(a).clamp(min=1e-4).unsqueeze(-1)
         angle = (math.pi * dt * turn.tanh().unsqueeze(2)).cumsum(1)
-        q = turned(self.norm_q(c).unsqueeze(2) + self.bias_q, angle)
-        k = turned(b.unsqueeze(2) + self.bias_k, angle)
+        q = rotate_pairs(self.norm_q(c).unsqueeze(2) + self.bias_q, angle)
+        k = rotate_pairs(b.unsqueeze(2) + self.bias_k, angle)
         new = lam * dt
         weight = F.pad(new[:, :-1], (0, 0, 0, 0, 1, 0)) + (1 - lam) * dt
         keys = torch.cat([(state.b.unsqueeze(1) + self.bias_k).unsqueeze(1), k[:, :-1]], dim=1)
@@ -92,13 +96,13 @@ class Mamba3(Mixer):
         y, matrix = run(Drive(q, weight * g.exp() * keys, values, g), state.matrix)
         y = y + (new * (q * k).sum(-1, keepdim=True) + self.skip.unsqueeze(-1)) * v
         matrix = matrix + outer(new[:, -1] * k[:, -1], v[:, -1])
-        return y, self.Memory(turned(matrix.mT, -angle[:, -1].unsqueeze(2)).mT, b[:, -1], v[:, -1])
+        return y, self.Memory(rotate_pairs(matrix.mT, -angle[:, -1].unsqueeze(2)).mT, b[:, -1], v[:, -1])
 
     def read(self, y: Heads, x: Chosen) -> Chosen:
         return self.out(y.flatten(2) * F.silu(self.gate(x)))
 
 
-def turned(x: Float[Tensor, "*rest key"], angle: Float[Tensor, "*any angles"]) -> Float[Tensor, "*rest key"]:
+def rotate_pairs(x: Float[Tensor, "*rest key"], angle: Float[Tensor, "*any angles"]) -> Float[Tensor, "*rest key"]:
     """The first pairs of channels turned by the angles, one each."""
     pairs, still = x[..., : 2 * angle.shape[-1]].unflatten(-1, (-1, 2)), x[..., 2 * angle.shape[-1] :]
     (first, second), cos, sin = pairs.unbind(-1), angle.cos(), angle.sin()

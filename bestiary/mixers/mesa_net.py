@@ -21,12 +21,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._delta import Answer, Streams
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
-from bestiary.mixers._normal import normal, places, solve
+from bestiary.mixers._delta import GatedOutput, Streams
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, normalize, take
+from bestiary.mixers._normal import normal_equations, solve, triangle_index
 from bestiary.ops.drive import Drive, Matrix, Value
-from bestiary.ops.precision import wide
-from bestiary.ops.recurrence import chunked, run
+from bestiary.ops.precision import upcast
+from bestiary.ops.recurrence import run, split_chunks
 from bestiary.spec import Positive
 
 
@@ -37,40 +37,43 @@ class MesaNet(Mixer):
     variants: ClassVar = ("heads=4, conv=1, steps=3",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, H and G."""
+
         local: State  # of the convolution
         gram: Float[Tensor, "batch heads half"]  # H on and above its diagonal
         matrix: Matrix  # G
 
     def __init__(self, dim: int, *, heads: Positive = 2, conv: Positive = 4, steps: Positive = 30) -> None:
         super().__init__()
-        width = heads_of(dim, heads)
+        width = head_width(dim, heads)
         self.shape, self.steps = (heads, width, width), steps
         self.streams, self.value = Streams(dim, heads, (width, width), conv), linear(dim, dim)
         self.gamma, self.beta = linear(dim, heads, bias=True), linear(dim, heads, bias=True)
         self.ridge = nn.Parameter(torch.full((dim,), math.log(math.expm1(0.75))))
-        self.answer = Answer(dim, heads, width)
+        self.answer = GatedOutput(dim, heads, width)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        y, after = self.recur(x, self.empty(x) if state is None else state)
+        y, after = self.recur(x, self.initial_state(x) if state is None else state)
         return self.answer(y, x), after
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.answer(take(self.recur(x, self.empty(x))[0], where), take(x, where))
+        return self.answer(take(self.recur(x, self.initial_state(x))[0], where), take(x, where))
 
-    def empty(self, x: Features) -> Memory:
+    def initial_state(self, x: Features) -> Memory:
         heads, width, _ = self.shape
         return self.Memory(None, x.new_zeros(len(x), heads, width * (width + 1) // 2), x.new_zeros(len(x), *self.shape))
 
     def recur(self, x: Features, state: Memory) -> tuple[Value, Memory]:
+        """y at every position before the norm, and the state after the last."""
         heads, width, _ = self.shape
         (q, k), local = self.streams(x, state.local)
-        q, k, v = unit(q), unit(k), self.value(x).unflatten(-1, (heads, -1))
+        q, k, v = normalize(q), normalize(k), self.value(x).unflatten(-1, (heads, -1))
         g, beta = F.logsigmoid(self.gamma(x)).unsqueeze(-1), self.beta(x).sigmoid().unsqueeze(-1)
         upper = torch.triu_indices(width, width, device=x.device).unbind()
         ridge = 0.25 + F.softplus(self.ridge).reshape(heads, 1, 1, width)
-        past = wide(state.gram)[..., places(width, x)]
-        maps, gram = normal(wide(k), wide(beta * k), wide(g), wide(ridge), past)
-        solved = solve(maps, chunked(wide(q), maps.decay.shape[-1]), self.steps)
+        past = upcast(state.gram)[..., triangle_index(width, x)]
+        maps, gram = normal_equations(upcast(k), upcast(beta * k), upcast(g), upcast(ridge), past)
+        solved = solve(maps, split_chunks(upcast(q), maps.decay.shape[-1]), self.steps)
         solved = solved.flatten(2, 3)[:, :, : x.shape[1]].transpose(1, 2).to(x.dtype)
         y, matrix = run(Drive(solved, k, beta * v, g), state.matrix)
         return y, self.Memory(local, gram[(..., *upper)], matrix)

@@ -40,6 +40,7 @@ class MinGRU(Mixer):
         return self.out(take(self.states(x, None), where))
 
     def states(self, x: Features, h: State | None) -> Float[Tensor, "batch time inner"]:
+        """Every h_t."""
         z, c = self.z(x), self.c(x)
         new = z.sigmoid() * torch.where(c >= 0, c + 0.5, c.sigmoid())
         return scan((-z).sigmoid(), new, torch.zeros_like(new[:, 0]) if h is None else h)[0]

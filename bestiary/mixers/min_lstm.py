@@ -41,6 +41,7 @@ class MinLSTM(Mixer):
         return self.out(take(self.states(x, None), where))
 
     def states(self, x: Features, h: State | None) -> Float[Tensor, "batch time inner"]:
+        """Every h_t."""
         odds, c = F.logsigmoid(self.f(x)) - F.logsigmoid(self.i(x)), self.c(x)  # log of f / i
         new = (-odds).sigmoid() * torch.where(c >= 0, c + 0.5, c.sigmoid())
         return scan(odds.sigmoid(), new, torch.zeros_like(new[:, 0]) if h is None else h)[0]

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, heads_of, linear, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, linear, take
 from bestiary.ops.drive import Drive, Matrix
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
@@ -33,12 +33,14 @@ class MLSTM(Mixer):
     variants: ClassVar = ("heads=1, key=8",)
 
     class Memory(NamedTuple):
+        """The matrix and its exponent."""
+
         matrix: Matrix  # C and n, times e^-m
         m: Float[Tensor, "batch heads"]
 
     def __init__(self, dim: int, *, heads: Positive = 2, key: Positive | None = None) -> None:
         super().__init__()
-        value = heads_of(dim, heads)
+        value = head_width(dim, heads)
         key = max(1, value // 2) if key is None else key
         self.shape = heads, key, value + 1
         std = (2 / (5 * dim)) ** 0.5
@@ -50,17 +52,17 @@ class MLSTM(Mixer):
         self.scale = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        matrix, m = self.empty(x) if state is None else state
+        matrix, m = self.initial_state(x) if state is None else state
         drive, ms = self.drive(x, m)
         y, matrix = run(drive, matrix)
         return self.read(y, ms, x), self.Memory(matrix, ms[:, -1])
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        matrix, m = self.empty(x)
+        matrix, m = self.initial_state(x)
         drive, ms = self.drive(x, m)
         return self.read(take(run(drive, matrix)[0], where), take(ms, where), take(x, where))
 
-    def empty(self, x: Features) -> Memory:
+    def initial_state(self, x: Features) -> Memory:
         return self.Memory(x.new_zeros(len(x), *self.shape), x.new_zeros(len(x), self.shape[0]))
 
     def drive(self, x: Features, m: Float[Tensor, "batch heads"]) -> tuple[Drive, Peaks]:

@@ -15,12 +15,20 @@ import torch
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen
-from bestiary.mixers._softmax import Heads, Places, column, merged, past, tokens, top
-from bestiary.ops.attention import masked
+from bestiary.mixers._softmax import (
+    MultiHeadAttention,
+    Positions,
+    causal_mask,
+    expand_blocks,
+    merge_heads,
+    query_column,
+    top_mask,
+)
+from bestiary.ops.attention import masked_attention
 from bestiary.spec import Positive
 
 
-class MoBA(Heads):
+class MoBA(MultiHeadAttention):
     """y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j over the own block and the earlier ones with the best mean."""
 
     family: ClassVar = "sparse"
@@ -30,11 +38,11 @@ class MoBA(Heads):
         super().__init__(dim, heads, rotary=True)
         self.block, self.top = block, top
 
-    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+    def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         k, v = kept
         q, time = self.queries(x, where), k.shape[2]
         means = F.pad(k.detach(), (0, 0, 0, -time % self.block)).unflatten(2, (-1, self.block)).mean(3)
-        own, other = column(where) // self.block, torch.arange(means.shape[2], device=x.device)
+        own, other = query_column(where) // self.block, torch.arange(means.shape[2], device=x.device)
         scores = (q.detach() @ means.mT).masked_fill(other > own, -torch.inf).masked_fill(other == own, torch.inf)
-        seen = tokens(top(scores, self.top), self.block, time) & past(where, time)
-        return self.out(merged(masked(q, k, v, seen)))
+        seen = expand_blocks(top_mask(scores, self.top), self.block, time) & causal_mask(where, time)
+        return self.out(merge_heads(masked_attention(q, k, v, seen)))

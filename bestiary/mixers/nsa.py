@@ -21,13 +21,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, State, heads_of, linear
-from bestiary.mixers._softmax import Keeper, Places, column, fresh, joined, merged, past, split, tokens, top
-from bestiary.ops.attention import attend, masked, rotate
+from bestiary.mixers._mixer import Chosen, Features, State, head_width, linear
+from bestiary.mixers._softmax import (
+    CachedAttention,
+    Positions,
+    append_cache,
+    causal_mask,
+    expand_blocks,
+    merge_heads,
+    new_positions,
+    query_column,
+    split_heads,
+    top_mask,
+)
+from bestiary.ops.attention import attend, masked_attention, rotate
 from bestiary.spec import Positive
 
 
-class NSA(Keeper):
+class NSA(CachedAttention):
     """y_i = g_i1 attention to compressed blocks + g_i2 attention to selected blocks + g_i3 attention to a window."""
 
     family: ClassVar = "sparse"
@@ -52,7 +63,7 @@ class NSA(Keeper):
         window: Positive = 32,
     ) -> None:
         super().__init__()
-        key = heads_of(dim, heads)
+        key = head_width(dim, heads)
         if key % 2:
             raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
         if heads % groups:
@@ -70,46 +81,53 @@ class NSA(Keeper):
         y, kept = super().forward(x, state)
         return y, kept._replace(near=kept.near[..., max(0, kept.near.shape[-2] - self.window + 1) :, :])
 
-    def keep(self, x: Features, state: State) -> Any:
-        branches, place = self.kv(x).unflatten(-1, (3, 2, self.groups, -1)).movedim(1, -2).unbind(1), fresh(x, state)
+    def update_cache(self, x: Features, state: State) -> Any:
+        branches, place = (
+            self.kv(x).unflatten(-1, (3, 2, self.groups, -1)).movedim(1, -2).unbind(1),
+            new_positions(x, state),
+        )
         new, near = (torch.stack([rotate(z[:, 0], place), z[:, 1]], dim=1) for z in branches[:2])
-        kept = joined(state, self.Memory(new, near, branches[2], branches[2][..., :0, :]))
+        kept = append_cache(state, self.Memory(new, near, branches[2], branches[2][..., :0, :]))
         whole = kept.block.shape[-2] // self.block
         done, rest = kept.block.tensor_split([whole * self.block], dim=-2)
         done = done.unflatten(-2, (whole, self.block)).flatten(-2).unbind(1)
         blocks = torch.stack([press(z) for press, z in zip(self.compress, done, strict=True)], dim=1)
         return kept._replace(block=rest, blocks=torch.cat([kept.blocks, blocks], dim=-2))
 
-    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
-        q = split(self.q(x), self.heads)
-        coarse, weights = self.coarse(q, where, kept)
+    def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
+        q = split_heads(self.q(x), self.heads)
+        coarse, weights = self.attend_blocks(q, where, kept)
         q, time = rotate(q, where), kept.all.shape[-2]
-        chosen = tokens(self.choice(weights, where, time), self.block, time) & past(where, time)
-        fine = masked(q, *self.each(kept.all), chosen.repeat_interleave(self.heads // self.groups, dim=1))
-        near = attend(q, *self.each(kept.near), where - time + kept.near.shape[-2], window=self.window)
+        chosen = expand_blocks(self.choose_blocks(weights, where, time), self.block, time) & causal_mask(where, time)
+        fine = masked_attention(
+            q, *self.keys_values(kept.all), chosen.repeat_interleave(self.heads // self.groups, dim=1)
+        )
+        near = attend(q, *self.keys_values(kept.near), where - time + kept.near.shape[-2], window=self.window)
         one, two, three = self.gate(x).sigmoid().unflatten(-1, (3, self.heads, 1)).transpose(1, 3).unbind(2)
-        return self.out(merged(one * coarse + two * fine + three * near))
+        return self.out(merge_heads(one * coarse + two * fine + three * near))
 
-    def each(self, kept: Float[Tensor, "batch 2 groups time key"]) -> tuple[Tensor, Tensor]:
+    def keys_values(self, kept: Float[Tensor, "batch 2 groups time key"]) -> tuple[Tensor, Tensor]:
         """Keys and values for every head."""
         k, v = kept.repeat_interleave(self.heads // self.groups, dim=2).unbind(1)
         return k, v
 
-    def coarse(self, q: Float[Tensor, "batch heads asked key"], where: Places, kept: Any) -> tuple[Tensor, Tensor]:
+    def attend_blocks(
+        self, q: Float[Tensor, "batch heads asked key"], where: Positions, kept: Any
+    ) -> tuple[Tensor, Tensor]:
         """Attention to compressed blocks, and its weights."""
-        k, v = self.each(kept.blocks)
+        k, v = self.keys_values(kept.blocks)
         ends = self.block * torch.arange(1, k.shape[2] + 1, device=q.device) - 1
-        complete = ends <= column(where)
+        complete = ends <= query_column(where)
         scores = ((q * q.shape[-1] ** -0.5) @ k.mT).masked_fill(~complete, torch.finfo(q.dtype).min)
         weights = scores.softmax(-1) * complete
         return weights @ v, weights
 
-    def choice(
-        self, weights: Float[Tensor, "batch heads asked complete"], where: Places, time: int
+    def choose_blocks(
+        self, weights: Float[Tensor, "batch heads asked complete"], where: Positions, time: int
     ) -> Bool[Tensor, "batch groups asked blocks"]:
         """Which blocks each query reads in full."""
         value = weights.detach().unflatten(1, (self.groups, -1)).sum(2)
         value = F.pad(value, (0, -(-time // self.block) - value.shape[-1]))
-        own, other = column(where) // self.block, torch.arange(value.shape[-1], device=value.device)
+        own, other = query_column(where) // self.block, torch.arange(value.shape[-1], device=value.device)
         always = (other == 0) | (other == own) | (other == own - 1)
-        return top(value.masked_fill(other > own, -1.0).masked_fill(always, torch.inf), self.selected)
+        return top_mask(value.masked_fill(other > own, -1.0).masked_fill(always, torch.inf), self.selected)

@@ -9,7 +9,7 @@ heads with learned scales before one output map.
 
 from typing import Any, ClassVar, cast
 
-from bestiary.mixers._composition import Composition, told
+from bestiary.mixers._composition import Composition, token_kwargs
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where
 from bestiary.spec import Mixers
 from bestiary.tasks._task import Tokens
@@ -26,9 +26,9 @@ class Parallel(Composition):
     def forward(
         self, x: Features, state: tuple[Any, ...] | None = None, *, tokens: Tokens | None = None
     ) -> tuple[Features, tuple[Any, ...]]:
-        outputs, after = self.beside(x, state, tokens)
+        outputs, after = self.run_parts(x, state, tokens)
         return sum(outputs), after  # pyright: ignore[reportReturnType]
 
     def parallel(self, x: Features, where: Where | None = None, *, tokens: Tokens | None = None) -> Chosen:
         parts = cast(list[Mixer], self.parts)
-        return sum(part.parallel(x, where, **told(part, tokens)) for part in parts)  # pyright: ignore[reportReturnType]
+        return sum(part.parallel(x, where, **token_kwargs(part, tokens)) for part in parts)  # pyright: ignore[reportReturnType]

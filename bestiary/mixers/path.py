@@ -23,13 +23,13 @@ from bestiary.mixers._mixer import (
     ShortConv,
     State,
     Where,
-    heads_of,
+    check_rank,
+    head_width,
     linear,
-    rank_of,
+    normalize,
     take,
-    unit,
 )
-from bestiary.mixers._softmax import Places, merged, past, split
+from bestiary.mixers._softmax import Positions, causal_mask, merge_heads, split_heads
 from bestiary.ops.drive import Drive
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
@@ -42,13 +42,19 @@ class PaTH(Mixer):
     variants: ClassVar = ("heads=4, rank=8, conv=1",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, transported keys and values."""
+
         conv: State
         keys: Float[Tensor, "batch heads key past"]  # as of now
         v: Float[Tensor, "batch heads past key"]
 
     def __init__(self, dim: int, *, heads: Positive = 2, rank: Positive | None = None, conv: Positive = 3) -> None:
         super().__init__()
-        self.heads, self.head, rank = heads, heads_of(dim, heads), rank_of(dim, min(32, dim) if rank is None else rank)
+        self.heads, self.head, rank = (
+            heads,
+            head_width(dim, heads),
+            check_rank(dim, min(32, dim) if rank is None else rank),
+        )
         if rank > dim:
             raise ValueError(f"a rank of {rank} is above the width of {dim}")
         self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
@@ -57,16 +63,16 @@ class PaTH(Mixer):
         self.beta = linear(dim, heads, bias=True)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        scores, after = self.scores(x, self.empty(x) if state is None else state)
+        scores, after = self.scores(x, self.initial_state(x) if state is None else state)
         end = after.v.shape[2]
-        return self.answer(scores, torch.arange(end - x.shape[1], end, device=x.device), after.v), after
+        return self.attend(scores, torch.arange(end - x.shape[1], end, device=x.device), after.v), after
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        scores, after = self.scores(x, self.empty(x))
+        scores, after = self.scores(x, self.initial_state(x))
         places = torch.arange(x.shape[1], device=x.device) if where is None else where
-        return self.answer(take(scores, where), places, after.v)
+        return self.attend(take(scores, where), places, after.v)
 
-    def empty(self, x: Features) -> Memory:
+    def initial_state(self, x: Features) -> Memory:
         return self.Memory(
             None, x.new_zeros(len(x), self.heads, self.head, 0), x.new_zeros(len(x), self.heads, 0, self.head)
         )
@@ -75,13 +81,13 @@ class PaTH(Mixer):
         """Products of every query with all transported keys, and the memory after the last input."""
         w, conv = self.conv(self.up(self.low(x)), state.conv)
         q, k, w = (z.unflatten(-1, (self.heads, -1)) for z in (self.q(x), self.k(x), F.silu(w)))
-        w, beta = unit(w), 2 * self.beta(x).sigmoid().unsqueeze(-1)
+        w, beta = normalize(w), 2 * self.beta(x).sigmoid().unsqueeze(-1)
         before, time = state.v.shape[2], x.shape[1]
         place = torch.eye(before + time, dtype=x.dtype, device=x.device)[before:].unsqueeze(1)
         drive = Drive(q, k, place.expand(len(x), time, self.heads, -1), erase=(-beta * w, w))
         scores, keys = run(drive, F.pad(state.keys, (0, time)))
-        return scores, self.Memory(conv, keys, torch.cat([state.v, split(self.v(x), self.heads)], dim=2))
+        return scores, self.Memory(conv, keys, torch.cat([state.v, split_heads(self.v(x), self.heads)], dim=2))
 
-    def answer(self, scores: Float[Tensor, "batch asked heads keys"], where: Places, v: Tensor) -> Chosen:
+    def attend(self, scores: Float[Tensor, "batch asked heads keys"], where: Positions, v: Tensor) -> Chosen:
         scores = scores.transpose(1, 2) * self.head**-0.5
-        return self.out(merged(scores.masked_fill(~past(where, v.shape[2]), -torch.inf).softmax(-1) @ v))
+        return self.out(merge_heads(scores.masked_fill(~causal_mask(where, v.shape[2]), -torch.inf).softmax(-1) @ v))

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of, linear
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -32,7 +32,7 @@ class ReBased(FastWeight):
 
     def __init__(self, dim: int, *, heads: Positive = 1, features: Positive = 16) -> None:
         super().__init__()
-        value = heads_of(dim, heads)
+        value = head_width(dim, heads)
         self.shape = heads, features * (features + 1) // 2, value + 1
         self.q, self.k, self.v = (linear(dim, heads * width) for width in (features, features, value))
         self.norm_q, self.norm_k = nn.LayerNorm(heads * features), nn.LayerNorm(heads * features)
@@ -48,6 +48,7 @@ class ReBased(FastWeight):
         return self.out((y[..., :-1] / (y[..., -1:] + 1e-12)).flatten(2))
 
     def products(self, x: Float[Tensor, "batch time heads features"]) -> Tensor:
+        """Each product of two channels once, scaled so that dot products are squares."""
         first, second = self.pairs
         scale = (torch.where(first == second, 1.0, 2.0).to(x.dtype) / x.shape[-1]).sqrt()
         return x[..., first] * x[..., second] * scale

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, State, heads_of
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width
 from bestiary.ops.attention import rotate
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
@@ -30,7 +30,7 @@ class RetNet(FastWeight):
 
     def __init__(self, dim: int, *, heads: Positive = 2, expand: Positive = 2) -> None:
         super().__init__()
-        key = heads_of(dim, heads)
+        key = head_width(dim, heads)
         if key % 2:
             raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
         self.shape = heads, key, expand * key

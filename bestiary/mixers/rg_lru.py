@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, heads_of, linear, take, undecayed
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, head_width, linear, take
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -29,21 +29,24 @@ class RGLRU(Mixer):
 
     family: ClassVar = "recurrent"
     variants: ClassVar = ("width=36, heads=3, conv=1",)
+    without_decay: ClassVar = ("bias",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, and h."""
+
         conv: Past
         h: Float[Tensor, "batch inner"]
 
     def __init__(self, dim: int, *, width: Positive | None = None, heads: Positive = 1, conv: Positive = 4) -> None:
         super().__init__()
         width = dim if width is None else width
-        block = heads_of(width, heads)
+        block = head_width(width, heads)
         self.into, self.gate = (linear(dim, width, bias=True, std=dim**-0.5) for _ in range(2))
         self.conv = ShortConv(width, conv, bias=True)
         self.conv.filter.data.normal_(0, 0.1 * conv**-0.5)
         self.conv.bias = nn.Parameter(torch.zeros(width))
         self.gates = nn.Parameter(torch.randn(heads, block, 2 * block) * block**-0.5)
-        self.bias = undecayed(torch.zeros(heads, 2 * block))
+        self.bias = nn.Parameter(torch.zeros(heads, 2 * block))
         modulus = torch.empty(width).uniform_(0.9**2, 0.999**2).sqrt()
         self.rate = nn.Parameter(torch.log(1 / modulus - 1))
         self.out = linear(width, dim, bias=True, std=width**-0.5)

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take, undecayed
-from bestiary.ops.precision import wide
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take
+from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -30,8 +30,11 @@ class RWKV4(Mixer):
 
     family: ClassVar = "gated linear"
     variants: ClassVar = ("layer=3, layers=4",)
+    without_decay: ClassVar = ("mix",)
 
     class Memory(NamedTuple):
+        """The last input, and the decayed sums."""
+
         last: Channels  # the previous input, for the token shift
         top: Channels  # sums over the past, times e^-m
         bottom: Channels
@@ -42,7 +45,7 @@ class RWKV4(Mixer):
         if not 0 <= layer < layers:
             raise ValueError(f"rwkv4(layer={layer}): there are layers 0 to {layers - 1}")
         depth, rest, channel = layer / max(1, layers - 1), 1 - layer / layers, torch.arange(dim) / dim
-        self.mix = undecayed(torch.stack([channel ** (0.5 * rest), channel**rest, channel**rest + 0.3 * depth]))
+        self.mix = nn.Parameter(torch.stack([channel ** (0.5 * rest), channel**rest, channel**rest + 0.3 * depth]))
         self.decay = nn.Parameter(-5 + 8 * (torch.arange(dim) / max(1, dim - 1)) ** (0.7 + 1.3 * depth))
         self.bonus = nn.Parameter(math.log(0.3) + 0.5 * ((torch.arange(dim) + 1) % 3 - 1))
         self.r, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
@@ -51,27 +54,27 @@ class RWKV4(Mixer):
         nn.init.orthogonal_(self.v.weight)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        mixed, r, after = self.average(x, self.empty(x) if state is None else state)
+        mixed, r, after = self.average(x, self.initial_state(x) if state is None else state)
         return self.out(r.sigmoid() * mixed), after
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        mixed, r, _ = self.average(x, self.empty(x))
+        mixed, r, _ = self.average(x, self.initial_state(x))
         return self.out(take(r, where).sigmoid() * take(mixed, where))
 
-    def empty(self, x: Features) -> Memory:
+    def initial_state(self, x: Features) -> Memory:
         """The memory before any input: sums of nothing, relative to a maximum that anything exceeds."""
-        zero = torch.zeros_like(wide(x[:, 0]))
+        zero = torch.zeros_like(upcast(x[:, 0]))
         return self.Memory(torch.zeros_like(x[:, 0]), zero, zero, torch.full_like(zero, -1e30))
 
     def average(self, x: Features, state: Memory) -> tuple[Features, Features, Memory]:
         """wkv, r, and the memory after the last input."""
         last, top, bottom, m = state
-        previous = delayed(last, x)
+        previous = shift_right(last, x)
         mix_r, mix_k, mix_v = self.mix
         r = self.r(torch.lerp(previous, x, mix_r))
-        k, v = wide(self.k(torch.lerp(previous, x, mix_k))), wide(self.v(torch.lerp(previous, x, mix_v)))
+        k, v = upcast(self.k(torch.lerp(previous, x, mix_k))), upcast(self.v(torch.lerp(previous, x, mix_v)))
         tops, bottoms, ms = self.sums(k, v, state)
-        mixed = blend(delayed(top, tops), delayed(bottom, bottoms), delayed(m, ms), self.bonus + k, v)
+        mixed = blend(shift_right(top, tops), shift_right(bottom, bottoms), shift_right(m, ms), self.bonus + k, v)
         return mixed.to(x.dtype), r, self.Memory(x[:, -1], tops[:, -1], bottoms[:, -1], ms[:, -1])
 
     def sums(self, k: Features, v: Features, state: Memory) -> tuple[Features, Features, Features]:
@@ -79,14 +82,14 @@ class RWKV4(Mixer):
         time = torch.arange(1, k.shape[1] + 1, device=k.device, dtype=k.dtype).unsqueeze(1)
         w = self.decay.exp()
         ms = torch.cat([state.m.unsqueeze(1), k + time * w], dim=1).cummax(1).values[:, 1:] - time * w
-        kept = torch.exp(delayed(state.m, ms) - w - ms)
+        kept = torch.exp(shift_right(state.m, ms) - w - ms)
         new = torch.exp(k - ms)
         tops, _ = scan(kept, new * v, state.top)
         bottoms, _ = scan(kept, new, state.bottom)
         return tops, bottoms, ms
 
 
-def delayed(first: Channels, x: Features) -> Features:
+def shift_right(first: Channels, x: Features) -> Features:
     """Each position's predecessor, `first` being that of the first."""
     return torch.cat([first.unsqueeze(1), x[:, :-1]], dim=1)
 

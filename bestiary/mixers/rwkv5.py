@@ -13,8 +13,9 @@ Departs from the paper: nothing known. Its channel mixing is not part of a seque
 from typing import ClassVar
 
 import torch
+from torch import nn
 
-from bestiary.mixers._mixer import Features, undecayed
+from bestiary.mixers._mixer import Features
 from bestiary.mixers._rwkv import Parts, TimeMix
 from bestiary.spec import Positive
 
@@ -23,12 +24,13 @@ class RWKV5(TimeMix):
     """S_t = Diag(w) S_{t-1} + k_t v_t^T with fixed w, read as r_t^T (S_{t-1} + (u * k_t) v_t^T); gated output."""
 
     variants: ClassVar = ("heads=2, layer=3, layers=4",)
+    without_decay: ClassVar = ("mix",)
 
     def __init__(self, dim: int, *, heads: Positive | None = None, layer: int = 0, layers: Positive = 12) -> None:
         super().__init__(dim, heads, layer, layers)
         depth, rest, channel = layer / max(1, layers - 1), 1 - layer / layers, torch.arange(dim) / dim
         slow, fast = channel**rest, channel ** (0.5 * rest)
-        self.mix = undecayed(torch.stack([fast, slow, slow + 0.3 * depth, fast]))
+        self.mix = nn.Parameter(torch.stack([fast, slow, slow + 0.3 * depth, fast]))
 
-    def mixed(self, x: Features, before: Features) -> tuple[Parts, Features]:
+    def mix_previous(self, x: Features, before: Features) -> tuple[Parts, Features]:
         return before + self.mix[:, None, None] * (x - before), self.decay.expand_as(x)

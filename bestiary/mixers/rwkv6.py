@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from bestiary.mixers._mixer import Features, undecayed
+from bestiary.mixers._mixer import Features
 from bestiary.mixers._rwkv import Parts, TimeMix
 from bestiary.spec import Positive
 
@@ -24,6 +24,7 @@ class RWKV6(TimeMix):
     """S_t = Diag(w_t) S_{t-1} + k_t v_t^T, read as r_t^T (S_{t-1} + (u * k_t) v_t^T); low-rank shift and decay."""
 
     variants: ClassVar = ("heads=2, layer=3, layers=4, mix_rank=3, decay_rank=5",)
+    without_decay: ClassVar = ("mix",)
 
     def __init__(
         self,
@@ -42,7 +43,7 @@ class RWKV6(TimeMix):
             raise ValueError(f"a rank of {most} exceeds a width of {dim}")
         depth, rest, channel = layer / max(1, layers - 1), 1 - layer / layers, torch.arange(dim) / dim
         slow, fast = channel**rest, channel ** (0.5 * rest)
-        self.mix = undecayed(1 - torch.stack([fast, slow, slow + 0.3 * depth, fast, slow]))
+        self.mix = nn.Parameter(1 - torch.stack([fast, slow, slow + 0.3 * depth, fast, slow]))
         self.first = nn.Parameter(1 - slow)
         self.mix_low, self.decay_low = nn.Linear(dim, 5 * mix_rank, bias=False), nn.Linear(dim, decay_rank, bias=False)
         self.mix_high = nn.Parameter(torch.empty(5, mix_rank, dim).uniform_(-0.01, 0.01))
@@ -51,7 +52,7 @@ class RWKV6(TimeMix):
         nn.init.zeros_(self.decay_low.weight)
         nn.init.uniform_(self.decay_high.weight, -0.01, 0.01)
 
-    def mixed(self, x: Features, before: Features) -> tuple[Parts, Features]:
+    def mix_previous(self, x: Features, before: Features) -> tuple[Parts, Features]:
         gap = before - x
         low = torch.tanh(self.mix_low(x + gap * self.first)).unflatten(-1, (5, -1))
         parts = x + gap * (self.mix[:, None, None] + torch.einsum("btnr,nrd->nbtd", low, self.mix_high))

@@ -38,12 +38,13 @@ class S4D(Mixer):
         self.skip, self.out = nn.Parameter(torch.randn(dim)), nn.Linear(dim, 2 * dim)
 
     def forward(self, x: Features, state: Modes | None = None) -> tuple[Features, Modes]:
-        return self.read(self.mix(x, state)), self.diagonal.after(x.unsqueeze(-1), state)
+        return self.read(self.mix(x, state)), self.diagonal.final_modes(x.unsqueeze(-1), state)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.read(take(self.mix(x, None), where))
 
     def mix(self, x: Features, state: Modes | None) -> Features:
+        """y at every position before the gate."""
         return self.diagonal(x.unsqueeze(-1), state).squeeze(-1) + self.skip * x
 
     def read(self, y: Chosen) -> Chosen:

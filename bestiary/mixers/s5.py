@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, linear, take
-from bestiary.ops.precision import wide
+from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -38,7 +38,7 @@ class S5(Mixer):
         super().__init__()
         if state % (2 * blocks):
             raise ValueError(f"s5(state={state}, blocks={blocks}): each block needs conjugate pairs, an even number")
-        turn, vectors = hippo(state // blocks)
+        turn, vectors = hippo_eigenvectors(state // blocks)
         vectors, modes = torch.block_diag(*blocks * [vectors]), state // 2
         b = vectors.mH @ torch.complex(torch.randn(state, dim), torch.zeros(state, dim)) * state**-0.5
         c = torch.complex(torch.randn(dim, state), torch.randn(dim, state)) @ vectors * state**-0.5
@@ -58,9 +58,9 @@ class S5(Mixer):
 
     def states(self, x: Features, state: State | None) -> tuple[Parts, State]:
         """Every h_t, and the last."""
-        poles = torch.complex(-wide(self.decay).exp(), wide(self.turn))
+        poles = torch.complex(-upcast(self.decay).exp(), upcast(self.turn))
         a = torch.exp(self.log_dt.exp() * poles)
-        new = (a - 1) / poles * torch.complex(*wide(self.b(x)).chunk(2, dim=-1))
+        new = (a - 1) / poles * torch.complex(*upcast(self.b(x)).chunk(2, dim=-1))
         states, last = scan(a.expand_as(new), new, torch.zeros_like(new[:, 0]) if state is None else state)
         return torch.cat([states.real, states.imag], dim=-1).to(x.dtype), last
 
@@ -69,7 +69,7 @@ class S5(Mixer):
         return v * self.out(v).sigmoid()
 
 
-def hippo(size: int) -> tuple[Float[Tensor, " modes"], Complex[Tensor, "size modes"]]:
+def hippo_eigenvectors(size: int) -> tuple[Float[Tensor, " modes"], Complex[Tensor, "size modes"]]:
     """Imaginary parts of half the eigenvalues of HiPPO-LegS's normal part, which is -1/2 + K, K skew; eigenvectors."""
     root = torch.sqrt(torch.arange(size, dtype=torch.float64) + 0.5)
     skew = torch.outer(root, root).triu(1) - torch.outer(root, root).tril(-1)

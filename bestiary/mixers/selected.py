@@ -27,16 +27,24 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from bestiary.mixers._cost import charged
+from bestiary.mixers._cost import add_cost
 from bestiary.mixers._mixer import Chosen, Features, State, Where, linear, take
-from bestiary.mixers._softmax import Heads, Places, drawn, merged, past, prints, repeats
-from bestiary.ops.attention import masked
-from bestiary.ops.backend import transformed
+from bestiary.mixers._softmax import (
+    MultiHeadAttention,
+    Positions,
+    causal_mask,
+    find_repeats,
+    fingerprints,
+    hash_numbers,
+    merge_heads,
+)
+from bestiary.ops.attention import masked_attention
+from bestiary.ops.backend import under_transform
 from bestiary.spec import Positive
 from bestiary.tasks._task import Tokens
 
 
-class Selected(Heads):
+class Selected(MultiHeadAttention):
     """y_i = f_i sum_j softmax_j(q_i . k_j / sqrt(key)) v_j, where f_i selects the positions that attend."""
 
     family: ClassVar = "sparse"
@@ -47,9 +55,11 @@ class Selected(Heads):
     reads_tokens = True
 
     class Marked(NamedTuple):
+        """Keys and values of all positions so far, and what later selections need."""
+
         k: Float[Tensor, "batch heads past key"]
         v: Float[Tensor, "batch heads past key"]
-        mark: Shaped[Tensor, "batch past marks"]  # what later selections need: tokens, or whether the router said yes
+        marks: Shaped[Tensor, "batch past marks"]  # what later selections need: tokens, or whether the router said yes
 
     def __init__(
         self,
@@ -72,68 +82,69 @@ class Selected(Heads):
         self.router = linear(dim, 1) if select == "learned" else None
 
     def forward(self, x: Features, state: State = None, *, tokens: Tokens | None = None) -> tuple[Features, State]:
-        kept = self.keep(x, state, tokens)
+        kept = self.update_cache(x, state, tokens)
         end = kept.k.shape[2]
-        return self.answer(x, torch.arange(end - x.shape[1], end, device=x.device), kept), kept
+        return self.attend(x, torch.arange(end - x.shape[1], end, device=x.device), kept), kept
 
     def parallel(self, x: Features, where: Where | None = None, *, tokens: Tokens | None = None) -> Chosen:
         if where is not None and self.most is not None and where.shape[1] > self.most:
             return take(self.parallel(x, tokens=tokens), where)
         places = torch.arange(x.shape[1], device=x.device) if where is None else where
-        y = self.answer(take(x, where), places, self.keep(x, None, tokens))
+        y = self.attend(take(x, where), places, self.update_cache(x, None, tokens))
         if self.router is None or not (self.penalty and self.training):
             return y
         excess = self.router(x).sigmoid().mean() - (self.most or math.sqrt(x.shape[1])) / x.shape[1]
-        return charged(y, self.penalty * excess.clamp(min=0))
+        return add_cost(y, self.penalty * excess.clamp(min=0))
 
-    def keep(self, x: Features, state: State, tokens: Tokens | None = None) -> Any:
-        mark = self.mark(x, tokens)
-        k, v = super().keep(x, state and self.Memory(state.k, state.v))
-        return self.Marked(k, v, torch.cat([state.mark, mark], dim=1) if state else mark)
+    def update_cache(self, x: Features, state: State, tokens: Tokens | None = None) -> Any:
+        mark = self.selection_marks(x, tokens)
+        k, v = super().update_cache(x, state and self.Memory(state.k, state.v))
+        return self.Marked(k, v, torch.cat([state.marks, mark], dim=1) if state else mark)
 
-    def mark(self, x: Features, tokens: Tokens | None) -> Shaped[Tensor, "batch time marks"]:
+    def selection_marks(self, x: Features, tokens: Tokens | None) -> Shaped[Tensor, "batch time marks"]:
+        """What selections of later positions need to know of these."""
         if self.select == "repeat":
-            return (prints(x) if tokens is None else tokens).unsqueeze(-1)
+            return (fingerprints(x) if tokens is None else tokens).unsqueeze(-1)
         return self.router(x) > 0 if self.router is not None and self.most is not None else x.new_zeros(*x.shape[:2], 0)
 
-    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
-        on = self.attending(x, where, kept)
-        count = self.count(on)
+    def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
+        on = self.attends(x, where, kept)
+        count = self.computed_count(on)
         if count == x.shape[1]:
-            return self.factor(x, on) * self.looked_up(x, where, kept)
+            return self.gate_factor(x, on) * self.attention_output(x, where, kept)
         few = on.to(x.dtype).topk(count, dim=1).indices  # those that attend, and in some rows others
         places = where[few] if where.ndim == 1 else where.gather(1, few)
-        y = self.factor(take(x, few), on.gather(1, few)) * self.looked_up(take(x, few), places, kept)
+        y = self.gate_factor(take(x, few), on.gather(1, few)) * self.attention_output(take(x, few), places, kept)
         return y.new_zeros(x.shape).scatter(1, few.unsqueeze(-1).expand(y.shape), y)
 
-    def looked_up(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+    def attention_output(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         """The output at the positions `where` if they attend."""
-        seen = past(where, kept.k.shape[2])
-        return self.out(merged(masked(self.queries(x, where), kept.k, kept.v, seen)))
+        seen = causal_mask(where, kept.k.shape[2])
+        return self.out(merge_heads(masked_attention(self.queries(x, where), kept.k, kept.v, seen)))
 
-    def attending(self, x: Chosen, where: Places, kept: Any) -> Bool[Tensor, "batch asked"]:
+    def attends(self, x: Chosen, where: Positions, kept: Any) -> Bool[Tensor, "batch asked"]:
         """Whether the positions `where` attend."""
         if self.router is not None and self.most is None:
             return self.router(x).squeeze(-1) > 0
         if self.select == "random":
-            numbers = drawn(self.seed, torch.arange(kept.k.shape[2], device=x.device))
+            numbers = hash_numbers(self.seed, torch.arange(kept.k.shape[2], device=x.device))
             on = (numbers < self.share * 2**32).expand(len(x), -1)
         else:
-            mark = kept.mark.squeeze(-1)
-            on = repeats(mark) if self.select == "repeat" else mark
+            mark = kept.marks.squeeze(-1)
+            on = find_repeats(mark) if self.select == "repeat" else mark
         on = on if self.most is None else on & (on.cumsum(1) <= self.most)
         return on[:, where] if where.ndim == 1 else on.gather(1, where)
 
-    def count(self, on: Bool[Tensor, "batch asked"]) -> int:
+    def computed_count(self, on: Bool[Tensor, "batch asked"]) -> int:
         """For how many of the asked positions of each row an output is computed: at least those that attend."""
         asked = on.shape[1]
         if self.router is not None and self.most is None and torch.is_grad_enabled():
             return asked
-        if transformed() or on.is_meta or isinstance(on, FakeTensor) or capturing(on):  # shapes, but no numbers
+        if under_transform() or on.is_meta or isinstance(on, FakeTensor) or capturing(on):  # shapes, but no numbers
             return asked if self.most is None else min(self.most, asked)
-        return int(on.sum(1).max())
+        return int(on.sum(1).max()) if on.numel() else asked
 
-    def factor(self, x: Chosen, on: Bool[Tensor, "batch asked"]) -> Float[Tensor, "batch asked 1"]:
+    def gate_factor(self, x: Chosen, on: Bool[Tensor, "batch asked"]) -> Float[Tensor, "batch asked 1"]:
         """f of the inputs x."""
         on = on.unsqueeze(-1)
         if self.router is None:
@@ -143,4 +154,5 @@ class Selected(Heads):
 
 
 def capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, in which no number can be looked at."""
     return x.is_cuda and torch.cuda.is_current_stream_capturing()

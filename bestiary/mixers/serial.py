@@ -8,7 +8,7 @@ Departs from the source: no residual, norm or gate around the parts; a part that
 
 from typing import Any, ClassVar, cast
 
-from bestiary.mixers._composition import Composition, told
+from bestiary.mixers._composition import Composition, token_kwargs
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where
 from bestiary.spec import Mixers
 from bestiary.tasks._task import Tokens
@@ -27,12 +27,12 @@ class Serial(Composition):
     ) -> tuple[Features, tuple[Any, ...]]:
         after = []
         for part, before in zip(self.parts, state or [None] * len(self.parts), strict=True):
-            x, kept = part(x, before, **told(part, tokens))
+            x, kept = part(x, before, **token_kwargs(part, tokens))
             after.append(kept)
         return x, tuple(after)
 
     def parallel(self, x: Features, where: Where | None = None, *, tokens: Tokens | None = None) -> Chosen:
         *first, last = cast(list[Mixer], list(self.parts))
         for part in first:
-            x = part.parallel(x, **told(part, tokens))
-        return last.parallel(x, where, **told(last, tokens))
+            x = part.parallel(x, **token_kwargs(part, tokens))
+        return last.parallel(x, where, **token_kwargs(last, tokens))

@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Features, Mixer, Past, ShortConv, heads_of, undecayed
-from bestiary.ops.precision import wide
+from bestiary.mixers._mixer import Features, Mixer, Past, ShortConv, head_width
+from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
 Heads = Float[Tensor, "batch heads width"]
@@ -30,8 +30,11 @@ class SLSTM(Mixer):
 
     family: ClassVar = "recurrent"
     variants: ClassVar = ("heads=1, conv=1",)
+    without_decay: ClassVar = ("bias",)
 
     class Memory(NamedTuple):
+        """The last inputs of the convolution, h, and c and n as mean and log weight."""
+
         conv: Past
         h: Heads
         mean: Heads  # c / n
@@ -39,7 +42,7 @@ class SLSTM(Mixer):
 
     def __init__(self, dim: int, *, heads: Positive = 4, conv: Positive = 4) -> None:
         super().__init__()
-        width = heads_of(dim, heads)
+        width = head_width(dim, heads)
         if width == 1:
             raise ValueError(f"slstm(heads={heads}): a head of one channel is normalised to nothing")
         self.conv = ShortConv(dim, conv, bias=True)
@@ -47,16 +50,16 @@ class SLSTM(Mixer):
         self.mixed, self.plain = (nn.Parameter(torch.randn(heads, width, 2 * width) * std) for _ in range(2))
         self.again = nn.Parameter(torch.zeros(heads, width, 4 * width))
         forget = 5 - 12 * torch.linspace(0, 1, width) ** 0.3
-        self.bias = undecayed(F.pad(forget, (width, 2 * width)).repeat(heads, 1))
+        self.bias = nn.Parameter(F.pad(forget, (width, 2 * width)).repeat(heads, 1))
         self.norm = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        conv, h, mean, weight = self.empty(x) if state is None else state
+        conv, h, mean, weight = self.initial_state(x) if state is None else state
         mixed, conv = self.conv(x, conv)
-        parts = headwise(F.silu(mixed), self.mixed), headwise(x, self.plain)
+        parts = headwise_linear(F.silu(mixed), self.mixed), headwise_linear(x, self.plain)
         outputs = []
-        again = wide(self.again)
-        for now in wide(torch.cat(parts, dim=-1) + self.bias).unbind(1):
+        again = upcast(self.again)
+        for now in upcast(torch.cat(parts, dim=-1) + self.bias).unbind(1):
             i, f, z, o = (now + torch.einsum("bhi,hio->bho", h, again)).chunk(4, dim=-1)
             kept = F.logsigmoid(f) + weight
             weight = torch.logaddexp(kept, i)
@@ -66,12 +69,12 @@ class SLSTM(Mixer):
         y = F.layer_norm(torch.stack(outputs, dim=1), h.shape[-1:]).flatten(2)
         return y.to(x.dtype) * self.norm, self.Memory(conv, h, mean, weight)
 
-    def empty(self, x: Features) -> tuple[None, Heads, Heads, Heads]:
+    def initial_state(self, x: Features) -> tuple[None, Heads, Heads, Heads]:
         """The memory before any input: an average of nothing, of a weight that anything exceeds."""
-        zero = torch.zeros_like(wide(x[:, 0])).unflatten(-1, self.again.shape[:2])
+        zero = torch.zeros_like(upcast(x[:, 0])).unflatten(-1, self.again.shape[:2])
         return None, zero, zero, torch.full_like(zero, -1e30)
 
 
-def headwise(x: Features, map: Float[Tensor, "heads width out"]) -> Float[Tensor, "batch time heads out"]:
+def headwise_linear(x: Features, map: Float[Tensor, "heads width out"]) -> Float[Tensor, "batch time heads out"]:
     """A linear map for each head."""
     return torch.einsum("bthi,hio->btho", x.unflatten(-1, map.shape[:2]), map)

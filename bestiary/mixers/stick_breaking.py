@@ -15,28 +15,29 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, undecayed
-from bestiary.mixers._softmax import Heads, Places, merged, past
+from bestiary.mixers._mixer import Chosen
+from bestiary.mixers._softmax import MultiHeadAttention, Positions, causal_mask, merge_heads
 from bestiary.spec import Positive
 
 
-class StickBreaking(Heads):
+class StickBreaking(MultiHeadAttention):
     """y_i = sum_{j<i} sigmoid(z_ij) prod_{j<l<i} (1 - sigmoid(z_il)) v_j, and what is left for a learned vector."""
 
     family: ClassVar = "softmax"
     variants: ClassVar = ("heads=4",)
+    without_decay: ClassVar = ("rest",)
 
     def __init__(self, dim: int, *, heads: Positive = 2) -> None:
         super().__init__(dim, heads, rotary=False)
-        self.rest = undecayed(torch.zeros(heads, 1, dim // heads))
+        self.rest = nn.Parameter(torch.zeros(heads, 1, dim // heads))
         self.norm = nn.GroupNorm(heads, dim)
 
-    def answer(self, x: Chosen, where: Places, kept: Any) -> Chosen:
+    def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         k, v = kept
         z = (self.queries(x, where) * k.shape[-1] ** -0.5) @ k.mT
-        hidden = ~past(where - 1, k.shape[2])
+        hidden = ~causal_mask(where - 1, k.shape[2])
         left = F.logsigmoid(-z).masked_fill(hidden, 0.0)
         between = F.pad(left, (0, 1))[..., 1:].flip(-1).cumsum(-1).flip(-1)  # of the positions after j, before i
         weights = (F.logsigmoid(z) + between).masked_fill(hidden, -torch.inf).exp()
-        y = merged(weights @ v + left.sum(-1, keepdim=True).exp() * self.rest)
+        y = merge_heads(weights @ v + left.sum(-1, keepdim=True).exp() * self.rest)
         return self.out(self.norm(y.flatten(0, 1)).unflatten(0, y.shape[:2]))

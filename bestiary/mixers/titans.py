@@ -11,7 +11,9 @@ are products of the decays of M and S. `depth` layers, hidden ones four times as
 Departs from the paper: this is the memory alone, without attention and without persistent tokens. The residual and
 the LayerNorm in f, as in TTT, are not the paper's but both public implementations have them. The paper states no
 initialisation: here linear maps and M_0 are N(0, 0.02), biases zero but that of alpha, -4, so that little is
-forgotten; the scale 1 / width of theta is that of TTT.
+forgotten; the scale 1 / width of theta is that of TTT. No gradient of the model's loss passes through a step at an
+output whose variance is below 1e-6, such as that of a zero input, where it would grow without bound. Unit vectors are
+x / sqrt(|x|^2 + 1e-6), whose slope at zero is 1,000.
 """
 
 from typing import ClassVar, NamedTuple
@@ -20,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._delta import Answer, Heads, Streams
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, heads_of, linear, take, unit
-from bestiary.mixers._test_time import Network, Weights, pieces
+from bestiary.mixers._delta import GatedOutput, Heads, Streams
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, normalize, take
+from bestiary.mixers._test_time import Network, Weights, split_aligned
 from bestiary.spec import Positive
 
 
@@ -33,6 +35,8 @@ class Titans(Mixer):
     variants: ClassVar = ("heads=1, conv=1, chunk=1, depth=1",)
 
     class Memory(NamedTuple):
+        """The state after the inputs read so far."""
+
         past: State  # of the convolution
         weights: Weights  # M
         momentum: Weights  # S
@@ -49,56 +53,56 @@ class Titans(Mixer):
         chunk: Positive = 16,
     ) -> None:
         super().__init__()
-        width = heads_of(dim, heads)
+        width = head_width(dim, heads)
         self.chunk, self.width = chunk, width
         self.network = Network(heads, (width, *(4 * width for _ in range(depth - 1)), width))
         self.streams = Streams(dim, heads, (width, width, width), conv)
         self.theta, self.eta, self.alpha = (linear(dim, heads, bias=True) for _ in range(3))
         nn.init.constant_(self.alpha.bias, -4.0)
-        self.answer = Answer(dim, heads, width, linear(dim, dim))
+        self.answer = GatedOutput(dim, heads, width, linear(dim, dim))
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        y, after = self.learn(x, self.empty(x) if state is None else state)
+        y, after = self.read_tokens(x, self.initial_state(x) if state is None else state)
         return self.answer(y, x), after
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.answer(take(self.learn(x, self.empty(x))[0], where), take(x, where))
+        return self.answer(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
 
-    def empty(self, x: Features) -> Memory:
+    def initial_state(self, x: Features) -> Memory:
         weights = self.network.initial(len(x))
         return self.Memory(None, weights, tuple(torch.zeros_like(weight) for weight in weights), (), 0)
 
-    def learn(self, x: Features, state: Memory) -> tuple[Heads, Memory]:
+    def read_tokens(self, x: Features, state: Memory) -> tuple[Heads, Memory]:
         """The answers f(q_t; M_t), chunk by chunk."""
         past, weights, momentum, anchor, time = state
         (q, k, v), past = self.streams(x, past)
         theta = self.theta(x).sigmoid() / self.width
         rates = (theta, F.logsigmoid(self.eta(x)), F.logsigmoid(-self.alpha(x)))
-        streams = [z.transpose(1, 2) for z in (unit(q), unit(k), v, *(rate.unsqueeze(-1) for rate in rates))]
+        streams = [z.transpose(1, 2) for z in (normalize(q), normalize(k), v, *(rate.unsqueeze(-1) for rate in rates))]
         parts = []
-        for now in pieces(streams, self.chunk, time):
+        for now in split_aligned(streams, self.chunk, time):
             anchor = anchor or weights
-            y, weights, momentum = self.segment(now, weights, momentum, anchor)
+            y, weights, momentum = self.read_chunk(now, weights, momentum, anchor)
             parts.append(y)
             time += y.shape[2]
             anchor = anchor if time % self.chunk else ()
         y = torch.cat(parts, dim=2).transpose(1, 2)
         return y, self.Memory(past, weights, momentum, anchor, time)
 
-    def segment(
+    def read_chunk(
         self, streams: list[Tensor], weights: Weights, momentum: Weights, anchor: Weights
     ) -> tuple[Tensor, Weights, Weights]:
         """Tokens of one chunk, and M and S after the last."""
         q, k, v, theta, moving, keeping = streams
-        moved, kept = decays(moving), decays(keeping)
+        moved, kept = decay_matrix(moving), decay_matrix(keeping)
         push, mix = kept @ moving.cumsum(-2).exp(), kept @ (moved * theta.mT)
         keep, hold, last = keeping.cumsum(-2).exp(), moving.sum(-2, keepdim=True).exp(), moved[..., -1:, :] * theta.mT
-        entered, slopes = self.network.slopes(k, v, anchor)
+        entered, slopes = self.network.gradients(k, v, anchor)
 
         def layer(i: int, x: Tensor) -> Tensor:
             return keep * (x @ weights[i]) + push * (x @ momentum[i]) - ((x @ entered[i].mT) * mix) @ slopes[i]
 
-        y = self.network.answer(q, [lambda x, i=i: layer(i, x) for i in range(len(weights))])
+        y = self.network.apply_layers(q, [lambda x, i=i: layer(i, x) for i in range(len(weights))])
         parts = list(zip(weights, momentum, entered, slopes, strict=True))
         after = tuple(
             keep[..., -1:, :] * m + push[..., -1:, :] * s - (x.mT * mix[..., -1:, :]) @ slope
@@ -107,7 +111,7 @@ class Titans(Mixer):
         return y, after, tuple(hold * s - (x.mT * last) @ slope for _, s, x, slope in parts)
 
 
-def decays(log: Tensor) -> Tensor:
+def decay_matrix(log: Tensor) -> Tensor:
     """The product of the rates from after j up to i, at (i, j) for j <= i; zero elsewhere."""
     total = log.cumsum(-2)
     past = torch.ones(log.shape[-2], log.shape[-2], dtype=torch.bool, device=log.device).tril()

@@ -28,11 +28,11 @@ class TokenShift(Mixer):
         self.mix, self.out = nn.Parameter(torch.arange(dim) / dim), nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Features, state: Last | None = None) -> tuple[Features, Last]:
-        return self.out(self.mixed(x, state)), x[:, -1]
+        return self.out(self.mix_previous(x, state)), x[:, -1]
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.out(take(self.mixed(x, None), where))
+        return self.out(take(self.mix_previous(x, None), where))
 
-    def mixed(self, x: Features, last: Last | None) -> Features:
+    def mix_previous(self, x: Features, last: Last | None) -> Features:
         first = torch.zeros_like(x[:, :1]) if last is None else last.unsqueeze(1)
         return torch.lerp(torch.cat([first, x[:, :-1]], dim=1), x, self.mix)

@@ -8,7 +8,9 @@ W is that before the mini-batch of t, j runs over its tokens up to t, which is i
 by absolute position and queries and keys are rotated by their place in theirs. With `backbone="mamba"`, the paper's
 choice, q and k are two short convolutions of one projection; "transformer" has no convolution and no gate.
 Initialisation as in the authors' code: linear maps and W N(0, 0.02), biases and p zero, convolutions PyTorch's.
-Departs from the paper: nothing known. At a boundary the state holds no gradients, which are zero there.
+Departs from the paper: no gradient of the model's loss passes through a step at an output whose variance is below 1e-6,
+such as that of a zero input, where it would grow without bound. At a boundary the state holds no gradients of the inner
+loss, which are zero there.
 """
 
 from typing import ClassVar

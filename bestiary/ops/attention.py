@@ -2,10 +2,10 @@
 
     y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j        over 0 <= i - j < window, and over j < sinks
 
-`attend` is the one definition: positions are explicit, so that queries may start after a past or stand at chosen
-positions only; `masked` is told instead what each query sees. `slide` is for whole sequences and a window, in a time
-linear in the length. Up to `FUSED` keys they multiply matrices, which is as fast there; beyond, PyTorch's fused kernel
-saves the memory of the scores, except under `torch.func.vmap`, which would call it for one model at a time. The
+`attend` is the one definition. It takes positions explicitly, so that queries may follow a past or be at chosen
+positions only. `masked_attention` takes a mask instead. `sliding_window` is for whole sequences and a window, in a time
+linear in the length. Up to `FUSED` keys all of them multiply matrices, which is as fast. Beyond that PyTorch's fused
+kernel saves the memory of the scores, except under `torch.func.vmap`, where it would run one model at a time. The
 numbers are the same.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.ops.backend import transformed
+from bestiary.ops.backend import under_transform
 
 Heads = Float[Tensor, "batch heads time key"]
 
@@ -34,21 +34,21 @@ def attend(
     sinks: int = 0,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads asked value"]:
-    """Attend from queries at the positions `where` to keys at the positions `at`, from 0 on if not given.
+    """Attend from queries at the positions `where` to keys at the positions `at` (0, 1, ... if not given).
 
-    None is every position, with a query for each key: then nothing is masked that the kernel knows by itself.
+    `where=None` means a query for each key, for which the fused kernel needs no mask.
     """
-    if where is None and window is None and k.shape[2] > FUSED and not transformed():
+    if where is None and window is None and k.shape[2] > FUSED and not under_transform():
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
     where = torch.arange(q.shape[2], device=q.device) if where is None else where
     at = torch.arange(k.shape[2], device=k.device) if at is None else at
     age = where.unsqueeze(-1) - at
     visible = (age >= 0) if window is None else (age >= 0) & ((age < window) | (at < sinks))
     visible = visible.unsqueeze(1) if where.ndim == 2 else visible
-    return masked(q, k, v, visible, dropout=dropout)
+    return masked_attention(q, k, v, visible, dropout=dropout)
 
 
-def slide(
+def sliding_window(
     q: Heads,
     k: Heads,
     v: Float[Tensor, "batch heads time value"],
@@ -59,6 +59,8 @@ def slide(
 ) -> Float[Tensor, "batch heads time value"]:
     """`attend` from every position: blocks of `window` queries see the sinks, the block before and their own."""
     heads, time = q.shape[1:3]
+    if time == 0:
+        return v.clone()
     count, first = -(-time // window), min(sinks, time)
 
     def blocks(x: Tensor) -> Tensor:
@@ -76,11 +78,11 @@ def slide(
     band = (at >= 0) & (at <= now) & (at > now - window)
     far = torch.arange(first, device=q.device) <= now - window  # sinks that the band has left behind
     seen = torch.cat([far, band], dim=2).repeat(heads, 1, 1).unsqueeze(0)
-    y = masked(blocks(q).flatten(1, 2), near(k), near(v), seen, dropout=dropout)
+    y = masked_attention(blocks(q).flatten(1, 2), near(k), near(v), seen, dropout=dropout)
     return y.unflatten(1, (heads, count)).flatten(2, 3)[:, :, :time]
 
 
-def masked(
+def masked_attention(
     q: Float[Tensor, "batch heads asked key"],
     k: Float[Tensor, "batch heads time key"],
     v: Float[Tensor, "batch heads time value"],
@@ -89,8 +91,8 @@ def masked(
     *,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads asked value"]:
-    """Softmax of q . k / sqrt(key) + bias over what is seen, which must be something for every query."""
-    if k.shape[2] > FUSED and bias is None and not transformed():
+    """Softmax of q . k / sqrt(key) + bias over the keys that are `seen`, at least one for every query."""
+    if k.shape[2] > FUSED and bias is None and not under_transform():
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
     scores = scores if bias is None else scores + bias

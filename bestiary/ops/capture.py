@@ -1,8 +1,8 @@
 """A function of tensors that is recorded once and then replayed: on CUDA, one launch instead of thousands.
 
 A CUDA graph repeats the same kernels on the same memory, so inputs are copied to where they were when it was recorded.
-The function may change tensors of its own in place (weights, the memory of an optimizer) but must not look at numbers,
-and is first called as it is a few times, for what libraries set up at first use.
+The function may change its own tensors in place (weights, the state of an optimizer) but must not branch on numbers. It
+is first called a few times without recording, because libraries set things up at first use.
 """
 
 import logging
@@ -20,16 +20,16 @@ Record = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 log = logging.getLogger(__name__)
 
 
-def graph(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
-    """What repeats the call on the device, and where its result will stand."""
+def capture_graph(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+    """A function that repeats the call on the device, and the tensor that will hold its result."""
     made, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)  # gone back to even if the capture fails
     with torch.cuda.device(device), torch.cuda.stream(here), torch.cuda.graph(made, stream=torch.cuda.Stream(device)):
         result = call()
     return made.replay, result
 
 
-class Captured:
-    """The function, recorded anew for each of a few shapes of its inputs; as it is where it cannot be recorded."""
+class CapturedFunction:
+    """The function, recorded once for each of a few input shapes, and called directly where it cannot be recorded."""
 
     def __init__(self, function: Callable[..., Tensor], record: Record) -> None:
         self.function, self.record, self.able = function, record, True
@@ -50,6 +50,7 @@ class Captured:
         return result.clone()
 
     def capture(self, shapes: tuple[torch.Size, ...], places: list[Tensor]) -> None:
+        """Record the function for inputs of these shapes, which then have to stand at `places`."""
         try:
             self.recorded[shapes] = (places, *self.record(lambda: self.function(*places)))
         except torch.OutOfMemoryError:

@@ -2,9 +2,9 @@
 
     y_t = sum_{i >= 0} filter_i x_{t-i}
 
-Both ways take the inputs that came before, at most `taps - 1` of them as `recent` keeps them, and are exact at
-every length: `short` slides the filter, `long` goes through a Fourier transform of at least past + time + taps
-points, so that nothing wraps round.
+Both forms take the inputs that came before (at most `taps - 1`, see `recent_inputs`) and are exact at every length.
+`short` slides the filter; `long` uses a Fourier transform of at least past + time + taps points, so that nothing wraps
+around.
 """
 
 from typing import Any
@@ -28,6 +28,8 @@ def step(x: Float[Tensor, "batch dim"], filter: Filter, past: Past) -> Float[Ten
 
 def short(x: Features, filter: Filter, past: Past | None = None) -> Features:
     """The convolution, tap by tap: for filters of a few taps."""
+    if x.shape[1] == 0:
+        return x.clone()
     seen = x if past is None else torch.cat([past, x], dim=1)
     seen = F.pad(seen.mT, (len(filter) - 1 + x.shape[1] - seen.shape[1], 0))
     return F.conv1d(seen, filter.flip(0).mT.unsqueeze(1), groups=x.shape[2]).mT
@@ -35,6 +37,8 @@ def short(x: Features, filter: Filter, past: Past | None = None) -> Features:
 
 def long(x: Features, filter: Filter, past: Past | None = None) -> Features:
     """The convolution by Fourier transform; `filter` may be shorter or longer than the input."""
+    if x.numel() == 0:  # of which there is no transform
+        return x.clone()
     if past is not None and x.shape[1] == 1:
         return step(x[:, 0], filter, past).unsqueeze(1)
     seen = x if past is None else torch.cat([past, x], dim=1)
@@ -55,7 +59,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, filter: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        size = smooth(x.shape[-1] + filter.shape[-1] - 1)
+        size = fft_length(x.shape[-1] + filter.shape[-1] - 1)
         inputs, taps = torch.fft.rfft(x, n=size), torch.fft.rfft(filter, n=size)
         return torch.fft.irfft(inputs * taps, n=size)[..., : x.shape[-1]], inputs, taps
 
@@ -68,22 +72,22 @@ class _Convolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (inputs, taps), (time, width) = ctx.saved_tensors, ctx.lengths
-        size = smooth(time + width - 1)
+        size = fft_length(time + width - 1)
         dy = torch.fft.rfft(grads[0], n=size)
         dx = torch.fft.irfft(dy * taps.conj().resolve_conj(), n=size)
         dfilter = torch.fft.irfft((dy * inputs.conj().resolve_conj()).sum(0), n=size)
         return dx[..., :time], dfilter[..., :width]
 
 
-def recent(x: Features, past: Past | None, taps: int) -> Kept:
-    """The last `taps - 1` inputs, fewer near the start of a sequence: what the convolution's future needs."""
+def recent_inputs(x: Features, past: Past | None, taps: int) -> Kept:
+    """The last `taps - 1` inputs (fewer near the start of a sequence), which later outputs of the convolution need."""
     seen = x if past is None else torch.cat([past, x], dim=1)
     return seen[:, max(0, seen.shape[1] - taps + 1) :]
 
 
-def smooth(size: int) -> int:
-    """The least even number >= `size` without prime factors above 5, for which transforms are fast."""
-    size += size % 2
+def fft_length(size: int) -> int:
+    """The least even number >= `size`, and above 0, without prime factors above 5, for which transforms are fast."""
+    size = max(2, size + size % 2)
     while True:
         rest = size
         for prime in (2, 3, 5):

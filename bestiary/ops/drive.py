@@ -22,6 +22,7 @@ class Drive(NamedTuple):
     rewrite: tuple[Float[Tensor, "batch time heads 1"], Key] | None = None  # (w, b): a = w k, with less work
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Drive":
+        """The drive with f applied to each of its tensors."""
         g = None if self.g is None else f(self.g)
         erase, rewrite = ((f(x[0]), f(x[1])) if x is not None else None for x in (self.erase, self.rewrite))
         return self._make((f(self.q), f(self.k), f(self.v), g, erase, rewrite))

@@ -3,6 +3,6 @@
 from torch import Tensor
 
 
-def wide(x: Tensor) -> Tensor:
-    """In float32 at least."""
+def upcast(x: Tensor) -> Tensor:
+    """Half precision as float32; anything else as it is."""
     return x.float() if x.dtype.itemsize < 4 else x

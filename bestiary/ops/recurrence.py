@@ -22,7 +22,7 @@ products are gone.
 With a decay per key, x_i^T e^{G_i - G_j} y_j for all j <= i is no product of matrices: e^{-G_j} alone overflows. But
 with any r between j and i both factors of e^{G_i - G_r} e^{G_r - G_j} are at most 1, so the triangle is made of a
 square (rows of its second half, columns of its first, r the border) and two triangles of half the size, and so on
-(`triangle`): log2(chunk) products, and 2 log2(chunk) exponentials for each key and position.
+(`triangular_scores`): log2(chunk) products, and 2 log2(chunk) exponentials for each key and position.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,10 +34,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.ops import _fla
-from bestiary.ops.backend import Backend, choose, compiled
+from bestiary.ops import _fla, _native
+from bestiary.ops.backend import Backend, choose, compile_once
 from bestiary.ops.drive import Drive, Matrix, Value
-from bestiary.ops.precision import wide
+from bestiary.ops.precision import upcast
 
 
 def step(drive: Drive, state: Matrix) -> tuple[Value, Matrix]:
@@ -65,15 +65,20 @@ def run(drive: Drive, state: Matrix, *, chunk: int = 32, backend: Backend = "aut
         raise ValueError(f"chunk={chunk}: a chunk has at least one position")
     if not given.is_floating_point:
         raise ValueError(f"the recurrence computes with real numbers, not {given}")
-    chosen = choose("recurrence", backend, drive.q) if time > 1 else "torch"
+    if time == 0:
+        return drive.v.clone(), upcast(state)
+    parts = [x for x in (*drive[:4], *(drive.erase or ()), *(drive.rewrite or ()), state) if x is not None]
+    chosen = choose("recurrence", backend, *parts, pays=_native.pays(drive)) if time > 1 else "torch"
     if chosen == "fla":
         y, state = _fla.run(drive, state)
         return y.to(given), state
-    drive, state = drive.map(wide), wide(state)
+    drive, state = drive.map(upcast), upcast(state)
     if time == 1:
         y, state = step(drive, state)
+    elif chosen == "native":
+        y, state = _native.run(drive, state)
     else:
-        y, state = (compiled(chunks) if chosen == "compiled" else chunks)(drive, state, chunk)
+        y, state = (compile_once(chunks) if chosen == "compiled" else chunks)(drive, state, chunk)
     return y.to(given), state
 
 
@@ -81,37 +86,37 @@ def chunks(drive: Drive, state: Matrix, chunk: int) -> tuple[Value, Matrix]:
     """`run` by PyTorch."""
     time = drive.v.shape[1]
     chunk = 2 ** (min(chunk, time) - 1).bit_length()
-    q, k, v, g, erase, rewrite = drive.map(lambda x: chunked(x, chunk))
+    q, k, v, g, erase, rewrite = drive.map(lambda x: split_chunks(x, chunk))
     total = torch.zeros_like(v[..., :1]) if g is None else g.cumsum(-2)  # G
     before = F.pad(total[..., :-1, :], (0, 0, 1, 0))  # G_{i-1}, without the rounding of G_i - g_i
     now, earlier, forget = scores(total, total, reach=0), scores(before, total, reach=1), total[..., -1:, :].exp().mT
     if rewrite is not None:
         w, b = rewrite
-        states, z, state = relay_solving(forget, Solving(-w * earlier(b, k), v, w, b, before, k, total), state)
+        states, z, state = solve_chunks(forget, ChunkSystem(-w * earlier(b, k), v, w, b, before, k, total), state)
         y = now(q, k) @ z
     elif erase is not None:
         a, b = erase
-        solving = Solving(-earlier(b, a), earlier(b, k) @ v, torch.ones_like(v[..., :1]), b, before, a, total)
-        states, u, state = relay_solving(forget, solving, state, written=gathered(k, v, total))
+        solving = ChunkSystem(-earlier(b, a), earlier(b, k) @ v, torch.ones_like(v[..., :1]), b, before, a, total)
+        states, u, state = solve_chunks(forget, solving, state, written=sum_writes(k, v, total))
         y = now(q, k) @ v + now(q, a) @ u
     else:
-        states, state = relay(forget, gathered(k, v, total), state)
+        states, state = chunk_states(forget, sum_writes(k, v, total), state)
         y = now(q, k) @ v
-    y = y + spread(q, states, total)
+    y = y + read_decayed(q, states, total)
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2), state
 
 
-def relay(forget: Tensor, written: Tensor, state: Matrix) -> tuple[Tensor, Matrix]:
+def chunk_states(forget: Tensor, written: Tensor, state: Matrix) -> tuple[Tensor, Matrix]:
     """The state before each chunk, and the last: S_end = forget * S_0 + written."""
     states = []
-    for kept, new in each(forget, written):
+    for kept, new in iterate_chunks(forget, written):
         states.append(state)
         state = kept * state + new
     return torch.stack(states, dim=2), state
 
 
-class Solving(NamedTuple):
-    """What depends on the state at the start of a chunk: (I + system) z = known + w spread(b), gathered under k."""
+class ChunkSystem(NamedTuple):
+    """The system (I + system) z = known + w read_decayed(b) of each chunk, whose solution z is written under k."""
 
     system: Tensor  # below the diagonal
     known: Tensor
@@ -122,34 +127,34 @@ class Solving(NamedTuple):
     total: Tensor
 
 
-def relay_solving(
-    forget: Tensor, solving: Solving, state: Matrix, *, written: Tensor | None = None
+def solve_chunks(
+    forget: Tensor, solving: ChunkSystem, state: Matrix, *, written: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Matrix]:
-    """The state before each chunk, z of each, and the last state."""
+    """The state before each chunk, the solution z of each, and the last state."""
     states, found = [], []
     besides = torch.zeros_like(forget) if written is None else written
-    for kept, new, system, known, w, b, before, k, total in each(forget, besides, *solving):
+    for kept, new, system, known, w, b, before, k, total in iterate_chunks(forget, besides, *solving):
         states.append(state)
-        wanted = known + w * spread(b, state, before)
+        wanted = known + w * read_decayed(b, state, before)
         found.append(torch.linalg.solve_triangular(system, wanted, upper=False, unitriangular=True))
-        state = kept * state + gathered(k, found[-1], total)
+        state = kept * state + sum_writes(k, found[-1], total)
         state = state if written is None else state + new
     return torch.stack(states, dim=2), torch.stack(found, dim=2), state
 
 
-def each(*parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Chunk by chunk. Unbound, not indexed: the gradient of an index is as large as the whole, for each chunk."""
+def iterate_chunks(*parts: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The parts of each chunk in turn. Unbinds, since the gradient of an index is as large as the whole tensor."""
     return zip(*(part.unbind(2) for part in parts), strict=True)
 
 
-def gathered(k: Tensor, v: Tensor, total: Tensor) -> Tensor:
-    """sum_j e^{total_end - total_j} k_j v_j^T: what writes come to at the end of their chunk."""
+def sum_writes(k: Tensor, v: Tensor, total: Tensor) -> Tensor:
+    """sum_j e^{total_end - total_j} k_j v_j^T: the writes of a chunk, decayed to its end."""
     left = (total[..., -1:, :] - total).exp()
     return (left * k).mT @ v if total.shape[-1] > 1 else product(k.mT, left * v)
 
 
-def spread(q: Tensor, state: Tensor, total: Tensor) -> Tensor:
-    """q_i^T e^{total_i} S: what is read of the state before the chunk."""
+def read_decayed(q: Tensor, state: Tensor, total: Tensor) -> Tensor:
+    """q_i^T e^{total_i} S: what each position reads from the state before its chunk."""
     return (total.exp() * q) @ state if total.shape[-1] > 1 else total.exp() * product(q, state)
 
 
@@ -161,8 +166,10 @@ def product(x: Tensor, y: Tensor) -> Tensor:
     return (x.squeeze(1) @ y.movedim(1, -2).flatten(-2)).unflatten(-1, (heads, -1)).movedim(-2, 1)
 
 
-def chunked(x: Float[Tensor, "batch time heads width"], chunk: int) -> Float[Tensor, "batch heads chunks chunk width"]:
-    """Time in chunks, behind heads, filled up with zeros: writes of nothing, which nothing reads."""
+def split_chunks(
+    x: Float[Tensor, "batch time heads width"], chunk: int
+) -> Float[Tensor, "batch heads chunks chunk width"]:
+    """Split time into chunks, after the heads, and pad with zeros, which write nothing and are never read."""
     x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % chunk))
     return x.unflatten(1, (-1, chunk)).movedim(3, 1)
 
@@ -170,13 +177,13 @@ def chunked(x: Float[Tensor, "batch time heads width"], chunk: int) -> Float[Ten
 def scores(after: Tensor, before: Tensor, *, reach: int) -> Callable[[Tensor, Tensor], Tensor]:
     """The map (x, y) -> sum_c x_ic y_jc e^{after_ic - before_jc} for j <= i - reach, zero elsewhere; reach <= 1."""
     if after.shape[-1] > 1:
-        return partial(triangle, after, before, reach=reach)
+        return partial(triangular_scores, after, before, reach=reach)
     past = torch.ones(after.shape[-2], after.shape[-2], dtype=torch.bool, device=after.device).tril(-reach)
     decay = (after - before.mT).masked_fill(~past, -torch.inf).exp()  # masked before exp, or gradients are NaN
     return lambda x, y: (x @ y.mT) * decay
 
 
-def triangle(after: Tensor, before: Tensor, x: Tensor, y: Tensor, *, reach: int) -> Tensor:
+def triangular_scores(after: Tensor, before: Tensor, x: Tensor, y: Tensor, *, reach: int) -> Tensor:
     """`scores` with a decay for each key, from squares whose factors are at most 1."""
     blocks, size = (x * y).sum(-1)[..., None, None] * (1 - reach), 1  # the diagonal, where after = before
     while size < x.shape[-2]:
@@ -190,8 +197,8 @@ def triangle(after: Tensor, before: Tensor, x: Tensor, y: Tensor, *, reach: int)
     return blocks.squeeze(-3)
 
 
-def faded(weights: Tensor, v: Tensor, total: Tensor) -> Tensor:
-    """sum_{j<=i} weights_ij e^{total_i - total_j} v_j with a decay for each value, in squares as in `triangle`."""
+def decayed_sum(weights: Tensor, v: Tensor, total: Tensor) -> Tensor:
+    """sum_{j<=i} weights_ij e^{total_i - total_j} v_j with a decay for each value, in squares as above."""
     y, size = weights.diagonal(dim1=-2, dim2=-1).unsqueeze(-1) * v, 1
     while size < v.shape[-2]:
         blocks = weights.unflatten(-2, (-1, 2 * size)).unflatten(-1, (-1, 2 * size))
@@ -204,8 +211,10 @@ def faded(weights: Tensor, v: Tensor, total: Tensor) -> Tensor:
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:
+    """x y^T, of the last axis of each."""
     return x.unsqueeze(-1) * y.unsqueeze(-2)
 
 
 def read(x: Tensor, state: Tensor) -> Tensor:
+    """x^T S."""
     return (x.unsqueeze(-2) @ state).squeeze(-2)

@@ -8,17 +8,26 @@ through conj(a_t) alone:
 
 As a *tree* it composes neighbouring maps h -> a h + x, twice as far apart each time, in log2(time) whole-tensor
 operations: log2(time) times the work, but few launches, which is what a GPU wants.
+
+`selective_scan` is the recurrence of Mamba with what goes in and what is read: its native kernel holds the state of one
+position at a time, where tensors of all positions would be as many times larger than the input as there are modes.
 """
 
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.ops.backend import Backend, choose, compiled
-from bestiary.ops.precision import wide
+from bestiary.ops import _native
+from bestiary.ops.backend import Backend, choose, compile_once
+from bestiary.ops.positions import Where, take
+from bestiary.ops.precision import upcast
 
 Way = Literal["auto", "loop", "tree"]
+Channels = Float[Tensor, "batch time channels"]
+Shared = Float[Tensor, "batch time modes"]  # by all channels
+State = Float[Tensor, "batch channels modes"]
 
 
 def step(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
@@ -31,14 +40,19 @@ def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto", backend: Bac
 
     `way="auto"` is the loop on a CPU and the tree elsewhere, and compiled always the tree; all give the same numbers.
     Half precision is computed in float32; outputs have the type of the input, the last state stays float32. Raises
-    ValueError for integers and for a backend that is not there.
+    ValueError for integers and for a backend that is not there or cannot compute this.
     """
     if not (x.is_floating_point() or x.is_complex()):
         raise ValueError(f"the scan computes with real or complex numbers, not {x.dtype}")
     given = x.dtype
-    a, x, state = wide(a), wide(x), wide(state)
-    if choose("scan", backend, x) == "compiled":
-        h = compiled(tree)(a, x, state)
+    a, x, state = upcast(a), upcast(x), upcast(state)
+    if x.shape[1] == 0:
+        return x.to(given), state
+    chosen = choose("scan", backend, x, a, state, pays=way == "auto")
+    if chosen == "compiled":
+        h = compile_once(tree)(a, x, state)
+    elif chosen == "native":
+        h = _native.scan(a, x, state)
     elif way == "loop" or (way == "auto" and x.device.type == "cpu"):
         h = loop(a, x, state)
     else:
@@ -46,11 +60,38 @@ def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto", backend: Bac
     return h.to(given), h[:, -1]
 
 
+def selective_scan(
+    dt: Channels,
+    u: Channels,
+    a: Float[Tensor, "channels modes"],
+    b: Shared,
+    c: Shared,
+    state: State,
+    where: Where | None = None,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Float[Tensor, "batch _ channels"], State]:
+    """y_t = C_t . h_t at the positions `where` or at all, and the last h, of h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t.
+
+    Every channel has a state of its own, of so many modes. Half precision as in `scan`. Raises ValueError for a backend
+    that is not there or cannot compute this.
+    """
+    chosen = choose("scan", backend, u, dt, a, b, c, state)
+    if chosen == "native":
+        y, last = _native.selective_scan(*(upcast(x) for x in (dt, u, a, b, c, state)))
+        return take(y, where).to(u.dtype), last
+    dt = dt.unsqueeze(-1)
+    states, last = scan(torch.exp(dt * a), dt * u.unsqueeze(-1) * b.unsqueeze(-2), state, backend=chosen)
+    return (take(states, where) @ take(c, where).unsqueeze(-1)).squeeze(-1), last
+
+
 def loop(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
+    """All h_t, one position after another."""
     return _Loop.apply(a.expand_as(x), x, state.expand_as(x[:, 0]), False)
 
 
 def tree(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
+    """All h_t, by composing neighbours, twice as many at each step."""
     x = torch.cat([x[:, :1] + a[:, :1] * state.unsqueeze(1), x[:, 1:]], dim=1)
     reach = 1
     while reach < x.shape[1]:
@@ -90,9 +131,9 @@ class _Loop(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
         """Elementwise, so the new axis can join the batch."""
         *tensors, backward = inputs
-        moved = [
+        batched = [
             x.movedim(d, 0) if d is not None else x.expand(info.batch_size, *x.shape)
             for x, d in zip(tensors, in_dims, strict=False)
         ]
-        h = _Loop.apply(*(x.flatten(0, 1) for x in moved), backward)
+        h = _Loop.apply(*(x.flatten(0, 1) for x in batched), backward)
         return h.unflatten(0, (info.batch_size, -1)), 0

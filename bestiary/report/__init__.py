@@ -1,4 +1,4 @@
-"""A store as one page: figures, tables and the commands that redo each run, in a file that needs nothing else."""
+"""A report on a store as one HTML file: figures, tables, and the command that repeats each run."""
 
 from bestiary.report.command import command
 from bestiary.report.page import Report, report

@@ -1,9 +1,12 @@
-"""Tables for a paper, in LaTeX with booktabs."""
+"""The tables of a report in LaTeX, with booktabs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bestiary.report.words import counted, top
+from bestiary.report.levels import above
+from bestiary.report.words import best_cells, count_noun
+
+HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{textcomp}, and a wide page for many segments.\n"
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -17,42 +20,46 @@ SPECIAL = {
 }
 
 
-def tables(contents: Mapping[str, Any]) -> str:
-    """A table for each task: a row for each mixer at the width chosen on the selection stream."""
-    head = "% Needs \\usepackage{booktabs} and \\usepackage{textcomp}, and a wide page for many segments.\n"
+def latex_tables(contents: Mapping[str, Any]) -> str:
+    """A table for each task: what guessing scores, then each mixer at the width chosen on the selection stream."""
     parts = []
     for i, task in enumerate(contents["tasks"]):
-        rows = list(top([c for c in contents["cells"] if c["task"] == i]).values())
-        parts.append(table(task, sorted(rows, key=lambda c: c["mixer"]), f"recall-{i + 1}"))
-    return head + "\n" + "\n".join(parts)
+        rows = list(best_cells([c for c in contents["cells"] if c["task"] == i]).values())
+        mark = "Smoke scale: not a result. " if contents.get("smoke") else ""
+        parts.append(latex_table(task, sorted(rows, key=lambda c: c["mixer"]), f"recall-{i + 1}", mark=mark))
+    return HEAD + "\n" + "\n".join(parts)
 
 
-def table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> str:
+def latex_table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str, *, mark: str = "") -> str:
+    """One table: rows for chance and plateau, then one for each cell; a column for each test segment."""
     segments = task["segments"] if len(task["segments"]) > 1 else []
     heads = [
         "Mixer",
         "Width",
         "State",
-        *(stacked(part["label"]) for part in segments),
+        *(column_head(part["label"]) for part in segments),
         "Mean" if segments else "Accuracy",
     ]
     columns = [[c["segments"][s] for c in cells] for s in range(len(segments))]
     columns.append([[c["accuracy"], c["low"], c["high"]] for c in cells])
-    written = [numbers(column) for column in columns]
+    levels = [*(part["levels"] for part in segments), task["levels"]]
+    written = [format_column(*pair) for pair in zip(columns, levels, strict=True)]
     lines = [
-        " & ".join([escaped(c["mixer"]), str(c["dim"]), state(c), *(column[row] for column in written)]) + r" \\"
+        " & ".join([escape_latex(c["mixer"]), str(c["dim"]), state_text(c), *(column[row] for column in written)])
+        + r" \\"
         for row, c in enumerate(cells)
     ]
     return "\n".join(
         [
             r"\begin{table}",
             r"\centering",
-            rf"\caption{{{caption(task, cells)}}}",
+            rf"\caption{{{mark}{caption(task, cells)}}}",
             rf"\label{{tab:{name}}}",
             rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
             r"\toprule",
             " & ".join(heads) + r" \\",
             r"\midrule",
+            *level_rows(levels),
             *lines,
             r"\bottomrule",
             r"\end{tabular}",
@@ -62,35 +69,50 @@ def table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str
     )
 
 
-def numbers(column: Sequence[Sequence[float]]) -> list[str]:
-    """Mean and half of the interval; the highest mean, as it is written, in bold."""
-    best = max(f"{mean:.3f}" for mean, _, _ in column)
+def level_rows(levels: Sequence[Mapping[str, float]]) -> list[str]:
+    """The rows of chance and plateau with a rule below them, where they are known."""
+    rows = [
+        " & ".join([title, "", "", *(f"${part[name]:.3f}$" if name in part else "--" for part in levels)]) + r" \\"
+        for name, title in (("chance", "Chance"), ("plateau", "Plateau"))
+        if any(name in part for part in levels)
+    ]
+    return [*rows, r"\midrule"] if rows else []
+
+
+def format_column(column: Sequence[Sequence[float]], levels: Mapping[str, float]) -> list[str]:
+    """Mean and half the width of its interval; in bold the highest printed mean of those above guessing."""
     means = [f"{mean:.3f}" for mean, _, _ in column]
-    marked = [rf"\mathbf{{{mean}}}" if mean == best else mean for mean in means]
+    learnt = [mean for mean, (_, low, _) in zip(means, column, strict=True) if above(low, levels)]
+    best = max(learnt, default="")
+    bold = [mean == best and above(low, levels) for mean, (_, low, _) in zip(means, column, strict=True)]
+    marked = [rf"\mathbf{{{mean}}}" if best_one else mean for mean, best_one in zip(means, bold, strict=True)]
     return [rf"${mean} \pm {(high - low) / 2:.3f}$" for mean, (_, low, high) in zip(marked, column, strict=True)]
 
 
 def caption(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
+    """The caption of a table, with what its numbers are."""
     seeds = min(c["seeds"] for c in cells)
     at_least = (
-        f"at least {counted(seeds, 'seed')}" if seeds < max(c["seeds"] for c in cells) else counted(seeds, "seed")
+        f"at least {count_noun(seeds, 'seed')}" if seeds < max(c["seeds"] for c in cells) else count_noun(seeds, "seed")
     )
     return (
-        f"Accuracy on {escaped(task['label'])}: mean over {at_least} and half of the 95\\,\\% interval, the highest "
-        "mean in bold. Width and learning rate are chosen on the selection stream. State in numbers."
+        f"Accuracy on {escape_latex(task['label'])}: mean over {at_least} and half of the 95\\,\\% interval, "
+        "the highest mean in bold among those whose interval is above chance and plateau. The plateau is a guess among "
+        "the answers that occur. Width and learning rate are chosen on the selection stream. State in numbers."
     )
 
 
-def state(c: Mapping[str, Any]) -> str:
+def state_text(c: Mapping[str, Any]) -> str:
+    """The numbers in the state, with thousands separated as LaTeX spaces them."""
     return "--" if c["state"] is None else f"{c['state']:,}".replace(",", "{,}")
 
 
-def stacked(text: str) -> str:
-    """The head of a column, an option a line."""
-    lines = r" \\ ".join(map(escaped, text.split(", ")))
+def column_head(text: str) -> str:
+    """The head of a column, one option a line."""
+    lines = r" \\ ".join(map(escape_latex, text.split(", ")))
     return rf"\shortstack{{{lines}}}"
 
 
-def escaped(text: str) -> str:
-    """Text as LaTeX shows it."""
+def escape_latex(text: str) -> str:
+    """Text with the special characters of LaTeX escaped."""
     return "".join(SPECIAL.get(mark, mark) for mark in text)

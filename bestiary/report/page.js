@@ -91,7 +91,7 @@ function legend(series, width, top) {
   return { group, bottom: y + 16 };
 }
 function plot(host, { series, x, y, bounds = [], levels = [], dodge = 0, label }) {
-  const width = Math.max(280, host.clientWidth), height = Math.min(360, Math.max(250, width * 0.42));
+  const width = Math.max(280, host.clientWidth), narrow = width < 520, height = narrow ? 330 : Math.min(360, width * 0.42);
   const [left, right, top] = [46, width - 14, bounds.length ? 40 : 14];
   const values = series.flatMap((s) => [...s.points, ...(s.seeds ?? []).flat()].map((p) => p.x)).concat(bounds.map((b) => b.state));
   const across = scale(values, x.base, left + 6, right - 6), up = (v) => height - v * (height - top);
@@ -106,6 +106,7 @@ function plot(host, { series, x, y, bounds = [], levels = [], dodge = 0, label }
     drawing.append(svg("path", { class: "axis", d: `M${across.at(t)},${height}v5` }),
       svg("text", { class: "soft", x: across.at(t), y: height + 18, "text-anchor": "middle" }, x.format(t)));
   }
+  if (data.smoke) drawing.append(svg("text", { class: "smoke", x: (left + right) / 2, y: (height + top) / 2, "text-anchor": "middle" }, "smoke scale: not a result"));
   levels.forEach((level) => drawing.append(svg("path", { class: "bound", d: `M${left},${up(level.at)}H${right}` }),
     svg("text", { class: "soft halo", x: right, y: up(level.at) - 4, "text-anchor": "end" }, level.text)));
   bounds.forEach((bound, i) => {
@@ -227,16 +228,17 @@ const NOTHING = "Nothing to show: no mixer of the chosen families and width. ";
 function frontier() {
   const series = lines(visible().filter((c) => c.state !== null), (c) => [{
     x: Math.max(1, c.state), y: c.accuracy, low: c.low, high: c.high, cell: c, pick: () => pick(c),
-    text: `${c.mixer}\nwidth ${c.dim}, state ${whole(c.state)} numbers\naccuracy ${share(c.accuracy)} (${interval(c.low, c.high)})\n`
+    text: `${c.mixer}\nwidth ${c.dim}, state ${c.state === 1 ? "1 number" : `${whole(c.state)} numbers`}\naccuracy ${share(c.accuracy)} (${interval(c.low, c.high)})\n`
       + `${count(c.seeds, "seed")}, ${count(c.answers, "answer")}\nrate ${plain(c.rate)} of ${c.rates.length} tried`,
   }]);
   const bounds = task().bounds.map((b) => ({ ...b, text: `${b.label}: ${b.sure === "law" ? b.state.toFixed(1) : whole(b.state)}` }));
   const { chance, plateau } = task().levels, levels = chance === undefined ? [] : [{ at: chance, text: "chance" }];
-  if (plateau > chance) levels.push({ at: plateau, text: "guess among the answers that occur" });
+  if (plateau > chance) levels.push({ at: plateau, text: "plateau" });
   const hard = task().bounds[0];
-  find("frontier-note").textContent = hard ? ` Dashed, for the hardest test segment (${hard.pairs} pairs of a vocabulary of ${hard.vocab}): the numbers of 32 bits `
+  const guess = plateau > chance ? ` The plateau, ${share(plateau)}, is a guess among the answers that occur.` : "";
+  find("frontier-note").textContent = guess + (hard ? ` Dashed, for the hardest test segment (${count(hard.pairs, "pair")} of a vocabulary of ${hard.vocab}): the numbers of 32 bits `
     + "that hold the answers, which no model goes below; the n log n of an argmax read-out, a law that leaves out a constant; and the least square "
-    + "memory of random keys that recalls 0.99 by least squares, simulated." : "";
+    + "memory of random keys that recalls 0.99 by least squares, simulated." : "");
   figure("frontier", (host) => plot(host, { series, bounds, levels, y: "Accuracy", label: "Accuracy against state",
     x: { label: "State in numbers", base: 10, format: whole } }),
     [col("Mixer", false), col("Width"), col("State"), col("Accuracy"), col("95 % interval"), col("Seeds"), col("Rate")],
@@ -268,7 +270,7 @@ function maps(host, cells, loads, lengths, at) {
       const top = y + 22 + (loads.length - 1 - row) * h;
       drawing.append(svg("text", { class: "soft", x: x + left - 6, y: top + 18, "text-anchor": "end" }, String(load)));
       lengths.forEach((length, column) => {
-        const value = at(c, load, length), [cx, text] = [x + left + column * w, `${c.mixer}\n${load} pairs at length ${length}: ${share(value)}`];
+        const value = at(c, load, length), [cx, text] = [x + left + column * w, `${c.mixer}\n${count(load, "pair")} at length ${length}: ${share(value)}`];
         const shade = value > 0.75 ? "deep" : value > 0.5 ? "mid" : null;
         const node = point({ text }, svg("rect", { class: "heat", x: cx, y: top, width: w - 1, height: h - 1, "fill-opacity": value ?? 0 }),
           svg("rect", { class: "frame", x: cx, y: top, width: w - 1, height: h - 1 }),

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: what the store says, drawn by the page's own script, with no request to anywhere."""
+"""The page: one self-contained HTML file, drawn by its own script, which makes no request to any network."""
 
 import json
 from collections import Counter
@@ -8,20 +8,21 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 from bestiary._version import __version__
-from bestiary.report.contents import contents
-from bestiary.report.latex import tables
-from bestiary.report.pdf import figures
-from bestiary.report.runs import gather
+from bestiary.report.contents import report_data
+from bestiary.report.latex import latex_tables
+from bestiary.report.pdf import pdf_figures
+from bestiary.report.runs import gather_runs
 from bestiary.report.words import summary
 from bestiary.runs.store import Store
 from bestiary.runs.table import progress
 from bestiary.training.recipe import Recipe
 
+MARK = "<title>Recall report: "  # by which a page of ours is known
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 class Report(NamedTuple):
-    """A page, its tables in LaTeX, and a line about each run that cannot be read."""
+    """The page, its tables in LaTeX, and a line about each run that cannot be read."""
 
     html: str
     latex: str
@@ -34,57 +35,64 @@ def report(
     *,
     title: str = "All runs",
     version: str = "",
-    called: Callable[[str], str] = lambda pattern: pattern,
+    smoke: bool = False,
+    pattern_name: Callable[[str], str] = lambda pattern: pattern,
 ) -> Report:
-    """The report on the runs of these recipes, or on all in the store; `called` is what patterns are called.
+    """The report on the runs of these recipes, or on all in the store.
 
-    With a `version`, the page is for a server: it asks for `version` now and then and loads itself anew when that is
-    another. Raises LookupError if no run is done.
+    `pattern_name` gives the name to show for a pattern. With a `version` the page is for a server: it asks for the
+    version every few seconds and reloads itself when the answer differs. A `smoke` report is marked as no result, since
+    its models are hardly trained. Raises LookupError if no run is done.
     """
-    keys = store.begun() if recipes is None else [recipe.key for recipe in recipes]
-    found = gather(store, keys)
-    if found.rows.empty:
+    keys = store.run_keys() if recipes is None else [recipe.key for recipe in recipes]
+    data = gather_runs(store, keys)
+    if data.rows.empty:
         raise LookupError(f"no run of it is done in {store.folder}; `bestiary status` says how they stand")
-    stands = Counter(line.partition(":")[0] for line in progress(store, recipes)[0]["stands"])
-    shown = contents(found, called)
-    written = tables(shown)
-    html = page(shown, summary(shown, stands), title=title, latex=written, version=version)
-    return Report(html, written, found.damaged)
+    states = Counter(line.partition(":")[0] for line in progress(store, recipes)[0]["state"])
+    content = report_data(data, pattern_name) | {"smoke": smoke}
+    latex = latex_tables(content)
+    html = page(content, summary(content, states), title=title, latex=latex, version=version)
+    return Report(html, latex, data.damaged)
 
 
 def page(
     shown: Mapping[str, Any], words: Sequence[tuple[str, list[str]]], *, title: str, latex: str, version: str = ""
 ) -> str:
-    """The page's HTML from its parts."""
-    from bestiary.report.plot import LOOKS
+    """The HTML of the page from its parts."""
+    from bestiary.report.plot import LINE_STYLES, SMOKE
 
-    data = {**shown, "pdf": figures(shown), "looks": [[marker, dashes(dash)] for _, marker, dash in LOOKS]}
+    data = {
+        **shown,
+        "pdf": pdf_figures(shown),
+        "looks": [[marker, svg_dashes(dash)] for _, marker, dash in LINE_STYLES],
+    }
     policy = f"{POLICY}; connect-src 'self'" if version else POLICY
-    light = "".join(f"--c{i}:{colour};" for i, (colour, _, _) in enumerate(LOOKS))
-    dark = "".join(f"--c{i}:{lit(colour)};" for i, (colour, _, _) in enumerate(LOOKS))
+    light = "".join(f"--c{i}:{colour};" for i, (colour, _, _) in enumerate(LINE_STYLES))
+    dark = "".join(f"--c{i}:{lighten(colour)};" for i, (colour, _, _) in enumerate(LINE_STYLES))
     parts = {
         "POLICY": policy,
         "VERSION": f'<meta name="bestiary-version" content="{escape(version)}">' if version else "",
         "TITLE": escape(title),
-        "CSS": f":root{{{light}}}\n:root[data-theme=dark]{{{dark}}}\n{static('page.css')}",
+        "MARK": f'<p class="smoke">{SMOKE}</p>' if shown.get("smoke") else "",
+        "CSS": f":root{{{light}}}\n:root[data-theme=dark]{{{dark}}}\n{read_asset('page.css')}",
         "SUMMARY": "\n".join(paragraph(*part) for part in words),
         "LATEX": escape(latex),
         "BESTIARY": f"Bestiary {__version__}",
         "DATA": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        "JS": static("shared.js") + static("page.js"),
+        "JS": read_asset("shared.js") + read_asset("page.js"),
     }
-    pieces = static("page.html").split("@@")  # text and names in turn, so that nothing put in is looked at again
+    pieces = read_asset("page.html").split("@@")  # text and names in turn, so that nothing put in is looked at again
     return "".join(parts[piece] if odd % 2 else piece for odd, piece in enumerate(pieces))
 
 
-def dashes(dash: Any) -> str:
-    """A dash of matplotlib's as SVG has it."""
+def svg_dashes(dash: Any) -> str:
+    """A dash pattern of matplotlib as the stroke-dasharray of SVG."""
     named = {"-": (), "--": (3.7, 1.6), "-.": (6.4, 1.6, 1, 1.6), ":": (1, 1.65)}
     return " ".join(f"{1.6 * part:g}" for part in (named[dash] if isinstance(dash, str) else dash[1]))
 
 
-def lit(colour: str) -> str:
-    """A colour as it shows on a dark ground: black turned to white, others mixed with white until light enough."""
+def lighten(colour: str) -> str:
+    """A colour for a dark background: black becomes white, others are mixed with white until light enough."""
     parts = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     if not any(parts):
         return "#f2f2f2"
@@ -94,9 +102,11 @@ def lit(colour: str) -> str:
 
 
 def paragraph(heading: str, sentences: Sequence[str]) -> str:
-    said = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
-    return f"<h3>{escape(heading)}</h3><ul>{said}</ul>"
+    """A heading and its sentences as HTML."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f"<h3>{escape(heading)}</h3><ul>{items}</ul>"
 
 
-def static(name: str) -> str:
+def read_asset(name: str) -> str:
+    """The text of a file that belongs to the page."""
     return (files("bestiary.report") / name).read_text(encoding="utf-8")

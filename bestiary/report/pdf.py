@@ -1,4 +1,4 @@
-"""The figures of a report as PDF, for a paper: drawn by matplotlib in the style of `plot`."""
+"""The figures of a report as PDF for a paper, drawn by matplotlib in the style of `plot`."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,16 +9,22 @@ from typing import Any
 Cell = Mapping[str, Any]
 
 
-def figures(contents: Mapping[str, Any], *, most: int = 6) -> list[dict[str, str]]:
-    """For each of the first tasks, the PDF of each figure that has something to show, in base64."""
+def pdf_figures(contents: Mapping[str, Any], *, most: int = 6) -> list[dict[str, str]]:
+    """For each of the first `most` tasks the PDF of each figure that is not empty, in base64."""
+    from bestiary.report.plot import mark_smoke
+
     found = []
     for i, task in enumerate(contents["tasks"][:most]):
         cells = [c for c in contents["cells"] if c["task"] == i]
-        found.append({name: encoded(figure) for name, figure in drawn(task, cells)})
+        drawn = dict(draw_figures(task, cells))
+        for figure in drawn.values() if contents.get("smoke") else ():
+            mark_smoke(figure)
+        found.append({name: encode_pdf(figure) for name, figure in drawn.items()})
     return found
 
 
-def encoded(figure: Any) -> str:
+def encode_pdf(figure: Any) -> str:
+    """A figure as PDF in base64, the same each time."""
     import matplotlib as mpl
 
     from bestiary.report.plot import STYLE
@@ -29,34 +35,37 @@ def encoded(figure: Any) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def drawn(task: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
-    """The figures by name. All but the first show the greatest width."""
+def draw_figures(task: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tuple[str, Any]]:
+    """The figures of a task by name. All but the first show the greatest width."""
     widest = [c for c in cells if c["dim"] == task["dims"][-1]]
     known = [c for c in cells if c["state"] is not None]
-    note, at = wrapped(task["label"]), f"{wrapped(task['label'])}\nwidth {task['dims'][-1]}"
+    note, at = wrap_label(task["label"]), f"{wrap_label(task['label'])}\nwidth {task['dims'][-1]}"
     if known:
-        points = series(task, known, lambda c: [(c["state"], c["accuracy"], c["low"], c["high"])])
+        points = series_by_mixer(task, known, lambda c: [(c["state"], c["accuracy"], c["low"], c["high"])])
         marks = {"marks": task["bounds"], "levels": task["levels"]}
-        yield "frontier", lines(points, x="State in numbers", note=note, **marks)
-    if (grid := loads(task)) is not None:
-        yield "load", maps(task, widest, *grid, note=at)
-    swept = series(task, [c for c in widest if len(c["rates"]) > 1], lambda c: [r[:4] for r in c["rates"] if r[0] > 0])
+        yield "frontier", line_figure(points, x="State in numbers", note=note, **marks)
+    if (grid := pairs_and_lengths(task)) is not None:
+        yield "load", load_maps(task, widest, *grid, note=at)
+    swept = series_by_mixer(
+        task, [c for c in widest if len(c["rates"]) > 1], lambda c: [r[:4] for r in c["rates"] if r[0] > 0]
+    )
     if swept:
-        yield "rates", lines(swept, x="Learning rate", y="Selection accuracy", note=at)
-    far = series(task, widest, lambda c: [d[:4] for d in c["distances"]])
+        yield "rates", line_figure(swept, x="Learning rate", y="Selection accuracy", note=at)
+    far = series_by_mixer(task, widest, lambda c: [d[:4] for d in c["distances"]])
     if far:
-        yield "distance", lines(far, x="Distance in tokens (start of bin)", base=2, note=at)
-    learnt = series(task, widest, lambda c: [(step, share, None, None) for step, share in c["mean"]])
+        yield "distance", line_figure(far, x="Distance in tokens (start of bin)", base=2, note=at)
+    learnt = series_by_mixer(task, widest, lambda c: [(step, share, None, None) for step, share in c["mean"]])
     if learnt:
-        yield "learning", lines(learnt, x="Step", y="Selection accuracy", base=0, note=at)
+        yield "learning", line_figure(learnt, x="Step", y="Selection accuracy", base=0, note=at)
 
 
-def wrapped(text: str) -> str:
+def wrap_label(text: str) -> str:
+    """Text broken into lines that fit below a figure."""
     return "\n".join(wrap(text, 88))
 
 
-def series(task: Mapping[str, Any], cells: Sequence[Cell], points: Any) -> dict[int, tuple[str, list[Any]]]:
-    """The points of each mixer under its place in the task, which is its colour."""
+def series_by_mixer(task: Mapping[str, Any], cells: Sequence[Cell], points: Any) -> dict[int, tuple[str, list[Any]]]:
+    """The name and points of each mixer, by its index in the task, which sets its colour."""
     found: dict[int, tuple[str, list[Any]]] = {}
     for c in cells:
         if points(c):
@@ -64,7 +73,7 @@ def series(task: Mapping[str, Any], cells: Sequence[Cell], points: Any) -> dict[
     return {place: (name, sorted(given, key=lambda p: p[0])) for place, (name, given) in found.items()}
 
 
-def lines(
+def line_figure(
     given: Mapping[int, tuple[str, list[Any]]],
     *,
     x: str,
@@ -74,7 +83,7 @@ def lines(
     levels: Mapping[str, float] | None = None,
     note: str = "",
 ) -> Any:
-    """One panel: a line for each mixer, with its intervals where there are any."""
+    """One panel with a line for each mixer, and its intervals where there are any."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -84,9 +93,9 @@ def lines(
         figure = Figure(figsize=(5.4, 2.9 + 0.15 * max(0, len(given) - 12)))
         axis = figure.subplots()
         for place, (name, points) in given.items():
-            colour, marker, dash = look(place)
+            colour, marker, dash = line_style(place)
             across, up, low, high = zip(*points, strict=True)
-            style = {"color": colour, "linestyle": dash, "marker": marker if base else "", "label": shortened(name, 44)}
+            style = {"color": colour, "linestyle": dash, "marker": marker if base else "", "label": shorten(name, 44)}
             if low[0] is None:
                 axis.plot(across, up, **style)
                 continue
@@ -116,8 +125,10 @@ def lines(
     return figure
 
 
-def maps(task: Mapping[str, Any], cells: Sequence[Cell], pairs: list[int], lengths: list[int], *, note: str) -> Any:
-    """A small map of load and length for each mixer."""
+def load_maps(
+    task: Mapping[str, Any], cells: Sequence[Cell], pairs: list[int], lengths: list[int], *, note: str
+) -> Any:
+    """A small heat map of accuracy by load and length for each mixer."""
     import matplotlib as mpl
     import numpy as np
     from matplotlib.figure import Figure
@@ -140,7 +151,7 @@ def maps(task: Mapping[str, Any], cells: Sequence[Cell], pairs: list[int], lengt
                     axis.text(column, row, f"{share:.2f}", ha="center", va="center", color=shade, size=6)
             axis.set_xticks(range(len(lengths)), lengths)
             axis.set_yticks(range(len(pairs)), pairs)
-            axis.set_title(shortened(c["mixer"], 26), size=6.5)
+            axis.set_title(shorten(c["mixer"], 26), size=6.5)
         for axis in axes[len(cells) :]:
             axis.set_axis_off()
         figure.supxlabel(f"Length\n{note}", size=6.5)
@@ -155,21 +166,22 @@ def share_at(task: Mapping[str, Any], c: Cell, pairs: int, length: int) -> float
     return sum(found) / len(found) if found else float("nan")
 
 
-def loads(task: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
-    """Pairs and lengths of the test segments, if every one has both and they differ."""
+def pairs_and_lengths(task: Mapping[str, Any]) -> tuple[list[int], list[int]] | None:
+    """The loads and the lengths of the test segments, None unless every segment has both and they differ."""
     found = [(part["pairs"], part["length"]) for part in task["segments"]]
     if len(set(found)) < 2 or any(None in part for part in found):
         return None
     return sorted({pairs for pairs, _ in found}), sorted({length for _, length in found})
 
 
-def look(place: int) -> tuple[str, str, Any]:
-    """Colour, marker and dash of the mixer at this place of its task; those beyond the colours get another marker."""
-    from bestiary.report.plot import LOOKS
+def line_style(place: int) -> tuple[str, str, Any]:
+    """Colour, marker and dash of the mixer at this index; beyond the colours, the same ones with another marker."""
+    from bestiary.report.plot import LINE_STYLES
 
-    colour, _, dash = LOOKS[place % len(LOOKS)]
-    return colour, LOOKS[(place + place // len(LOOKS)) % len(LOOKS)][1], dash
+    colour, _, dash = LINE_STYLES[place % len(LINE_STYLES)]
+    return colour, LINE_STYLES[(place + place // len(LINE_STYLES)) % len(LINE_STYLES)][1], dash
 
 
-def shortened(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
+    """Text of at most so many characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""From tables to figures that a paper could print: readable in grey, safe for the colour-blind, the same every time."""
+"""Figures that a paper can print: readable in grey, safe for the colour-blind, and the same file every time."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ STYLE: Any = {
 }
 
 # Okabe & Ito's colours, each with a marker and a dash of its own so that grey is enough
-LOOKS = (
+LINE_STYLES = (
     ("#000000", "o", "-"),
     ("#D55E00", "s", "--"),
     ("#0072B2", "^", "-."),
@@ -48,7 +48,7 @@ LOOKS = (
 
 
 class Line(NamedTuple):
-    """One line of a panel: `low` and `high` are its band, None for published points drawn without one."""
+    """A line of a panel; `low` and `high` are its band. A published one is drawn hollow, without a band."""
 
     name: str
     x: Sequence[float]
@@ -69,22 +69,21 @@ def panels(
     whiskers: bool = False,
     shares: bool = True,
 ) -> Figure:
-    """A row of panels of a size in inches with one logarithmic x axis each, accuracy upwards, and one legend for all.
+    """A row of panels, each with a logarithmic x axis and accuracy on the y axis, and one legend for all.
 
-    `x` names the axis, of each panel if they differ. Without `shares` what goes upwards is no share of 1 but a number
-    above 0, on a logarithmic axis, and few of the values of x are written.
-
-    `levels` are horizontal lines for each panel, such as chance. Published points are hollow and grey-dashed, in
-    the colour of the line of the same name. `whiskers` are for bands that would hide each other.
+    `x` labels the axis, or the axis of each panel. `size` is a panel's in inches. `levels` are horizontal lines in
+    each panel, such as chance. Published points are hollow and grey-dashed, in the colour of the line of the same name.
+    `whiskers` draw intervals as bars, where bands would hide each other. Without `shares` the y axis is logarithmic
+    rather than from 0 to 1, and fewer values of x are written.
     """
     names = list(dict.fromkeys(line.name for lines in contents.values() for line in lines))
-    looks = {name: LOOKS[i % len(LOOKS)] for i, name in enumerate(names)}
+    looks = {name: LINE_STYLES[i % len(LINE_STYLES)] for i, name in enumerate(names)}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.4 + size[0] * len(contents), size[1]))
         axes = figure.subplots(1, len(contents), sharey=True, squeeze=False)[0]
         for axis, (title, lines) in zip(axes, contents.items(), strict=True):
             for line in lines:
-                draw(axis, line, *looks[line.name], whiskers=whiskers)
+                draw_line(axis, line, *looks[line.name], whiskers=whiskers)
             for name, level in (levels or {}).get(title, {}).items():
                 axis.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
                 axis.annotate(
@@ -101,7 +100,7 @@ def panels(
             shown = ticks if shares else ticks[:: -(-len(ticks) // 5)]
             axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
             axis.set(title=title, xlabel=x if isinstance(x, str) else x[title])
-            upwards(axis, shares=shares)
+            set_y_axis(axis, shares=shares)
         axes[0].set_ylabel(y)
         handles = {
             text: handle for axis in axes for handle, text in zip(*axis.get_legend_handles_labels(), strict=True)
@@ -112,8 +111,8 @@ def panels(
     return figure
 
 
-def upwards(axis: Axes, *, shares: bool) -> None:
-    """From 0 to 1, or a logarithmic axis."""
+def set_y_axis(axis: Axes, *, shares: bool) -> None:
+    """An axis from 0 to 1, or a logarithmic one."""
     if shares:
         axis.set(ylim=(-0.03, 1.03))
     else:
@@ -123,7 +122,8 @@ def upwards(axis: Axes, *, shares: bool) -> None:
     axis.minorticks_off()
 
 
-def draw(axis: Axes, line: Line, colour: str, marker: str, dash: Any, *, whiskers: bool) -> None:
+def draw_line(axis: Axes, line: Line, colour: str, marker: str, dash: Any, *, whiskers: bool) -> None:
+    """Draw one line into a panel, with its band or bars."""
     if line.published:
         axis.plot(
             line.x,
@@ -144,15 +144,15 @@ def draw(axis: Axes, line: Line, colour: str, marker: str, dash: Any, *, whisker
         axis.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
 
 
-class Row(NamedTuple):
-    """One row of marks: `reached` are values, `censored` are how far those went that never got there."""
+class DotRow(NamedTuple):
+    """A row of marks: `reached` are values, `censored` are how far those went that never arrived."""
 
     name: str
     reached: Sequence[float]
     censored: Sequence[float] = ()
 
 
-def dots(rows: Sequence[Row], *, x: str, note: str = "") -> Figure:
+def dots(rows: Sequence[DotRow], *, x: str, note: str = "") -> Figure:
     """A row of marks for each name, the first on top, along one logarithmic axis."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 0.9 + 0.24 * len(rows)))
@@ -160,8 +160,8 @@ def dots(rows: Sequence[Row], *, x: str, note: str = "") -> Figure:
         for height, row in enumerate(rows):
             spread = np.linspace(-0.2, 0.2, len(row.reached) + len(row.censored) + 2)[1:-1]
             inside, outside = spread[: len(row.reached)] + height, spread[len(row.reached) :] + height
-            axis.plot(row.reached, inside, "o", color=LOOKS[2][0], alpha=0.8)
-            axis.plot(row.censored, outside, ">", color=LOOKS[1][0], mfc="white")
+            axis.plot(row.reached, inside, "o", color=LINE_STYLES[2][0], alpha=0.8)
+            axis.plot(row.censored, outside, ">", color=LINE_STYLES[1][0], mfc="white")
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
         axis.xaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
@@ -191,8 +191,8 @@ def matrix(table: pd.DataFrame, *, note: str = "") -> Figure:
     return figure
 
 
-class Rise(NamedTuple):
-    """One count that grows with x, the law beside it, and how that is written."""
+class Growth(NamedTuple):
+    """A count that grows with x, the law beside it, and the law in words."""
 
     name: str
     x: Sequence[float]
@@ -201,8 +201,8 @@ class Rise(NamedTuple):
     text: str = ""
 
 
-def rises(
-    contents: Mapping[str, Sequence[Rise]],
+def growth_panels(
+    contents: Mapping[str, Sequence[Growth]],
     *,
     x: str,
     columns: int = 4,
@@ -210,9 +210,9 @@ def rises(
     base: int = 10,
     note: str = "",
 ) -> Figure:
-    """A grid of panels with two logarithmic axes each: a mark for each count, its law dashed in the same colour.
+    """A grid of panels with logarithmic axes: a mark for each count, its law dashed in the same colour.
 
-    With `even`, x is linear; `base` is that of the ticks upwards.
+    With `even`, x is linear. `base` is that of the y axis.
     """
     names = list(dict.fromkeys(rise.name for rises in contents.values() for rise in rises))
     rows = -(-len(contents) // columns)
@@ -221,7 +221,7 @@ def rises(
         axes = figure.subplots(rows, min(columns, len(contents)), sharey=True, squeeze=False).flatten()
         for axis, (title, lines) in zip(axes, contents.items(), strict=False):
             for line in lines:
-                colour, marker, _ = LOOKS[names.index(line.name) % len(LOOKS)]
+                colour, marker, _ = LINE_STYLES[names.index(line.name) % len(LINE_STYLES)]
                 axis.plot(line.x, line.y, marker, color=colour, label=line.name, zorder=3, clip_on=False)
                 if line.law is not None:
                     axis.plot(line.x, line.law, "--", color=colour, linewidth=1)
@@ -241,8 +241,17 @@ def rises(
     return figure
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write SVG and PNG, byte for byte the same for the same figure."""
+SMOKE = "smoke scale: not a result"
+
+
+def mark_smoke(figure: Figure) -> None:
+    """Write across a figure that its models were hardly trained."""
+    style: Any = {"size": 16, "color": "0.55", "alpha": 0.45, "rotation": 20, "ha": "center", "va": "center"}
+    figure.text(0.45, 0.55, SMOKE, zorder=10, **style)
+
+
+def save_figure(figure: Figure, stem: Path) -> list[Path]:
+    """Write the figure as SVG and PNG and return both paths; the same figure gives the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_suffix(".svg"), stem.with_suffix(".png")]
     with mpl.rc_context(STYLE):

@@ -1,8 +1,8 @@
-"""What a state of so many numbers could do: three lines on an axis of states, and an axis whose ticks are powers of 10.
+"""What a state of a given size can do in theory: three vertical lines on an axis of states.
 
-bits suffice      as many numbers as have the bits that every answer needs: below, no model recalls (a theorem)
-n log n           what an argmax over a memory of random keys asks for, up to a constant (a law of large sizes)
-best linear map   the least square memory of random unit keys that recalls 0.99 by least squares (simulated)
+bits suffice      as many numbers as hold the bits that every answer needs: below it, no model recalls (a theorem)
+n log n           what an argmax over a memory of random keys needs, up to a constant (an asymptotic law)
+best linear map   the smallest square memory of random unit keys that recalls 0.99 by least squares (simulated)
 """
 
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ SEEDS = 3
 
 @cache
 def references(pairs: int, vocab: int) -> dict[str, float]:
-    """The three states at which so many pairs of a vocabulary could be recalled, in numbers of 32 bits."""
+    """The three states at which so many pairs of a vocabulary can be recalled, in numbers of 32 bits."""
     from bestiary.constructions.bounds import argmax_state, least_state
 
     return {
         "bits suffice": float(least_state(pairs, vocab)),
         "n log n": argmax_state(pairs),
-        "best linear map": float(least_square(pairs, vocab) ** 2),
+        "best linear map": float(least_width(pairs, vocab) ** 2),
     }
 
 
-def least_square(pairs: int, vocab: int) -> int:
-    """The least width at which the best linear memory recalls 0.99, by doubling and bisection; mean over seeds."""
+def least_width(pairs: int, vocab: int) -> int:
+    """The least width at which the best linear memory recalls 0.99, the mean over seeds; by doubling and bisection."""
     high = 1
     while not recalls(pairs, high, vocab):
         high *= 2
@@ -40,14 +40,15 @@ def least_square(pairs: int, vocab: int) -> int:
 
 
 def recalls(pairs: int, width: int, vocab: int) -> bool:
-    from bestiary.constructions.bounds import recalled
+    """Whether the best linear memory of this width recalls 0.99 of the pairs, the mean over seeds."""
+    from bestiary.constructions.bounds import simulated_accuracy
 
-    found = [recalled("least squares", pairs, width, vocab, seed=seed) for seed in range(SEEDS)]
+    found = [simulated_accuracy("least squares", pairs, width, vocab, seed=seed) for seed in range(SEEDS)]
     return sum(found) / SEEDS >= RECALLED
 
 
-def mark(figure: Figure, lines: Mapping[str, Mapping[str, float]]) -> None:
-    """Draw upright lines into each panel of this title, with their names along them."""
+def draw_references(figure: Figure, lines: Mapping[str, Mapping[str, float]]) -> None:
+    """Draw vertical lines into the panels of these titles, each with its name along it."""
     for axis in figure.axes:
         for name, place in lines.get(axis.get_title(), {}).items():
             axis.axvline(place, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
@@ -65,8 +66,8 @@ def mark(figure: Figure, lines: Mapping[str, Mapping[str, float]]) -> None:
             )
 
 
-def decades(figure: Figure) -> None:
-    """Ticks at powers of ten, for values too many to be ticks each."""
+def use_decade_ticks(figure: Figure) -> None:
+    """Put ticks at powers of ten, for axes with too many values to label each."""
     for axis in figure.axes:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(numticks=10))

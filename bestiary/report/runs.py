@@ -1,25 +1,28 @@
-"""From a store to one table of runs and test segments, each under its cell: the recipe but for rate and seed."""
+"""The runs of a store in one table: a row for each test segment, with its cell, the recipe without rate and seed."""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bestiary.report.command import text
-from bestiary.runs.store import Damaged, Record, Store
-from bestiary.runs.table import segments, selection_curve
+from bestiary.report.command import pattern_text
+from bestiary.runs.store import DamagedRun, Record, Store, damaged_run
+from bestiary.runs.table import segment_rows, selection_curve
 from bestiary.spec import locate
-from bestiary.training.recipe import Recipe
+from bestiary.training.recipe import SPECS, Recipe
 
-NAMED = ("train", "test", "select", "pattern", "dim")  # what names a cell; rate and seed tell its runs apart
-PLAIN = ("base_conv", "short_conv", "token_shift", "long_conv")  # mixers that stand before the one that matters
-CHANGED = (LookupError, ValueError, TypeError, ImportError, SyntaxError)  # a user's file is gone or is another now
+CELL_FIELDS = ("train", "test", "select", "pattern", "dim")  # what names a cell; rate and seed tell its runs apart
+HELPER_MIXERS = ("base_conv", "short_conv", "token_shift", "long_conv")  # mixers that stand before the one that matters
+UNBUILDABLE = (LookupError, ValueError, TypeError, ImportError, SyntaxError)  # a user's file is gone or is another now
+
+BROKEN = (OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)  # of one run
 
 
-class Gathered(NamedTuple):
-    """What a store says of some runs."""
+class RunData(NamedTuple):
+    """What the report needs to know about the runs of a store."""
 
     rows: pd.DataFrame  # those of `table.results`, with `cell` and `task`
     recipes: dict[str, dict[str, Any]]  # of each cell, as stored, without rate and seed
@@ -29,40 +32,64 @@ class Gathered(NamedTuple):
     damaged: list[str]
 
 
-def gather(store: Store, keys: Iterable[str]) -> Gathered:
+def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
     """The finished runs among the keys."""
-    begun = set(store.begun())
+    known = set(store.run_keys())
     rows: list[dict[str, Any]] = []
-    found = Gathered(pd.DataFrame(), {}, {}, {}, {}, [])
+    data = RunData(pd.DataFrame(), {}, {}, {}, {}, [])
     for key in dict.fromkeys(keys):
-        if key not in begun:
+        if key not in known:
             continue
         try:
             record = store.read(key)
-        except Damaged as fault:
-            found.damaged.append(str(fault))
-            continue
-        if record.ended is not None:
-            rows += enter(found, record, store)
-    return found._replace(rows=pd.DataFrame(rows))
+            if record.ended is not None:
+                rows += add_run(data, record, store)
+        except DamagedRun as fault:
+            data.damaged.append(str(fault))
+        except BROKEN as fault:
+            data.damaged.append(str(damaged_run(store.folder / key, fault)))
+    return data._replace(rows=pd.DataFrame(rows))
 
 
-def enter(found: Gathered, record: Record, store: Store) -> list[dict[str, Any]]:
-    """Note a run, and return its rows."""
+def add_run(data: RunData, record: Record, store: Store) -> list[dict[str, Any]]:
+    """Add a run to the data, and return its rows. Nothing is added if something of the run cannot be read."""
     recipe = {name: value for name, value in record.recipe.items() if name not in ("rate", "seed")}
+    check_stored(recipe)
     cell = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    found.recipes[cell] = recipe
-    found.curves[record.key] = selection_curve(record.log)
-    found.distances[record.key] = distances(record.log)
-    place = store.folder / record.key / "origin.json"
-    origin = json.loads(place.read_text()) if place.is_file() else {}
-    origin.get("host", {}).pop("name", None)
-    found.origins[record.key] = origin
-    return [{**row, "cell": cell, "task": question(recipe)} for row in segments(record)]
+    rows = [{**row, "cell": cell, "task": task_line(recipe)} for row in segment_rows(record)]
+    curve, distances = selection_curve(record.log), distance_counts(record.log)
+    origin = read_origin(store.folder / record.key / "origin.json")
+    data.recipes[cell] = recipe
+    data.curves[record.key], data.distances[record.key], data.origins[record.key] = curve, distances, origin
+    return rows
 
 
-def distances(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
-    """Right and asked on the test stream, by the power of two at or below the distance of what was asked."""
+def check_stored(recipe: Mapping[str, Any]) -> None:
+    """Raise ValueError if the tasks and mixers of a stored recipe are not of the form that a report reads."""
+    for field in SPECS:
+        for part in recipe.get(field, ()) if field == "select" else recipe[field]:
+            if not (
+                isinstance(part["text"], str) and isinstance(part["name"], str) and isinstance(part["options"], dict)
+            ):
+                raise ValueError(f"its {field} is no list of tasks or mixers")
+            if part["name"] == "mqar" and not all(
+                isinstance(part["options"][name], int) for name in ("pairs", "vocab")
+            ):
+                raise ValueError(f"its {field} has no whole number of pairs or no vocabulary")
+
+
+def read_origin(place: Path) -> dict[str, Any]:
+    """What made a run, without the name of the machine; empty if nothing is stored. Raises ValueError."""
+    try:
+        origin = json.loads(place.read_text()) if place.is_file() else {}
+        origin.get("host", {}).pop("name", None)
+    except (ValueError, AttributeError, TypeError, RecursionError) as fault:
+        raise ValueError(f"{place.name}: {fault}") from None
+    return origin
+
+
+def distance_counts(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
+    """Right answers and questions on the test stream by distance, in bins that begin at powers of two."""
     bins: dict[int, tuple[int, int]] = {}
     for line in log:
         if line["split"] == "test" and line["facet"] == "distance" and line["value"] > 0:
@@ -72,30 +99,32 @@ def distances(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
     return dict(sorted(bins.items()))
 
 
-def question(recipe: Mapping[str, Any]) -> str:
+def task_line(recipe: Mapping[str, Any]) -> str:
     """What a recipe is trained and tested on, in one line; equal exactly where results may be compared."""
-    tested, trained, select = (varied(recipe.get(name, ())) for name in ("test", "train", "select"))
-    line = tested if tested == trained else f"{tested}, trained on {trained}"
-    return f"{line}, selected on {select}" if select not in ("", tested) else line
+    tested, trained, select = (tasks_text(recipe.get(name, ())) for name in ("test", "train", "select"))
+    text = tested if tested == trained else f"{tested}, trained on {trained}"
+    return f"{text}, selected on {select}" if select not in ("", tested) else text
 
 
-def varied(parts: Iterable[Mapping[str, Any]]) -> str:
-    """Tasks in one line: `mqar(vocab=64) with length 24, 48 and pairs 2, 4` for the segments that differ in these."""
+def tasks_text(parts: Iterable[Mapping[str, Any]]) -> str:
+    """Tasks in one line: `mqar(vocab=64) with length 24, 48 and pairs 2, 4` for segments that differ in these."""
     specs = list(parts)
     if len(specs) < 2 or len({part["name"] for part in specs}) > 1:
-        return text(part["text"] for part in specs)
+        return pattern_text(part["text"] for part in specs)
     differ = [name for name in specs[0]["options"] if len({str(part["options"].get(name)) for part in specs}) > 1]
-    said = {part["text"].partition("(")[2].removesuffix(")") for part in specs}
-    shared = [item for item in split(min(said)) if item.partition("=")[0] not in differ]
+    texts = {part["text"].partition("(")[2].removesuffix(")") for part in specs}
+    shared = [item for item in split_options(min(texts)) if item.partition("=")[0] not in differ]
     if not differ:
-        return text(part["text"] for part in specs)
+        return pattern_text(part["text"] for part in specs)
     values = {name: list(dict.fromkeys(str(part["options"][name]) for part in specs)) for name in differ}
-    told = " and ".join(f"{name} {', '.join(found)}" for name, found in values.items())
-    return f"{len(specs)} segments of {specs[0]['name']}" + (f"({', '.join(shared)})" if shared else "") + f", {told}"
+    varying = " and ".join(f"{name} {', '.join(found)}" for name, found in values.items())
+    return (
+        f"{len(specs)} segments of {specs[0]['name']}" + (f"({', '.join(shared)})" if shared else "") + f", {varying}"
+    )
 
 
-def split(options: str) -> list[str]:
-    """`a=1, b='x, y'` at the commas between options."""
+def split_options(options: str) -> list[str]:
+    """The options of `a=1, b='x, y'`, split at the commas between them."""
     found: list[str] = []
     for part in options.split(", "):
         if found and "=" not in part:
@@ -105,8 +134,8 @@ def split(options: str) -> list[str]:
     return found
 
 
-def label(part: Mapping[str, Any], among: Iterable[Mapping[str, Any]]) -> str:
-    """What tells a test segment from the others: `length 48, pairs 4`; its text if its name does."""
+def segment_label(part: Mapping[str, Any], among: Iterable[Mapping[str, Any]]) -> str:
+    """What distinguishes a test segment from the others: `length 48, pairs 4`; its full text if its name does."""
     others = list(among)
     if len({other["name"] for other in others}) > 1 or len(others) < 2:
         return part["text"]
@@ -114,22 +143,22 @@ def label(part: Mapping[str, Any], among: Iterable[Mapping[str, Any]]) -> str:
     return ", ".join(f"{name} {part['options'][name]}" for name in differ) or part["text"]
 
 
-def mixers(
-    recipes: Mapping[str, Mapping[str, Any]], called: Callable[[str], str] = lambda pattern: pattern
+def mixer_names(
+    recipes: Mapping[str, Mapping[str, Any]], pattern_name: Callable[[str], str] = lambda pattern: pattern
 ) -> dict[str, str]:
-    """How the mixer of each cell is called: what its pattern is, and the settings in which cells of that name differ.
+    """The name of each cell's mixer: its pattern, and the settings in which cells of that pattern differ.
 
     Width is not among them: the cells of one name are one line along it.
     """
     alike: dict[tuple[str, str], list[str]] = {}
     for cell, recipe in recipes.items():
         pattern = ", ".join(part["text"] for part in recipe["pattern"])
-        name = called(pattern)
-        told = text(part["text"] for part in recipe["pattern"]) if name == pattern else name
-        alike.setdefault((question(recipe), told), []).append(cell)
+        name = pattern_name(pattern)
+        shown = pattern_text(part["text"] for part in recipe["pattern"]) if name == pattern else name
+        alike.setdefault((task_line(recipe), shown), []).append(cell)
     names = {}
     for (_, pattern), cells in alike.items():
-        rest = {cell: {n: v for n, v in recipes[cell].items() if n not in NAMED} for cell in cells}
+        rest = {cell: {n: v for n, v in recipes[cell].items() if n not in CELL_FIELDS} for cell in cells}
         fields = dict.fromkeys(name for settings in rest.values() for name in settings)
         differ = [name for name in fields if len({str(settings.get(name)) for settings in rest.values()}) > 1]
         for cell in cells:
@@ -138,26 +167,26 @@ def mixers(
 
 
 def family(recipe: Mapping[str, Any]) -> str:
-    """The family of the last mixer of a pattern that is more than a plain convolution, or else of the last."""
+    """The family of the last mixer of a pattern that is not a plain convolution, or else of the last mixer."""
     names = [part["name"] for part in recipe["pattern"]]
-    chosen = next((name for name in reversed(names) if name not in PLAIN), names[-1])
+    chosen = next((name for name in reversed(names) if name not in HELPER_MIXERS), names[-1])
     try:
         return getattr(locate("mixers", chosen), "family", None) or "other"
-    except CHANGED:
+    except UNBUILDABLE:
         return "other"
 
 
 SIZES: dict[str, tuple[int, int]] = {}  # what was measured, by shape
 
 
-def sized(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def model_size(recipe: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Numbers in the state after the longest test sequence, and parameters; None if the model cannot be built now."""
-    from bestiary.training.size import memory_of, parameters
+    from bestiary.training.size import parameters, state_size
 
     try:
-        made = Recipe(**recipe)
-        if made.shape not in SIZES:
-            SIZES[made.shape] = memory_of(made)[0], parameters(made)
-        return SIZES[made.shape]
-    except CHANGED:
+        built = Recipe.read(recipe)
+        if built.shape_key not in SIZES:
+            SIZES[built.shape_key] = state_size(built)[0], parameters(built)
+        return SIZES[built.shape_key]
+    except UNBUILDABLE:
         return None, None

@@ -1,4 +1,4 @@
-"""The table of results by a facet of what was asked: by the distance to the pair, say, or the load."""
+"""The table of results by a facet of the questions, such as the distance to the pair or the load."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def by_facet(store: Store, keys: Iterable[str], facet: str) -> "tuple[pd.DataFrame, list[str]]":
     """The rows of `table.results`, once for each value of a facet, which is a column of that name.
 
-    `right`, `asked`, `accuracy` and `loss` are of the answers with that value; what is not known by facet is left
-    out. A run that diverged has a row for each value that others of its task have, where it scored nothing.
+    `right`, `asked`, `accuracy` and `loss` count only the answers with that value. Columns that are not measured by
+    facet are left out. A run that diverged has a row with score 0 for each value that other runs of its task have.
     Also returns a line about each run that cannot be read. Raises LookupError if no run has the facet.
     """
     table, damaged = results(store, keys)
@@ -24,17 +24,17 @@ def by_facet(store: Store, keys: Iterable[str], facet: str) -> "tuple[pd.DataFra
     if parts.empty:
         known = sorted({task for task in table["task"]})
         raise LookupError(f"no run was scored by {facet!r}; the tasks are {', '.join(known)}")
-    return joined(table, parts.rename(columns={"value": facet}), facet), damaged
+    return join_facets(table, parts.rename(columns={"value": facet}), facet), damaged
 
 
-def joined(table: "pd.DataFrame", parts: "pd.DataFrame", facet: str) -> "pd.DataFrame":
-    """Each row of results with the counts of every value that its task has."""
+def join_facets(table: "pd.DataFrame", parts: "pd.DataFrame", facet: str) -> "pd.DataFrame":
+    """Each row of results, with the counts of every value of the facet that its task has."""
     whole = [name for name in ("right", "asked", "accuracy", "loss", "whole", facet) if name in table]
     runs = table.drop(columns=whole)
     tasks = runs[["key", "segment", "task"]].merge(parts[["key", "segment", facet]], on=["key", "segment"])
     values = tasks[["task", facet]].drop_duplicates().sort_values(facet)
     counts = parts[["key", "segment", facet, "right", "asked", "accuracy", "loss"]]
-    found = runs.merge(values, on="task").merge(counts, on=["key", "segment", facet], how="left")
-    diverged = found["outcome"] == "diverged"
-    kept = found[found["asked"].notna() | diverged]
-    return kept.assign(right=kept["right"].fillna(0).astype(int)).reset_index(drop=True)
+    rows = runs.merge(values, on="task").merge(counts, on=["key", "segment", facet], how="left")
+    diverged = rows["outcome"] == "diverged"
+    rows = rows[rows["asked"].notna() | diverged]
+    return rows.assign(right=rows["right"].fillna(0).astype(int)).reset_index(drop=True)

@@ -1,9 +1,9 @@
-"""What was derived from runs that are done, kept in one SQLite file, so that a store of many runs answers at once.
+"""A cache of what was computed from finished runs, in one SQLite file, so that a large store answers at once.
 
-It is never the truth: it can be deleted at any time, and what it lacks is derived anew. Each entry has a seal, a digest
-of its text, of the code that made it and of the size and time of the files it was made from; an entry whose seal does
-not agree is not believed, whether the run was redone, the code has changed or the file is damaged. Where the file
-cannot be read or written (a read-only or full disk, a lock held too long), everything works without it.
+It can be deleted at any time; what it lacks is computed again. Each entry has a seal: a digest of its text, of the code
+that computed it, and of the size and time of the files it was computed from. An entry whose seal does not agree is
+ignored, whether the run was redone, the code has changed or the cache is damaged. Where the cache cannot be read or
+written (a read-only or full disk, a lock held too long), everything works without it.
 """
 
 import hashlib
@@ -16,100 +16,104 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bestiary.runs.store import Damaged, Record, Store, unreadable
+from bestiary.runs.files import FAULTS
+from bestiary.runs.record import DamagedRun, Record, damaged_run
+from bestiary.runs.store import Store
 
 NAME = ".index.sqlite"
-FILES = ("recipe.json", "done", "log.jsonl")  # what a run is read from
+FILES = ("recipe.json", "done", "log.jsonl", "origin.json")  # what a run is read from
 SOURCES = (
+    "runs/record.py",
     "runs/store.py",
     "training/recipe.py",
     "runs/index.py",
     "runs/table.py",
-)  # the code that derives, within the package
-PATIENCE = 2.0  # seconds to wait for a lock
+)  # the code that computes the entries, within the package
+LOCK_TIMEOUT = 2.0  # seconds to wait for a lock
 BATCH = 1000  # runs written in one transaction
-BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+BROKEN_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def derived(
-    store: Store, keys: Iterable[str], derive: Callable[[Record], dict[str, Any]], *, part: str
+def cached_parts(
+    store: Store, keys: Iterable[str], compute: Callable[[Record], dict[str, Any]], *, part: str
 ) -> dict[str, Any]:
-    """One part of what `derive` makes of each run begun, or the fault of a run that cannot be read, by its key.
+    """By key, one part of what `compute` returns for each run that was started, or a DamagedRun.
 
-    The parts must be JSON. Those of runs that are done come from the index where it has them.
+    The parts must be JSON. Those of finished runs come from the cache where it has them.
     """
     folder, index = os.fspath(store.folder), store.folder / NAME
-    marks = {key: mark for key in keys if (mark := marked(f"{folder}/{key}")) is not None}
-    found, fresh, keeps = recalled(index, marks, part=part), [], True
-    for key in [key for key in marks if key not in found]:
+    stamps = {key: stamp for key in keys if (stamp := file_stamps(f"{folder}/{key}")) is not None}
+    found, new, writable = look_up(index, stamps, part=part), [], True
+    for key in [key for key in stamps if key not in found]:
         try:
             record = store.read(key)
-            parts = derive(record)
-        except Damaged as fault:
+            parts = compute(record)
+        except DamagedRun as fault:
             found[key] = fault
-        except (LookupError, TypeError, ValueError, ArithmeticError) as fault:
-            found[key] = unreadable(store.folder / key, fault)
+        except FAULTS as fault:
+            found[key] = damaged_run(store.folder / key, fault)
         else:
             found[key] = parts[part]
-            if record.ended is not None and all(marks[key]):
-                fresh.append((key, marks[key], parts))
-        if len(fresh) == BATCH:
-            keeps, fresh = keeps and kept(index, fresh), []
-    if fresh and keeps:
-        kept(index, fresh)
+            if record.ended is not None and all(stamps[key][:3]):
+                new.append((key, stamps[key], parts))
+        if len(new) == BATCH:
+            writable, new = writable and save(index, new), []
+    if new and writable:
+        save(index, new)
     return found
 
 
-def marked(place: str) -> tuple[str, ...] | None:
-    """Time and size of each file that a run is read from, "" for one that is missing; None if none was begun."""
-    marks = []
+def file_stamps(place: str) -> tuple[str, ...] | None:
+    """Time and size of each file that a run is read from, "" for one that is missing; None if there is no such run."""
+    stamps = []
     for name in FILES:
         try:
-            seen = os.stat(f"{place}/{name}")
+            status = os.stat(f"{place}/{name}")
         except (FileNotFoundError, NotADirectoryError):
-            marks.append("")
-        except OSError as fault:  # it is there, and reading it will tell
-            marks.append(str(fault.errno))
+            stamps.append("link" if os.path.islink(f"{place}/{name}") else "")
+        except OSError as fault:  # it exists; reading it will say what is wrong
+            stamps.append(str(fault.errno))
         else:
-            marks.append(f"{seen.st_mtime_ns} {seen.st_size}")
-    return tuple(marks) if marks[0] or marks[1] else None
+            stamps.append(f"{status.st_mtime_ns} {status.st_size}")
+    return tuple(stamps) if stamps[0] or stamps[1] else None
 
 
-def recalled(index: Path, marks: dict[str, tuple[str, ...]], *, part: str) -> dict[str, Any]:
-    """What the index knows of the runs that stand as marked."""
+def look_up(index: Path, stamps: dict[str, tuple[str, ...]], *, part: str) -> dict[str, Any]:
+    """What the cache holds for runs whose files have these stamps."""
     known: dict[str, Any] = {}
-    ask = "SELECT seal, text FROM derived WHERE key = ? AND part = ?"
+    query = "SELECT seal, text FROM derived WHERE key = ? AND part = ?"
     try:
-        with closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True, timeout=PATIENCE)) as base:
+        with closing(sqlite3.connect(f"{index.absolute().as_uri()}?mode=ro", uri=True, timeout=LOCK_TIMEOUT)) as base:
             base.execute("BEGIN")
-            for key, mark in marks.items():
-                row = base.execute(ask, (key, part)).fetchone()
-                if row is not None and row[0] == seal(key, mark, part, row[1]):
+            for key, stamp in stamps.items():
+                row = base.execute(query, (key, part)).fetchone()
+                if row is not None and row[0] == seal(key, stamp, part, row[1]):
                     known[key] = json.loads(row[1])
     except sqlite3.Error as fault:
-        discarded(index, fault)
+        discard_if_broken(index, fault)
     return known
 
 
-def kept(index: Path, entries: Sequence[tuple[str, tuple[str, ...], dict[str, Any]]]) -> bool:
-    """Whether the parts of these runs could be written into the index."""
-    texts = [(key, mark, part, json.dumps(value)) for key, mark, parts in entries for part, value in parts.items()]
-    rows = [(key, part, seal(key, mark, part, text), text) for key, mark, part, text in texts]
+def save(index: Path, entries: Sequence[tuple[str, tuple[str, ...], dict[str, Any]]]) -> bool:
+    """Write the parts of these runs into the cache; whether that was possible."""
+    texts = [(key, stamp, part, json.dumps(value)) for key, stamp, parts in entries for part, value in parts.items()]
+    rows = [(key, part, seal(key, stamp, part, text), text) for key, stamp, part, text in texts]
     for _ in range(2):
         try:
-            with closing(sqlite3.connect(index, timeout=PATIENCE)) as base, base:
+            with closing(sqlite3.connect(index, timeout=LOCK_TIMEOUT)) as base, base:
                 base.execute("BEGIN IMMEDIATE")
                 base.execute("CREATE TABLE IF NOT EXISTS derived (key, part, seal, text, PRIMARY KEY (key, part))")
                 base.executemany("INSERT OR REPLACE INTO derived VALUES (?, ?, ?, ?)", rows)
             return True
         except sqlite3.Error as fault:
-            if not discarded(index, fault, broken=(*BROKEN, sqlite3.SQLITE_ERROR)):  # the last: of another layout
+            broken = (*BROKEN_CODES, sqlite3.SQLITE_ERROR)  # the last: its tables are others
+            if not discard_if_broken(index, fault, broken=broken):
                 return False
     return False
 
 
-def discarded(index: Path, fault: sqlite3.Error, *, broken: Sequence[int] = BROKEN) -> bool:
-    """Whether a fault is that of a damaged index, which is then deleted."""
+def discard_if_broken(index: Path, fault: sqlite3.Error, *, broken: Sequence[int] = BROKEN_CODES) -> bool:
+    """Delete the cache if it is damaged; whether it was."""
     if getattr(fault, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF not in broken:
         return False
     with suppress(OSError):
@@ -118,12 +122,14 @@ def discarded(index: Path, fault: sqlite3.Error, *, broken: Sequence[int] = BROK
     return True
 
 
-def seal(key: str, mark: tuple[str, ...], part: str, text: Any) -> str:
-    return hashlib.blake2b(f"{code()} {key} {mark} {part} {text}".encode(errors="replace"), digest_size=16).hexdigest()
+def seal(key: str, stamp: tuple[str, ...], part: str, text: Any) -> str:
+    """The digest that an entry must have to be believed."""
+    content = f"{code_digest()} {key} {stamp} {part} {text}"
+    return hashlib.blake2b(content.encode(errors="replace"), digest_size=16).hexdigest()
 
 
 @cache
-def code() -> str:
-    """A digest of the source files that what is kept was derived by."""
+def code_digest() -> str:
+    """A digest of the source files that compute the entries."""
     places = [Path(__file__).parents[1] / name for name in SOURCES]
     return hashlib.sha256(b"".join(place.read_bytes() for place in places if place.is_file())).hexdigest()

@@ -9,8 +9,8 @@ T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  #
 def interval(shares: Sequence[float], answers: int) -> tuple[float, float]:
     """A 95 % interval for the mean of accuracies over seeds.
 
-    By Student's t when there are several seeds, and never narrower than Wilson's interval for the answers of all
-    of them, which is also the interval of a single seed.
+    Student's t interval over several seeds, but never narrower than Wilson's interval for all their answers together.
+    A single seed has Wilson's interval.
     """
     mean = sum(shares) / len(shares)
     low, high = wilson(mean, answers)

@@ -1,18 +1,18 @@
-"""Runs on disk, append only. Knows nothing of torch.
+"""Runs on disk, append only. Does not import torch.
 
-    runs/<key>/recipe.json          what was run, every option resolved
-               source/              copies of a user's own files that it was made from
-               origin.json          versions, host and time of the attempt that holds the run
-               claim-0/             one folder for each attempt; the last is the owner
+    runs/<key>/recipe.json          the recipe, with every option filled in
+               source/              copies of the user's own files that the recipe names
+               origin.json          versions, host and start time of the current attempt
+               claim-0/             one folder for each attempt; the last one owns the run
                log.jsonl            one measurement a line
-               weights.safetensors  if they were kept
+               weights.safetensors  the trained weights, if they were kept
                failure.txt          the traceback of the last attempt, if it failed
-               done                 how the run ended, written last
+               done                 how the run ended; written last
 
-A run is taken by renaming a prepared folder to the next free claim, which only one worker can do, on any file
-system. A claim is alive while its process is seen alive on this machine or its heartbeat is fresh elsewhere; a dead
-one is followed by the next, and the run starts over. Files other than the log are written beside their place and
-renamed, so that nobody reads half of one; a log that ends in half a line is read without it.
+A worker claims a run before it carries it out (see `claims`). When a claim is dead, the next worker makes a new one
+and the run starts over. Every file but the log is written under
+another name and then renamed, so that no reader sees half of it. If the log ends in half a line, that line is ignored.
+`done` holds the digests of the other files, which are checked when they are read.
 """
 
 import json
@@ -32,42 +32,53 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from bestiary._version import __version__
+from bestiary.runs.claims import (
+    claim_number,
+    is_alive,
+    list_claims,
+    machine,
+    owner_of_this_process,
+    process_start,
+    read_owner,
+    try_rename,
+)
+from bestiary.runs.digests import digest
+from bestiary.runs.files import FAULTS, read_bytes, read_json, reason, write_file
+from bestiary.runs.record import KEPT, DamagedRun, Outcome, Record, damaged_run, read_record, verified
 
 if TYPE_CHECKING:
     from torch import nn
 
     from bestiary.training.recipe import Recipe
 
-STALE = 600.0  # seconds without a heartbeat after which a claim of another machine is dead
-BEAT = 15.0  # seconds between heartbeats
+__all__ = [
+    "ClaimLost",
+    "DamagedRun",
+    "Outcome",
+    "Record",
+    "Run",
+    "Store",
+    "damaged_run",
+    "environment",
+    "is_alive",
+    "list_claims",
+    "machine",
+    "origin",
+    "process_start",
+    "read_json",
+    "try_rename",
+    "verified",
+    "write_file",
+]
+HEARTBEAT = 15.0  # seconds between heartbeats
+WEIGHTS = "weights.safetensors"
 
 
-class Damaged(Exception):
-    """A run's folder cannot be read."""
-
-
-class Lost(Exception):
+class ClaimLost(Exception):
     """Another worker has taken over this run."""
-
-
-class Ended(NamedTuple):
-    """How a run ended."""
-
-    outcome: str  # "solved" (stopped early), "finished" or "diverged"
-    seconds: float
-    note: str = ""
-
-
-class Record(NamedTuple):
-    """A run as it stands on disk."""
-
-    key: str
-    recipe: dict[str, Any]
-    ended: Ended | None
-    log: list[dict[str, Any]]
 
 
 class Store:
@@ -81,84 +92,106 @@ class Store:
         return (self.folder / recipe.key / "done").is_file()
 
     def claim(self, recipe: "Recipe") -> "Run | None":
-        """The run, to be carried out; None if it is done or another worker has it."""
+        """The run, ready to be carried out; None if it is done or another worker has it.
+
+        Raises DamagedRun if the folder of the run, or a former claim in it, is damaged.
+        """
         if recipe in self:
             return None
         place = self.folder / recipe.key
+        if os.path.lexists(place) and not place.is_dir():
+            raise damaged_run(place, "it is no folder")
         place.mkdir(parents=True, exist_ok=True)
-        claims = numbered(place)
-        prepared, taken = place / f".claim-{uuid.uuid4().hex}", place / f"claim-{len(claims)}"
+        claims = list_claims(place)
+        number = claim_number(claims[-1]) + 1 if claims else 0
+        prepared, claim = place / f".claim-{uuid.uuid4().hex}", place / f"claim-{number}"
         try:
             prepared.mkdir()
-            put(prepared / "owner.json", {"machine": machine(), "process": os.getpid(), "born": born(os.getpid())})
-            if not (claims and alive(claims[-1], now=prepared.stat().st_mtime)) and moved(prepared, taken):
+            write_file(prepared / "owner.json", owner_of_this_process())
+            if not (claims and is_alive(claims[-1], now=prepared.stat().st_mtime)) and try_rename(prepared, claim):
                 if recipe not in self:
-                    return Run(place, taken, recipe)
-                (taken / "released").touch()
+                    return Run(place, claim, recipe)
+                (claim / "released").touch()
         finally:
             shutil.rmtree(prepared, ignore_errors=True)
         return None
 
     def owner(self, key: str) -> str | None:
-        """Who is carrying out a run now."""
-        claims = numbered(self.folder / key)
-        if not claims or not alive(claims[-1], now=time.time()):
+        """The host and process that is carrying out a run now; None if nobody is. Raises DamagedRun."""
+        claims = list_claims(self.folder / key)
+        if not claims or not is_alive(claims[-1], now=time.time()):
             return None
-        owner = get(claims[-1] / "owner.json")
+        owner = read_owner(claims[-1])
         return f"{owner['machine'].split(' ')[0]}, process {owner['process']}"
 
-    def mourn(self, key: str, how: str, *, last: bool) -> None:
-        """Record that the worker of a run died; as the failure of the run if it is not tried again."""
+    def silence(self, key: str) -> float:
+        """Seconds since the last measurement of a run that is being carried out, or since it was claimed."""
         place = self.folder / key
-        if claims := numbered(place):
-            put(claims[-1] / "died", how + "\n")
-        if last and place.is_dir():
-            put(place / "failure.txt", how + "\n")
+        times = [0.0]
+        for sign in (place / "log.jsonl", *list_claims(place)[-1:]):
+            with suppress(OSError):
+                times.append(sign.stat().st_mtime)
+        return time.time() - max(times)
+
+    def record_death(self, recipe: "Recipe", line: str, *, last: bool) -> None:
+        """Record that the worker of a run died; if this was the last try, also as the failure of the run."""
+        place = self.folder / recipe.key
+        with suppress(DamagedRun):
+            for claim in list_claims(place)[-1:]:
+                write_file(claim / "died", line + "\n")
+        if last:
+            self.record_failure(recipe, line)
+
+    def record_failure(self, recipe: "Recipe", text: str) -> None:
+        """Record why a run failed. If its worker never got as far as to claim it, this starts its folder."""
+        place = self.folder / recipe.key
+        place.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(place / "recipe.json"):
+            write_file(place / "recipe.json", recipe.json())
+        write_file(place / "failure.txt", text + "\n")
 
     def failure(self, key: str, *, since: float = 0.0) -> str | None:
-        """The traceback of the last attempt, if it failed, and not before a time by the file system's clock."""
-        place = self.folder / key / "failure.txt"
-        try:
-            return place.read_text() if place.stat().st_mtime >= since else None
-        except FileNotFoundError:
-            return None
-
-    def read(self, key: str) -> Record:
-        """A run's recipe, end and measurements. Raises Damaged."""
+        """The traceback of the last attempt, if it failed after `since` (seconds by the file system's clock)."""
         place = self.folder / key
         try:
-            done = get(place / "done") if (place / "done").is_file() else None
-            ended = None if done is None else Ended(**done)
-            return Record(key, get(place / "recipe.json"), ended, lines(place / "log.jsonl"))
-        except (OSError, ValueError, TypeError) as fault:
-            raise unreadable(place, fault) from None
+            text = read_bytes(place / "failure.txt").decode(errors="replace")
+            return text if (place / "failure.txt").stat().st_mtime >= since else None
+        except FileNotFoundError:
+            return None
+        except FAULTS as fault:
+            raise damaged_run(place, f"failure.txt: {reason(fault)}") from None
 
-    def begun(self) -> list[str]:
-        """Every run begun, by name; folders with a dot in their name are set aside."""
+    def read(self, key: str) -> Record:
+        """A run's recipe, outcome and measurements. Raises DamagedRun if anything is wrong with them."""
+        return read_record(self.folder / key)
+
+    def run_keys(self) -> list[str]:
+        """The keys of all runs that were started, in order. Folders with a dot in their name are set aside."""
         if not self.folder.is_dir():
             return []
         with os.scandir(self.folder) as entries:
-            places = [(entry.name, entry.path) for entry in entries if "." not in entry.name and entry.is_dir()]
-        return sorted(
-            name for name, path in places if any(os.path.exists(f"{path}/{file}") for file in ("recipe.json", "done"))
-        )
+            return sorted(entry.name for entry in entries if "." not in entry.name and is_run(entry))
 
 
-def unreadable(place: Path, fault: Exception) -> Damaged:
-    """What is wrong with a run's folder, and how to set it aside."""
-    what = (str(fault).splitlines() or [type(fault).__name__])[0]
-    return Damaged(f"{place} cannot be read ({what}); set it aside with: mv {place} {place}.damaged")
+def is_run(entry: os.DirEntry[str]) -> bool:
+    """Whether a run was started in this folder, or it cannot be told since the folder is damaged."""
+    try:
+        return entry.is_dir() and any(os.path.lexists(f"{entry.path}/{file}") for file in ("recipe.json", "done"))
+    except OSError:
+        return True
 
 
 class Run:
-    """A run that this process holds, as a context: leaving it by an exception records the failure."""
+    """A run that this process has claimed, as a context manager that records an exception as the run's failure."""
 
     def __init__(self, place: Path, claim: Path, recipe: "Recipe") -> None:
         self.place, self.claim, self.recipe = place, claim, recipe
-        self.how: dict[str, Any] = {}  # what else its origin should tell, such as the device
-        self.records, self.step = True, 0  # whether a fault is this run's own; the last step measured
-        self.next = place / f"claim-{int(claim.name.partition('-')[2]) + 1}"
-        self.begun, self.over = time.monotonic(), threading.Event()
+        self.details: dict[str, Any] = {}  # more for origin.json, such as the device
+        self.records_failure = True  # whether an exception is this run's own
+        self.step = 0  # of the last measurement
+        self.kept: list[str] = list(KEPT)  # files whose digests will be recorded
+        self.next = place / f"claim-{claim_number(claim) + 1}"
+        self.start_time, self.stopped = time.monotonic(), threading.Event()
 
     def __enter__(self) -> "Run":
         try:
@@ -167,14 +200,15 @@ class Run:
             with suppress(OSError):
                 (self.claim / "released").touch()
             raise
-        threading.Thread(target=self.beat, daemon=True).start()
+        threading.Thread(target=self.send_heartbeats, daemon=True).start()
         return self
 
     def open(self) -> None:
+        """Write recipe and origin, and start an empty log."""
         (self.place / "failure.txt").unlink(missing_ok=True)
-        (self.place / "log.jsonl").unlink(missing_ok=True)  # a former owner writes on where nobody reads
-        put(self.place / "recipe.json", self.recipe.json())
-        put(self.place / "origin.json", origin() | self.how)
+        (self.place / "log.jsonl").unlink(missing_ok=True)  # a former owner may go on writing, but nobody reads it
+        write_file(self.place / "recipe.json", self.recipe.json())
+        write_file(self.place / "origin.json", origin() | self.details)
         for part in self.recipe.train + self.recipe.test + self.recipe.select + self.recipe.pattern:
             if part.source and part.name.endswith(".py"):
                 (self.place / "source").mkdir(exist_ok=True)
@@ -184,126 +218,78 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.over.set()
-        for act in (self.log.close, lambda: self.record(fault), (self.claim / "released").touch):
+        self.stopped.set()
+        for act in (self.log.close, lambda: self.record_failure(fault), (self.claim / "released").touch):
             try:
                 act()
-            except OSError:  # a full disk fails again here, and the first fault is the one to report
+            except OSError:  # a full disk fails here again; the first exception is the one to report
                 if fault is None:
                     raise
 
-    def record(self, fault: BaseException | None) -> None:
-        """Keep the traceback of a failure; being stopped or overtaken is none."""
-        if self.records and isinstance(fault, Exception) and not isinstance(fault, Lost):
-            put(self.place / "failure.txt", "".join(traceback.format_exception(fault)))
+    def record_failure(self, fault: BaseException | None) -> None:
+        """Keep the traceback of a failure; being stopped or losing the claim is not one."""
+        if self.records_failure and isinstance(fault, Exception) and not isinstance(fault, ClaimLost):
+            write_file(self.place / "failure.txt", "".join(traceback.format_exception(fault)))
 
     def append(self, measurement: Mapping[str, Any]) -> None:
-        """Add a measurement to the log. Raises Lost if another worker holds the run now."""
-        self.held()
+        """Add a measurement to the log. Raises ClaimLost if another worker holds the run now."""
+        self.check_held()
         self.log.write(json.dumps(measurement) + "\n")
         self.log.flush()
         self.step = measurement["step"]
 
-    def held(self) -> None:
-        """Raises Lost if another worker holds the run now."""
+    def check_held(self) -> None:
+        """Raises ClaimLost if another worker holds the run now."""
         if self.next.exists():
-            raise Lost(f"{self.place} was taken over by another worker")
+            raise ClaimLost(f"{self.place} was taken over by another worker")
 
-    def keep(self, model: "nn.Module") -> None:
+    def save_weights(self, model: "nn.Module") -> None:
         """Write the model's weights."""
         from safetensors.torch import save_file
 
         beside = self.place / f".weights-{uuid.uuid4().hex}"
+        beside.touch()
+        mode = beside.stat().st_mode  # as the umask has it; `save_file` lets only the owner read
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
-        beside.replace(self.place / "weights.safetensors")
+        beside.chmod(mode)
+        beside.replace(self.place / WEIGHTS)
+        self.kept.append(WEIGHTS)
 
     def release(self) -> None:
-        """Give the run up without having begun it."""
+        """Give up the claim, so that another worker may take the run."""
         (self.claim / "released").touch()
 
-    def finish(self, model: "nn.Module | None" = None) -> Ended:
-        """Mark the run as done with what was measured, its weights kept if given."""
+    def finish(self, model: "nn.Module | None" = None) -> Outcome:
+        """Mark the run as done, as solved if it stopped early. Writes the weights of the model, if one is given."""
         if model is not None:
-            self.keep(model)
+            self.save_weights(model)
         return self.end("solved" if self.step < self.recipe.steps else "finished")
 
-    def end(self, outcome: str, note: str = "") -> Ended:
-        """Mark the run as done. Raises Lost if another worker holds it now."""
-        self.held()
+    def end(self, outcome: str, note: str = "") -> Outcome:
+        """Mark the run as done. Raises ClaimLost if another worker holds it now."""
+        self.check_held()
         os.fsync(self.log.fileno())
-        ended = Ended(outcome, round(time.monotonic() - self.begun, 2), note)
-        put(self.place / "done", ended._asdict())
+        digests = {file: digest(self.place / file) for file in dict.fromkeys(self.kept)}
+        ended = Outcome(outcome, round(time.monotonic() - self.start_time, 2), note, digests)
+        ended = ended._replace(digests=digests | {"done": ended.own_digest()})
+        write_file(self.place / "done", ended._asdict())
         return ended
 
-    def beat(self) -> None:
-        while not self.over.wait(BEAT):
-            with suppress(OSError):  # of a disk that may come back; the run itself finds out when it writes
+    def send_heartbeats(self) -> None:
+        """Touch the claim every few seconds until the run is over."""
+        while not self.stopped.wait(HEARTBEAT):
+            with suppress(OSError):  # the disk may come back; if not, the run fails when it writes
                 (self.claim / "owner.json").touch()
 
 
-def alive(claim: Path, *, now: float) -> bool:
-    """Whether the worker that made a claim is still at work; `now` is by the file system's clock."""
-    if (claim / "released").exists():
-        return False
-    owner = get(claim / "owner.json")
-    if owner["machine"] == machine():
-        return born(owner["process"]) == owner["born"]
-    return now - (claim / "owner.json").stat().st_mtime < STALE
-
-
-def numbered(place: Path) -> list[Path]:
-    """The claims on a run, oldest first."""
-    found = []
-    while (claim := place / f"claim-{len(found)}").is_dir():
-        found.append(claim)
-    return found
-
-
-def moved(prepared: Path, place: Path) -> bool:
-    """Rename a folder unless the place is taken."""
-    try:
-        prepared.rename(place)
-    except OSError:
-        if place.exists():
-            return False
-        raise
-    return True
-
-
-@cache
-def machine() -> str:
-    """This machine as other workers see it: equal exactly where process numbers mean the same."""
-    marks = [Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")]
-    boot = marks[0].read_text().strip() if marks[0].exists() else str(uuid.getnode())
-    space = os.readlink(marks[1]) if marks[1].is_symlink() else ""
-    return f"{socket.gethostname()} {boot} {space}"
-
-
-def born(process: int) -> str:
-    """When a process started, or "" if there is none; tells it from a later one of the same number."""
-    status = Path(f"/proc/{process}/stat")
-    try:
-        state, *further = status.read_text().rpartition(")")[2].split()
-        return "" if state in "ZX" else further[18]  # one that has ended is none, even if nobody has asked about it
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return ""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass
-    return "alive"
-
-
 def origin() -> dict[str, Any]:
-    """What made a run, apart from its recipe."""
-    return {"begun": datetime.now(UTC).isoformat(timespec="seconds"), **surroundings()}
+    """What produced a run, apart from its recipe: start time, commit, versions and host."""
+    return {"begun": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
 
 
 @cache
-def surroundings() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Commit, versions and host, looked up once."""
     return {
         "commit": commit(),
         "versions": {"bestiary": __version__, "torch": version("torch"), "python": platform.python_version()},
@@ -312,44 +298,14 @@ def surroundings() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the source this package runs from, marked if it was changed since."""
+    """The commit of this package's source, with "-dirty" if it was changed since; None outside a git checkout."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
-    described = subprocess.run(
+    result = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
         capture_output=True,
         text=True,
         check=False,
     )
-    return described.stdout.strip() or None
-
-
-def put(place: Path, content: Any) -> None:
-    """Write text, or anything else as JSON, so that it is there whole or not at all."""
-    beside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
-    try:
-        with beside.open("w") as file:
-            file.write(content if isinstance(content, str) else json.dumps(content, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(place)
-    except BaseException:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-
-
-def get(place: Path) -> Any:
-    return json.loads(place.read_text())
-
-
-def lines(place: Path) -> list[dict[str, Any]]:
-    """The measurements of a log, without a last line that was cut off."""
-    if not place.exists():
-        return []
-    *whole, _ = place.read_text().split("\n")
-    found = json.loads(f"[{','.join(whole)}]")  # at once, which takes half the time of one by one
-    if len(found) != len(whole):
-        raise ValueError(f"{len(whole)} lines hold {len(found)} measurements")
-    return found
+    return result.stdout.strip() or None

@@ -4,50 +4,54 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bestiary.runs.index import derived
+from bestiary.runs.index import cached_parts
 from bestiary.runs.intervals import interval
-from bestiary.runs.store import Damaged, Record, Store
+from bestiary.runs.store import DamagedRun, Record, Store
 
-if TYPE_CHECKING:  # imported where a table is made, which a list of how runs stand need not be
+if TYPE_CHECKING:  # imported only where a table is built: `bestiary status` does without
     import pandas as pd
 
     from bestiary.training.recipe import Recipe
 
-SOLVED = 0.99  # the selection accuracy from which a task counts as solved
-WORKS = 0.9  # its mean over seeds from which a learning rate counts as one that works
+SOLVED = 0.99  # a task counts as solved from this selection accuracy on
+QUIET = 300.0  # seconds without a measurement after which a run at work is shown as quiet
+WORKS = 0.9  # a learning rate works if the mean selection accuracy over seeds reaches this
 
 
 def results(store: Store, keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
     """One row for each finished run and test segment, and a line about each run that cannot be read.
 
     Columns: the fields of the recipe; the options of the segment's task; `right`, `asked`, `accuracy`, `loss`
-    (nats per answer), `whole` (the share of sequences answered without a fault) and the task's own scores on the
+    (nats per answer), `whole` (the share of sequences answered without a mistake) and the task's own scores on the
     test stream; `selection`, the last accuracy on the selection stream, mean over segments;
     `solved`, the first step at which that was 0.99; `steps`, `seconds` and `outcome`.
     """
     import pandas as pd
 
-    asked = list(keys)
-    found = derived(store, asked, parts, part="segments")
-    made = [found[key] for key in asked if key in found]
-    damaged = [str(rows) for rows in made if isinstance(rows, Damaged)]
-    return pd.DataFrame([row for rows in made if not isinstance(rows, Damaged) for row in rows]), damaged
+    keys = list(keys)
+    found = cached_parts(store, keys, index_parts, part="segments")
+    runs = [found[key] for key in keys if key in found]
+    damaged = [str(run) for run in runs if isinstance(run, DamagedRun)]
+    return pd.DataFrame([row for rows in runs if not isinstance(rows, DamagedRun) for row in rows]), damaged
 
 
-def parts(record: Record) -> dict[str, Any]:
-    """What is known of a run, as the index keeps it: how far it came, and its rows if it is done."""
+def index_parts(record: Record) -> dict[str, Any]:
+    """What the cache keeps of a run: how far it came, and its rows if it is done."""
     curve = selection_curve(record.log)
-    so_far = {"outcome": record.ended and record.ended.outcome, "pattern": layers(record)}
+    so_far = {"outcome": record.ended and record.ended.outcome, "pattern": pattern_text(record)}
     so_far |= {name: record.recipe[name] for name in ("dim", "rate", "seed")}
+    so_far |= {"checked": record.ended is None or bool(record.ended.digests)}
     so_far |= {"step": record.log[-1]["step"] if record.log else 0, "selection": curve[-1][1] if curve else math.nan}
-    return {"so far": so_far, "segments": list(segments(record)) if record.ended else []}
+    return {"so far": so_far, "segments": list(segment_rows(record)) if record.ended else []}
 
 
-def layers(record: Record) -> str:
+def pattern_text(record: Record) -> str:
+    """The pattern of mixers of a run, as users write it."""
     return ", ".join(part["text"] for part in record.recipe["pattern"])
 
 
-def segments(record: Record) -> Iterator[dict[str, Any]]:
+def segment_rows(record: Record) -> Iterator[dict[str, Any]]:
+    """The rows of a finished run in `results`, one for each test segment."""
     from bestiary.training.recipe import SPECS
 
     recipe, ended, curve = record.recipe, record.ended, selection_curve(record.log)
@@ -58,7 +62,7 @@ def segments(record: Record) -> Iterator[dict[str, Any]]:
         yield {
             **task["options"],
             **{name: value for name, value in recipe.items() if name not in SPECS},
-            "pattern": layers(record),
+            "pattern": pattern_text(record),
             "key": record.key,
             "task": task["text"],
             "segment": segment,
@@ -66,7 +70,7 @@ def segments(record: Record) -> Iterator[dict[str, Any]]:
             "asked": line["asked"],
             "accuracy": line["right"] / line["asked"],
             "loss": line["loss"] / line["asked"],
-            **further(line),
+            **extra_scores(line),
             "selection": curve[-1][1] if curve else math.nan,
             "solved": next((step for step, share in curve if share >= SOLVED), math.nan),
             "steps": record.log[-1]["step"] if record.log else 0,
@@ -75,9 +79,9 @@ def segments(record: Record) -> Iterator[dict[str, Any]]:
         }
 
 
-def further(line: dict[str, Any]) -> dict[str, float]:
-    """`whole`, the share of sequences answered without a fault, and the task's own scores, per answer."""
-    sums = dict(line.get("further", {}))
+def extra_scores(line: dict[str, Any]) -> dict[str, float]:
+    """`whole`, the share of sequences answered without a mistake, and the task's own scores, per answer."""
+    sums = dict(line.get("extra", line.get("further", {})))  # "further" in logs before 0.2
     rows, whole = sums.pop("rows", math.nan), sums.pop("whole", math.nan)
     return {"whole": whole / rows} | {score: total / line["asked"] for score, total in sums.items()}
 
@@ -101,29 +105,31 @@ def facets(store: Store, keys: Iterable[str], facet: str) -> "pd.DataFrame":
         for line in record.log:
             if line["split"] == "test" and line["facet"] == facet:
                 shares = {"accuracy": line["right"] / line["asked"], "loss": line["loss"] / line["asked"]}
-                rows.append({"key": key, "pattern": layers(record), "dim": record.recipe["dim"], **line, **shares})
+                rows.append(
+                    {"key": key, "pattern": pattern_text(record), "dim": record.recipe["dim"], **line, **shares}
+                )
     return pd.DataFrame(rows)
 
 
 def best(table: "pd.DataFrame", *, group: Sequence[str], over: str = "rate") -> "pd.DataFrame":
     """The rows of each group at the value of `over` with the highest mean accuracy on the *selection* stream.
 
-    Adds `tried`, how many values there were, and `window`, the decades spanned by those that work: whose mean
-    selection accuracy is at least 0.9 (0 if one of several does, NaN if none does or only one was tried).
+    Adds `tried`, the number of values, and `window`, the decades between the least and the greatest value that works,
+    with a mean selection accuracy of at least 0.9 (0 if one of several works, NaN if none does or only one was tried).
     """
     import pandas as pd
 
     kept = []
     for _, rows in table.groupby(list(group), sort=False, dropna=False):
-        scores = judged(rows).groupby(over)["selection"].mean()
+        scores = diverged_as_zero(rows).groupby(over)["selection"].mean()
         working = scores.index[scores >= WORKS]
         window = math.log10(working.max() / working.min()) if len(working) and len(scores) > 1 else math.nan
         kept.append(rows[rows[over] == scores.idxmax()].assign(tried=len(scores), window=window))
     return pd.concat(kept) if kept else table
 
 
-def judged(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with a selection accuracy of 0 for runs that diverged, however well they did before."""
+def diverged_as_zero(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The table with a selection accuracy of 0 for runs that diverged, however good they were before."""
     return table.assign(selection=table["selection"].fillna(0.0).mask(table["outcome"] == "diverged", 0.0))
 
 
@@ -151,7 +157,7 @@ def curve(table: "pd.DataFrame", *, group: Sequence[str], value: str = "accuracy
 
 
 def brief(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The columns that tell most runs apart, and their results."""
+    """The columns that distinguish most runs, and their results."""
     columns = [
         "task",
         "pattern",
@@ -169,40 +175,60 @@ def brief(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def progress(store: Store, recipes: "Sequence[Recipe] | None" = None) -> "tuple[pd.DataFrame, list[str]]":
-    """How every run stands, as `standing` tells it, as a table."""
+    """What `run_states` returns, as a table."""
     import pandas as pd
 
-    rows, damaged = standing(store, recipes)
-    columns = ["stands", "pattern", "dim", "rate", "seed", "step", "selection", "key"]
+    rows, damaged = run_states(store, recipes)
+    columns = ["state", "pattern", "dim", "rate", "seed", "step", "selection", "key"]
     return pd.DataFrame(rows, columns=columns), damaged
 
 
-def standing(store: Store, recipes: "Sequence[Recipe] | None" = None) -> tuple[list[dict[str, Any]], list[str]]:
-    """How every run stands: done (and how), at work (and where), failed, interrupted, or to come.
+def run_states(store: Store, recipes: "Sequence[Recipe] | None" = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """The state of every run: its outcome if it is done, or at work (and where), failed, interrupted, or to come.
 
-    The runs of the recipes, or all in the store if none are given; and a line about each that cannot be read.
+    The runs of the recipes, or all in the store if none are given. `checked` is false for runs from before 0.2, whose
+    files have no digests. Also returns a line about each run that cannot be read.
     """
     rows, damaged = [], []
-    keys = store.begun() if recipes is None else [recipe.key for recipe in recipes]
-    found = derived(store, keys, parts, part="so far")
+    keys = store.run_keys() if recipes is None else [recipe.key for recipe in recipes]
+    found = cached_parts(store, keys, index_parts, part="so far")
     for key in keys:
         if key not in found:
-            rows.append({"stands": "to come"})
-        elif isinstance(found[key], Damaged):
+            rows.append({"state": "to come"})
+        elif isinstance(found[key], DamagedRun):
             damaged.append(str(found[key]))
         else:
-            outcome = found[key]["outcome"]
-            rows.append({"stands": outcome or unfinished(store, key), **found[key], "key": key})
+            try:
+                state = found[key]["outcome"] or unfinished_state(store, key)
+            except DamagedRun as fault:
+                damaged.append(str(fault))
+            else:
+                rows.append({"state": state, **found[key], "key": key})
     return rows, damaged
 
 
-def unfinished(store: Store, key: str) -> str:
-    """How a run stands that is not done."""
+def damaged_runs(store: Store, keys: Iterable[str]) -> dict[str, str]:
+    """A line about each run that cannot be read, by its key; `results` leaves these out."""
+    found = cached_parts(store, keys, index_parts, part="so far")
+    return {key: str(fault) for key, fault in found.items() if isinstance(fault, DamagedRun)}
+
+
+def unfinished_state(store: Store, key: str) -> str:
+    """The state of a run that is not done: at work, failed or interrupted."""
     owner = store.owner(key)
+    if owner and (silence := store.silence(key)) > QUIET:
+        return f"at work: {owner}, no measurement for {duration(silence)}"
     return f"at work: {owner}" if owner else "failed" if store.failure(key) else "interrupted"
 
 
-def scaled(accuracy: float, chance: float) -> float:
+def duration(seconds: float) -> str:
+    """A time in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def scaled_accuracy(accuracy: float, chance: float) -> float:
     """(accuracy - chance) / (1 - chance): 0 is guessing and 1 is perfect, as papers on formal languages report."""
     return (accuracy - chance) / (1 - chance)
 

@@ -1,8 +1,8 @@
-"""Which tokens of a text could have been recalled from its context: the AR hits of "Zoology" (section 3), and more.
+"""Finds the tokens of a text that could be recalled from their context: the AR hits of "Zoology" (section 3).
 
 A token is an AR hit if the bigram that it ends occurred earlier in the same context and at most `threshold` times in
 the training text (1,250 of 10 billion tokens in the paper, 1,000 in its successor "Just read twice"): often enough to
-be copied from the context, too rarely to be known by heart. Everything is exact and found by sorting, row by row.
+be copied from the context, too rarely to be memorised. Everything is exact and found by sorting, row by row.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
 
     from bestiary.corpus.counts import Counts
 
-ORDERS = (2, 3, 4, 5)  # of the n-grams looked for
-ROWS = 2**20  # tokens looked at a time
+ORDERS = (2, 3, 4, 5)  # of n-grams
+TOKENS_AT_ONCE = 2**20  # tokens processed at a time
 
 
 class Facets(NamedTuple):
-    """What is known of each token to be predicted; all of shape (contexts, length), column t about token t + 1.
+    """Properties of each predicted token; all of shape (contexts, length), column t describes token t + 1.
 
-    The gram of a token is the n-gram of the chosen order that it ends; its prefix is the gram without the token. What
-    has not occurred earlier in the context has `distance` 0, `earlier` 0, and so on.
+    The gram of a token is the n-gram of the chosen order that it ends; its prefix is the gram without the token. A gram
+    that has not occurred earlier in the context has `distance` 0, `earlier` 0, and so on.
     """
 
     seen: "NDArray[np.int64]"  # how often the bigram occurred in training
     distance: "NDArray[np.int32]"  # tokens back to the last earlier occurrence of the gram
-    earlier: "NDArray[np.int32]"  # occurrences of the gram before this one: 1 at the first that could be recalled
+    earlier: "NDArray[np.int32]"  # occurrences of the gram before this one: 1 at the first that can be recalled
     continuations: "NDArray[np.int32]"  # different tokens that followed the prefix before: 1 is unique, more ambiguous
     last: "NDArray[np.bool_]"  # the last occurrence of the prefix was followed by this token
     longest: "NDArray[np.int8]"  # the longest gram that occurred earlier, of the orders 2 to 5; 0 if none
 
     def hits(self, threshold: int) -> "NDArray[np.bool_]":
-        """Where the AR hits are."""
+        """Where the AR hits are: grams that occurred earlier in the context, at most `threshold` times in training."""
         return (self.distance > 0) & (self.seen <= threshold)
 
 
 def facets(contexts: "NDArray[np.integer]", counts: "Counts", *, order: int = 2) -> Facets:
-    """The facets of contexts of shape (n, length + 1), by grams of an order from 2 to 5.
+    """The facets of contexts of shape (n, length + 1), for n-grams of an order from 2 to 5.
 
-    Raises ValueError for another order, or tokens that the counts do not know.
+    Raises ValueError for another order, or for tokens beyond the vocabulary of the counts.
     """
     if order not in ORDERS:
         raise ValueError(f"n-grams of order {order}: give one of {', '.join(map(str, ORDERS))}")
@@ -48,74 +48,80 @@ def facets(contexts: "NDArray[np.integer]", counts: "Counts", *, order: int = 2)
         raise ValueError(f"contexts of shape {contexts.shape}: give rows of two tokens or more")
     if contexts.size and int(contexts.max()) >= counts.vocab:
         raise ValueError(f"token {int(contexts.max())} is beyond the vocabulary of {counts.vocab} that was counted")
-    size = max(1, ROWS // contexts.shape[1])
-    parts = [some(contexts[i : i + size].astype(np.int64), counts, order) for i in range(0, len(contexts), size)]
+    size = max(1, TOKENS_AT_ONCE // contexts.shape[1])
+    parts = [
+        facets_of_batch(contexts[i : i + size].astype(np.int64), counts, order) for i in range(0, len(contexts), size)
+    ]
     empty = np.zeros((0, contexts.shape[1] - 1), dtype=np.int64)
     return Facets(*map(np.concatenate, zip(*parts, strict=True))) if parts else Facets(*[empty] * 6)  # pyright: ignore[reportArgumentType]
 
 
-def some(contexts: "NDArray[np.int64]", counts: "Counts", order: int) -> Facets:
-    """`facets` of a few rows."""
+def facets_of_batch(contexts: "NDArray[np.int64]", counts: "Counts", order: int) -> Facets:
+    """`facets` of one batch of rows."""
     longest, found = np.zeros(contexts[:, 1:].shape, dtype=np.int8), {}
-    prefix = ranks(contexts[:, :-1])
+    prefix = rank_rows(contexts[:, :-1])
     for n in ORDERS:
-        gram = ranks(prefix * counts.vocab + contexts[:, 1:])
-        longest[before(gram) > 0] = n
+        gram = rank_rows(prefix * counts.vocab + contexts[:, 1:])
+        longest[count_earlier(gram) > 0] = n
         if n == order:
-            found = recalled(gram, prefix)
+            found = context_facets(gram, prefix)
         prefix = np.concatenate([np.full_like(gram[:, :1], gram.shape[1]), gram[:, :-1]], axis=1)  # at first, none
-    return Facets(seen=counts.of(contexts[:, :-1], contexts[:, 1:]), longest=longest, **found)
+    return Facets(seen=counts.lookup(contexts[:, :-1], contexts[:, 1:]), longest=longest, **found)
 
 
-def recalled(gram: "NDArray[np.int64]", prefix: "NDArray[np.int64]") -> dict[str, "NDArray"]:
-    """What the context tells of each token, from a number for each gram and each prefix."""
-    earlier = before(gram)
-    order, starts = grouped(prefix)
-    new = np.take_along_axis(earlier == 0, order, axis=1)  # a continuation that the prefix had not before
+def context_facets(gram: "NDArray[np.int64]", prefix: "NDArray[np.int64]") -> dict[str, "NDArray"]:
+    """The facets that depend on the context alone, from an identifying number for each gram and each prefix."""
+    earlier = count_earlier(gram)
+    order, starts = group_rows(prefix)
+    new = np.take_along_axis(earlier == 0, order, axis=1)  # a continuation that is new for its prefix
     of_prefix = np.take_along_axis(gram, order, axis=1)
     last = ~starts
     last[:, 1:] &= of_prefix[:, 1:] == of_prefix[:, :-1]
-    counted = {"distance": back(gram), "earlier": earlier, "continuations": scattered(since(new, starts), order)}
-    return {name: part.astype(np.int32) for name, part in counted.items()} | {"last": scattered(last, order)}
+    integers = {
+        "distance": distance_back(gram),
+        "earlier": earlier,
+        "continuations": unsort(marks_before(new, starts), order),
+    }
+    return {name: part.astype(np.int32) for name, part in integers.items()} | {"last": unsort(last, order)}
 
 
-def grouped(keys: "NDArray[np.int64]") -> tuple["NDArray[np.intp]", "NDArray[np.bool_]"]:
-    """Each row's places, equal keys beside each other and in order, and where a group begins."""
+def group_rows(keys: "NDArray[np.int64]") -> tuple["NDArray[np.intp]", "NDArray[np.bool_]"]:
+    """The order that puts equal keys of each row next to each other, stably, and where each group begins."""
     order = keys.argsort(axis=1, kind="stable")
-    there = np.take_along_axis(keys, order, axis=1)
+    ordered = np.take_along_axis(keys, order, axis=1)
     starts = np.ones(keys.shape, dtype=bool)
-    starts[:, 1:] = there[:, 1:] != there[:, :-1]
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     return order, starts
 
 
-def ranks(keys: "NDArray[np.int64]") -> "NDArray[np.int64]":
-    """Numbers below the length of a row, equal within a row exactly where keys are."""
-    order, starts = grouped(keys)
-    return scattered(starts.cumsum(axis=1) - 1, order)
+def rank_rows(keys: "NDArray[np.int64]") -> "NDArray[np.int64]":
+    """Renumbers keys with numbers below the length of a row, equal within a row exactly where the keys are."""
+    order, starts = group_rows(keys)
+    return unsort(starts.cumsum(axis=1) - 1, order)
 
 
-def before(keys: "NDArray[np.int64]") -> "NDArray[np.int64]":
+def count_earlier(keys: "NDArray[np.int64]") -> "NDArray[np.int64]":
     """How often each key occurred earlier in its row."""
-    order, starts = grouped(keys)
-    return scattered(since(np.ones_like(starts), starts), order)
+    order, starts = group_rows(keys)
+    return unsort(marks_before(np.ones_like(starts), starts), order)
 
 
-def back(keys: "NDArray[np.int64]") -> "NDArray[np.int64]":
-    """How far back each key occurred last in its row; 0 if it did not."""
-    order, starts = grouped(keys)
+def distance_back(keys: "NDArray[np.int64]") -> "NDArray[np.int64]":
+    """How far back each key last occurred in its row; 0 if it did not."""
+    order, starts = group_rows(keys)
     gaps = np.diff(order, axis=1, prepend=0)
-    return scattered(np.where(starts, 0, gaps), order)
+    return unsort(np.where(starts, 0, gaps), order)
 
 
-def since(marks: "NDArray[np.bool_]", starts: "NDArray[np.bool_]") -> "NDArray[np.int64]":
-    """How many marks came before each place in its group."""
+def marks_before(marks: "NDArray[np.bool_]", starts: "NDArray[np.bool_]") -> "NDArray[np.int64]":
+    """How many marks came before each position in its group."""
     total = marks.cumsum(axis=1) - marks
     first = np.maximum.accumulate(np.where(starts, np.arange(marks.shape[1]), 0), axis=1)
     return total - np.take_along_axis(total, first, axis=1)
 
 
-def scattered(values: "NDArray", order: "NDArray[np.intp]") -> "NDArray":
-    """Values in sorted order, put back in their places."""
-    found = np.empty_like(values)
-    np.put_along_axis(found, order, values, axis=1)
-    return found
+def unsort(values: "NDArray", order: "NDArray[np.intp]") -> "NDArray":
+    """Puts values that are in sorted order back in their original positions."""
+    restored = np.empty_like(values)
+    np.put_along_axis(restored, order, values, axis=1)
+    return restored

@@ -1,17 +1,15 @@
-"""A text in contexts, and the loss of a language model on each of its tokens, from a model or from a file."""
+"""A text cut into contexts, and the loss of a language model on each of its tokens."""
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bestiary.corpus.corpus import windows
-from bestiary.corpus.documents import documents
+from bestiary.corpus.documents import NAMED_SOURCES, ReadingLog, documents
+from bestiary.corpus.spans import TokenBytes
 from bestiary.slices.hits import Facets, facets
 
 if TYPE_CHECKING:
@@ -22,83 +20,127 @@ if TYPE_CHECKING:
     from bestiary.corpus.tokenizers import Tokenizer
     from bestiary.model import Model
 
-LOGITS = 2**25  # numbers computed at a time
+LOGITS_AT_ONCE = 2**25  # logits computed at a time
+STREAMED = 16  # times as many contexts as the limit are read of a data set that is streamed, to choose from
 
 
 @dataclass(frozen=True)
 class Text:
-    """Contexts to measure on, and what is known of their tokens; `corpus` is what was counted."""
+    """Contexts to measure on; `corpus` provides the tokenizer and the counts of bigrams."""
 
     name: str
     corpus: "Corpus"
     contexts: "NDArray[np.int64]"  # (n, length + 1)
-    documents: "NDArray[np.int64]"  # (n, length): which document each predicted token is of
-    order: int = 2  # of the n-grams looked for
+    starts: "NDArray[np.int64]"  # (n,): the position of each context's first token among the tokens of the text
+    documents: "NDArray[np.int64]"  # (n, length): the number of the document that each predicted token belongs to
+    open_bytes: "Callable[[], TokenBytes]"  # the bytes of all tokens of the text
+    order: int = 2  # of the n-grams that make a hit
+    unit: str = "document"  # or "piece", if these are pieces of longer texts
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(contexts, length) of whatever is known of each predicted token."""
+        """(contexts, length), the shape of every property of the predicted tokens."""
         return self.documents.shape  # pyright: ignore[reportReturnType]
 
     @cached_property
     def counts(self) -> "Counts":
+        """How often each bigram occurs in the training split of the corpus."""
         return self.corpus.counts()
 
     @cached_property
     def facets(self) -> Facets:
+        """The facets of every predicted token."""
         return facets(self.contexts, self.counts, order=self.order)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes that the tokens stand for. Raises ValueError for a corpus that does not know them."""
+        return self.open_bytes()
 
     @cached_property
     def bytes(self) -> int:
         """UTF-8 bytes of all predicted tokens."""
-        return int(self.corpus.tokenizer.sizes[self.contexts[:, 1:]].sum())
+        positions = self.starts[:, None] + np.arange(1, self.shape[1] + 1)
+        return int(self.token_bytes.sizes(positions).sum())
+
+    def passages(self) -> Iterator[str]:
+        """The predicted text: a passage for each document in each run of adjoining contexts."""
+        length = self.shape[1]
+        breaks = np.flatnonzero(np.diff(self.starts) != length) + 1
+        for run in np.split(np.arange(len(self.starts)), breaks):
+            owner = self.documents[run].ravel()
+            edges = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
+            first = int(self.starts[run[0]]) + 1
+            for start, stop in zip(edges[:-1], edges[1:], strict=True):
+                if passage := self.token_bytes.text(first + start, first + stop):
+                    yield passage
 
 
-def of_split(corpus: "Corpus", split: str, length: int, limit: int | None = None, *, order: int = 2) -> Text:
-    """The contexts of a split of a corpus, at most `limit`."""
-    contexts, name = corpus.contexts(split, length, limit), f"{split} of {corpus.folder.name}"
-    return Text(name, corpus, contexts, owners(contexts.shape, corpus.ends(split)), order)
+def split_text(corpus: "Corpus", split: str, length: int, limit: int | None = None, *, order: int = 2) -> Text:
+    """The contexts of a split of a corpus; with a limit, so many of them, spread evenly over the split."""
+    tokens, rows = corpus.tokens(split), len(corpus.contexts(split, length))
+    starts = spread(rows, limit) * length
+    contexts = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    numbers = document_numbers(starts, length, corpus.ends(split))
+    name = f"{split} of {corpus.folder.name}"
+    return Text(name, corpus, contexts, starts, numbers, lambda: corpus.token_bytes(split), order, corpus.unit)
 
 
-def of_source(
+def source_text(
     source: str, corpus: "Corpus", length: int, limit: int | None = None, *, order: int = 2, column: str = "text"
 ) -> Text:
-    """The contexts of any text, by the tokens and counts of a corpus; what fills no last context is left out.
+    """The contexts of any text, by the tokenizer and counts of a corpus; an incomplete last context is left out.
 
-    A text shorter than a context is one context. Raises ValueError for one of fewer than two tokens.
+    With a limit, so many contexts, spread evenly over the text; of a data set that is streamed, over its beginning. A
+    text shorter than a context is one context. Raises ValueError for a text of fewer than two tokens.
     """
-    parts, ends = [], [0]
-    for piece in encoded(documents(source, column=column), corpus):
-        parts += [piece, np.array([corpus.tokenizer.separator], dtype=piece.dtype)]
-        ends.append(ends[-1] + len(piece) + 1)
-        if limit is not None and ends[-1] > limit * length:
+    tokenizer, log = corpus.tokenizer, ReadingLog()
+    parts, ends, byte_ends, content = [], [0], [], bytearray()
+    streamed = NAMED_SOURCES.get(source, source).startswith("hf:")
+    for text in documents(source, column=column, log=log):
+        ((tokens, each),) = tokenizer.encode_with_ends([text])
+        parts += [tokens, np.array([tokenizer.separator], dtype=tokenizer.dtype)]
+        ends.append(ends[-1] + len(tokens) + 1)
+        if not tokenizer.is_byte_exact:
+            byte_ends.append(len(content) + np.append(each, len(text.encode())))
+            content += text.encode()
+        if streamed and limit is not None and ends[-1] > STREAMED * limit * length:
             break
-    tokens = np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
     if ends[-1] - len(ends) + 1 < 2:
         raise ValueError(f"{source} has fewer than two tokens")
-    contexts = windows(tokens, length)[:limit]
-    return Text(source, corpus, contexts, owners(contexts.shape, np.array(ends[1:])), order)
+    tokens = np.concatenate(parts)
+    length = min(length, len(tokens) - 1)
+    starts = spread((len(tokens) - 1) // length, limit) * length
+    contexts = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    numbers = document_numbers(starts, length, np.array(ends[1:]))
+    texts = None if tokenizer.is_byte_exact else (np.concatenate(byte_ends), np.frombuffer(content, np.uint8))
+    spans = TokenBytes(tokens, tokenizer, *(texts or ()))
+    return Text(source, corpus, contexts, starts, numbers, lambda: spans, order, "piece" if log.cut else "document")
 
 
-def encoded(texts: Iterable[str], corpus: "Corpus") -> Iterable["NDArray"]:
-    for text in texts:
-        yield from corpus.tokenizer.encode([text])
+def spread(rows: int, limit: int | None) -> "NDArray[np.int64]":
+    """Which of so many contexts are taken under a limit: evenly spaced ones, whatever they hold."""
+    if limit is None or limit >= rows:
+        return np.arange(rows)
+    return (2 * np.arange(limit) + 1) * rows // (2 * limit)
 
 
-def owners(shape: tuple[int, ...], ends: "NDArray[np.integer]") -> "NDArray[np.int64]":
-    """Which document each predicted token is of; consecutive contexts share a token, the last and the first."""
-    count, length = shape[0], shape[1] - 1
-    return np.searchsorted(ends, np.arange(1, count * length + 1), side="right").reshape(count, length)
+def document_numbers(starts: "NDArray[np.int64]", length: int, ends: "NDArray[np.integer]") -> "NDArray[np.int64]":
+    """The number of the document that each predicted token of contexts belongs to, of shape (contexts, length)."""
+    return np.searchsorted(ends, starts[:, None] + np.arange(1, length + 1), side="right")
 
 
-def of_model(
+def model_losses(
     model: "Model",
     contexts: "NDArray[np.integer]",
     *,
     device: str = "cpu",
-    tell: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> "NDArray[np.float32]":
-    """The loss in nats of each token after the first of each context, under a model of ours."""
+    """The loss in nats of each token after the first of each context (n, length + 1), under a model of this package.
+
+    `progress` is called with the contexts done and their total. Raises ValueError for tokens that it does not know.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -106,78 +148,31 @@ def of_model(
     vocab, found = model.embed.weight.shape[0], []
     if contexts.size and int(contexts.max()) >= vocab:
         raise ValueError(f"the text has token {int(contexts.max())}, the model a vocabulary of {vocab}")
-    size = max(1, LOGITS // (vocab * contexts.shape[1]))
+    size = max(1, LOGITS_AT_ONCE // (vocab * contexts.shape[1]))
     with torch.no_grad():
         for start in range(0, len(contexts), size):
             tokens = torch.from_numpy(contexts[start : start + size].astype(np.int64)).to(device)
             logits = model.parallel(tokens[:, :-1])
             loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
             found.append(loss.view(len(tokens), -1).cpu().numpy())
-            if tell is not None:
-                tell(min(start + size, len(contexts)), len(contexts))
+            if progress is not None:
+                progress(min(start + size, len(contexts)), len(contexts))
     return np.concatenate(found)
 
 
-def of_file(place: Path, shape: tuple[int, int]) -> "NDArray[np.float32]":
-    """Losses from a file of natural-log probabilities: .npy, .npz, .json, .jsonl, or text with a number a line.
-
-    One number for each token after the first of each context, in order. Raises ValueError if there are more or
-    fewer, or if some cannot be log-probabilities.
-    """
-    try:
-        given = numbers(place)
-    except (ValueError, TypeError, KeyError, EOFError, BadZipFile) as fault:
-        what = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise ValueError(f"{place} is no file of log-probabilities ({what})") from None
-    if given.size != shape[0] * shape[1]:
-        raise ValueError(
-            f"{place} holds {given.size:,} log-probabilities, the text has {shape[0]:,} contexts of {shape[1]:,} "
-            f"tokens to predict, {shape[0] * shape[1]:,} in all"
-        )
-    if not (given <= 1e-6).all():
-        raise ValueError(f"{place} holds {int((~(given <= 1e-6)).sum()):,} numbers that are no log-probabilities")
-    return -given.reshape(shape).astype(np.float32)
-
-
-def numbers(place: Path) -> "NDArray[np.float64]":
-    """All numbers of a file in order."""
-    match place.suffix:
-        case ".npy":
-            return np.load(place, allow_pickle=False).astype(np.float64).ravel()
-        case ".npz":
-            with np.load(place, allow_pickle=False) as file:
-                return np.concatenate([file[name].astype(np.float64).ravel() for name in file.files])
-        case ".json":
-            return np.array(list(flat(json.loads(place.read_text()))), dtype=np.float64)
-        case ".jsonl":
-            values = [json.loads(line) for line in place.read_text().splitlines() if line.strip()]
-            return np.array(list(flat(values)), dtype=np.float64)
-        case _:
-            return np.array(place.read_text().split(), dtype=np.float64)
-
-
-def flat(values: Any) -> Iterable[float]:
-    if isinstance(values, list):
-        for part in values:
-            yield from flat(part)
-    else:
-        yield float(values)
-
-
 def bits_per_byte(losses: "NDArray", count: int) -> float:
-    """Comparable between tokenizers: all losses in bits, by the bytes that were predicted."""
+    """The sum of losses (nats) in bits, divided by the bytes that were predicted: comparable between tokenizers."""
     return float(losses.sum(dtype=np.float64)) / np.log(2) / count
 
 
-def retold(text: Text, tokenizer: "Tokenizer") -> tuple["NDArray[np.int64]", int]:
-    """The same documents in contexts of another tokenizer's tokens, and the bytes predicted in them.
+def retokenize(text: Text, tokenizer: "Tokenizer") -> tuple["NDArray[np.int64]", int]:
+    """The same passages in contexts of another tokenizer's tokens, and the bytes predicted in them.
 
-    What fills no last context is left out, here as for the text itself.
+    An incomplete last context is left out, here as for the text itself.
     """
-    own, flat = text.corpus.tokenizer, text.contexts[:, 1:].ravel()
-    ends = np.flatnonzero(flat == own.separator)
-    pieces = [piece[piece != own.separator] for piece in np.split(flat, ends + 1)]
-    texts = [own.decode(piece) for piece in pieces if len(piece)]
-    parts = [np.append(part, tokenizer.separator) for part in tokenizer.encode(texts)]
+    parts, sizes = [], []
+    for tokens, ends in tokenizer.encode_with_ends(list(text.passages())):
+        parts.append(np.append(tokens, tokenizer.separator))
+        sizes.append(np.append(np.diff(ends, prepend=0), 0))
     contexts = windows(np.concatenate(parts), text.shape[1])
-    return contexts, int(tokenizer.sizes[contexts[:, 1:]].sum())
+    return contexts, int(windows(np.concatenate(sizes), text.shape[1])[:, 1:].sum())

@@ -3,7 +3,7 @@ const [first, second] = data.names;
 const two = data.names.length === 2;
 
 // Names.
-const called = (name) => html("span", { class: "called", title: name }, name);
+const modelName = (name) => html("span", { class: "model-name", title: name }, name);
 const swatch = (i) => (two ? html("span", { class: `swatch ${i ? "second" : "first"}` }) : null);
 
 // Numbers as text.
@@ -27,16 +27,16 @@ function mean(passage, mode, hit) {
 }
 for (const passage of data.passages) {
   passage.means = Object.fromEntries(MODES.map((mode) => [mode, { hit: mean(passage, mode, 1), other: mean(passage, mode, 0), all: mean(passage, mode, null) }]));
-  passage.asked = passage.hits.map((_, i) => passage.losses.every((losses) => losses[i] !== null));
+  passage.predicted = passage.hits.map((_, i) => passage.losses.every((losses) => losses[i] !== null));
 }
-const on = (passage) => passage.means[MODES[0]]; // what the list shows and sorts by
+const shownMeans = (passage) => passage.means[MODES[0]]; // what the list shows and sorts by
 const steps = (x) => Math.min(12, Math.max(0.25, Math.ceil(x * 4) / 4));
-function usual(mode, share) { // the size that so many of all tokens do not exceed
+function quantile(mode, share) { // the size that so many of all tokens do not exceed
   const sizes = data.passages.flatMap((passage) => passage.pieces.map((_, i) => value(passage, i, mode))).filter((x) => x !== null).map(Math.abs);
   return sizes.length ? Float64Array.from(sizes).sort()[Math.floor(share * (sizes.length - 1))] : 1;
 }
 
-const limits = Object.fromEntries(MODES.map((mode) => [mode, steps(usual(mode, 0.95))]));
+const limits = Object.fromEntries(MODES.map((mode) => [mode, steps(quantile(mode, 0.95))]));
 if (two) limits[0] = limits[1] = Math.max(limits[0], limits[1]); // so that the two can be compared
 const view = { at: 0, mode: MODES[0], only: false, order: [], focused: null, pointed: null };
 const passage = () => data.passages[view.at];
@@ -45,15 +45,15 @@ const tokens = () => find("text").children;
 // One token. What cannot be seen as it is stands in a box.
 const SPECIAL = /^(<\|[^|]*\|>|<\/?s>|<(unk|pad|bos|eos|mask)>|\[(UNK|PAD|CLS|SEP|MASK)\])$/;
 function token(piece, i) {
-  const made = html("span", { class: `token${passage().hits[i] ? " hit" : ""}`, tabindex: -1, "data-i": i });
+  const span = html("span", { class: `token${passage().hits[i] ? " hit" : ""}`, tabindex: -1, "data-i": i });
   const boxed = (text) => html("span", { class: "box" }, text);
-  if (piece === "" || SPECIAL.test(piece)) return made.append(boxed(piece || "∅")), made;
+  if (piece === "" || SPECIAL.test(piece)) return span.append(boxed(piece || "∅")), span;
   for (const part of piece.split(/([\ufffd\x00-\x09\x0b-\x1f\x7f]|\n)/).filter(Boolean))
-    if (part === "\n") made.append(html("span", { class: "break" }), "\n");
-    else if (part === "\t") made.append(part);
-    else if (/^[\x00-\x1f]$/.test(part)) made.append(boxed(String.fromCharCode(0x2400 + part.charCodeAt(0))));
-    else made.append(part === "\ufffd" || part === "\x7f" ? boxed(part === "\x7f" ? "␡" : part) : part);
-  return made;
+    if (part === "\n") span.append(html("span", { class: "break" }), "\n");
+    else if (part === "\t") span.append(part);
+    else if (/^[\x00-\x1f]$/.test(part)) span.append(boxed(String.fromCharCode(0x2400 + part.charCodeAt(0))));
+    else span.append(part === "\ufffd" || part === "\x7f" ? boxed(part === "\x7f" ? "␡" : part) : part);
+  return span;
 }
 const visible = (piece) => (piece === "" ? "∅" : piece.replaceAll(" ", "␣").replaceAll("\n", "↵").replaceAll("\t", "⇥")
   .replace(/[\x00-\x1f]/g, (c) => String.fromCharCode(0x2400 + c.charCodeAt(0))));
@@ -74,12 +74,12 @@ function paint() {
   const ends = (name, ...texts) => html("div", { class: name }, texts.map((text) => html("span", null, text)));
   find("legend").replaceChildren(...(view.mode === "difference"
     ? [html("div", { class: "ramp two" }), ends("ends three", `−${limit}`, "0 nats", `+${limit}`),
-      ends("ends", [swatch(0), called(first), " better"], [swatch(1), called(second), " better"])]
+      ends("ends", [swatch(0), modelName(first), " better"], [swatch(1), modelName(second), " better"])]
     : [html("div", { class: "ramp one" }), ends("ends three", "0", "nats", String(limit)), ends("ends", "certain", "surprised")]));
 }
 
 // The card of a token, and the way to where it occurred before.
-function show() {
+function showCard() {
   const i = view.pointed ?? view.focused, card = find("card");
   for (const span of find("text").querySelectorAll(".now, .earlier, .pair")) span.classList.remove("now", "earlier", "pair");
   find("trace").replaceChildren();
@@ -90,28 +90,28 @@ function show() {
   if (earlier >= 0) {
     tokens()[earlier].classList.add("earlier");
     for (const before of [earlier - 1, i - 1]) if (before >= 0 && before !== earlier) tokens()[before].classList.add("pair");
-    trace(tokens()[earlier], tokens()[i]);
+    drawTrace(tokens()[earlier], tokens()[i]);
   }
-  card.replaceChildren(...told(i));
-  beside(card, tokens()[i], tokens()[earlier]?.getBoundingClientRect());
+  card.replaceChildren(...cardContent(i));
+  placeCard(card, tokens()[i], tokens()[earlier]?.getBoundingClientRect());
 }
-function told(i) {
-  const { pieces, losses, hits, asked, distances, counts, earlier } = passage();
+function cardContent(i) {
+  const { pieces, losses, hits, predicted, distances, counts, earlier } = passage();
   const head = html("div", { class: "head" }, html("code", null, short(visible(pieces[i]), 60)),
-    asked[i] ? html("span", { class: hits[i] ? "badge hit" : "badge" }, hits[i] ? "AR hit" : "other") : null);
-  if (!asked[i]) return [head, html("p", null, "Nothing was predicted here: it begins the context.")];
+    predicted[i] ? html("span", { class: hits[i] ? "badge hit" : "badge" }, hits[i] ? "AR hit" : "other") : null);
+  if (!predicted[i]) return [head, html("p", null, "Nothing was predicted here: it begins the context.")];
   const number = (...text) => html("td", { class: "number" }, ...text);
-  const row = (name, k) => html("tr", null, html("th", { scope: "row" }, swatch(k), called(name)), number(probability(losses[k][i])), number(nats(losses[k][i])));
+  const row = (name, k) => html("tr", null, html("th", { scope: "row" }, swatch(k), modelName(name)), number(probability(losses[k][i])), number(nats(losses[k][i])));
   const between = two ? gap(losses[0][i], losses[1][i]) : null;
   const verdict = !two ? null : html("tr", { class: "sum" }, html("th", { scope: "row", colspan: 2 },
-    Math.abs(between) < 0.005 ? "no difference" : html("span", null, called(between < 0 ? first : second), " better by")), number(nats(Math.abs(between))));
+    Math.abs(between) < 0.005 ? "no difference" : html("span", null, modelName(between < 0 ? first : second), " better by")), number(nats(Math.abs(between))));
   const back = distances[i] <= 0 ? "none" : `${count(distances[i], "token")} back${earlier[i] < 0 ? ", not shown" : ""}`;
   return [head, html("table", null, html("thead", null, html("tr", null, ["Model", "Probability", "Loss, nats"].map((name, k) =>
     html("th", { scope: "col", class: k ? "number" : null }, name)))), html("tbody", null, data.names.map(row), verdict)),
     html("dl", null, html("dt", null, "Earlier in the context"), html("dd", null, back),
       html("dt", null, "Pair in training"), html("dd", null, counts[i] < 0 ? "not counted" : counts[i] ? count(counts[i], "time") : "never"))];
 }
-function beside(card, span, earlier) {
+function placeCard(card, span, earlier) {
   const stage = find("stage").getBoundingClientRect(), parts = span.getClientRects(), at = parts[0], last = parts[parts.length - 1];
   const { offsetWidth: width, offsetHeight: height } = card, bar = find("controls").getBoundingClientRect().bottom;
   const inside = (x) => Math.max(stage.left + 8, Math.min(x, stage.right - width - 8));
@@ -121,12 +121,14 @@ function beside(card, span, earlier) {
   const [x, y] = ways.find((way) => seen(way) && clear(way)) ?? ways.find(seen) ?? ways[0];
   card.style.left = `${x - stage.left}px`;
   card.style.top = `${y - stage.top}px`;
+  const covered = last.bottom - card.getBoundingClientRect().top + 12; // on a phone the card is at the screen's edge
+  if (getComputedStyle(card).position === "fixed" && covered > 0) scrollBy(0, covered);
 }
-function trace(from, to) {
+function drawTrace(from, to) {
   const stage = find("stage").getBoundingClientRect(), svg = (tag, attributes) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    return made;
+    const drawn = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) drawn.setAttribute(name, value);
+    return drawn;
   };
   const [a, b] = [from, to].map((span) => span.getClientRects()[0]).map((box) => [(box.left + box.right) / 2 - stage.left - 1, box.top - stage.top - 1]);
   const lift = Math.min(46, 14 + Math.hypot(a[0] - b[0], a[1] - b[1]) / 8);
@@ -135,7 +137,7 @@ function trace(from, to) {
 }
 
 // Moving in the text.
-function step(key) {
+function keyTarget(key) {
   const from = view.focused ?? 0, all = [...tokens()], near = (found) => found.find((i) => passage().hits[i]) ?? from;
   const after = all.map((_, i) => i).slice(from + 1), before = all.map((_, i) => i).slice(0, from).reverse();
   const line = (candidates, sign) => {
@@ -155,10 +157,10 @@ function step(key) {
     ArrowDown: () => line(after, 1), ArrowUp: () => line(before, -1), n: () => near(after), p: () => near(before) };
   return ways[key.length === 1 ? key.toLowerCase() : key]?.() ?? null;
 }
-function typed(event) {
+function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "Escape") return document.activeElement.blur();
-  const to = step(event.key);
+  const to = keyTarget(event.key);
   if (to === null) return;
   event.preventDefault();
   tokens()[to].focus();
@@ -170,26 +172,26 @@ const index = (event) => {
 
 // The list of passages.
 const ORDERS = two
-  ? { second: [`gap on hits, ${second} better first`, (p) => -on(p).hit], first: [`gap on hits, ${first} better first`, (p) => on(p).hit], given: ["as given", () => 0] }
-  : { most: ["loss on AR hits, highest first", (p) => -on(p).hit], least: ["loss on AR hits, lowest first", (p) => on(p).hit], given: ["as given", () => 0] };
-const most = Math.max(...data.passages.flatMap((p) => [on(p).hit, on(p).other]).map((x) => Math.abs(x ?? 0)), 1e-9);
-function line(name, kind, passage) {
-  const found = on(passage)[kind], share = (100 * Math.abs(found ?? 0)) / most;
+  ? { second: [`gap on hits, ${second} better first`, (p) => -shownMeans(p).hit], first: [`gap on hits, ${first} better first`, (p) => shownMeans(p).hit], given: ["as given", () => 0] }
+  : { most: ["loss on AR hits, highest first", (p) => -shownMeans(p).hit], least: ["loss on AR hits, lowest first", (p) => shownMeans(p).hit], given: ["as given", () => 0] };
+const most = Math.max(...data.passages.flatMap((p) => [shownMeans(p).hit, shownMeans(p).other]).map((x) => Math.abs(x ?? 0)), 1e-9);
+function meterLine(name, kind, passage) {
+  const found = shownMeans(passage)[kind], share = (100 * Math.abs(found ?? 0)) / most;
   const meter = html("span", { class: `meter${two ? ` two ${found < 0 ? "first" : "second"}` : " loss"}`, "aria-hidden": "true" }, html("i"));
   meter.style.setProperty("--size", `${two ? share / 2 : share}%`);
   meter.style.setProperty("--from", `${two ? 50 - (found < 0 ? share / 2 : 0) : 0}%`);
   const numbers = two ? [`${nats(passage.means[0][kind])} / ${nats(passage.means[1][kind])} `, html("b", null, signed(found))] : [html("b", null, nats(found)), " nats"];
   return html("span", { class: "line" }, html("span", null, name), meter, html("span", null, found === null ? "none" : numbers));
 }
-function list() {
-  const by = ORDERS[find("sort").value][1], last = (p) => (find("sort").value !== "given" && on(p).hit === null ? 1 : 0);
+function buildList() {
+  const by = ORDERS[find("sort").value][1], last = (p) => (find("sort").value !== "given" && shownMeans(p).hit === null ? 1 : 0);
   view.order = data.passages.map((_, i) => i).sort((i, j) => {
     const [p, q] = [data.passages[i], data.passages[j]];
     return last(p) - last(q) || by(p) - by(q) || i - j;
   });
   find("list").replaceChildren(...view.order.map((i) => html("div", { role: "option", "data-i": i },
     html("span", { class: "title", title: data.passages[i].title }, data.passages[i].title),
-    line("AR hits", "hit", data.passages[i]), line("other", "other", data.passages[i]))));
+    meterLine("AR hits", "hit", data.passages[i]), meterLine("other", "other", data.passages[i]))));
 }
 function choose(at, remember = true) {
   Object.assign(view, { at, focused: null, pointed: null });
@@ -207,18 +209,18 @@ function choose(at, remember = true) {
   find("text").replaceChildren(...passage().pieces.map(token));
   tokens()[0]?.setAttribute("tabindex", 0);
   if (remember) history.replaceState(null, "", `#passage-${at + 1}`);
-  means();
+  showMeans();
   paint();
-  show();
+  showCard();
 }
 function reveal(option) { // within the list alone, so that the page stays where it is
   const box = find("list"), top = option.offsetTop - box.offsetTop;
   if (top < box.scrollTop || top + option.offsetHeight > box.scrollTop + box.clientHeight) box.scrollTop = top - box.clientHeight / 3;
 }
-function means() {
+function showMeans() {
   const sizes = { hit: 0, other: 0, all: 0 };
-  passage().asked.forEach((asked, i) => asked && (sizes.all++, sizes[passage().hits[i] ? "hit" : "other"]++));
-  const heads = two ? ["", "Tokens", [swatch(0), called(first)], [swatch(1), called(second)], "Difference"] : ["", "Tokens", [called(first)]];
+  passage().predicted.forEach((predicted, i) => predicted && (sizes.all++, sizes[passage().hits[i] ? "hit" : "other"]++));
+  const heads = two ? ["", "Tokens", [swatch(0), modelName(first)], [swatch(1), modelName(second)], "Difference"] : ["", "Tokens", [modelName(first)]];
   const rows = [["AR hits", "hit"], ["Other", "other"], ["All", "all"]].map(([name, kind]) => html("tr", null, html("th", { scope: "row" }, name),
     [sizes[kind].toLocaleString("en"), ...(two ? [0, 1] : [0]).map((mode) => nats(passage().means[mode][kind])), ...(two ? [signed(passage().means.difference[kind])] : [])]
       .map((text) => html("td", { class: "number" }, text))));
@@ -226,35 +228,35 @@ function means() {
 }
 
 // Controls.
-function controls() {
+function buildControls() {
   themed();
   find("modes").hidden = !two;
   find("modes").append(html("span", { class: "segments" }, MODES.map((mode, k) => html("label", null,
-    html("input", { type: "radio", name: "mode", value: mode, ...(k ? {} : { checked: "" }) }), mode === "difference" ? "Difference" : called(data.names[mode])))));
+    html("input", { type: "radio", name: "mode", value: mode, ...(k ? {} : { checked: "" }) }), mode === "difference" ? "Difference" : modelName(data.names[mode])))));
   find("modes").addEventListener("change", (event) => ((view.mode = event.target.value === "difference" ? "difference" : Number(event.target.value)), paint()));
   find("only").addEventListener("change", (event) => ((view.only = event.target.checked), paint()));
   find("limit").addEventListener("input", (event) => ((limits[view.mode] = Number(event.target.value)), paint()));
   find("controls").addEventListener("submit", (event) => event.preventDefault());
   find("sort").append(...Object.entries(ORDERS).map(([name, [text]]) => html("option", { value: name }, text)));
-  if (two) find("sort").value = data.passages.reduce((sum, p) => sum + (on(p).hit ?? 0), 0) < 0 ? "first" : "second";
-  find("sort").addEventListener("change", () => (list(), choose(view.order[0])));
+  if (two) find("sort").value = data.passages.reduce((sum, p) => sum + (shownMeans(p).hit ?? 0), 0) < 0 ? "first" : "second";
+  find("sort").addEventListener("change", () => (buildList(), choose(view.order[0])));
   find("previous").addEventListener("click", () => choose(view.order[view.order.indexOf(view.at) - 1]));
   find("next").addEventListener("click", () => choose(view.order[view.order.indexOf(view.at) + 1]));
 }
-function reading() {
+function listenToText() {
   const text = find("text");
-  text.addEventListener("mouseover", (event) => index(event) !== null && ((view.pointed = index(event)), show()));
+  text.addEventListener("mouseover", (event) => index(event) !== null && ((view.pointed = index(event)), showCard()));
   text.addEventListener("click", (event) => event.target.closest(".token")?.focus());
   addEventListener("pointerdown", (event) => view.focused !== null && !event.target.closest("#text") && document.activeElement.blur());
-  text.addEventListener("mouseleave", () => ((view.pointed = null), show()));
+  text.addEventListener("mouseleave", () => ((view.pointed = null), showCard()));
   text.addEventListener("focusin", (event) => {
     Object.assign(view, { focused: index(event), pointed: null });
     for (const span of text.querySelectorAll("[tabindex='0']")) span.tabIndex = -1;
     event.target.tabIndex = 0;
-    show();
+    showCard();
   });
-  text.addEventListener("focusout", () => (Object.assign(view, { focused: null, pointed: null }), show()));
-  text.addEventListener("keydown", typed);
+  text.addEventListener("focusout", () => (Object.assign(view, { focused: null, pointed: null }), showCard()));
+  text.addEventListener("keydown", onKey);
   const options = find("list");
   options.addEventListener("click", (event) => event.target.closest("[role=option]") && choose(Number(event.target.closest("[role=option]").dataset.i)));
   options.addEventListener("keydown", (event) => {
@@ -264,12 +266,12 @@ function reading() {
     choose(view.order[to]);
     options.children[to].focus();
   });
-  addEventListener("resize", show);
+  addEventListener("resize", showCard);
 }
 function start() {
-  controls();
-  reading();
-  list();
+  buildControls();
+  listenToText();
+  buildList();
   const named = Number(location.hash.match(/^#passage-(\d+)$/)?.[1]) - 1;
   choose(named in data.passages ? named : view.order[0], false);
 }

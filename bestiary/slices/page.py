@@ -1,7 +1,7 @@
-"""One self-contained HTML page that shows what a language model made of each token of a text, or where two differ.
+"""One self-contained HTML page that shows the loss of a language model on each token of a text, or where two differ.
 
 The page's script draws one passage at a time, colours its tokens by loss or by difference of losses, and underlines
-the AR hits. It makes no request to anywhere.
+the AR hits. It makes no requests.
 """
 
 import json
@@ -26,7 +26,7 @@ class Passage(NamedTuple):
     hits: list[int]  # 1 at an AR hit, 0 elsewhere
     distances: list[int]  # tokens back to the earlier occurrence of the bigram that a token ends, 0 if there is none
     counts: list[int]  # of that bigram in the training text
-    earlier: list[int]  # where in this passage that occurrence ends, -1 if it does not
+    earlier: list[int]  # position in this passage where that occurrence ends, -1 if it is not in it
     title: str
 
 
@@ -34,40 +34,44 @@ def write_page(
     place: Path,
     *,
     title: str,
-    words: Sequence[str],
+    sentences: Sequence[str],
     passages: Sequence[Passage],
     names: Sequence[str],
     figures: Sequence[str] = (),
+    caption: str = "",
 ) -> None:
-    """Writes the page on one model or two; `words` are the sentences on top, `figures` whole SVG documents below them.
+    """Write the page about one or two models; `sentences` stand at its top, `figures` are complete SVG documents,
+    `caption` stands below them.
 
-    Raises ValueError for other numbers of models, no passage, a passage whose lists do not fit each other, or a figure
-    that is not SVG.
+    Raises ValueError for another number of models, no passage, a passage whose lists do not fit each other, or a
+    figure that is not SVG.
     """
     if len(names) not in (1, 2):
         raise ValueError(f"{len(names)} models: a page shows one, or the difference of two")
     if not passages:
         raise ValueError("no passage to show: give at least one")
     for passage in passages:
-        check(passage, len(names))
-    data = {"names": list(names), "passages": [plain(passage) for passage in passages]}
+        check_passage(passage, len(names))
+    data = {"names": list(names), "passages": [passage_json(passage) for passage in passages]}
     parts = {
         "POLICY": POLICY,
         "TITLE": escape(title),
-        "CSS": static("report", "page.css") + static("slices", "page.css"),
-        "SUMMARY": "".join(f"<li>{escape(sentence)}</li>" for sentence in words),
-        "FIGURES": "".join(map(drawn, figures)),
+        "CSS": package_file("report", "page.css") + package_file("slices", "page.css"),
+        "SUMMARY": "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences),
+        "FIGURES": "".join(map(figure_html, figures)) + (f"<p>{escape(caption)}</p>" if caption else ""),
         "BESTIARY": f"Bestiary {__version__}",
         "DATA": json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        "JS": static("report", "shared.js") + static("slices", "page.js"),
+        "JS": package_file("report", "shared.js") + package_file("slices", "page.js"),
     }
-    pieces = static("slices", "page.html").split("@@")  # text and names in turn: what is put in is not looked at again
+    pieces = package_file("slices", "page.html").split(
+        "@@"
+    )  # text and names alternate: what is inserted is not searched again
     html = "".join(parts[piece] if odd % 2 else piece for odd, piece in enumerate(pieces))
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text(html, encoding="utf-8")
 
 
-def check(passage: Passage, models: int) -> None:
+def check_passage(passage: Passage, models: int) -> None:
     """Raises ValueError, naming the passage, if its lists do not fit each other."""
     here, size = f"passage {passage.title!r}", len(passage.pieces)
     if len(passage.losses) != models:
@@ -85,14 +89,14 @@ def check(passage: Passage, models: int) -> None:
             )
 
 
-def plain(passage: Passage) -> dict[str, Any]:
-    """A passage as JSON has it: None for what is not a number."""
+def passage_json(passage: Passage) -> dict[str, Any]:
+    """A passage as JSON: null for losses that are not numbers."""
     whole = {name: [int(n) for n in getattr(passage, name)] for name in ("hits", "distances", "counts", "earlier")}
     losses = [[round(float(x), 4) if math.isfinite(x) else None for x in row] for row in passage.losses]
     return {"title": passage.title, "pieces": list(passage.pieces), "losses": losses, **whole}
 
 
-def drawn(figure: str) -> str:
+def figure_html(figure: str) -> str:
     """A figure in its frame: on white, unless it is drawn in the page's own colours."""
     begin = figure.find("<svg")
     try:
@@ -105,6 +109,6 @@ def drawn(figure: str) -> str:
     return f"<figure{look}>{figure[begin:]}</figure>"
 
 
-def static(*place: str) -> str:
-    """A file of the package, found without importing the part that it lies in."""
+def package_file(*place: str) -> str:
+    """The text of a file of the package, read without importing its folder."""
     return files("bestiary").joinpath(*place).read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
-"""From the losses of language models on a text to rows, lines of curves and the passages of a page."""
+"""Turns the losses of language models on a text into tables, figures, sentences and the passages of a page."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,8 +9,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.report.plot import Line, panels
-from bestiary.slices.hits import before
-from bestiary.slices.slices import LOG, PLAIN, SLICES, Bootstrap, Interval, Sums, curve, doubling, verdict
+from bestiary.slices.hits import count_earlier
+from bestiary.slices.slices import (
+    LOG_SHARE,
+    PERPLEXITY_SHARE,
+    ROUGH,
+    SLICES,
+    Estimates,
+    Interval,
+    Sums,
+    binned_losses,
+    doubling_edges,
+    share_or_reason,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,51 +30,57 @@ if TYPE_CHECKING:
     from bestiary.slices.page import Passage
 
 THRESHOLDS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-PASSAGES = 60
+PASSAGES = 60  # on a page
+TITLE = 60  # characters of the title of a passage
 
 
-def bootstrap(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Bootstrap:
-    """Sums over hits and others, and over samples of the documents."""
-    return Bootstrap(Sums.of(losses, text.facets.hits(threshold), text.documents))
+def estimate_text(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Estimates:
+    """Sums over hits and other tokens, for the text and for the text without each of its documents."""
+    return Estimates(Sums.from_losses(losses, text.facets.hits(threshold), text.documents))
 
 
-def slices(name: str, found: Bootstrap) -> dict[str, Any]:
-    """One model's perplexities with their intervals, as columns."""
+def perplexity_row(name: str, found: Estimates) -> dict[str, Any]:
+    """The perplexities of one model with their intervals, as columns."""
     row: dict[str, Any] = {"model": name}
     for part in SLICES:
-        row |= columns(part, found.perplexity(name, part))
+        row |= interval_columns(part, found.perplexity(name, part))
         row[f"{part}_nats"] = float(found.log_perplexity(name, part)[0])
-    return row | {"formed": found.formed(name)}
+    return row | {"formed": found.recall_formed(name)}
 
 
-def columns(name: str, found: Interval) -> dict[str, float]:
-    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
+def interval_columns(name: str, interval: Interval) -> dict[str, float]:
+    """A number and its interval as three columns."""
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def shares(found: Bootstrap, model: str, reference: str) -> dict[str, Any]:
-    """The share of the gap that hits explain, as columns; nan and why where there is none to speak of."""
-    given = verdict(found, model, reference)
+def share_columns(found: Estimates, model: str, reference: str) -> dict[str, Any]:
+    """The share of the gap that hits explain, as columns; nan and the reason where no share is given."""
+    given = share_or_reason(found, model, reference)
     nothing = Interval(np.nan, np.nan, np.nan)
     log, plain = given.get("log", nothing), given.get("plain", nothing)
-    return {**columns("share", log), **columns("share_plain", plain), "why": given.get("why", "").partition(":")[0]}
+    return {
+        **interval_columns("share", log),
+        **interval_columns("share_plain", plain),
+        "why": given.get("why", "").partition(":")[0],
+    }
 
 
-def by_distance(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Iterator[dict[str, Any]]:
-    """Loss on hits against the distance to the earlier occurrence."""
+def losses_by_distance(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Iterator[dict[str, Any]]:
+    """Loss on hits by the distance to the earlier occurrence."""
     facets = text.facets
-    edges = doubling(int(facets.distance.max(initial=1)))
-    return curve(losses, facets.distance, facets.hits(threshold), edges, text.documents)
+    edges = doubling_edges(int(facets.distance.max(initial=1)))
+    return binned_losses(losses, facets.distance, facets.hits(threshold), edges, text.documents)
 
 
-def by_count(text: "Text", losses: "Mapping[str, NDArray]", *, repeated: bool) -> Iterator[dict[str, Any]]:
-    """Loss against how often the bigram occurred in training, of bigrams repeated in the context or of the others."""
+def losses_by_count(text: "Text", losses: "Mapping[str, NDArray]", *, repeated: bool) -> Iterator[dict[str, Any]]:
+    """Loss by how often the bigram occurred in training, for bigrams that repeat in the context or for the others."""
     facets = text.facets
-    edges = [0, *doubling(int(facets.seen.max(initial=1)))]
-    return curve(losses, facets.seen, (facets.distance > 0) == repeated, edges, text.documents)
+    edges = [0, *doubling_edges(int(facets.seen.max(initial=1)))]
+    return binned_losses(losses, facets.seen, (facets.distance > 0) == repeated, edges, text.documents)
 
 
-def facet_rows(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Iterator[dict[str, Any]]:
-    """Loss of each model on the hits of each kind: unique or ambiguous, first or later, by the last and by length."""
+def losses_by_kind(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Iterator[dict[str, Any]]:
+    """Loss of each model on several kinds of hits: unique or ambiguous, first or later, by longest repeat, ..."""
     facets = text.facets
     hits = facets.hits(threshold)
     kinds = {
@@ -81,61 +99,97 @@ def facet_rows(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) ->
                 yield {"model": name, "kind": kind, "tokens": int(inside.sum()), "loss": float(given[inside].mean())}
 
 
-def by_threshold(
+def shares_by_threshold(
     text: "Text", losses: "Mapping[str, NDArray]", reference: str, thresholds: Sequence[int] = THRESHOLDS
 ) -> Iterator[dict[str, Any]]:
-    """How the share of hits and of the gap move with the threshold; no share where recall has not formed."""
+    """The share of hits and of the gap by threshold; no share where recall has not formed."""
     for threshold in thresholds:
         hits = text.facets.hits(threshold)
         if not hits.any() or hits.all():
             continue
-        found = bootstrap(text, losses, threshold)
+        found = estimate_text(text, losses, threshold)
         for name in losses:
             row = {"threshold": threshold, "model": name, "hits_share": found.share_of_hits().value}
-            row |= columns("hits", found.perplexity(name, "hits"))
-            yield row | (shares(found, name, reference) if name != reference else {})
+            row |= interval_columns("hits", found.perplexity(name, "hits"))
+            yield row | (share_columns(found, name, reference) if name != reference else {})
 
 
-def sentences(text: "Text", found: Bootstrap, names: Sequence[str], threshold: int) -> list[str]:
-    """What was found, in words with the numbers and the formulas in them."""
+def summary_sentences(text: "Text", found: Estimates, names: Sequence[str], threshold: int) -> list[str]:
+    """The result in sentences, with its numbers and formulas."""
     gram = "bigram" if text.order == 2 else f"{text.order}-gram"
     rare = f"at most {threshold:,} times in {text.counts.total:,} tokens of training"
     tail = f"and {rare}" if text.order == 2 else f"and its last bigram {rare}"
     lines = [
-        f"{text.name}: {text.documents.size:,} tokens of {found.documents:,} documents in contexts of "
+        f"{text.name}: {text.documents.size:,} tokens of {plural(found.documents, text.unit)} in contexts of "
         f"{text.shape[1]:,}; {found.share_of_hits().percent} are hits: the {gram} that they end occurred earlier in "
         f"the context {tail}."
     ]
     for name in names:
         of = [str(found.perplexity(name, part)) for part in ("overall", "hits", "other")]
-        formed = "" if found.formed(name) or found.documents < 2 else " Recall has not formed in it."
+        formed = "" if found.recall_formed(name) or found.documents < 2 else " Recall has not formed in it."
         lines.append(f"{name}: perplexity {of[0]}, on hits {of[1]}, on other tokens {of[2]}.{formed}")
     if len(names) == 2:
-        given = verdict(found, *names)
+        given = share_or_reason(found, *names)
         if "why" in given:
             lines.append(f"No share of the gap: {given['why']}.")
         else:
-            lines.append(f"Share of the gap due to hits: {given['log'].percent} in log-perplexity, {LOG}.")
-            lines.append(f"In perplexity: {given['plain'].percent}, {PLAIN}.")
-    one = "A single document has no intervals."
-    return [*lines, "Intervals of 95 % are bootstrapped over documents." if found.documents > 1 else one]
+            lines.append(f"Share of the gap due to hits: {given['log'].percent} in log-perplexity, {LOG_SHARE}.")
+            lines.append(f"In perplexity: {given['plain'].percent}, {PERPLEXITY_SHARE}.")
+    return [*lines, *interval_sentences(found.documents, text.unit)]
 
 
-EXTREME = "Shown are the contexts with the largest gap on hits, document by document: no sample."
+def interval_sentences(count: int, unit: str) -> list[str]:
+    """What the intervals are over, and how far they can be trusted."""
+    if count < 2:
+        return [f"A single {unit} has no intervals."]
+    lines = [f"Intervals of 95 % are over {plural(count, unit)}."]
+    if count < ROUGH:
+        lines.append(f"With fewer than {ROUGH} {unit}s they are a rough guide.")
+    if unit == "piece":
+        lines.append("Pieces are cut from longer documents, so intervals over them say nothing about other documents.")
+    return lines
 
 
-def curves(tables: Mapping[str, pd.DataFrame]) -> Figure:
+def plural(count: int, noun: str) -> str:
+    """A number and its noun: "1 document", "1,234 documents"."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def selection_note(models: int, unit: str = "document") -> str:
+    """How the passages of a page about one or two models were selected."""
+    what = "the highest loss" if models == 1 else "the largest gap"
+    return f"Shown are the contexts with {what} on hits, one of each {unit} in turn: no random sample."
+
+
+CURVE_NOTE = "Mean and 95 % interval over documents; each bin at its lower edge, 0.5 is never."
+FACETS = {  # the tables of curves, by name: title and x axis
+    "distance": ("Hits", "Tokens back"),
+    "count": ("Repeated bigrams", "Count in training"),
+    "count-new": ("New bigrams", "Count in training"),
+}
+
+
+def curve_figure(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Perplexity on hits by distance, and by count of repeated and of new bigrams."""
-    titles = {"distance": "Hits", "count": "Repeated bigrams", "count-new": "New bigrams"}
-    axes = {"Hits": "Tokens back", "Repeated bigrams": "Count in training", "New bigrams": "Count in training"}
-    shown = {titles[name]: table for name, table in tables.items() if not table.empty}
-    return loss_figure(
-        shown, x=axes, note="Mean and 95 % interval over documents; each bin at its lower edge, 0.5 is never."
-    )
+    shown = {FACETS[name][0]: table for name, table in tables.items() if not table.empty}
+    return loss_figure(shown, x=dict(FACETS.values()), note=CURVE_NOTE)
+
+
+def page_figures(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
+    """The panels of `curve_figure` as SVG, one by one, so that a page can put them beside or below each other."""
+    for name, table in tables.items():
+        if not table.empty:
+            title, axis = FACETS[name]
+            figure, svg = loss_figure({title: table}, x={title: axis}, size=(1.6, 2.5)), StringIO()
+            for legend in figure.legends:
+                legend.remove()
+            figure.axes[0].legend(loc="best", fontsize=7, frameon=False)
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+            yield svg.getvalue()
 
 
 def threshold_figure(rows: pd.DataFrame) -> Figure:
-    """How the share of tokens that are hits, and of the gap that they explain, move with the threshold."""
+    """The share of tokens that are hits, and of the gap that they explain, by threshold."""
     x = np.maximum(rows["threshold"], 0.5).tolist()
     lines = [
         Line("of the tokens", x, rows["hits_share"].tolist()),
@@ -143,11 +197,11 @@ def threshold_figure(rows: pd.DataFrame) -> Figure:
         Line("of the gap, in perplexity", x, rows["share_plain"].tolist()),
     ]
     note = "Hits: repeated bigrams seen at most so often in training (0.5: never); no share before recall has formed."
-    return unbounded(panels({"": lines}, x="Threshold", y="Share", note=note, size=(4.2, 2.7)), lines)
+    return fit_share_axis(panels({"": lines}, x="Threshold", y="Share", note=note, size=(4.2, 2.7)), lines)
 
 
-def unbounded(figure: Figure, lines: Sequence[Line]) -> Figure:
-    """An axis of shares as long as what is drawn, which may leave 0 to 1."""
+def fit_share_axis(figure: Figure, lines: Sequence[Line]) -> Figure:
+    """Extends the axis of shares to everything that is drawn, which may lie outside 0 to 1."""
     drawn = [value for line in lines for part in (line.y, line.low, line.high) for value in part or ()]
     (axis,) = figure.axes
     axis.set_ylim(min([-0.03, *filter(np.isfinite, drawn)]), max([1.03, *filter(np.isfinite, drawn)]))
@@ -155,40 +209,58 @@ def unbounded(figure: Figure, lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def loss_figure(tables: Mapping[str, pd.DataFrame], *, x: Mapping[str, str], note: str = "") -> Figure:
-    """Perplexity of each model against a facet, one panel for each table of `curve`."""
-    contents = {title: [line(str(name), part) for name, part in rows.groupby("model", sort=False)]
+def loss_figure(
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    x: Mapping[str, str],
+    note: str = "",
+    size: tuple[float, float] = (2.6, 2.7),
+) -> Figure:
+    """Perplexity of each model against a facet, one panel for each table of `binned_losses`."""
+    contents = {title: [model_line(str(name), part) for name, part in rows.groupby("model", sort=False)]
                 for title, rows in tables.items()}  # fmt: skip
-    return panels(contents, x=x, y="Perplexity", note=note, shares=False, size=(2.6, 2.7))
+    return panels(contents, x=x, y="Perplexity", note=note, shares=False, size=size)
 
 
-def line(name: str, rows: pd.DataFrame) -> Line:
-    """A model's line, each bin at its lower edge, and at one half what was never seen."""
+def model_line(name: str, rows: pd.DataFrame) -> Line:
+    """The line of one model, each bin at its lower edge; what was never seen is drawn at one half."""
     values = [np.exp(rows["loss"] + sign * rows["half"].fillna(0)).tolist() for sign in (0, -1, 1)]
     return Line(name, np.maximum(rows["low"], 0.5).tolist(), *values)
 
 
-def passages(text: "Text", losses: "Sequence[NDArray]", threshold: int, *, limit: int = PASSAGES) -> "list[Passage]":
-    """The contexts for a page: those with the largest gap on hits, document by document."""
+def select_passages(
+    text: "Text", losses: "Sequence[NDArray]", threshold: int, *, limit: int = PASSAGES
+) -> "list[Passage]":
+    """The contexts shown on a page: those with the largest gap (or loss) on hits, one from each document in turn."""
     from bestiary.slices.page import Passage
 
-    facets, hits = text.facets, text.facets.hits(threshold)
+    facets, hits, tokenizer = text.facets, text.facets.hits(threshold), text.corpus.tokenizer
     gap = (losses[0] - losses[-1] if len(losses) > 1 else losses[0]) * hits
     order = np.argsort(-gap.sum(1), kind="stable")
-    turn = before(text.documents[order, 0][None])[0]  # how many contexts of the same document come earlier
+    turn = count_earlier(text.documents[order, 0][None])[0]  # how many contexts of the same document come earlier
     found = []
     for i in order[np.argsort(turn, kind="stable")][:limit]:
         distance = facets.distance[i]
         at = np.where(distance > 0, np.arange(1, text.shape[1] + 1) - distance, -1)
+        tokens = text.contexts[i]
         found.append(
             Passage(
-                pieces=text.corpus.tokenizer.pieces(text.contexts[i]),
+                pieces=tokenizer.pieces(tokens),
                 losses=[[float("nan"), *map(float, part[i].round(4))] for part in losses],
                 hits=[0, *map(int, hits[i])],
                 distances=[0, *map(int, distance)],
                 counts=[0, *map(int, facets.seen[i])],
                 earlier=[-1, *map(int, at)],
-                title=f"context {i}, document {int(text.documents[i, 0])}",
+                title=first_words(tokenizer.decode(tokens[tokens != tokenizer.separator])) or f"context {i}",
             )
         )
     return found
+
+
+def first_words(text: str, most: int = TITLE) -> str:
+    """The beginning of a text on one line, cut between words if they are not too long."""
+    words = " ".join(text[: 10 * most].replace("\ufffd", " ").split())
+    if len(words) <= most:
+        return words
+    kept = words[: most + 1].rpartition(" ")[0]
+    return (kept if len(kept) > most // 2 else words[:most]) + "…"

@@ -1,4 +1,4 @@
-"""What is given to a worker, what it tells, and what an executor must be able to do."""
+"""Jobs, what a worker reports about them, and what an executor must be able to do."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -9,57 +9,57 @@ from bestiary.training.recipe import Recipe
 
 Together = Literal["auto", "always", "never"]
 
-FAST = 2**18  # numbers in an activation of a whole stack, up to which a CPU gains by it (benchmarks/together.py)
-MOST = {"cpu": 32, "cuda": 64}  # members of a stack
+STACK_NUMBERS = 2**18  # largest activation of a stack that pays on a CPU (benchmarks/together.py)
+LARGEST_STACK = {"cpu": 32, "cuda": 64}  # members of a stack
 
 
 class Event(NamedTuple):
     """What happened to a run."""
 
-    kind: str  # started, measured, ended, failed, retried, apart (not together after all), waiting for another worker
+    kind: str  # started, measured, ended, failed, retried, unstacked, or waiting (another worker has it)
     recipe: Recipe
-    what: Any = None  # the Measurement, the Ended, or a line that says why
+    detail: Any = None  # the Measurement, the Outcome, or a line that says why
 
 
 class Job(NamedTuple):
-    """What a worker carries out at a time: one recipe, or several of one shape, trained as one program."""
+    """What a worker carries out at one time: one recipe, or several of one shape that are trained as a stack."""
 
     recipes: tuple[Recipe, ...]
-    tries: int = 0  # how many workers have died of it
+    tries: int = 0  # workers that have died while they had it
 
 
-class How(NamedTuple):
-    """What all workers of a sweep must know."""
+class WorkerConfig(NamedTuple):
+    """The settings that all workers of a sweep share."""
 
-    folder: str  # of the store
+    folder: str  # of the store, absolute
     backend: str = "auto"
-    keep: bool = False  # the weights
+    keep: bool = False  # whether to write the trained weights
     threads: int = 1
-    since: float | None = None  # what failed after this time, by the file system's clock, is not tried again
+    since: float | None = None  # runs that failed after this time (file system's clock) are not tried again
 
 
-class Told(NamedTuple):
-    """What a worker tells of its job: an Event's kind for one recipe, or what became of the job as a whole.
+class JobEvent(NamedTuple):
+    """What a worker reports about its job: an event of one of its recipes, or how the job as a whole ended.
 
-    A job is over with `idle` (carried out), `died` (the worker is gone), `apart` (its recipes cannot be trained
-    together), `large` (not in this memory) or `full` (the disk).
+    A job ends as `over` (carried out), `died` (the worker is gone), `unstacked` (its recipes cannot be trained as one
+    stack), `out of memory` or `disk full`.
     """
 
     job: Job
     kind: str
     recipe: Recipe | None = None
-    what: Any = None
+    detail: Any = None
 
 
-OVER = ("idle", "died", "apart", "large", "full")
+OVER = ("over", "died", "unstacked", "out of memory", "disk full")
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Slots, each of which carries out one job at a time."""
+    """A number of slots, each of which carries out one job at a time."""
 
     def slots(self) -> int:
-        """How many jobs can be at work at a time."""
+        """How many jobs can run at the same time."""
         ...
 
     def free(self) -> int:
@@ -70,49 +70,59 @@ class Executor(Protocol):
         """Give a job to a free slot."""
         ...
 
-    def hear(self, timeout: float) -> Sequence[Told]:
-        """What was told since, waiting for something at most so many seconds."""
+    def poll(self, timeout: float) -> Sequence[JobEvent]:
+        """What the workers reported since the last call; waits at most `timeout` seconds for something."""
+        ...
+
+    def stop(self, job: Job, reason: str) -> None:
+        """End the worker that has a job. `poll` then reports that it died, for this reason."""
         ...
 
     def close(self) -> None:
-        """Stop all workers; the runs they hold are released."""
+        """Stop all workers and release the runs they hold."""
         ...
 
 
-def jobs(recipes: Sequence[Recipe], *, slots: int, device: str, together: Together) -> list[Job]:
-    """The recipes in jobs, in order; those of one shape in one job where that is faster, but a job for each slot."""
+def make_jobs(recipes: Sequence[Recipe], *, slots: int, device: str, together: Together) -> list[Job]:
+    """The recipes as jobs, in order. Recipes of one shape share a job where that is faster; every slot gets one."""
     groups: dict[str, list[Recipe]] = {}
     for recipe in recipes:
-        groups.setdefault(recipe.key if together == "never" else recipe.company, []).append(recipe)
-    found = []
+        groups.setdefault(recipe.key if together == "never" else recipe.stack_key, []).append(recipe)
+    jobs = []
     for members in groups.values():
-        most = MOST["cpu" if device == "cpu" else "cuda"] if together == "always" else stack(members[0], device)
+        most = (
+            LARGEST_STACK["cpu" if device == "cpu" else "cuda"]
+            if together == "always"
+            else stack_size(members[0], device)
+        )
         size = max(1, min(most, -(-len(members) // slots)))
-        found += [Job(tuple(members[start : start + size])) for start in range(0, len(members), size)]
-    return found
+        jobs += [Job(tuple(members[start : start + size])) for start in range(0, len(members), size)]
+    return jobs
 
 
-def stack(recipe: Recipe, device: str) -> int:
-    """How many recipes of this shape are trained fastest as one program; 1 if that is slower than one by one.
+def stack_size(recipe: Recipe, device: str) -> int:
+    """The number of recipes of this shape in the fastest stack; 1 if stacking does not pay.
 
-    On a CPU a stack pays as long as what goes from layer to layer stays in the cache.
+    On a CPU it pays as long as the activations between layers stay in the cache.
     """
     if device != "cpu":
-        return MOST["cuda"]
-    numbers = recipe.batch * recipe.dim * max(length(task) for task in recipe.train)
-    return max(1, min(MOST["cpu"], FAST // numbers))
+        return LARGEST_STACK["cuda"]
+    numbers = recipe.batch * recipe.dim * max(task_length(task) for task in recipe.train)
+    return max(1, min(LARGEST_STACK["cpu"], STACK_NUMBERS // numbers))
 
 
 @cache
-def length(task: Spec) -> int:
+def task_length(task: Spec) -> int:
+    """Tokens in a row of the task."""
     return task.build().length
 
 
-def halves(job: Job) -> list[Job]:
-    """The two halves of a job of several recipes."""
+def split_in_halves(job: Job) -> list[Job]:
+    """Two jobs, each with half of the recipes."""
     middle = len(job.recipes) // 2
     return [job._replace(recipes=part) for part in (job.recipes[:middle], job.recipes[middle:])]
 
 
-def singles(job: Job) -> list[Job]:
+def split_in_singles(job: Job) -> list[Job]:
+    """A job for each of the recipes."""
     return [job._replace(recipes=(recipe,)) for recipe in job.recipes]

@@ -1,7 +1,8 @@
 """Workers on a Ray cluster: an actor for each slot, on any node.
 
-Only recipes, measurements and lines go over the wire. The driver always has one call to each actor under way, which
-comes back with what the actor has told since, or with how it died; so an actor that was never placed is no free slot.
+Only recipes, measurements and lines of text go over the network. The driver always has one pending call to each actor.
+It returns what the actor has reported since, or fails if the actor died. An actor that Ray has not placed yet has not
+answered, so it does not count as a free slot.
 """
 
 import contextlib
@@ -20,257 +21,288 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bestiary.runs.store import get, machine, numbered
-from bestiary.sweep.jobs import OVER, How, Job, Told
+from bestiary.runs.claims import list_claims, machine, read_owner
+from bestiary.runs.store import DamagedRun
+from bestiary.sweep.jobs import OVER, Job, JobEvent, WorkerConfig
 from bestiary.training.recipe import Recipe
 
 if TYPE_CHECKING:
     import ray
 
-PATIENCE = 60.0  # seconds to wait for the first worker
-PAUSE = 10.0  # seconds before another worker takes the place of one that died before it was ready
-LOOK = 2.0  # seconds between looks at what the cluster has
-ANSWER = 2.0, 7.0  # seconds in which a port must open, and Ray must answer there
+FIRST_WORKER_TIMEOUT = 60.0  # seconds to wait for the first worker
+RETRY_PAUSE = 10.0  # seconds before another worker replaces one that died before it was ready
+CAPACITY_INTERVAL = 2.0  # seconds between two looks at the nodes of the cluster
+ANSWER_TIMEOUTS = 2.0, 7.0  # seconds for a port to open, and for Ray to answer there
 SETTINGS = {
-    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # deaths of workers are told by this executor
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # this executor reports deaths of workers itself
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S": "2",  # thrice
+    "RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S": "2",  # tried three times
     "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "2",
 }
 
 
 @dataclass
-class Hand:
+class WorkerHandle:
     """A worker as the driver sees it."""
 
     actor: Any
     owner: tuple[str, int] | None = None  # its machine and process, once it is ready
-    fit: bool = True
+    usable: bool = True  # whether it shares the driver's files
+    reason: str = ""  # why it was stopped
     job: Job | None = None
 
 
 class RayCluster:
-    """An executor with a worker for each place of `how.threads` CPUs and `gpus` GPUs, at most `workers` of them.
+    """An executor with as many workers of `config.threads` CPUs and `gpus` GPUs as fit the cluster, at most `workers`.
 
-    Workers that die are replaced, and new nodes are used as they come. The constructor waits for the first worker;
-    raises ValueError if the cluster does not answer, or cannot carry out anything.
+    Workers that die are replaced, and new nodes are used as they join. The constructor waits for the first worker. It
+    raises ValueError if the cluster does not answer or no worker can start on it.
     """
 
     def __init__(
-        self, address: str, how: How, *, device: str = "cpu", gpus: float | None = None, workers: int | None = None
+        self,
+        address: str,
+        config: WorkerConfig,
+        *,
+        device: str = "cpu",
+        gpus: float | None = None,
+        workers: int | None = None,
     ) -> None:
-        self.how, self.device, self.most = how, device, workers
+        self.config, self.device, self.most = config, device, workers
         self.gpus = (0.0 if device == "cpu" else 1.0) if gpus is None else gpus
         if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
             raise ValueError(f"{self.gpus:g} GPUs for a worker: give a part of one, as in 0.25, or a whole number")
         self.address, self.joined = address, connect(address)
-        self.mark = Path(how.folder) / f".ray-{uuid.uuid4().hex}"  # what a worker must see to share the store
-        self.hands: dict[ray.ObjectRef, Hand] = {}
-        self.next_look, self.trouble = 0.0, ""
+        self.probe = Path(config.folder) / f".ray-{uuid.uuid4().hex}"  # a worker that sees this file shares the store
+        self.workers: dict[ray.ObjectRef, WorkerHandle] = {}
+        self.next_check, self.last_failure = 0.0, ""
         try:
-            self.mark.parent.mkdir(parents=True, exist_ok=True)
-            self.mark.touch()
-            self.await_first()
+            self.probe.parent.mkdir(parents=True, exist_ok=True)
+            self.probe.touch()
+            self.wait_for_first_worker()
         except BaseException:
             self.close()
             raise
 
-    def await_first(self) -> None:
-        """Wait for a worker that is ready."""
-        until = time.monotonic() + PATIENCE
-        if not self.places():
-            raise ValueError(f"no node of the Ray cluster at {self.address} has {self.needs()}")
+    def wait_for_first_worker(self) -> None:
+        """Wait until a worker is ready. Raises ValueError if none can start."""
+        until = time.monotonic() + FIRST_WORKER_TIMEOUT
+        if not self.capacity():
+            raise ValueError(f"no node of the Ray cluster at {self.address} has {self.requirements()}")
         while not self.free():
-            self.hear(0.5)
-            if self.trouble and not any(hand.fit for hand in self.hands.values()):
-                raise ValueError(f"no worker can start on the Ray cluster at {self.address}: {self.trouble}")
+            self.poll(0.5)
+            if self.last_failure and not any(worker.usable for worker in self.workers.values()):
+                raise ValueError(f"no worker can start on the Ray cluster at {self.address}: {self.last_failure}")
             if time.monotonic() > until:
-                wants = f"{self.needs()} for a worker; others may be using them (see `ray status`)"
-                raise ValueError(f"waited {PATIENCE:.0f} s for the Ray cluster at {self.address} to give {wants}")
+                wants = f"{self.requirements()} for a worker; others may be using them (see `ray status`)"
+                raise ValueError(
+                    f"waited {FIRST_WORKER_TIMEOUT:.0f} s for the Ray cluster at {self.address} to give {wants}"
+                )
 
-    def needs(self) -> str:
-        return f"{self.how.threads} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+    def requirements(self) -> str:
+        """What a worker needs, in words."""
+        return f"{self.config.threads} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
 
     def slots(self) -> int:
-        """How many jobs can be at work at a time, as the cluster is now."""
-        return self.places()
+        """How many jobs can run at the same time on the cluster as it is now."""
+        return self.capacity()
 
     def free(self) -> int:
         """How many jobs could be started now."""
-        return sum(hand.owner is not None and hand.job is None for hand in self.hands.values())
+        return sum(worker.owner is not None and worker.job is None for worker in self.workers.values())
 
     def start(self, job: Job) -> None:
         """Give a job to a worker that is ready."""
-        hand = next(hand for hand in self.hands.values() if hand.owner is not None and hand.job is None)
-        hand.job = job
-        hand.actor.begin.remote(job)
+        worker = next(worker for worker in self.workers.values() if worker.owner is not None and worker.job is None)
+        worker.job = job
+        worker.actor.begin.remote(job)
 
-    def hear(self, timeout: float) -> list[Told]:
-        """What the workers told since."""
+    def poll(self, timeout: float) -> list[JobEvent]:
+        """What the workers reported since the last call."""
         import ray
         from ray.exceptions import RayError
 
-        self.look()
-        if not self.hands:
+        self.add_workers()
+        if not self.workers:
             time.sleep(timeout)
             return []
-        found: list[Told] = []
-        first, _ = ray.wait(list(self.hands), num_returns=1, timeout=timeout)
-        answered, _ = ray.wait(list(self.hands), num_returns=len(self.hands), timeout=0) if first else ([], [])
+        events: list[JobEvent] = []
+        first, _ = ray.wait(list(self.workers), num_returns=1, timeout=timeout)
+        answered, _ = ray.wait(list(self.workers), num_returns=len(self.workers), timeout=0) if first else ([], [])
         for call in answered:
-            hand = self.hands.pop(call)
+            worker = self.workers.pop(call)
             try:
-                said = ray.get(call)
+                messages = ray.get(call)
             except RayError as fault:
-                found += self.bury(hand, fault)
+                events += self.remove_worker(worker, fault)
             else:
-                self.hands[hand.actor.hear.remote()] = hand
-                found += self.understood(hand, said)
-        return found
+                self.workers[worker.actor.poll.remote()] = worker
+                events += self.read_messages(worker, messages)
+        return events
 
-    def understood(self, hand: Hand, said: list[tuple[str, Recipe | None, Any]]) -> list[Told]:
-        """What a worker said of its job."""
-        found = []
-        for kind, recipe, what in said:
+    def read_messages(self, worker: WorkerHandle, messages: list[tuple[str, Recipe | None, Any]]) -> list[JobEvent]:
+        """The events in what a worker sent."""
+        events = []
+        for kind, recipe, detail in messages:
             if kind == "ready":
-                hand.owner, self.trouble = what, ""
+                worker.owner, self.last_failure = detail, ""
             elif kind == "unfit":
-                hand.fit, self.trouble = False, what
-            elif hand.job is not None:
-                found.append(Told(hand.job, kind, recipe, what))
-            if kind in OVER and kind != "full":  # then its claims are given up at the end
-                hand.job = None
-        return found
+                worker.usable, self.last_failure = False, detail
+            elif worker.job is not None:
+                events.append(JobEvent(worker.job, kind, recipe, detail))
+            if kind in OVER and kind != "disk full":  # after that its claims are released at the end
+                worker.job = None
+        return events
 
-    def look(self) -> None:
-        """Start as many workers as the cluster has places for; those not placed yet count."""
-        if time.monotonic() < self.next_look:
+    def add_workers(self) -> None:
+        """Start workers until there are as many as the cluster holds; those that Ray has not placed yet count."""
+        if time.monotonic() < self.next_check:
             return
-        self.next_look = time.monotonic() + LOOK
-        for _ in range(self.places() - len(self.hands)):
-            self.hire()
+        self.next_check = time.monotonic() + CAPACITY_INTERVAL
+        for _ in range(self.capacity() - len(self.workers)):
+            self.start_worker()
 
-    def places(self) -> int:
-        """How many workers the nodes that are alive have room for."""
+    def capacity(self) -> int:
+        """How many workers the live nodes have room for."""
         import ray
 
-        found = 0
+        count = 0
         for node in ray.nodes():
             has = node["Resources"] if node["Alive"] else {}
-            room = int(has.get("CPU", 0) // self.how.threads)
-            found += min(room, int(has.get("GPU", 0) / self.gpus + 1e-9)) if self.gpus else room
-        return found if self.most is None else min(found, self.most)
+            room = int(has.get("CPU", 0) // self.config.threads)
+            count += min(room, int(has.get("GPU", 0) / self.gpus + 1e-9)) if self.gpus else room
+        return count if self.most is None else min(count, self.most)
 
-    def hire(self) -> None:
-        """A new worker, wherever there is room."""
+    def start_worker(self) -> None:
+        """Start a worker, wherever there is room."""
         import ray
 
-        options = {"num_cpus": self.how.threads, "num_gpus": self.gpus, "max_concurrency": 2}
+        options = {"num_cpus": self.config.threads, "num_gpus": self.gpus, "max_concurrency": 2}
         make: Any = ray.remote(**options, max_restarts=0, scheduling_strategy="SPREAD")
-        actor = make(Worker).remote(self.how, self.device, os.getcwd(), str(self.mark))
-        self.hands[actor.hear.remote()] = Hand(actor)
+        actor = make(Worker).remote(self.config, self.device, os.getcwd(), str(self.probe))
+        self.workers[actor.poll.remote()] = WorkerHandle(actor)
 
-    def bury(self, hand: Hand, fault: Exception) -> list[Told]:
-        """Let go of a worker that died, and of the runs it held; what that means for its job."""
+    def stop(self, job: Job, reason: str) -> None:
+        """End the actor that has a job."""
         import ray
         from ray.exceptions import RayError
 
-        line = f"the worker died ({type(fault).__name__}: {cause(fault)})"
-        with contextlib.suppress(RayError):  # it may only be out of reach
-            ray.kill(hand.actor)
-        self.release(hand)
-        if hand.owner is None:
-            self.trouble, self.next_look = line, time.monotonic() + PAUSE
-        return [] if hand.job is None else [Told(hand.job, "died", None, line)]
+        for worker in [worker for worker in self.workers.values() if worker.job is job]:
+            worker.reason = reason
+            with contextlib.suppress(RayError):
+                ray.kill(worker.actor)
 
-    def release(self, hand: Hand) -> None:
-        """Give up the claims of a worker that is gone, which on another machine would count until they are stale."""
-        for recipe in hand.job.recipes if hand.job else ():
-            for claim in numbered(Path(self.how.folder) / recipe.key)[-1:]:
-                owner = get(claim / "owner.json")
-                if (owner["machine"], owner["process"]) == hand.owner:
-                    (claim / "released").touch()
+    def remove_worker(self, worker: WorkerHandle, fault: Exception) -> list[JobEvent]:
+        """Release the runs of a worker that died. Returns the event for its job, if it had one."""
+        import ray
+        from ray.exceptions import RayError
+
+        line = f"the worker died ({worker.reason or f'{type(fault).__name__}: {death_reason(fault)}'})"
+        with contextlib.suppress(RayError):  # it may only be out of reach
+            ray.kill(worker.actor)
+        self.release(worker)
+        if worker.owner is None:
+            self.last_failure, self.next_check = line, time.monotonic() + RETRY_PAUSE
+        return [] if worker.job is None else [JobEvent(worker.job, "died", None, line)]
+
+    def release(self, worker: WorkerHandle) -> None:
+        """Release the claims of a worker that is gone; on another machine they would be valid until they are stale."""
+        for recipe in worker.job.recipes if worker.job else ():
+            with contextlib.suppress(DamagedRun, OSError):  # whoever reads the run will say so
+                for claim in list_claims(Path(self.config.folder) / recipe.key)[-1:]:
+                    owner = read_owner(claim)
+                    if (owner["machine"], owner["process"]) == worker.owner:
+                        (claim / "released").touch()
 
     def close(self) -> None:
-        """Stop all workers; the runs they hold are released."""
+        """Stop all workers and release the runs they hold."""
         import ray
         from ray.exceptions import RayError
 
         with contextlib.suppress(RayError, ConnectionError):
-            for hand in self.hands.values():
-                ray.kill(hand.actor)
-            if self.hands:
-                ray.wait(list(self.hands), num_returns=len(self.hands), timeout=5)
-        for hand in self.hands.values():
-            self.release(hand)
-        self.hands = {}
-        self.mark.unlink(missing_ok=True)
+            for worker in self.workers.values():
+                ray.kill(worker.actor)
+            if self.workers:
+                ray.wait(list(self.workers), num_returns=len(self.workers), timeout=5)
+        for worker in self.workers.values():
+            self.release(worker)
+        self.workers = {}
+        self.probe.unlink(missing_ok=True)
         if self.joined:
             ray.shutdown()
 
 
 class Worker:
-    """An actor: carries out job after job in a thread of its own, while a call waits for what there is to tell."""
+    """A Ray actor. It carries out one job after another in its own thread, while a pending call waits for reports."""
 
-    def __init__(self, how: How, device: str, place: str, mark: str) -> None:
-        self.given: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self.told: queue.SimpleQueue[tuple[str, Recipe | None, Any]] = queue.SimpleQueue()
-        threading.Thread(target=self.live, args=(how, device, place, mark), daemon=True).start()
+    def __init__(self, config: WorkerConfig, device: str, folder: str, probe: str) -> None:
+        self.inbox: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[tuple[str, Recipe | None, Any]] = queue.SimpleQueue()
+        threading.Thread(target=self.run, args=(config, device, folder, probe), daemon=True).start()
 
     def begin(self, job: Job) -> None:
         """Take a job."""
-        self.given.put(job)
+        self.inbox.put(job)
 
-    def hear(self) -> list[tuple[str, Recipe | None, Any]]:
-        """All that was told since the last call, at least one thing."""
-        found = [self.told.get()]
-        while not self.told.empty():
-            found.append(self.told.get())
-        return found
+    def poll(self) -> list[tuple[str, Recipe | None, Any]]:
+        """Everything reported since the last call; waits until there is something."""
+        messages = [self.outbox.get()]
+        while not self.outbox.empty():
+            messages.append(self.outbox.get())
+        return messages
 
-    def live(self, how: How, device: str, place: str, mark: str) -> None:
-        """Job after job; what stops this ends the process, so that its claims are free."""
+    def report(self, event: JobEvent) -> None:
+        """Put an event where the driver's call finds it."""
+        self.outbox.put((event.kind, event.recipe, event.detail))
+
+    def run(self, config: WorkerConfig, device: str, folder: str, probe: str) -> None:
+        """One job after another. An exception ends the process, so that its claims are released."""
         try:
-            if (line := unfit(place, mark)) is not None:
-                self.told.put(("unfit", None, line))
+            if (line := why_unfit(folder, probe)) is not None:
+                self.outbox.put(("unfit", None, line))
                 return
             from bestiary.sweep.work import prepare, work
 
-            prepare(how)
-            self.told.put(("ready", None, (machine(), os.getpid())))
+            prepare(config)
+            self.outbox.put(("ready", None, (machine(), os.getpid())))
             while True:
-                work(self.given.get(), how, device, lambda told: self.told.put((told.kind, told.recipe, told.what)))
+                work(
+                    self.inbox.get(),
+                    config,
+                    device,
+                    lambda event: self.outbox.put((event.kind, event.recipe, event.detail)),
+                )
         except BaseException:
             traceback.print_exc()
             os._exit(1)
 
 
-def unfit(place: str, mark: str) -> str | None:
-    """Go to the driver's folder; why this node cannot share its work."""
+def why_unfit(folder: str, probe: str) -> str | None:
+    """Change to the driver's folder. Returns why this node cannot take part, or None if it can."""
     try:
-        os.chdir(place)
+        os.chdir(folder)
     except OSError:
-        return f"{place} is not a folder on {socket.gethostname()}; all nodes must share the driver's file system"
-    if not Path(mark).exists():
-        store = Path(mark).parent
+        return f"{folder} is not a folder on {socket.gethostname()}; all nodes must share the driver's file system"
+    if not Path(probe).exists():
+        store = Path(probe).parent
         return f"{store} on {socket.gethostname()} is not the driver's; the store must be on a file system all share"
     return None
 
 
-def cause(fault: Exception) -> str:
+def death_reason(fault: Exception) -> str:
     """The line of Ray's long message that says how a worker ended."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()] or [""]
     if "creation task" in lines[0]:
         return lines[-1]
-    told = next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
-    return told.partition(" Some common causes")[0].partition(" Worker exit detail")[0].rstrip(".")
+    reason = next((line for line in lines if line.startswith("The actor is dead because")), lines[0])
+    return reason.partition(" Some common causes")[0].partition(" Worker exit detail")[0].rstrip(".")
 
 
 def connect(address: str) -> bool:
-    """Join the cluster at `auto` (this machine's), host:port or ray://host:port; False if it was joined before.
+    """Join the cluster at `auto` (on this machine), host:port or ray://host:port. False if this process had joined one.
 
-    Raises ValueError in ten seconds if nothing answers.
+    Raises ValueError within ten seconds if nothing answers.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -283,7 +315,7 @@ def connect(address: str) -> bool:
         return False
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS") or "auto"
-    reach(address)
+    check_address(address)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -293,8 +325,8 @@ def connect(address: str) -> bool:
     return True
 
 
-def reach(address: str) -> None:
-    """See that Ray answers at an address, without joining it. Raises ValueError."""
+def check_address(address: str) -> None:
+    """Check that Ray answers at an address, without joining it. Raises ValueError if not."""
     bare = address.removeprefix("ray://")
     if address != "auto":
         host, colon, port = bare.rpartition(":")
@@ -303,32 +335,32 @@ def reach(address: str) -> None:
                 f"{address!r} is not the address of a Ray cluster; give auto, host:port or ray://host:port"
             )
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER[0]).close()
+            socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUTS[0]).close()
         except OSError as fault:
             refuse(address, str(fault))
     if address != bare:
-        greet(address, bare)
+        check_client_server(address, bare)
         return
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", address]
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER[1], check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_TIMEOUTS[1], check=False)
     except subprocess.TimeoutExpired:
-        refuse(address, f"no answer in {ANSWER[1]:.0f} s")
-    if asked.returncode:
-        refuse(address, first_reason(asked.stderr))
+        refuse(address, f"no answer in {ANSWER_TIMEOUTS[1]:.0f} s")
+    if answer.returncode:
+        refuse(address, first_reason(answer.stderr))
 
 
-def greet(address: str, bare: str) -> None:
-    """See that something speaks the protocol of Ray's client server."""
+def check_client_server(address: str, bare: str) -> None:
+    """Check that a Ray client server answers. Raises ValueError if not."""
     try:
         import grpc
     except ImportError:
         raise ImportError(f"{address} needs Ray's client: pip install 'ray[client]'") from None
     channel = grpc.insecure_channel(bare)
     try:
-        grpc.channel_ready_future(channel).result(timeout=ANSWER[1])
+        grpc.channel_ready_future(channel).result(timeout=ANSWER_TIMEOUTS[1])
     except grpc.FutureTimeoutError:
-        refuse(address, f"no answer in {ANSWER[1]:.0f} s")
+        refuse(address, f"no answer in {ANSWER_TIMEOUTS[1]:.0f} s")
     finally:
         channel.close()
 
@@ -342,6 +374,7 @@ def first_reason(text: str) -> str:
 
 
 def refuse(address: str, why: str) -> NoReturn:
+    """Raise the ValueError that says no cluster answers, and why."""
     if address == "auto":
         raise ValueError(f"no Ray cluster answers on this machine ({why}); start one with: ray start --head") from None
     raise ValueError(f"no Ray cluster answers at {address} ({why})") from None

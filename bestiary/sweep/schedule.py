@@ -1,9 +1,10 @@
-"""Which job is next, and what becomes of it: the same for every executor.
+"""Which job is next, and what follows when one ends. The same for every executor.
 
-The scheduler holds no state that matters: runs that are done are in the store, and a sweep that is stopped anywhere
-goes on from there. A worker that dies is replaced, and what it held is tried again, at most `TRIES` times in all.
+The scheduler keeps nothing that matters: finished runs are in the store, and a sweep that is stopped anywhere goes on
+from there. A worker that dies is replaced, and the runs it held are tried again, `TRIES` times in all.
 """
 
+import math
 import os
 import time
 from collections import deque
@@ -12,12 +13,24 @@ from heapq import heappop, heappush
 from itertools import count
 
 from bestiary.runs.store import Store
-from bestiary.sweep.jobs import OVER, Event, Executor, How, Job, Together, Told, halves, jobs, singles
+from bestiary.sweep.jobs import (
+    OVER,
+    Event,
+    Executor,
+    Job,
+    JobEvent,
+    Together,
+    WorkerConfig,
+    make_jobs,
+    split_in_halves,
+    split_in_singles,
+)
 from bestiary.sweep.local import Local, cores
 from bestiary.training.recipe import Recipe
 
-AGAIN = 2.0  # seconds before another look at a run that another worker has
-TRIES = 3  # workers that may die of a job
+RETRY_PAUSE = 2.0  # seconds until a run that another worker has is looked at again
+STARTUP = 60.0  # seconds more that a worker may take until its first news: it loads torch
+TRIES = 3  # workers that may die while they have the same job
 
 
 def sweep(
@@ -30,43 +43,48 @@ def sweep(
     backend: str = "auto",
     keep: bool = False,
     together: Together = "auto",
+    patience: float | None = None,
     executor: Executor | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> Generator[Event]:
-    """Carry out every recipe that is not done, telling what happens. Closing the iterator stops the workers.
+    """Carry out every recipe that is not done, and yield what happens. Closing the iterator stops the workers.
 
-    `workers` run at a time, one for each core (or device) by default, of `threads` each. One thread is the default
+    `workers` run at a time (by default one for each core or device) with `threads` each. The default is one thread
     whatever the number of workers, since another number of threads rounds sums in another order. Small recipes of one
-    shape are trained `together`, see `jobs`. An `executor` says where the workers are, on this machine by default.
-    Runs that another worker has are waited for, and carried out if it dies. But as `part` (i, n), the i-th of n sweeps
-    that share the recipes, it begins at another place, splits groups for all of them, and waits for nobody.
-    Raises OSError when the disk is full or read-only; any other failure is told, and the sweep goes on.
+    shape are trained `together`, see `make_jobs`. An `executor` says where the workers run; by default on this machine.
+    A worker that has given no measurement for `patience` seconds is ended, and its runs are tried again.
+    Runs that another worker has are waited for, and carried out if it dies. With `part` (i, n) this is the i-th of n
+    sweeps that share the recipes: it starts at another place, splits groups for all n, and does not wait.
+    Raises OSError when the disk is full or read-only. Any other failure is an event, and the sweep goes on.
     """
-    left = list({recipe.key: recipe for recipe in recipes if recipe not in store}.values())
-    if not left:
+    to_do = list({recipe.key: recipe for recipe in recipes if recipe not in store}.values())
+    if not to_do:
         if executor is not None:
             executor.close()
         return
     if executor is None:
         places = devices(device)
-        slots = max(1, min(workers or (cores() if device == "cpu" else len(places)), len(left)))
-        how = How(str(store.folder.absolute()), backend, keep, threads)
-        executor = Local([places[slot % len(places)] for slot in range(slots)], how)
+        slots = max(1, min(workers or (cores() if device == "cpu" else len(places)), len(to_do)))
+        config = WorkerConfig(str(store.folder.absolute()), backend, keep, threads)
+        executor = Local([places[slot % len(places)] for slot in range(slots)], config)
     else:
         slots = max(1, executor.slots())
     try:
-        given = jobs(left, slots=slots * part[1], device=device, together=together)
-        first = len(given) * part[0] // part[1]
-        yield from scheduled(given[first:] + given[:first], store, executor, wait=part[1] == 1)
+        jobs = make_jobs(to_do, slots=slots * part[1], device=device, together=together)
+        first = len(jobs) * part[0] // part[1]
+        yield from run_jobs(jobs[first:] + jobs[:first], store, executor, wait=part[1] == 1, patience=patience)
     finally:
         executor.close()
 
 
-def scheduled(given: Sequence[Job], store: Store, executor: Executor, *, wait: bool) -> Iterator[Event]:
+def run_jobs(
+    jobs: Sequence[Job], store: Store, executor: Executor, *, wait: bool, patience: float | None = None
+) -> Iterator[Event]:
     """What happens while the jobs are carried out."""
-    left, resting, order = deque(given), [], count()
-    at_work: dict[int, set[str]] = {}  # what each job has not ended yet, by the job's identity
+    left, resting, order = deque(jobs), [], count()
+    at_work: dict[int, set[str]] = {}  # keys of the runs that each job has not ended yet, by the identity of the job
     held: dict[int, Job] = {}
+    deadlines: dict[int, float] = {}  # of the next news of each job, if somebody is impatient
     while left or resting or at_work:
         while resting and resting[0][0] <= time.monotonic():
             left.append(heappop(resting)[2])
@@ -74,45 +92,52 @@ def scheduled(given: Sequence[Job], store: Store, executor: Executor, *, wait: b
             job = left.popleft()
             at_work[id(job)], held[id(job)] = {recipe.key for recipe in job.recipes}, job
             executor.start(job)
-        for told in executor.hear(AGAIN / 4):
-            open_runs = at_work.get(id(told.job), set())
-            if told.recipe is not None and told.kind in ("ended", "failed", "waiting"):
-                open_runs.discard(told.recipe.key)
-            if told.kind == "waiting" and told.recipe is not None and wait:
-                heappush(resting, (time.monotonic() + AGAIN, next(order), Job((told.recipe,))))
-            if told.kind in OVER:
-                del at_work[id(told.job)], held[id(told.job)]
-                rest = told.job._replace(recipes=tuple(r for r in told.job.recipes if r.key in open_runs))
-                more, events = after(told, rest, store)
+            deadlines[id(job)] = time.monotonic() + (patience or math.inf) + STARTUP
+        for event in executor.poll(RETRY_PAUSE / 4):
+            open_runs = at_work.get(id(event.job), set())
+            deadlines[id(event.job)] = time.monotonic() + (patience or math.inf)
+            if event.recipe is not None and event.kind in ("ended", "failed", "waiting"):
+                open_runs.discard(event.recipe.key)
+            if event.kind == "waiting" and event.recipe is not None and wait:
+                heappush(resting, (time.monotonic() + RETRY_PAUSE, next(order), Job((event.recipe,))))
+            if event.kind in OVER:
+                del at_work[id(event.job)], held[id(event.job)], deadlines[id(event.job)]
+                rest = event.job._replace(recipes=tuple(r for r in event.job.recipes if r.key in open_runs))
+                more, events = follow_up(event, rest, store)
                 left.extendleft(reversed(more))
                 yield from events
-            elif told.recipe is not None:
-                yield Event(told.kind, told.recipe, told.what)
+            elif event.recipe is not None:
+                yield Event(event.kind, event.recipe, event.detail)
+        for late in [job for job in held.values() if deadlines[id(job)] < time.monotonic()]:
+            deadlines[id(late)] = math.inf
+            executor.stop(late, f"no measurement for {patience:g} s")
 
 
-def after(told: Told, rest: Job, store: Store) -> tuple[list[Job], list[Event]]:
-    """What a job that is over leaves to do, and to tell. Raises OSError if the disk is full."""
-    if told.kind == "full":
-        number, text = told.what
+def follow_up(event: JobEvent, rest: Job, store: Store) -> tuple[list[Job], list[Event]]:
+    """The jobs and the events that follow when a job has ended. Raises OSError if the disk is full."""
+    if event.kind == "disk full":
+        number, text = event.detail
         raise OSError(number, os.strerror(number), text)
-    if not rest.recipes or told.kind == "idle":
+    if not rest.recipes or event.kind == "over":
         return [], []
-    if told.kind in ("apart", "large"):
+    if event.kind in ("unstacked", "out of memory"):
         if len(rest.recipes) == 1:
             return [rest], []
-        parts, why = (halves(rest), "too large for the memory") if told.kind == "large" else (singles(rest), told.what)
-        return parts, [Event("apart", rest.recipes[0], f"{len(rest.recipes)} recipes: {why}")] if why else []
+        too_large = event.kind == "out of memory"
+        parts = split_in_halves(rest) if too_large else split_in_singles(rest)
+        why = "too large for the memory" if too_large else event.detail
+        return parts, [Event("unstacked", rest.recipes[0], f"{len(rest.recipes)} recipes: {why}")] if why else []
     again = rest._replace(tries=rest.tries + 1)
-    last, line = again.tries >= TRIES, str(told.what)
+    last, line = again.tries >= TRIES, str(event.detail)
     for recipe in rest.recipes:
-        store.mourn(recipe.key, line, last=last)
+        store.record_death(recipe, line, last=last)
     if last:
         return [], [Event("failed", recipe, f"{line}, {again.tries} times") for recipe in rest.recipes]
-    return singles(again), [Event("retried", recipe, line) for recipe in rest.recipes]
+    return split_in_singles(again), [Event("retried", recipe, line) for recipe in rest.recipes]
 
 
 def devices(device: str) -> list[str]:
-    """`cuda` is every CUDA device of this machine; any other name is itself."""
+    """The names of the devices: every CUDA device of this machine for `cuda`, otherwise the one that was named."""
     if device != "cuda":
         return [device]
     import torch

@@ -1,41 +1,40 @@
-"""Looking for learning rates: windows of rates that work, halving of candidates, and Optuna.
+"""Search for learning rates: windows of rates that work, successive halving, and Optuna.
 
-What is looked at is the accuracy on the *selection* stream, mean over seeds. Nothing in here trains: a search gives
-recipes to whoever carries them out and reads the table of `bestiary.runs.table.results`. Every trial is a run of its
-own in the store, so that a search that was stopped goes on where it was.
+The score of a rate is the accuracy on the *selection* stream, the mean over seeds. Nothing in here trains: a search
+passes recipes to a function that carries them out and returns the table of `bestiary.runs.table.results`. Every trial
+is a run of its own in the store, so a search that was stopped goes on where it was.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bestiary.runs.table import WORKS, best, curve, judged
+from bestiary.runs.table import WORKS, best, curve, diverged_as_zero
 from bestiary.training.recipe import Recipe
 
 if TYPE_CHECKING:  # imported where tables are put together
     import pandas as pd
 
-Carry = Callable[[list[Recipe]], "pd.DataFrame"]  # carries recipes out and returns their results
+CarryOut = Callable[[list[Recipe]], "pd.DataFrame"]  # carries recipes out and returns their results
 
 
 def rates(low: float, high: float, count: int) -> tuple[float, ...]:
     """A logarithmic grid from low to high, to three significant figures, so that its recipes keep their keys."""
-    if not (0 < low < high and count >= 2):
+    if not (0 < low < high < math.inf and count >= 2):
         raise ValueError(f"no {count} rates from {low:g} to {high:g}: give 0 < low < high and a count of 2 or more")
-    return tuple(rounded(low * (high / low) ** (i / (count - 1))) for i in range(count))
+    return tuple(round_rate(low * (high / low) ** (i / (count - 1))) for i in range(count))
 
 
-def rounded(rate: float) -> float:
+def round_rate(rate: float) -> float:
     """Three significant figures."""
     return float(f"{rate:.3g}")
 
 
 class Window(NamedTuple):
-    """The rates that work, and how sharply they are known.
+    """The rates that work, and how precisely the edges are known.
 
-    `low` and `high` are the least and greatest that work, NaN if none does; `below` and `above` the nearest rates
-    outside that were tried and failed, NaN where the search ended with a rate that works; `holes` counts the rates
-    inside that failed.
+    `low` and `high` are the least and the greatest rate that work, NaN if none does. `below` and `above` are the
+    nearest rates outside that failed, NaN if none was tried there. `holes` counts the rates inside that failed.
     """
 
     low: float
@@ -46,10 +45,11 @@ class Window(NamedTuple):
 
     @property
     def decades(self) -> float:
+        """The width of the window, in powers of ten."""
         return math.log10(self.high / self.low)
 
-    def told(self) -> str:
-        """As a sentence says it."""
+    def describe(self) -> str:
+        """The window in a sentence."""
         if math.isnan(self.low):
             return f"no rate reaches {WORKS:g}"
         edges = [
@@ -64,7 +64,7 @@ class Window(NamedTuple):
 
 
 def window(scores: Mapping[float, float], *, works: float = WORKS) -> Window:
-    """The window of a mean selection accuracy for each rate."""
+    """The window, given the mean selection accuracy of each rate."""
     tried = sorted(scores)
     working = [rate for rate in tried if scores[rate] >= works]
     if not working:
@@ -76,13 +76,13 @@ def window(scores: Mapping[float, float], *, works: float = WORKS) -> Window:
     return Window(low, high, *edges, inside - len(working))
 
 
-def further(scores: Mapping[float, float], *, within: float, works: float = WORKS) -> list[float]:
-    """Rates to try next: the middle of each edge of the window that is not yet known to within this factor.
+def next_rates(scores: Mapping[float, float], *, within: float, works: float = WORKS) -> list[float]:
+    """Rates to try next: the middle of each edge of the window that is not yet known to within the factor `within`.
 
-    If none works, the middles on both sides of the best. Every round halves an edge in the logarithm, until there is
-    nothing to return.
+    If no rate works, the middles on both sides of the best one. Every round halves an edge in the logarithm, until
+    there is nothing left to try.
     """
-    if within <= 1:
+    if not 1 < within < math.inf:
         raise ValueError(f"an edge is known to within a factor above 1, not {within:g}")
     if not scores:
         return []
@@ -93,46 +93,47 @@ def further(scores: Mapping[float, float], *, within: float, works: float = WORK
         edges = list(zip(near, near[1:], strict=False))
     else:
         edges = [(found.below, found.low), (found.high, found.above)]
-    wide = [(a, b) for a, b in edges if b / a > within * 1.02]  # the rounding of rates is forgiven
-    return [rate for a, b in wide if (rate := rounded(math.sqrt(a * b))) not in scores]
+    wide = [(a, b) for a, b in edges if b / a > within * 1.02]  # rates are rounded
+    return [rate for a, b in wide if (rate := round_rate(math.sqrt(a * b))) not in scores]
 
 
-def refined(recipes: Iterable[Recipe], table: "pd.DataFrame", *, within: float, works: float = WORKS) -> list[Recipe]:
-    """The recipes that sharpen the windows of a sweep, every seed at each further rate; [] when all are sharp.
+def refine(recipes: Iterable[Recipe], table: "pd.DataFrame", *, within: float, works: float = WORKS) -> list[Recipe]:
+    """The recipes that narrow the edges of the windows of a sweep: every seed at each new rate; [] when all are narrow.
 
-    Recipes that differ in rate and seed alone share a window; the table may hold the results of earlier rounds.
+    Recipes that differ only in rate and seed share a window. The table may hold the results of earlier rounds.
     """
-    scored = dict(zip(table["key"], judged(table)["selection"], strict=True)) if len(table) else {}
+    scored = dict(zip(table["key"], diverged_as_zero(table)["selection"], strict=True)) if len(table) else {}
     tried = sorted({float(rate) for rate in table["rate"]}) if scored else []
     groups: dict[str, dict[int, Recipe]] = {}
     for recipe in recipes:
-        groups.setdefault(recipe.shape, {})[recipe.seed] = recipe
+        groups.setdefault(recipe.shape_key, {})[recipe.seed] = recipe
     new = []
     for seeds in groups.values():
         scores = {}
         for rate in tried:
-            found = [scored[key] for key in (at(made, rate).key for made in seeds.values()) if key in scored]
+            found = [scored[key] for key in (at_rate(recipe, rate).key for recipe in seeds.values()) if key in scored]
             if found:
                 scores[rate] = sum(found) / len(found)
-        new += [at(made, rate) for rate in further(scores, within=within, works=works) for made in seeds.values()]
+        for rate in next_rates(scores, within=within, works=works):
+            new += [at_rate(recipe, rate) for recipe in seeds.values()]
     return new
 
 
-def at(recipe: Recipe, rate: float) -> Recipe:
+def at_rate(recipe: Recipe, rate: float) -> Recipe:
     """The recipe at another learning rate."""
     return recipe.model_copy(update={"rate": rate})
 
 
 def windows(table: "pd.DataFrame", *, group: Sequence[str], works: float = WORKS) -> "pd.DataFrame":
-    """Of each group its best rate, test accuracy there with its interval, and the window of rates that work.
+    """For each group the best rate, its test accuracy with an interval, and the window of rates that work.
 
-    Columns beside the mean, interval, seeds and answers: `selection` there, `tried` rates, `window` in decades, `from`
+    Columns besides the mean, interval, seeds and answers: `selection` there, `tried` rates, `window` in decades, `from`
     and `to`, `below` and `above`, the nearest that failed outside, and `holes`, those that failed inside.
     """
     import pandas as pd
 
     rows = []
-    for _, found in judged(table).groupby(list(group), sort=False, dropna=False):
+    for _, found in diverged_as_zero(table).groupby(list(group), sort=False, dropna=False):
         (kept,) = curve(best(found, group=group), group=(*group, "rate", "tried")).to_dict("records")
         means = found.groupby("rate")["selection"].mean()
         seen = window({float(rate): float(score) for rate, score in means.items()}, works=works)
@@ -141,8 +142,8 @@ def windows(table: "pd.DataFrame", *, group: Sequence[str], works: float = WORKS
     return pd.DataFrame(rows).drop(columns=["solved", "solves"])
 
 
-def shortened(recipe: Recipe, share: float) -> Recipe:
-    """The same run in a share of its steps, complete in itself: warm-up and schedule shrink with it."""
+def shorten(recipe: Recipe, share: float) -> Recipe:
+    """A recipe with this share of the steps; warm-up and schedule shrink accordingly."""
     steps = max(1, round(recipe.steps * share))
     changes = {"steps": steps, "warmup": round(recipe.warmup * share), "every": min(recipe.every, steps)}
     return recipe.model_copy(update=changes)
@@ -153,20 +154,20 @@ def survivors(table: "pd.DataFrame", recipes: Sequence[Recipe], *, eta: int) -> 
 
     A candidate is all recipes that differ in the seed alone. One without results scores 0.
     """
-    rows = judged(table).drop_duplicates("key").set_index("key") if len(table) else table
+    rows = diverged_as_zero(table).drop_duplicates("key").set_index("key") if len(table) else table
     candidates: dict[str, list[Recipe]] = {}
     for recipe in recipes:
         candidates.setdefault(recipe.model_copy(update={"seed": 0}).key, []).append(recipe)
 
     def rank(seeds: list[Recipe]) -> tuple[float, float]:
-        found = rows.loc[[made.key for made in seeds if made.key in rows.index]]
+        found = rows.loc[[recipe.key for recipe in seeds if recipe.key in rows.index]]
         return (-found["selection"].mean(), found["steps"].mean()) if len(found) else (0.0, math.inf)
 
     kept = sorted(candidates.values(), key=rank)[: math.ceil(len(candidates) / eta)]
-    return [made for seeds in kept for made in seeds]
+    return [recipe for seeds in kept for recipe in seeds]
 
 
-def halving(recipes: Sequence[Recipe], carry: Carry, *, eta: int = 3, rungs: int = 3) -> "pd.DataFrame":
+def halving(recipes: Sequence[Recipe], carry: CarryOut, *, eta: int = 3, rungs: int = 3) -> "pd.DataFrame":
     """Successive halving (Jamieson & Talwalkar, 2016): short runs of all, then longer ones of the best 1 in `eta`.
 
     The last of `rungs` has the steps of the recipes, each before it 1 in `eta` of the next, as a recipe of its own.
@@ -179,17 +180,17 @@ def halving(recipes: Sequence[Recipe], carry: Carry, *, eta: int = 3, rungs: int
     tables, left = [], list(recipes)
     for rung in reversed(range(rungs)):
         share = float(eta) ** -rung
-        short = {shortened(made, share).key: made for made in left}
-        table = carry([shortened(made, share) for made in left])
+        short = {shorten(recipe, share).key: recipe for recipe in left}
+        table = carry([shorten(recipe, share) for recipe in left])
         tables.append(table.assign(share=share))
-        kept = survivors(table, [shortened(made, share) for made in left], eta=eta)
-        left = [short[made.key] for made in kept]
+        kept = survivors(table, [shorten(recipe, share) for recipe in left], eta=eta)
+        left = [short[recipe.key] for recipe in kept]
     return pd.concat(tables, ignore_index=True)
 
 
 def optuna_rates(
     make: Callable[[float, float | None], list[Recipe]],
-    carry: Carry,
+    carry: CarryOut,
     *,
     low: float,
     high: float,
@@ -198,32 +199,32 @@ def optuna_rates(
     batch: int = 4,
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """Rates, and weight decays between `decay` if given, as Optuna's tree-structured Parzen estimator asks for them.
+    """Rates, and weight decays between `decay` if given, as Optuna's tree-structured Parzen estimator proposes them.
 
-    `make` gives the recipes of a trial, one for each seed, whose mean selection accuracy it is told. As many trials as
-    a `batch` are asked for at a time. The sampler is seeded and told in order, so that a search that is begun again
+    `make` returns the recipes of a trial, one for each seed; Optuna receives their mean selection accuracy. It proposes
+    `batch` trials at a time. The sampler is seeded and receives results in order, so a search that is started again
     asks for the same runs. Returns the results of all trials. Raises ImportError without optuna.
     """
     import pandas as pd
 
-    study, tables = studied(seed), []
+    study, tables = make_study(seed), []
     for start in range(0, trials, batch):
-        asked = [study.ask() for _ in range(min(batch, trials - start))]
-        made = []
-        for trial in asked:
-            rate = rounded(trial.suggest_float("rate", low, high, log=True))
-            weight = rounded(trial.suggest_float("weight_decay", *decay, log=True)) if decay else None
-            made.append(make(rate, weight))
-        table = carry(list({one.key: one for some in made for one in some}.values()))
+        proposed = [study.ask() for _ in range(min(batch, trials - start))]
+        recipes = []  # of each trial
+        for trial in proposed:
+            rate = round_rate(trial.suggest_float("rate", low, high, log=True))
+            weight = round_rate(trial.suggest_float("weight_decay", *decay, log=True)) if decay else None
+            recipes.append(make(rate, weight))
+        table = carry(list({recipe.key: recipe for seeds in recipes for recipe in seeds}.values()))
         tables.append(table)
-        scores = dict(zip(table["key"], judged(table)["selection"], strict=True)) if len(table) else {}
-        for trial, some in zip(asked, made, strict=True):
-            study.tell(trial, sum(scores.get(one.key, 0.0) for one in some) / len(some))
+        scores = dict(zip(table["key"], diverged_as_zero(table)["selection"], strict=True)) if len(table) else {}
+        for trial, seeds in zip(proposed, recipes, strict=True):
+            study.tell(trial, sum(scores.get(recipe.key, 0.0) for recipe in seeds) / len(seeds))
     return pd.concat(tables, ignore_index=True).drop_duplicates(["key", "segment"])
 
 
-def studied(seed: int) -> Any:
-    """A seeded study of Optuna that says nothing while it works."""
+def make_study(seed: int) -> Any:
+    """A seeded and silent study of Optuna."""
     try:
         import optuna
     except ImportError as fault:

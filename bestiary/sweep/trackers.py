@@ -1,7 +1,7 @@
-"""Trackers that follow a sweep: TensorBoard, Weights & Biases and trackio, each an extra of its own name.
+"""Trackers that follow a sweep: TensorBoard, Weights & Biases and trackio, each an extra of that name.
 
-A sink is told of every event in the process that runs the sweep; the store is complete without it. Each run is one
-run of the tracker, named by its key and a label, in the group of its experiment. Its configuration is the recipe.
+A sink receives every event, in the process that runs the sweep; the store is complete without it. Each run is one run
+of the tracker, named by its key and a label, in the group of its experiment. Its configuration is the recipe.
 By step: `train/loss` per answer, `train/accuracy`, `selection/loss` and `selection/accuracy`; at the end
 `test/loss`, `test/accuracy` and the outcome. Where there are several segments, `selection/accuracy` is their mean
 and `selection/accuracy/0` is the first, and so on.
@@ -27,7 +27,7 @@ from bestiary.training.recipe import SPECS, Recipe
 if TYPE_CHECKING:
     from bestiary.training.train import Measurement
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 PROJECT = "bestiary"
 GOOD = ("solved", "finished")  # outcomes after which a run counts as a success
 
@@ -38,10 +38,12 @@ class Sink(Protocol):
 
     name: str
 
-    def follow(self, event: Event) -> None: ...
+    def follow(self, event: Event) -> None:
+        """Take note of an event."""
+        ...
 
     def close(self) -> None:
-        """End what is still open: the sweep is over or was stopped."""
+        """End the tracks that are still open: the sweep is over or was stopped."""
         ...
 
 
@@ -49,59 +51,61 @@ class Sink(Protocol):
 class Track(Protocol):
     """One run in a tracker."""
 
-    def tell(self, numbers: dict[str, float], step: int) -> None: ...
+    def log(self, numbers: dict[str, float], step: int) -> None:
+        """Record numbers of a step by name."""
+        ...
 
     def end(self, end: dict[str, Any]) -> None:
-        """The last that is told: `outcome`, and what else is known of it."""
+        """Record how the run ended: `outcome`, and what else is known of it."""
         ...
 
 
-def followed(events: Generator[Event], sinks: Sequence[Sink]) -> Generator[Event]:
-    """Every event, after each sink was told of it. A sink that fails is left out from then on."""
+def follow_events(events: Generator[Event], sinks: Sequence[Sink]) -> Generator[Event]:
+    """Every event, after each sink has received it. A sink that fails receives no more."""
     with closing(events):
         try:
             for event in events:
-                sinks = told(sinks, lambda sink, event=event: sink.follow(event))
+                sinks = notify(sinks, lambda sink, event=event: sink.follow(event))
                 yield event
         finally:
-            told(sinks, lambda sink: sink.close())
+            notify(sinks, lambda sink: sink.close())
 
 
-def told(sinks: Sequence[Sink], act: Callable[[Sink], None]) -> list[Sink]:
-    """The sinks that took it; of each other one a line is logged."""
+def notify(sinks: Sequence[Sink], act: Callable[[Sink], None]) -> list[Sink]:
+    """Call `act` on each sink. Returns those that did not fail; a line is logged about each of the others."""
     kept = []
     for sink in sinks:
         try:
             act(sink)
             kept.append(sink)
         except Exception as fault:  # whatever it is, the runs go on
-            told_of = (str(fault).splitlines() or [""])[0]
-            log.warning("%s failed and is told no more (%s: %s)", sink.name, type(fault).__name__, told_of)
+            reason = (str(fault).splitlines() or [""])[0]
+            logger.warning("%s failed and is told no more (%s: %s)", sink.name, type(fault).__name__, reason)
     return kept
 
 
-def sinks(names: str, *, group: str, folder: Path) -> list[Sink]:
-    """The trackers of a list such as "tensorboard, wandb"; `folder` is where TensorBoard's files go.
+def make_sinks(names: str, *, group: str, folder: Path) -> list[Sink]:
+    """The trackers in a list such as "tensorboard, wandb". TensorBoard's files go into `folder`.
 
     Raises LookupError for an unknown one, ImportError for one that is not installed.
     """
-    made: list[Sink] = []
+    sinks: list[Sink] = []
     for name in dict.fromkeys(name.strip() for name in names.split(",") if name.strip()):
         if name not in TRACKERS:
             raise LookupError(f"there is no tracker {name!r} {nearest(name, TRACKERS)}")
         if find_spec(name) is None:
             raise ImportError(f"tracking with {name} needs {name}: pip install 'bestiary[{name}]'")
-        made.append(Tracker(name, partial(TRACKERS[name], group=group, folder=folder)))
-    return made
+        sinks.append(Tracker(name, partial(TRACKERS[name], group=group, folder=folder)))
+    return sinks
 
 
 class Tracker:
-    """A sink that keeps one track for each run at work; `begin` opens it."""
+    """A sink with one track for each run that is training; `begin` opens a track."""
 
     def __init__(self, name: str, begin: Callable[[Recipe], Track]) -> None:
         self.name, self.begin = name, begin
         self.tracks: dict[str, Track] = {}
-        self.seen: dict[str, list[Measurement]] = {}  # of the look that is under way
+        self.seen: dict[str, list[Measurement]] = {}  # measurements of the current step
 
     def follow(self, event: Event) -> None:
         key = event.recipe.key
@@ -112,22 +116,25 @@ class Tracker:
         if key not in self.tracks:  # another worker's run
             return
         if event.kind == "measured":
-            self.seen[key].append(event.what)
+            self.seen[key].append(event.detail)
             last = len(event.recipe.select or event.recipe.test) - 1
-            if event.what.split == "selection" and event.what.segment == last:
-                self.tell(key)
+            if event.detail.split == "selection" and event.detail.segment == last:
+                self.log_measurements(key)
         elif event.kind == "ended":
-            self.end(key, event.what._asdict())
+            outcome, seconds, note, *_ = event.detail
+            self.end(key, {"outcome": outcome, "seconds": seconds, "note": note})
         elif event.kind == "failed":
-            self.end(key, {"outcome": "failed", "note": str(event.what)})
+            self.end(key, {"outcome": "failed", "note": str(event.detail)})
 
-    def tell(self, key: str) -> None:
-        if look := self.seen[key]:
+    def log_measurements(self, key: str) -> None:
+        """Record the measurements of a step, once all of them have come."""
+        if measurements := self.seen[key]:
             self.seen[key] = []
-            self.tracks[key].tell(numbers(look), look[-1].step)
+            self.tracks[key].log(summarize(measurements), measurements[-1].step)
 
     def end(self, key: str, end: dict[str, Any]) -> None:
-        self.tell(key)
+        """Close a run's track, with what was measured last."""
+        self.log_measurements(key)
         self.tracks.pop(key).end(end)
 
     def close(self) -> None:
@@ -135,10 +142,10 @@ class Tracker:
             self.end(key, {"outcome": "stopped"})
 
 
-def numbers(look: "Sequence[Measurement]") -> dict[str, float]:
-    """Loss per answer and accuracy of each stream, the mean over segments and, of several, each."""
+def summarize(measurements: "Sequence[Measurement]") -> dict[str, float]:
+    """Loss per answer and accuracy of each stream: the mean over segments, and each segment if there are several."""
     found: dict[str, float] = {}
-    for split, group in groupby(look, key=lambda seen: seen.split):
+    for split, group in groupby(measurements, key=lambda seen: seen.split):
         parts = list(group)
         shares = [part.right / part.asked for part in parts]
         found[f"{split}/loss"] = sum(part.loss for part in parts) / sum(part.asked for part in parts)
@@ -150,13 +157,13 @@ def numbers(look: "Sequence[Measurement]") -> dict[str, float]:
     return found
 
 
-def title(recipe: Recipe) -> str:
+def run_title(recipe: Recipe) -> str:
     """A run's key and what tells it from its neighbours."""
     pattern = ", ".join(map(str, recipe.pattern))
     return f"{recipe.key} dim={recipe.dim} rate={recipe.rate:g} seed={recipe.seed} {pattern}"[:128]
 
 
-def flat(recipe: Recipe) -> dict[str, Any]:
+def flat_config(recipe: Recipe) -> dict[str, Any]:
     """A recipe as names and plain values: specs as their text, the options of a lone test task as `test.length`."""
     stored = recipe.json()
     options = {f"test.{name}": x for part in stored["test"] for name, x in part["options"].items()}
@@ -172,9 +179,9 @@ class TensorBoard:
         from torch.utils.tensorboard.summary import hparams
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        place = folder / filename(group) / filename(title(recipe))
-        self.writer = SummaryWriter(str(place), purge_step=0)  # what an interrupted attempt left does not count
-        given = {name: "none" if value is None else value for name, value in flat(recipe).items()}
+        place = folder / filename(group) / filename(run_title(recipe))
+        self.writer = SummaryWriter(str(place), purge_step=0)  # drop what an interrupted attempt has left
+        given = {name: "none" if value is None else value for name, value in flat_config(recipe).items()}
         *begun, self.success = hparams(given, {"test/accuracy": 0.0, "test/loss": 0.0})
         self.write(*begun)
         self.writer.add_text("recipe", f"```json\n{json.dumps(recipe.json(), indent=1)}\n```", 0)
@@ -185,7 +192,7 @@ class TensorBoard:
         for summary in summaries:
             file.add_summary(summary)
 
-    def tell(self, numbers: dict[str, float], step: int) -> None:
+    def log(self, numbers: dict[str, float], step: int) -> None:
         for name, number in numbers.items():
             self.writer.add_scalar(name, number, step)
         self.writer.flush()
@@ -198,6 +205,7 @@ class TensorBoard:
 
 
 def filename(text: str) -> str:
+    """The text with "_" for what may not stand in a file name."""
     return re.sub(r"[^\w.,()=+-]+", "_", text)
 
 
@@ -209,10 +217,10 @@ class WeightsAndBiases:
 
         # the process is the sweep's, so its output and its load say nothing of the run
         quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True)
-        named = {"project": PROJECT, "group": group, "name": title(recipe), "config": flat(recipe)}
+        named = {"project": PROJECT, "group": group, "name": run_title(recipe), "config": flat_config(recipe)}
         self.run = wandb.init(**named, reinit="create_new", settings=quiet)
 
-    def tell(self, numbers: dict[str, float], step: int) -> None:
+    def log(self, numbers: dict[str, float], step: int) -> None:
         self.run.log(numbers, step=step)
 
     def end(self, end: dict[str, Any]) -> None:
@@ -226,13 +234,13 @@ class Trackio:
     def __init__(self, recipe: Recipe, *, group: str, folder: Path) -> None:
         import trackio
 
-        named = {"name": title(recipe), "group": group, "config": flat(recipe)}
+        named = {"name": run_title(recipe), "group": group, "config": flat_config(recipe)}
         quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
         with redirect_stdout(io.StringIO()):  # a context of its own, since trackio ends the last run of the context
             self.run = Context().run(partial(trackio.init, PROJECT, **named, **quiet))
         self.step = 0
 
-    def tell(self, numbers: dict[str, float], step: int) -> None:
+    def log(self, numbers: dict[str, float], step: int) -> None:
         self.step = step
         self.run.log(numbers, step=step)
 

@@ -1,122 +1,128 @@
-"""What a worker does with a job: claim its runs, train them, write to the store, and tell."""
+"""What a worker does with a job: claim its runs, train them, write to the store, and report what happens."""
 
 import errno
 import gc
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from bestiary.runs.store import Lost, Run, Store
-from bestiary.sweep.jobs import How, Job, Told
+from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store
+from bestiary.sweep.jobs import Job, JobEvent, WorkerConfig
 from bestiary.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from bestiary.training.train import Measurement
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # of the disk: every further run would fail alike
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk is full or read-only: every other run would fail too
 
-Tell = Callable[[Told], None]
+Report = Callable[[JobEvent], None]
 
 
-def prepare(how: How) -> None:
-    """What a worker's process does once."""
+def prepare(config: WorkerConfig) -> None:
+    """Set up a worker's process, once."""
     import torch
 
     from bestiary.ops.backend import use
-    from bestiary.training.train import keep_memory
+    from bestiary.training.train import keep_freed_memory
 
-    torch.set_num_threads(how.threads)
-    keep_memory()
-    use(how.backend)
+    torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    use(config.backend)
 
 
-def work(job: Job, how: How, device: str, tell: Tell) -> None:
-    """Carry out a job. What fails is told, its traceback is in the store, and the next job may come."""
+def work(job: Job, config: WorkerConfig, device: str, report: Report) -> None:
+    """Carry out a job. A failure is reported, its traceback written to the store; the worker can take another job."""
     try:
-        over = alone(job, how, device, tell) if len(job.recipes) == 1 else together(job, how, device, tell)
+        carry_out = train_alone if len(job.recipes) == 1 else train_stack
+        end = carry_out(job, config, device, report)
     except OSError as fault:
-        if fault.errno not in FULL:
+        if fault.errno not in DISK_FULL:
             raise
-        over = Told(job, "full", None, (fault.errno, str(fault)))
-    tell(over)
+        end = JobEvent(job, "disk full", None, (fault.errno, str(fault)))
+    report(end)
     if device.startswith("cuda"):
         import torch
 
-        torch.cuda.synchronize(device)  # raises after an error that stays: this worker ends, another takes its place
+        torch.cuda.synchronize(device)  # raises if CUDA is broken in this process; another worker then replaces it
 
 
-def claimed(job: Job, how: How, device: str, tell: Tell) -> list[Run]:
-    """The runs of a job that nobody else has; the others are told of."""
-    store, runs = Store(how.folder), []
+def claim_runs(job: Job, config: WorkerConfig, device: str, report: Report) -> list[Run]:
+    """The runs of a job that nobody else has. Of the others it reports why not."""
+    store, runs = Store(config.folder), []
     for recipe in job.recipes:
-        known = None if how.since is None else store.failure(recipe.key, since=how.since)
-        if known is not None:
-            tell(Told(job, "failed", recipe, known.strip().splitlines()[-1]))
+        failure = None if config.since is None else store.failure(recipe.key, since=config.since)
+        if failure is not None:
+            report(JobEvent(job, "failed", recipe, (failure.strip().splitlines() or ["no traceback"])[-1]))
             continue
-        run = store.claim(recipe)
+        try:
+            run = store.claim(recipe)
+            ended = store.read(recipe.key).ended if run is None and recipe in store else None
+        except DamagedRun as fault:
+            with suppress(OSError):  # it may not even be a folder
+                store.record_failure(recipe, str(fault))
+            report(JobEvent(job, "failed", recipe, str(fault)))
+            continue
         if run is not None:
-            run.how = {"device": device, "backend": how.backend, "threads": how.threads}
+            run.details = {"device": device, "backend": config.backend, "threads": config.threads}
             runs.append(run)
-        elif recipe in store:
-            tell(Told(job, "ended", recipe, store.read(recipe.key).ended))
         else:
-            tell(Told(job, "waiting", recipe))
+            report(JobEvent(job, "waiting" if ended is None else "ended", recipe, ended))
     return runs
 
 
-def alone(job: Job, how: How, device: str, tell: Tell) -> Told:
-    """One recipe."""
+def train_alone(job: Job, config: WorkerConfig, device: str, report: Report) -> JobEvent:
+    """Carry out a job of one recipe."""
     from bestiary.training.train import Diverged, train
 
-    for run in claimed(job, how, device, tell):
+    for run in claim_runs(job, config, device, report):
         recipe = run.recipe
         try:
             with run:
-                tell(Told(job, "started", recipe))
+                report(JobEvent(job, "started", recipe))
                 model = recipe.build()
                 try:
                     for measurement in train(recipe, model, device=device):
-                        keep_and_tell(run, measurement, job, tell)
-                    ended = run.finish(model if how.keep else None)
+                        record_measurement(run, measurement, job, report)
+                    ended = run.finish(model if config.keep else None)
                 except Diverged as diverged:
                     ended = run.end("diverged", str(diverged))
         except Exception as fault:  # whatever it is
-            failed(job, recipe, fault, tell)
+            report_failure(job, recipe, fault, report)
         else:
-            tell(Told(job, "ended", recipe, ended))
-    return Told(job, "idle")
+            report(JobEvent(job, "ended", recipe, ended))
+    return JobEvent(job, "over")
 
 
-def together(job: Job, how: How, device: str, tell: Tell) -> Told:
-    """Several recipes as one program; if they cannot be trained so, all are released again."""
+def train_stack(job: Job, config: WorkerConfig, device: str, report: Report) -> JobEvent:
+    """Carry out a job of several recipes as one stack. If that is not possible, their claims are released."""
     import torch
 
-    from bestiary.training.together import Apart
+    from bestiary.training.together import CannotStack
 
-    runs = claimed(job, how, device, tell)
+    runs = claim_runs(job, config, device, report)
     if len(runs) < 2:
         for run in runs:
             run.release()
-        return Told(job, "apart" if runs else "idle")
+        return JobEvent(job, "unstacked" if runs else "over")
     try:
-        follow(runs, job, how, device, tell)
+        train_and_record(runs, job, config, device, report)
     except torch.OutOfMemoryError as fault:
-        return Told(job, "large", None, str(fault).splitlines()[0])
-    except Apart as fault:
-        return Told(job, "apart", None, str(fault))
-    except Exception as fault:  # alone, each tells its own
-        if isinstance(fault, OSError) and fault.errno in FULL:
+        return JobEvent(job, "out of memory", None, str(fault).splitlines()[0])
+    except CannotStack as fault:
+        return JobEvent(job, "unstacked", None, str(fault))
+    except Exception as fault:  # each will report its own when it is trained alone
+        if isinstance(fault, OSError) and fault.errno in DISK_FULL:
             raise
-        return Told(job, "apart", None, f"{type(fault).__name__}: {fault}".splitlines()[0])
+        return JobEvent(job, "unstacked", None, f"{type(fault).__name__}: {fault}".splitlines()[0])
     finally:
-        gc.collect()  # a group refers to itself, and what it holds is large
+        gc.collect()  # a stack refers to itself, and is large
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
-    return Told(job, "idle")
+    return JobEvent(job, "over")
 
 
-def follow(runs: list[Run], job: Job, how: How, device: str, tell: Tell) -> None:
-    """Train the runs together, each writing to its own log."""
+def train_and_record(runs: list[Run], job: Job, config: WorkerConfig, device: str, report: Report) -> None:
+    """Train the runs as one stack; each has its own log."""
     from bestiary.model import Model
     from bestiary.training.together import train_together
     from bestiary.training.train import Diverged
@@ -125,37 +131,38 @@ def follow(runs: list[Run], job: Job, how: How, device: str, tell: Tell) -> None
         for run in runs:
             held.callback(run.release)
         for run in runs:
-            run.how |= {"together": len(runs)}
-            run.records = False  # a fault of the group is not one of the run
+            run.details |= {"together": len(runs)}
+            run.records_failure = False  # an exception in the stack is not the run's own failure
             held.enter_context(run)
-            tell(Told(job, "started", run.recipe))
+            report(JobEvent(job, "started", run.recipe))
         lost: set[int] = set()
-        for place, seen in train_together([run.recipe for run in runs], device=device):
+        for place, result in train_together([run.recipe for run in runs], device=device):
             run = runs[place]
             try:
                 if place in lost:
                     continue
-                if isinstance(seen, Diverged):
-                    tell(Told(job, "ended", run.recipe, run.end("diverged", str(seen))))
-                elif isinstance(seen, Model):
-                    tell(Told(job, "ended", run.recipe, run.finish(seen if how.keep else None)))
+                if isinstance(result, Diverged):
+                    report(JobEvent(job, "ended", run.recipe, run.end("diverged", str(result))))
+                elif isinstance(result, Model):
+                    report(JobEvent(job, "ended", run.recipe, run.finish(result if config.keep else None)))
                 else:
-                    keep_and_tell(run, seen, job, tell)
-            except Lost:
+                    record_measurement(run, result, job, report)
+            except ClaimLost:
                 lost.add(place)
-                tell(Told(job, "waiting", run.recipe))
+                report(JobEvent(job, "waiting", run.recipe))
 
 
-def keep_and_tell(run: Run, measurement: "Measurement", job: Job, tell: Tell) -> None:
+def record_measurement(run: Run, measurement: "Measurement", job: Job, report: Report) -> None:
+    """Write a measurement to the log, and report it if it counts all answers."""
     run.append(measurement._asdict())
     if not measurement.facet:
-        tell(Told(job, "measured", run.recipe, measurement))
+        report(JobEvent(job, "measured", run.recipe, measurement))
 
 
-def failed(job: Job, recipe: Recipe, fault: Exception, tell: Tell) -> None:
-    """Tell of a run's failure. Raises what would fail all others too."""
-    if isinstance(fault, OSError) and fault.errno in FULL:
+def report_failure(job: Job, recipe: Recipe, fault: Exception, report: Report) -> None:
+    """Report the failure of a run. Raises what would make every other run fail too."""
+    if isinstance(fault, OSError) and fault.errno in DISK_FULL:
         raise fault
-    lost = isinstance(fault, Lost)
+    lost = isinstance(fault, ClaimLost)
     line = f"{type(fault).__name__}: {fault}".splitlines()[0]
-    tell(Told(job, "waiting" if lost else "failed", recipe, None if lost else line))
+    report(JobEvent(job, "waiting" if lost else "failed", recipe, None if lost else line))

@@ -12,8 +12,8 @@ TRIES = 2000  # grammars drawn at most
 
 
 @cache
-def ambiguous(symbols: int, depth: int, seed: int) -> Int[Tensor, "states symbols"]:
-    """The state behind each state and symbol, or -1. Raises ValueError if hardly any grammar can end everywhere."""
+def ambiguous_grammar(symbols: int, depth: int, seed: int) -> Int[Tensor, "states symbols"]:
+    """The state after each state and symbol, or -1. Raises ValueError if hardly any grammar can end everywhere."""
     rng = stream("selective_grammar", symbols, depth, seed)
     states = 1 + symbols * depth
     first = 1 + depth * torch.arange(symbols, device="cpu")

@@ -5,25 +5,25 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.tasks._draw import below
+from bestiary.tasks._draw import uniform_below
 
 MOST = 4  # dependences of a node, and nodes that depend on it
 
 
-def graph(size: Int[Tensor, " count"], nodes: int, rng: torch.Generator) -> Bool[Tensor, "count nodes nodes"]:
+def draw_graph(size: Int[Tensor, " count"], nodes: int, rng: torch.Generator) -> Bool[Tensor, "count nodes nodes"]:
     """Whether a node (second) depends on another (third), among the first `size` nodes of each row (Allen-Zhu, 2025).
 
     The first few depend on nothing; each later one on 1 to 4 earlier ones that fewer than 4 depend on yet.
     """
     count = len(size)
-    leaves = 1 + below((size - 1) // 4 + 1, rng)
+    leaves = 1 + uniform_below((size - 1) // 4 + 1, rng)
     depends = torch.zeros(count, nodes, nodes, dtype=torch.bool, device=rng.device)
     burden = torch.zeros(count, nodes, dtype=torch.long, device=rng.device)
     for node in range(1, nodes):
         able = burden[:, :node] < MOST
         lottery = torch.rand(able.shape, generator=rng, device=rng.device).masked_fill(~able, 2.0)
         nearest = lottery.topk(min(MOST, node), dim=1, largest=False)
-        number = 1 + below(able.sum(1).clamp(max=MOST), rng)
+        number = 1 + uniform_below(able.sum(1).clamp(max=MOST), rng)
         taken = torch.arange(nearest.indices.shape[1], device=rng.device) < number[:, None]
         taken &= ((node >= leaves) & (node < size))[:, None]
         depends[:, node].scatter_(1, nearest.indices, taken)
@@ -31,7 +31,9 @@ def graph(size: Int[Tensor, " count"], nodes: int, rng: torch.Generator) -> Bool
     return depends
 
 
-def needed(depends: Bool[Tensor, "count nodes nodes"], node: Int[Tensor, " count"]) -> Bool[Tensor, "count nodes"]:
+def dependences_of(
+    depends: Bool[Tensor, "count nodes nodes"], node: Int[Tensor, " count"]
+) -> Bool[Tensor, "count nodes"]:
     """All that one node of each row depends on, itself included, where nodes depend on earlier ones only."""
     found = F.one_hot(node, depends.shape[1]).bool()
     for later in reversed(range(1, depends.shape[1])):
@@ -39,12 +41,12 @@ def needed(depends: Bool[Tensor, "count nodes nodes"], node: Int[Tensor, " count
     return found
 
 
-def topological(
+def topological_places(
     depends: Bool[Tensor, "count nodes nodes"], chosen: Bool[Tensor, "count nodes"], rng: torch.Generator
 ) -> Int[Tensor, "count nodes"]:
-    """The place of each chosen node in a random order in which it stands behind all that it depends on.
+    """The place of each chosen node in a random order in which it stands after all that it depends on.
 
-    The order is drawn from its end: one, each as likely, of the nodes on which none of those left depends.
+    The order is drawn from its end: one, each equally likely, of the nodes on which none of those left depends.
     """
     left, place = chosen.clone(), torch.full(chosen.shape, -1, dtype=torch.long, device=rng.device)
     burden = (depends & chosen[:, :, None]).sum(1)
@@ -59,7 +61,7 @@ def topological(
     return place
 
 
-def letters_that_may_come(
+def legal_letters(
     legal: Bool[Tensor, "count steps nodes"],
     words: Int[Tensor, "count nodes letters"],
     answer: Int[Tensor, "count steps1 letters"],
@@ -67,7 +69,7 @@ def letters_that_may_come(
 ) -> Bool[Tensor, "count answers tokens"]:
     """Which tokens, up to `end`, continue the right beginning of each answer to a node that may come next.
 
-    `answer` spells the nodes in the order shown, filled up with 0, and `end` behind them.
+    `answer` spells the nodes in the order shown, filled up with 0, and `end` after them.
     """
     found = torch.zeros(*answer.shape, end + 1, dtype=torch.bool, device=answer.device)
     for place, letter in enumerate(words.unbind(2)):

@@ -15,21 +15,23 @@ SIGNS = "+-*()"
 MOST = 100  # the largest modulus, as tables have its square of entries
 
 
-def operators(shape: tuple[int, int], modulus: int, rng: torch.Generator, *, signs: str) -> Tensor:
-    """Tokens of the operators `signs`, each as likely."""
+def draw_operators(shape: tuple[int, int], modulus: int, rng: torch.Generator, *, signs: str) -> Tensor:
+    """Tokens of the operators `signs`, each equally likely."""
     known = torch.tensor([modulus + SIGNS.index(sign) for sign in signs], device=rng.device)
     return known[torch.randint(len(signs), shape, generator=rng, device=rng.device)]
 
 
-def flat(shape: tuple[int, int], modulus: int, rng: torch.Generator, *, signs: str) -> Tensor:
+def draw_flat(shape: tuple[int, int], modulus: int, rng: torch.Generator, *, signs: str) -> Tensor:
     """Numbers at even places, operators between them, uniform."""
-    tokens = operators(shape, modulus, rng, signs=signs)
+    tokens = draw_operators(shape, modulus, rng, signs=signs)
     numbers = torch.randint(modulus, shape, generator=rng, device=rng.device)
     tokens[:, ::2] = numbers[:, ::2]
     return tokens
 
 
-def bracketed(sizes: Int[Tensor, " rows"], longest: int, modulus: int, rng: torch.Generator, *, signs: str) -> Tensor:
+def draw_bracketed(
+    sizes: Int[Tensor, " rows"], longest: int, modulus: int, rng: torch.Generator, *, signs: str
+) -> Tensor:
     """Random trees: d, -d, (d), (-d) of length 1 to 4; longer ones are (left operator right), cut anywhere.
 
     Each row keeps a stack of what is still to be written: an expression by its length, a token t as -1 - t. Every
@@ -38,7 +40,7 @@ def bracketed(sizes: Int[Tensor, " rows"], longest: int, modulus: int, rng: torc
     minus, opening, closing = (modulus + SIGNS.index(sign) for sign in "-()")
     rows, shape = len(sizes), (len(sizes), longest)
     numbers = torch.randint(modulus, shape, generator=rng, device=rng.device)
-    chosen = operators(shape, modulus, rng, signs=signs)
+    chosen = draw_operators(shape, modulus, rng, signs=signs)
     cut = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
     stack = torch.zeros(rows, longest + 8, dtype=torch.long, device=rng.device)
     stack[:, 0] = sizes
@@ -57,7 +59,7 @@ def bracketed(sizes: Int[Tensor, " rows"], longest: int, modulus: int, rng: torc
     return torch.stack(written, 1)
 
 
-def valued(tokens: Int[Tensor, "rows time"], sizes: Int[Tensor, " rows"], modulus: int) -> tuple[Tensor, Tensor]:
+def evaluate_rows(tokens: Int[Tensor, "rows time"], sizes: Int[Tensor, " rows"], modulus: int) -> tuple[Tensor, Tensor]:
     """The value of each expression and its deepest nesting of brackets.
 
     Keeps the sum of the finished terms and the product of the unfinished one, and at a bracket begins anew with
@@ -84,12 +86,12 @@ def valued(tokens: Int[Tensor, "rows time"], sizes: Int[Tensor, " rows"], modulu
     return (total + product) % modulus, levels.amax(1)
 
 
-def reckoned(symbols: list[int | str], modulus: int) -> int:
+def evaluate(symbols: list[int | str], modulus: int) -> int:
     """The value of a written expression: the innermost brackets first, then products, then sums."""
     while "(" in symbols:
         close = symbols.index(")")
         start = max(place for place in range(close) if symbols[place] == "(")
-        symbols = [*symbols[:start], reckoned(symbols[start + 1 : close], modulus), *symbols[close + 1 :]]
+        symbols = [*symbols[:start], evaluate(symbols[start + 1 : close], modulus), *symbols[close + 1 :]]
     terms, negative = [0], False
     for place, symbol in enumerate(symbols):
         if isinstance(symbol, int):
@@ -102,7 +104,7 @@ def reckoned(symbols: list[int | str], modulus: int) -> int:
 
 
 @cache
-def flat_values(length: int, modulus: int, signs: str) -> list[np.ndarray]:
+def flat_distribution(length: int, modulus: int, signs: str) -> list[np.ndarray]:
     """The distribution of the value of flat expressions with 0, 1, 2, ... operators, up to this length.
 
     Follows the joint distribution of the sum of the finished terms and the product of the unfinished one.
@@ -114,13 +116,13 @@ def flat_values(length: int, modulus: int, signs: str) -> list[np.ndarray]:
     np.add.at(multiplied, (number[:, None], np.outer(number, number) % modulus), 1 / modulus)
     found = []
     for _ in range(0, length, 2):
-        found.append(spread(joint, np.add.outer(number, number)))
+        found.append(result_distribution(joint, np.add.outer(number, number)))
         joint = times * joint @ multiplied + (1 - times) * np.outer(found[-1], np.full(modulus, 1 / modulus))
     return found
 
 
 @cache
-def bracketed_values(length: int, modulus: int, signs: str) -> list[np.ndarray]:
+def bracketed_distribution(length: int, modulus: int, signs: str) -> list[np.ndarray]:
     """The distribution of the value of bracketed expressions of length 0 (none), 1, 2, ... up to this one."""
     number = np.arange(modulus)
     results = {"+": np.add.outer(number, number), "-": np.subtract.outer(number, number), "*": np.outer(number, number)}
@@ -128,17 +130,17 @@ def bracketed_values(length: int, modulus: int, signs: str) -> list[np.ndarray]:
     for size in range(5, length + 1):
         left, right = np.array(found[1 : size - 3]), np.array(found[size - 4 : 0 : -1])
         joint = left.T @ right / (size - 4)
-        found.append(np.mean([spread(joint, results[sign]) for sign in signs], axis=0))
+        found.append(np.mean([result_distribution(joint, results[sign]) for sign in signs], axis=0))
     return found
 
 
-def spread(joint: np.ndarray, results: np.ndarray) -> np.ndarray:
+def result_distribution(joint: np.ndarray, results: np.ndarray) -> np.ndarray:
     """The distribution of a result of two numbers from that of the two."""
     return np.bincount((results % len(joint)).ravel(), joint.ravel(), len(joint))
 
 
 @cache
-def trees(length: int, modulus: int, signs: int) -> list[int]:
+def count_bracketed(length: int, modulus: int, signs: int) -> list[int]:
     """How many bracketed expressions of length 0 (none), 1, 2, ... up to this one there are."""
     found = [0] + [modulus] * 4
     for size in range(5, length + 1):

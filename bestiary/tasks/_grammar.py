@@ -41,7 +41,7 @@ GRAMMARS = {
         cc aca ba | bc aab ca abb | acc bb aaa cbc
     """,
 }
-END = 0  # the token behind each sentence; terminals are tokens 1 to 3
+END = 0  # the token after each sentence; terminals are tokens 1 to 3
 
 
 @cache
@@ -74,10 +74,10 @@ class Automaton:
         """The number of the state in which these symbols, by level, may come next, each with what follows it."""
         for level, symbol in ((level, symbol) for level in range(self.depth) for symbol in range(3)):
             if (level, symbol) in awaited:
-                follows = self.set_of(awaited[level, symbol])
+                follows = self.set_number(awaited[level, symbol])
                 for first, *rest in self.levels[level][symbol]:
                     awaited.setdefault((level + 1, first), set()).add((tuple(rest), follows))
-        moves = {1 + s: self.set_of(awaited[self.depth, s]) for s in range(3) if (self.depth, s) in awaited}
+        moves = {1 + s: self.set_number(awaited[self.depth, s]) for s in range(3) if (self.depth, s) in awaited}
         moves |= {END: 0} if ends else {}
         known = self.states.setdefault(tuple(moves.items()), len(self.moves))
         if known == len(self.moves):
@@ -85,7 +85,8 @@ class Automaton:
             self.may.append([token in moves for token in range(4)])
         return known
 
-    def set_of(self, pairs: set[tuple[tuple[int, ...], int]]) -> int:
+    def set_number(self, pairs: set[tuple[tuple[int, ...], int]]) -> int:
+        """The number of a set of pairs, a new one if it was not met before."""
         found = self.number.setdefault(frozenset(pairs), len(self.sets))
         if found == len(self.sets):
             self.sets.append(frozenset(pairs))
@@ -94,10 +95,11 @@ class Automaton:
     def after(self, state: int, token: int) -> int:
         """The state after one more token, which must be one that may come."""
         if (state, token) not in self.met:
-            self.met[state, token] = self.start if token == END else self.moved(state, token)
+            self.met[state, token] = self.start if token == END else self.advance(state, token)
         return self.met[state, token]
 
-    def moved(self, state: int, token: int) -> int:
+    def advance(self, state: int, token: int) -> int:
+        """The state after a token, by following every reading."""
         awaited: dict[tuple[int, int], set[tuple[tuple[int, ...], int]]] = {}
         todo, level = {self.moves[state][token]}, self.depth
         while todo - {0}:  # the sets that a finished symbol makes current, level by level upwards

@@ -7,10 +7,10 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bestiary.tasks._count import inverse_kinds, sequences
-from bestiary.tasks._draw import in_blocks
-from bestiary.tasks._layout import earlier
-from bestiary.tasks._task import SILENT, UNSURE, Batch, Scored, Task
+from bestiary.tasks._count import from_bits, mean_inverse_distinct
+from bestiary.tasks._draw import draw_in_blocks
+from bestiary.tasks._layout import earlier_occurrences
+from bestiary.tasks._task import OPEN_REASONS, SILENT, Batch, Scored, Task
 
 Pairs = Int[Tensor, "count pairs"]
 
@@ -23,7 +23,7 @@ class PairRecall(Task):
     ) -> None:
         name = "noisy_recall" if noise_vocab else "in_context_recall"
         self.vocab, self.multi_query, self.noise, self.noise_vocab = vocab, multi_query, noise, noise_vocab
-        self.scored, self.open, self.pairs = scored, UNSURE[scored], length // 2
+        self.scored, self.open, self.pairs = scored, OPEN_REASONS[scored], length // 2
         self.ordinary = vocab - noise_vocab - (not multi_query)
         self.keys, self.values = self.ordinary // 2, self.ordinary - self.ordinary // 2
         if self.keys < 1:
@@ -33,15 +33,15 @@ class PairRecall(Task):
             raise ValueError(f"{name}(length={length}): two pairs or more need an even length from 4; try 128")
         self.length = length - multi_query
         slot = (1 - noise) ** 2 / self.keys + (noise**2 / noise_vocab**2 if noise_vocab else 0)
-        self.space = sequences(log2(self.values) - (self.pairs - 2) * log2(slot) + log2(self.keys))
+        self.space = from_bits(log2(self.values) - (self.pairs - 2) * log2(slot) + log2(self.keys))
         shown = 1 + (self.pairs - 2) * (1 - noise)
         self.chance = 1 / self.values
-        self.plateau = inverse_kinds(1 / inverse_kinds(shown, self.keys), self.values)
+        self.plateau = mean_inverse_distinct(1 / mean_inverse_distinct(shown, self.keys), self.values)
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         def draw(among: int, *shape: int) -> Tensor:
             return torch.randint(among, (count, *shape), generator=rng, device=rng.device)
 
@@ -49,31 +49,31 @@ class PairRecall(Task):
         key, value_of = draw(self.keys, slots), self.keys + draw(self.values, self.keys)
         noisy = torch.rand(count, slots, generator=rng, device=rng.device) < self.noise
         noisy.scatter_(1, draw(slots, 1), False)
-        key = torch.cat([key, self.probe(key, noisy, rng)], dim=1)
+        key = torch.cat([key, self.draw_probe(key, noisy, rng)], dim=1)
         noisy = F.pad(noisy, (0, 1))
-        asked_about, pairs = self.asked(key, noisy), torch.stack([key, value_of.gather(1, key)], dim=2)
+        asked_about, pairs = self.questions(key, noisy), torch.stack([key, value_of.gather(1, key)], dim=2)
         if self.noise_vocab:
             pairs = torch.where(noisy.unsqueeze(2), self.ordinary + draw(self.noise_vocab, self.pairs, 2), pairs)
         key, value = pairs.unbind(2)
-        tokens = self.written(key, value, self.vocab - 1)
+        tokens = self.lay_out(key, value, self.vocab - 1)
         asked, facets = asked_about
         silent = torch.full_like(value, SILENT)
-        targets = self.written(torch.where(asked, value, silent), silent, SILENT)
+        targets = self.lay_out(torch.where(asked, value, silent), silent, SILENT)
         if self.scored == "all":
             targets = torch.cat([tokens[:, 1:], value[:, -1:]], dim=1)
         blank = torch.zeros_like(key, dtype=torch.int32)
-        return Batch(tokens, targets, {name: self.written(x.int(), blank, 0) for name, x in facets.items()})
+        return Batch(tokens, targets, {name: self.lay_out(x.int(), blank, 0) for name, x in facets.items()})
 
-    def probe(self, key: Tensor, noisy: Tensor, rng: torch.Generator) -> Int[Tensor, "count 1"]:
-        """One of the different keys shown, each as likely."""
+    def draw_probe(self, key: Tensor, noisy: Tensor, rng: torch.Generator) -> Int[Tensor, "count 1"]:
+        """One of the different keys shown, each equally likely."""
         shown = key.new_zeros(len(key), self.keys + 1).scatter_(1, key.masked_fill(noisy, self.keys), 1)[:, :-1]
         lottery = torch.rand(shown.shape, generator=rng, device=rng.device)
         return lottery.masked_fill(shown == 0, -1).argmax(1, keepdim=True)
 
-    def asked(self, key: Tensor, noisy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def questions(self, key: Tensor, noisy: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Which pairs are asked about, and the facets of each."""
         place = torch.arange(self.pairs, device=key.device)
-        _, last, times = earlier(torch.where(noisy, self.keys + place, key))
+        _, last, times = earlier_occurrences(torch.where(noisy, self.keys + place, key))
         asked = last >= 0
         distance = 2 * (place - last)
         if not self.multi_query:
@@ -82,7 +82,7 @@ class PairRecall(Task):
         load = ((times == 0) & ~noisy).cumsum(1)
         return asked, {name: x * asked for name, x in (("distance", distance), ("shown", times), ("load", load))}
 
-    def written(self, keys: Pairs, values: Pairs, mark: int) -> Int[Tensor, "count time"]:
+    def lay_out(self, keys: Pairs, values: Pairs, mark: int) -> Int[Tensor, "count time"]:
         """What stands at keys and at values in reading order, the mark before the last pair, without the last value."""
         flat = torch.stack([keys, values], dim=2).flatten(1)
         if not self.multi_query:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bestiary.tasks._draw import shuffled
+from bestiary.tasks._draw import random_orders
 from bestiary.tasks._task import SILENT
 
 Kind = Literal["zero", "paper", "clean"]  # of filler
@@ -14,29 +14,29 @@ Kind = Literal["zero", "paper", "clean"]  # of filler
 SIZES = ((64, 4), (64, 9), (128, 9), (128, 16), (256, 16), (256, 25), (256, 36), (512, 64), (1024, 144), (2048, 256))
 
 
-def sized(length: int, pairs: int) -> str:
+def preset_options(length: int, pairs: int) -> str:
     """The options of a preset."""
     return f"mode='paper', length={length}, pairs={pairs}"
 
 
-ZOOLOGY = {f"zoology{length}_{pairs}": sized(length, pairs) for length, pairs in SIZES}
+ZOOLOGY = {f"zoology{length}_{pairs}": preset_options(length, pairs) for length, pairs in SIZES}
 
 
-def slots(count: int, taken: int, among: int, *, power: float, paper: bool, rng: torch.Generator) -> Tensor:
+def draw_slots(count: int, taken: int, among: int, *, power: float, paper: bool, rng: torch.Generator) -> Tensor:
     """For each row the slots of `taken` questions, of which slot g has the weight (g + 1)^(power - 1).
 
     A weighted draw without replacement, in its order if `paper`, otherwise in random order. Sorting log(u) / weight
     with u uniform is that draw (Efraimidis & Spirakis, 2006).
     """
     if not paper and among == taken:
-        return shuffled(count, among, rng)
+        return random_orders(count, among, rng)
     weight = torch.arange(1, among + 1, device=rng.device, dtype=torch.float64) ** (power - 1)
     race = torch.rand(count, among, generator=rng, device=rng.device, dtype=torch.float64).log() / weight
     drawn = race.topk(taken, dim=1).indices
-    return drawn if paper else drawn.gather(1, shuffled(count, taken, rng))
+    return drawn if paper else drawn.gather(1, random_orders(count, taken, rng))
 
 
-def fill(
+def draw_filler(
     kind: Kind,
     keys: Int[Tensor, "rows keys"],
     width: int,
@@ -54,7 +54,7 @@ def fill(
     return drawn + torch.searchsorted(gaps, drawn, right=True)  # the drawn-th token that is not a key
 
 
-def recalled(tokens: Int[Tensor, "batch time"], context: int) -> Int[Tensor, "batch time"]:
+def solve_recall(tokens: Int[Tensor, "batch time"], context: int) -> Int[Tensor, "batch time"]:
     """The answers to keys that follow a context of pairs, in plain Python: the value that each was given last."""
     answers = torch.full_like(tokens, SILENT)
     for row, sequence in enumerate(tokens.tolist()):

@@ -10,10 +10,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._strings import MEASURED, Strings, Written
+from bestiary.tasks._strings import MEASURED, StringBatch, Strings
 
 
-class Rearranged(Strings):
+class Rearrangement(Strings):
     """The answer is symbols of the string in another order."""
 
     shortest: ClassVar = 1
@@ -26,21 +26,21 @@ class Rearranged(Strings):
         super().__init__(least=least, length=length)
         self.plateau = most_frequent(symbols, least, length)
 
-    def room(self, size: int) -> int:
+    def max_answers(self, size: int) -> int:
         return self.copies * size
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [self.copies * size / self.blank] * self.blank
 
     @abstractmethod
-    def order(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
+    def source_positions(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
         """Which place of the string each answer comes from, (rows, most)."""
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
-        symbols = self.uniform(len(sizes), self.blank, rng)
-        place = torch.arange(self.room(self.longest), device=rng.device)
-        source = self.order(place, sizes.unsqueeze(1), symbols).clamp(0, self.longest - 1)
-        return Written(symbols, sizes, symbols.gather(1, source), self.copies * sizes)
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
+        symbols = self.uniform_symbols(len(sizes), self.blank, rng)
+        place = torch.arange(self.max_answers(self.longest), device=rng.device)
+        source = self.source_positions(place, sizes.unsqueeze(1), symbols).clamp(0, self.longest - 1)
+        return StringBatch(symbols, sizes, symbols.gather(1, source), self.copies * sizes)
 
 
 @cache

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from bestiary.tasks._draw import apart, below, shuffled
+from bestiary.tasks._draw import random_orders, redraw_repeats, uniform_below
 from bestiary.tasks._task import stream
 
 Sizes = Literal["mixed", "largest"]
 
 
 class Words:
-    """Words of `shortest` to `longest` letters, each length as likely; the last letter is of a kind of its own.
+    """Words of `shortest` to `longest` letters, each length equally likely; the last letter is of a kind of its own.
 
     Letters are tokens 1 to `letters` within a word and `letters` + 1 to 2 * `letters` at its end; 0 fills up.
     """
@@ -41,12 +41,12 @@ class Words:
 
         def draw(*shape: int) -> Tensor:
             length = torch.randint(len(kinds), shape, generator=rng, device=rng.device)
-            return first[length] + below(kinds[length], rng)
+            return first[length] + uniform_below(kinds[length], rng)
 
         if len(kinds) == 1 and self.number <= 16 * nodes:
-            codes = shuffled(count, self.number, rng)[:, :nodes]
+            codes = random_orders(count, self.number, rng)[:, :nodes]
         else:
-            codes = apart((count, nodes), self.number, draw)
+            codes = redraw_repeats((count, nodes), self.number, draw)
         spelled = torch.zeros(count, nodes, self.lengths[-1], dtype=torch.long, device=rng.device)
         for length, start, kind in zip(self.lengths, first.tolist(), self.kinds, strict=True):
             here = (codes >= start) & (codes < start + kind)
@@ -57,7 +57,7 @@ class Words:
         return spelled
 
 
-def weights(task: str, nodes: int, sizes: Sizes) -> list[tuple[int, float]]:
+def size_weights(task: str, nodes: int, sizes: Sizes) -> list[tuple[int, float]]:
     """How many nodes there are, with which probability: 1 / (n + sqrt(nodes)), or all of them always."""
     if nodes < 3:
         raise ValueError(f"{task}(nodes={nodes}): an instance has at least 3 nodes")
@@ -67,14 +67,14 @@ def weights(task: str, nodes: int, sizes: Sizes) -> list[tuple[int, float]]:
     return [(n, weight / sum(share.values())) for n, weight in share.items()]
 
 
-def drawn_sizes(count: int, choices: list[tuple[int, float]], rng: torch.Generator) -> Int[Tensor, " count"]:
+def draw_sizes(count: int, choices: list[tuple[int, float]], rng: torch.Generator) -> Int[Tensor, " count"]:
     """A number of nodes for each row."""
     sizes, share = zip(*choices, strict=True)
     chance = torch.tensor(share, device=rng.device, dtype=torch.float64)
     return torch.tensor(sizes, device=rng.device)[torch.multinomial(chance, count, replacement=True, generator=rng)]
 
 
-def continuation(words: Words, sizes: tuple[tuple[int, float], ...]) -> float:
+def continuation_accuracy(words: Words, sizes: tuple[tuple[int, float], ...]) -> float:
     """How often the commonest continuation, among the words of a row, of what is shown of a word is right."""
     right = shown = 0
     for i, row in enumerate(words.draw(40, sizes[-1][0], stream("continuation")).tolist()):
@@ -89,7 +89,7 @@ def continuation(words: Words, sizes: tuple[tuple[int, float], ...]) -> float:
     return right / shown
 
 
-def order(chosen: Bool[Tensor, "count size"], rng: torch.Generator) -> Int[Tensor, "count size"]:
-    """The places of the chosen in random order, and the others behind them."""
+def chosen_first(chosen: Bool[Tensor, "count size"], rng: torch.Generator) -> Int[Tensor, "count size"]:
+    """The places of the chosen in random order, and the others after them."""
     lottery = torch.rand(chosen.shape, generator=rng, device=rng.device, dtype=torch.float64)
     return lottery.masked_fill(~chosen, 2.0).argsort(1)

@@ -11,13 +11,13 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._draw import in_blocks
+from bestiary.tasks._draw import draw_in_blocks
 from bestiary.tasks._task import SILENT, Batch, Task
 
 MEASURED = 20_000  # strings from which a share without closed form is measured
 
 
-class Written(NamedTuple):
+class StringBatch(NamedTuple):
     """Strings in the first `sizes` columns, the answers in the first `due`, and facets of each row or each symbol."""
 
     symbols: Int[Tensor, "rows longest"]
@@ -28,7 +28,7 @@ class Written(NamedTuple):
 
 
 class Strings(Task):
-    """A string of `least` to `length` symbols, each length as likely, then blanks to the end of the row.
+    """A string of `least` to `length` symbols, each length equally likely, then blanks to the end of the row.
 
     The answer is read at the blanks from the first on, one symbol at each; later blanks are padding. A `running`
     task is asked along the string instead, and all its blanks are padding.
@@ -57,48 +57,50 @@ class Strings(Task):
                 f"{self.name}(length={length}): the shortest strings have least={least}; length must be as much"
             )
         self.least, self.longest, self.vocab = least, length, self.blank + 1
-        self.length = length + (0 if self.running else self.room(length))
-        self.chance = self.plateau = self.constant()
-        self.space = float(min((length - least + 1) * self.strings(least), 2**62))
+        self.length = length + (0 if self.running else self.max_answers(length))
+        self.chance = self.plateau = self.constant_accuracy()
+        self.space = float(min((length - least + 1) * self.count_strings(least), 2**62))
 
     @property
     def name(self) -> str:
+        """The task's name in a spec."""
         return type(self).__module__.rpartition(".")[2]
 
-    def room(self, size: int) -> int:
+    def max_answers(self, size: int) -> int:
         """The most answers that a string of this size may call for."""
         return 1
 
-    def strings(self, size: int) -> int:
+    def count_strings(self, size: int) -> int:
         """How many strings of this size there are."""
         return self.blank**size
 
-    def constant(self) -> float:
+    def constant_accuracy(self) -> float:
         """The accuracy of the best single answer."""
-        every = np.sum([self.expected(size) for size in range(self.least, self.longest + 1)], axis=0)
+        every = np.sum([self.expected_counts(size) for size in range(self.least, self.longest + 1)], axis=0)
         return float(every.max() / every.sum())
 
-    def expected(self, size: int) -> Sequence[float]:
+    def expected_counts(self, size: int) -> Sequence[float]:
         """How often each answer is due on average for a string of this size."""
         raise NotImplementedError
 
     @abstractmethod
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
         """Strings of about these sizes, with their answers."""
 
     @abstractmethod
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         """The answers to a string."""
 
-    def uniform(self, rows: int, below: int, rng: torch.Generator) -> Int[Tensor, "rows longest"]:
+    def uniform_symbols(self, rows: int, below: int, rng: torch.Generator) -> Int[Tensor, "rows longest"]:
+        """Uniform symbols below `below`, for strings of the longest size."""
         return torch.randint(below, (rows, self.longest), generator=rng, device=rng.device)
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, max(self.length, self.vocab), rng)
+        return draw_in_blocks(self.draw_block, count, max(self.length, self.vocab), rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         drawn = torch.randint(self.least, self.longest + 1, (count,), generator=rng, device=rng.device)
-        symbols, sizes, answers, due, facets = self.write(drawn, rng)
+        symbols, sizes, answers, due, facets = self.draw_strings(drawn, rng)
         place, order = (torch.arange(n, device=rng.device) for n in (self.length, answers.shape[1]))
         tokens = torch.full((count, self.length), self.blank, device=rng.device)
         written = place[: self.longest] < sizes.unsqueeze(1)
@@ -118,7 +120,7 @@ class Strings(Task):
         for sequence in tokens.tolist():
             size = sequence.index(self.blank) if self.blank in sequence else len(sequence)
             silent = [] if self.running else sequence[:size]
-            found = self.read(sequence[:size]) if self.running or size < len(sequence) else []
+            found = self.solve_string(sequence[:size]) if self.running or size < len(sequence) else []
             row = [SILENT] * len(silent) + found + [SILENT] * len(sequence)
             answers.append(row[: len(sequence)])
         return torch.tensor(answers, device=tokens.device).view(tokens.shape)

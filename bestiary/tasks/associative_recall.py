@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._task import SILENT, UNSURE, Batch, Scored, Task
+from bestiary.tasks._task import OPEN_REASONS, SILENT, Batch, Scored, Task
 
 
 class AssociativeRecall(Task):
@@ -16,10 +16,10 @@ class AssociativeRecall(Task):
         tokens   k3 v7 k1 v2 k3 v7 ... => k1
         targets   .  .  .  .  .  . ...  . v2
 
-    The first half of the ordinary tokens are keys, the rest values; the last two tokens are "=>" and ".". Each
-    sequence draws a map from keys to values, in which values may recur, and shows `pairs` of its pairs with
-    replacement; a key is a tuple of `key_length` tokens. The question is one of the keys shown, each as likely; with
-    `absent` it is any key, and "." is the answer to those not shown.
+    The first half of the ordinary tokens are keys, the rest values; the last two tokens are "=>" and ".". Each sequence
+    draws a map from keys to values, in which values may recur, and shows `pairs` of its pairs with replacement; a key
+    is a tuple of `key_length` tokens. The question is one of the keys shown, each equally likely; with `absent` it is
+    any key, and "." is the answer to those not shown.
 
     `scored="answer"` asks at the end only, as the papers test; `"all"` asks for the next token everywhere, as they
     train, and `solve` then knows only the last. The papers' length of 40 and 20 tokens is `pairs=20`.
@@ -44,7 +44,7 @@ class AssociativeRecall(Task):
         if vocab < 4:
             raise ValueError(f"associative_recall(vocab={vocab}): a key, a value, '=>' and '.' need 4 tokens")
         self.vocab, self.pairs, self.key_length, self.absent = vocab, pairs, key_length, absent
-        self.scored, self.open = scored, UNSURE[scored]
+        self.scored, self.open = scored, OPEN_REASONS[scored]
         self.letters, self.values = (vocab - 2) // 2, vocab - 2 - (vocab - 2) // 2
         self.keys = self.letters**key_length
         if self.keys > 2**16:
@@ -53,10 +53,10 @@ class AssociativeRecall(Task):
             )
         self.body = pairs * (key_length + 1)
         self.length = self.body + 1 + key_length
-        seen = occupied(pairs, self.keys)
+        seen = occupancy(pairs, self.keys)
         missed = 1 - sum(m * share for m, share in enumerate(seen)) / self.keys if absent else 0.0
         self.chance = max(missed, (1 - missed) / self.values)
-        guesses = [sum(share / j for j, share in enumerate(occupied(m, self.values)) if j) for m in range(len(seen))]
+        guesses = [sum(share / j for j, share in enumerate(occupancy(m, self.values)) if j) for m in range(len(seen))]
         self.plateau = max(
             missed, (1 - missed) * sum(share * guess for share, guess in zip(seen, guesses, strict=True))
         )
@@ -69,9 +69,9 @@ class AssociativeRecall(Task):
         times = torch.zeros_like(value_of).scatter_add_(1, shown, torch.ones_like(shown))
         lottery = torch.rand(count, self.keys, generator=rng, device=rng.device)
         asked = (lottery if self.absent else lottery.masked_fill(times == 0, -1)).argmax(1, keepdim=True)
-        pairs = torch.cat([self.spelled(shown), value_of.gather(1, shown).unsqueeze(2)], dim=2)
+        pairs = torch.cat([self.spell(shown), value_of.gather(1, shown).unsqueeze(2)], dim=2)
         arrow = torch.full_like(asked, self.vocab - 2)
-        tokens = torch.cat([pairs.flatten(1), arrow, self.spelled(asked).flatten(1)], dim=1)
+        tokens = torch.cat([pairs.flatten(1), arrow, self.spell(asked).flatten(1)], dim=1)
         count_shown = times.gather(1, asked)
         answer = torch.where(count_shown > 0, value_of.gather(1, asked), self.vocab - 1)
         targets = torch.cat([tokens[:, 1:], answer], dim=1)
@@ -87,7 +87,7 @@ class AssociativeRecall(Task):
             {"distance": torch.cat([blank, distance], 1), "shown": torch.cat([blank, count_shown], 1)},
         )
 
-    def spelled(self, keys: Int[Tensor, "rows keys"]) -> Int[Tensor, "rows keys letters"]:
+    def spell(self, keys: Int[Tensor, "rows keys"]) -> Int[Tensor, "rows keys letters"]:
         """The tokens of each key."""
         return torch.stack([keys // self.letters**i % self.letters for i in reversed(range(self.key_length))], dim=2)
 
@@ -102,7 +102,7 @@ class AssociativeRecall(Task):
         return answers
 
 
-def occupied(balls: int, bins: int) -> list[float]:
+def occupancy(balls: int, bins: int) -> list[float]:
     """The probability that `balls` thrown into `bins` fill just 0, 1, 2, ... of them."""
     filled = [1.0] + [0.0] * min(balls, bins)
     for _ in range(balls):

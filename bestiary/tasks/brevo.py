@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import once, sequences
-from bestiary.tasks._dependence import graph, letters_that_may_come, needed, topological
-from bestiary.tasks._draw import in_blocks
-from bestiary.tasks._layout import packed, picked
-from bestiary.tasks._reasoning import Sizes, Words, drawn_sizes, order, weights
+from bestiary.tasks._count import from_bits, measure_once
+from bestiary.tasks._dependence import dependences_of, draw_graph, legal_letters, topological_places
+from bestiary.tasks._draw import draw_in_blocks
+from bestiary.tasks._layout import gather_vectors, pack_rows
+from bestiary.tasks._reasoning import Sizes, Words, chosen_first, draw_sizes, size_weights
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 BLOCK = 2**21  # numbers in the largest temporary tensor
@@ -26,10 +26,10 @@ class Brevo(Task):
         targets   .  . . . . . . . . . . . . e a b c EOS      ("a c" says that c depends on a; a e b c is right, too)
 
     A node is a word of `shortest` to `longest` letters, and words of a row differ. Letters are tokens 1 to m within a
-    word and m + 1 to 2m at its end (m = `letters`), then come BOS, "?", "=" and EOS; 0 fills the row on the right.
-    The first l nodes of n, l uniform in 1 to (n - 1) // 4 + 1, depend on nothing; each later one depends on 1 to 4
-    earlier nodes that fewer than 4 depend on, their number and choice uniform. The last is asked about. The answer
-    ends in it, then EOS.
+    word and m + 1 to 2m at its end (m = `letters`), then come BOS, "?", "=" and EOS; 0 pads the row on the right. The
+    first l nodes of n, l uniform in 1 to (n - 1) // 4 + 1, depend on nothing; each later one depends on 1 to 4 earlier
+    nodes that fewer than 4 depend on, their number and choice uniform. The last is asked about. The answer ends in it,
+    then EOS.
 
     A right order, drawn by taking at random one after another, from the end, of those that nothing left depends on,
     is shown token by token. Every letter is right that continues what is shown to a node that may come next: one not
@@ -38,9 +38,9 @@ class Brevo(Task):
 
     Facets: `place` (how many nodes are listed already), `nodes` (n) and `legal` (how many nodes may come next).
 
-    Departs from the paper: each row holds one instance, since rows are independent here, and not a window of many;
-    an answer is scored token by token behind a right beginning, and not as a whole that the model wrote alone. The
-    defaults are smaller, for a laptop; its own sizes are presets.
+    Departs from the paper: each row holds one instance, since rows are independent here, and not a window of many; an
+    answer is scored token by token after a right beginning, and not as a whole that the model wrote alone. The defaults
+    are smaller, for a laptop; its own sizes are presets.
     """
 
     family: ClassVar = "reasoning"
@@ -61,29 +61,29 @@ class Brevo(Task):
         sizes: Sizes = "mixed",
     ) -> None:
         self.nodes, self.letters, self.width = nodes, letters, longest
-        self.words, self.sizes = Words("brevo", letters, shortest, longest), weights("brevo", nodes, sizes)
+        self.words, self.sizes = Words("brevo", letters, shortest, longest), size_weights("brevo", nodes, sizes)
         self.words.check("brevo", nodes)
         self.start, self.query, self.equals, self.end = range(2 * letters + 1, 2 * letters + 5)
         self.vocab, self.edges = 2 * letters + 5, sum(min(node, 4) for node in range(1, nodes))
         self.length = 3 + (2 * self.edges + 1 + nodes) * longest
         least = self.sizes[0][0]
-        self.space = sequences(1 + sum(math.log2(max(1.0, self.words.effective - i)) for i in range(least)))
-        self.chance, self.plateau = once(("brevo", nodes, letters, shortest, longest, sizes), self.guesses)
+        self.space = from_bits(1 + sum(math.log2(max(1.0, self.words.effective - i)) for i in range(least)))
+        self.chance, self.plateau = measure_once(("brevo", nodes, letters, shortest, longest, sizes), self.guesses)
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         largest = self.nodes * max(self.nodes, self.vocab) * self.width
-        return in_blocks(self.block, count, largest, rng, most=BLOCK)
+        return draw_in_blocks(self.draw_block, count, largest, rng, most=BLOCK)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
-        words, size = self.words.draw(count, self.nodes, rng), drawn_sizes(count, self.sizes, rng)
-        depends = graph(size, self.nodes, rng)
-        chosen = needed(depends, size - 1)
-        place = topological(depends, chosen, rng)
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        words, size = self.words.draw(count, self.nodes, rng), draw_sizes(count, self.sizes, rng)
+        depends = draw_graph(size, self.nodes, rng)
+        chosen = dependences_of(depends, size - 1)
+        place = topological_places(depends, chosen, rng)
 
         def spelled(nodes: Tensor, kept: Tensor) -> Tensor:
-            return picked(words, nodes) * kept[:, :, None]
+            return gather_vectors(words, nodes) * kept[:, :, None]
 
-        edges = order(depends.flatten(1), rng)[:, : self.edges]
+        edges = chosen_first(depends.flatten(1), rng)[:, : self.edges]
         there = torch.arange(self.edges, device=rng.device) < depends.sum((1, 2))[:, None]
         facts = [spelled(edges % self.nodes, there), spelled(edges // self.nodes, there)]
         many = chosen.sum(1, keepdim=True)
@@ -99,17 +99,17 @@ class Brevo(Task):
         known = slots.shape[1] - answer[0].numel()
         told = torch.arange(self.nodes + 1, device=rng.device).expand(count, -1), F.pad(legal.sum(2), (0, 1), value=1)
         told = [F.pad(x.repeat_interleave(self.width, 1), (known, 0)) for x in told]
-        tokens, place, free = packed(slots > 0, *((x, 0) for x in (slots, *told)), length=self.length + 1)
+        tokens, place, free = pack_rows(slots > 0, *((x, 0) for x in (slots, *told)), length=self.length + 1)
         times, sign = torch.arange(self.length, device=rng.device), (tokens == self.equals).int().argmax(1)
         asked = (times >= sign[:, None]) & (tokens[:, 1:] > 0)
         facets = {"place": place[:, 1:], "legal": free[:, 1:], "nodes": size[:, None].expand_as(asked)}
         facets = {name: facet.int() for name, facet in facets.items()}
         shown, targets = tokens[:, :-1].masked_fill(tokens[:, :-1] == self.end, 0), tokens[:, 1:]
-        truth = {"legal": letters_that_may_come(legal, words, answer, self.end)}
+        truth = {"legal": legal_letters(legal, words, answer, self.end)}
         return Batch(shown, targets.masked_fill(~asked, SILENT), facets, truth)
 
     def right(self, batch: Batch, answers: Int[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:
-        where = batch.asked()
+        where = batch.question_positions()
         given = answers.gather(1, where).clamp(min=0)  # token 0 is never right
         right = batch.truth["legal"][:, : where.shape[1]].gather(2, given[:, :, None])[:, :, 0]
         return torch.zeros_like(answers, dtype=torch.bool).scatter_(1, where, right)
@@ -142,7 +142,7 @@ class Brevo(Task):
 
     def guesses(self) -> tuple[float, float]:
         """How often the best single token is right, and a guess among the nodes still to be listed, then EOS."""
-        batch = self.block(max(40, min(1000, 2**16 // self.length)), stream("brevo"))
+        batch = self.draw_block(max(40, min(1000, 2**16 // self.length)), stream("brevo"))
         share = batch.truth["legal"].sum((0, 1)) / (batch.targets != SILENT).sum()
         kinds = share[1 : 1 + self.letters].mean(), share[1 + self.letters : self.start].mean(), share[self.end]
         place, asked = batch.facets["place"], batch.targets != SILENT

@@ -8,10 +8,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences, subsets
-from bestiary.tasks._draw import distinct, in_blocks, shuffled
-from bestiary.tasks._layout import placed
-from bestiary.tasks._mqar import ZOOLOGY, Kind, fill, slots
+from bestiary.tasks._count import choice_bits, from_bits, subset_bits
+from bestiary.tasks._draw import distinct, draw_in_blocks, random_orders
+from bestiary.tasks._layout import place_values
+from bestiary.tasks._mqar import ZOOLOGY, Kind, draw_filler, draw_slots
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -21,10 +21,10 @@ class CompositionalMQAR(Task):
         tokens   a1 b2 v3  a2 b2 v1  a1 b1 v4  a2 b1 v2   .  .  .  a2 b2  .   .  .  .  a1 b1  .
         targets   .  .  .   .  .  .   .  .  .   .  .  .   .  .  .   . v1  .   .  .  .   . v4  .
 
-    First keys are tokens 1 to third - 1, second keys third to 2 third - 1 and values 2 third to vocab - 1, with third
-    = vocab/3 rounded down. A sequence draws g of either key, where g^2 = `pairs`, and gives each of the g^2
-    combinations a value of its own, in random order. Behind them lie slots of three positions, of which each question
-    takes one, first key first; it is answered at the second key. The law of the slots, by `power`, is that of `mqar`.
+    First keys are tokens 1 to third - 1, second keys third to 2 third - 1 and values 2 third to vocab - 1, with third =
+    vocab/3 rounded down. A sequence draws g of either key, where g^2 = `pairs`, and gives each of the g^2 combinations
+    a value of its own, in random order. After them come slots of three positions, of which each question takes one,
+    first key first; it is answered at the second key. The law of the slots, by `power`, is that of `mqar`.
 
     Neither key alone says more than which g values may be meant: a model that heeds one key is right 1/g of the time.
 
@@ -72,28 +72,28 @@ class CompositionalMQAR(Task):
         values = vocab - 2 * self.third
         self.chance, self.plateau = 1 / values, 1 / pairs
         self.among, spare = (length - self.context) // 3, length - self.context - 2 * pairs
-        bits = subsets(self.third - 1, self.side) + subsets(self.third, self.side) + choices(pairs, pairs)
-        bits += choices(values, pairs) + choices(self.among, pairs)
-        self.space = sequences(bits + (spare * math.log2(vocab - 2 * self.side) if filler == "random" else 0))
+        bits = subset_bits(self.third - 1, self.side) + subset_bits(self.third, self.side) + choice_bits(pairs, pairs)
+        bits += choice_bits(values, pairs) + choice_bits(self.among, pairs)
+        self.space = from_bits(bits + (spare * math.log2(vocab - 2 * self.side) if filler == "random" else 0))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         one = 1 + distinct(count, self.side, self.third - 1, rng)
         two = self.third + distinct(count, self.side, self.third, rng)
         values = 2 * self.third + distinct(count, self.pairs, self.vocab - 2 * self.third, rng)
-        cell = shuffled(count, self.pairs, rng)  # of the grid of first and second keys
+        cell = random_orders(count, self.pairs, rng)  # of the grid of first and second keys
         first, second = one.gather(1, cell // self.side), two.gather(1, cell % self.side)
         triples = torch.stack([first, second, values], dim=2).flatten(1)
-        gaps = fill(self.kind, torch.cat([one, two], 1), self.length - self.context, self.vocab, rng)
-        slot = slots(count, self.pairs, self.among, power=self.power, paper=self.mode == "paper", rng=rng)
+        gaps = draw_filler(self.kind, torch.cat([one, two], 1), self.length - self.context, self.vocab, rng)
+        slot = draw_slots(count, self.pairs, self.among, power=self.power, paper=self.mode == "paper", rng=rng)
         where = self.context + 3 * slot
         tokens = torch.cat([triples, gaps], dim=1).scatter_(1, where, first).scatter_(1, where + 1, second)
         place = torch.arange(self.pairs, device=rng.device, dtype=torch.int32).expand_as(where)
         facets = {"distance": (where - 3 * place).int(), "pair": place, "load": torch.full_like(place, self.pairs)}
-        marked = {name: placed(where + 1, facet, self.length) for name, facet in facets.items()}
-        return Batch(tokens, placed(where + 1, values, self.length, SILENT), marked)
+        marked = {name: place_values(where + 1, facet, self.length) for name, facet in facets.items()}
+        return Batch(tokens, place_values(where + 1, values, self.length, SILENT), marked)
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
         answers = torch.full_like(tokens, SILENT)

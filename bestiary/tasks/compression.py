@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import inverse_kinds, sequences
+from bestiary.tasks._count import from_bits, mean_inverse_distinct
 from bestiary.tasks._task import Batch, Task
 
 
@@ -40,8 +40,8 @@ class Compression(Task):
         self.vocab, self.length = vocab, length
         letters, share = vocab - 1, (length - 1) / length
         self.chance = max(share / letters, 1 - share)
-        self.plateau = max(share * inverse_kinds(length - 1, letters), 1 - share)
-        self.space = sequences((length - 1) * log2(letters))
+        self.plateau = max(share * mean_inverse_distinct(length - 1, letters), 1 - share)
+        self.space = from_bits((length - 1) * log2(letters))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         tokens = torch.randint(self.vocab - 1, (count, self.length), generator=rng, device=rng.device)

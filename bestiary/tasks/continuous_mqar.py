@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._draw import distinct, shuffled
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._draw import distinct, random_orders
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 
@@ -62,15 +62,15 @@ class ContinuousMQAR(Task):
         self.features, self.length = 2 * width, (passes + 1) * pairs
         self.chance, self.plateau = 1 / vocab, 1 / pairs
         tables = 2 if pairing == "sequence" else 1
-        self.space = sequences(tables * choices(vocab, pairs) + passes * choices(pairs, pairs))
+        self.space = from_bits(tables * choice_bits(vocab, pairs) + passes * choice_bits(pairs, pairs))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         keys = distinct(count, self.pairs, self.vocab, rng)
         values = distinct(count, self.pairs, self.vocab, rng)
         if self.pairing == "fixed":
-            values = paired(self.vocab).to(rng.device)[keys]
+            values = fixed_values(self.vocab).to(rng.device)[keys]
         table, meanings = (vectors(name, self.vocab, self.width).to(rng.device) for name in ("keys", "values"))
-        orders = [shuffled(count, self.pairs, rng) for _ in range(self.passes + 1)]
+        orders = [random_orders(count, self.pairs, rng) for _ in range(self.passes + 1)]
         tokens = torch.zeros(count, self.length, self.features, device=rng.device)
         for number, order in enumerate(orders):
             part = tokens[:, number * self.pairs : (number + 1) * self.pairs]
@@ -87,7 +87,7 @@ class ContinuousMQAR(Task):
 
     def solve(self, tokens: Float[Tensor, "batch time features"]) -> Int[Tensor, "batch time"]:
         answers = torch.full(tokens.shape[:2], SILENT)
-        number_of = numbers(self.vocab, self.width)
+        number_of = vector_numbers(self.vocab, self.width)
         for row, sequence in enumerate(tokens.tolist()):
             value_of: dict[tuple[float, ...], tuple[float, ...]] = {}
             for time, vector in enumerate(sequence):
@@ -110,11 +110,12 @@ def vectors(name: str, size: int, width: int) -> Float[Tensor, "size width"]:
 
 
 @cache
-def paired(size: int) -> Int[Tensor, " size"]:
+def fixed_values(size: int) -> Int[Tensor, " size"]:
     """The value of each key where pairs are the same in all sequences."""
     return torch.randperm(size, generator=stream("continuous_mqar", "pairs"), device="cpu")
 
 
 @cache
-def numbers(size: int, width: int) -> dict[tuple[float, ...], int]:
+def vector_numbers(size: int, width: int) -> dict[tuple[float, ...], int]:
+    """The number of each vector of the table of values."""
     return {tuple(vector): number for number, vector in enumerate(vectors("values", size, width).tolist())}

@@ -8,8 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Natural, Positive
-from bestiary.tasks._count import inverse_kinds, sequences
-from bestiary.tasks._draw import in_blocks, increasing, shuffled
+from bestiary.tasks._count import from_bits, mean_inverse_distinct
+from bestiary.tasks._draw import draw_in_blocks, random_orders, sorted_subsets
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -28,8 +28,8 @@ class Copy(Task):
 
     With `least` (0: none) a row draws how many tokens it has, from `least` to `copied`, and is silent in the cells of
     the others. With `repeats` above 1 it draws how often to give them back, from 1 to that, and says so before the
-    marks: tokens vocab - 1 - repeats to vocab - 2 stand for 1, 2, ... With either, the mark itself is asked once
-    behind the last answer, to say that this is all, and nothing after it.
+    marks: tokens vocab - 1 - repeats to vocab - 2 stand for 1, 2, ... With either, the mark itself is asked once after
+    the last answer, to say that this is all, and nothing after it.
 
     Facets: `distance` from a question back to its token (0 where the end is asked) and `place` (of the answer, from 0).
 
@@ -73,19 +73,19 @@ class Copy(Task):
         answers = (self.least + copied) / 2 * (1 + repeats) / 2
         share = answers / (answers + self.ends)
         self.chance = max(share / self.letters, 1 - share)
-        self.plateau = max(share * inverse_kinds((self.least + copied) / 2, self.letters), 1 - share)
-        self.space = sequences(self.least * log2(self.letters))
+        self.plateau = max(share * mean_inverse_distinct((self.least + copied) / 2, self.letters), 1 - share)
+        self.space = from_bits(self.least * log2(self.letters))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         def draw(least: int, most: int, *shape: int) -> Tensor:
             return torch.randint(least, most + 1, (count, *shape), generator=rng, device=rng.device)
 
         place, letters = torch.arange(self.copied, device=rng.device), draw(1, self.letters, self.copied)
         size, times = draw(self.least, self.copied, 1), draw(1, self.repeats, 1)
-        where = self.strewn(size, rng) if self.variable else place.expand(count, -1)
+        where = self.scattered_places(size, rng) if self.variable else place.expand(count, -1)
         tokens = torch.full((count, self.length), self.vocab - 1, device=rng.device)
         tokens[:, : self.text] = 0
         tokens.scatter_(1, where, letters.masked_fill(place >= size, 0))
@@ -102,10 +102,10 @@ class Copy(Task):
         facets["place"][:, self.marks :] = answer.masked_fill(answer > last, 0)
         return Batch(tokens, targets, facets)
 
-    def strewn(self, size: Int[Tensor, "count 1"], rng: torch.Generator) -> Int[Tensor, "count copied"]:
+    def scattered_places(self, size: Int[Tensor, "count 1"], rng: torch.Generator) -> Int[Tensor, "count copied"]:
         """Random places in order, so many as a row has tokens, and then the places of those that it has not."""
-        where = increasing(len(size), self.copied, self.text, rng)
-        left_out = shuffled(len(size), self.copied, rng) >= size
+        where = sorted_subsets(len(size), self.copied, self.text, rng)
+        left_out = random_orders(len(size), self.copied, rng) >= size
         return where.gather(1, left_out.byte().argsort(dim=1, stable=True))
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:

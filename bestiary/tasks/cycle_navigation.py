@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class CycleNavigation(Strings):
@@ -18,7 +18,7 @@ class CycleNavigation(Strings):
         targets  . . . . . 2
 
     A walk begins at position 0 of a cycle of `cycle` positions. Tokens 0, 1 and 2 go one back, stay, go one on, each
-    as likely. Blanks, which follow all symbols and positions, fill up the row; at the first the position is asked,
+    equally likely. Blanks, which follow all symbols and positions, pad the row; at the first the position is asked,
     which is token 0 to cycle - 1. The length of the walk is uniform from `least` to `length`.
 
     Facet: `length` of the walk. Departs from the paper in that one alphabet serves moves and positions, and in that
@@ -34,10 +34,10 @@ class CycleNavigation(Strings):
         self.cycle, self.blank = cycle, max(3, cycle)
         super().__init__(least=least, length=length)
 
-    def strings(self, size: int) -> int:
+    def count_strings(self, size: int) -> int:
         return 3**size
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         """The distribution of the walk's end, from the eigenvalues of a step."""
         angles = [2 * math.pi * wave / self.cycle for wave in range(self.cycle)]
         left = [((1 + 2 * math.cos(angle)) / 3) ** size / self.cycle for angle in angles]
@@ -46,12 +46,12 @@ class CycleNavigation(Strings):
             for end in range(self.cycle)
         ]
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
-        symbols = self.uniform(len(sizes), 3, rng)
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
+        symbols = self.uniform_symbols(len(sizes), 3, rng)
         position = (symbols - 1).cumsum(1) % self.cycle
-        return Written(symbols, sizes, position.gather(1, sizes.unsqueeze(1) - 1), torch.ones_like(sizes))
+        return StringBatch(symbols, sizes, position.gather(1, sizes.unsqueeze(1) - 1), torch.ones_like(sizes))
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         position = 0
         for move in string:
             position = (position + {0: -1, 1: 0, 2: 1}[move]) % self.cycle

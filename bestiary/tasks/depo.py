@@ -9,9 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._layout import packed, picked
-from bestiary.tasks._reasoning import Sizes, Words, continuation, drawn_sizes, order, weights
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._layout import gather_vectors, pack_rows
+from bestiary.tasks._reasoning import Sizes, Words, chosen_first, continuation_accuracy, draw_sizes, size_weights
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -21,10 +21,10 @@ class Depo(Task):
         tokens   BOS a c b a c b <2> a = b <1> c = b ...    (the cycle is a -> c -> b -> a)
         targets   .  . . . . . .  .  . b .  .  . b . ...
 
-    A node is a word of `shortest` to `longest` letters, each length as likely, and words of a row differ. Letters are
-    tokens 1 to m within a word and m + 1 to 2m at its end (m = `letters`); 2m + 1 is BOS, 2m + 2 is "=", 2m + 2 + k
-    asks for k steps, and 0 fills the row on the right. The answer is shown after "=", letter by letter, and asked at
-    "=" and at each of its letters but the last.
+    A node is a word of `shortest` to `longest` letters, each length equally likely, and words of a row differ. Letters
+    are tokens 1 to m within a word and m + 1 to 2m at its end (m = `letters`); 2m + 1 is BOS, 2m + 2 is "=", 2m + 2 + k
+    asks for k steps, and 0 pads the row on the right. The answer is shown after "=", letter by letter, and asked at "="
+    and at each of its letters but the last.
 
     `sizes="mixed"` draws n in 3 to `nodes` with weight 1 / (n + sqrt(nodes)) and k in 1 to `hops`, as the paper
     trains; "largest" takes n = `nodes` and k a power of two, 24 of 32, or `hops`, as it tests. There are `questions`
@@ -62,7 +62,7 @@ class Depo(Task):
         sizes: Sizes = "mixed",
     ) -> None:
         self.nodes, self.hops, self.questions = nodes, hops, min(questions, nodes)
-        self.words, self.sizes = Words("depo", letters, shortest, longest), weights("depo", nodes, sizes)
+        self.words, self.sizes = Words("depo", letters, shortest, longest), size_weights("depo", nodes, sizes)
         self.words.check("depo", nodes)
         self.letters, self.width = letters, longest
         self.vocab, self.start, self.equals = 2 * letters + 3 + hops, 2 * letters + 1, 2 * letters + 2
@@ -76,18 +76,20 @@ class Depo(Task):
     def instances(self, nodes: int) -> float:
         """About how many rows there are of so many nodes, counting words as if all were as likely as the average."""
         asked = min(self.questions, nodes)
-        words = max(nodes * math.log2(self.words.effective), choices(nodes, nodes)) - math.log2(nodes)
-        return sequences(words + choices(nodes, nodes) + choices(nodes, asked) + asked * math.log2(len(self.steps)))
+        words = max(nodes * math.log2(self.words.effective), choice_bits(nodes, nodes)) - math.log2(nodes)
+        return from_bits(
+            words + choice_bits(nodes, nodes) + choice_bits(nodes, asked) + asked * math.log2(len(self.steps))
+        )
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        words, size = self.words.draw(count, self.nodes, rng), drawn_sizes(count, self.sizes, rng)[:, None]
+        words, size = self.words.draw(count, self.nodes, rng), draw_sizes(count, self.sizes, rng)[:, None]
         there = torch.arange(self.nodes, device=rng.device) < size
-        edges, asked = order(there, rng), order(there, rng)[:, : self.questions]
+        edges, asked = chosen_first(there, rng), chosen_first(there, rng)[:, : self.questions]
         steps = torch.randint(len(self.steps), asked.shape, generator=rng, device=rng.device)
         hops = torch.tensor(self.steps, device=rng.device)[steps]
 
         def spelled(nodes: Tensor, kept: Tensor) -> Tensor:
-            return picked(words, nodes % size) * kept[:, : nodes.shape[1], None]
+            return gather_vectors(words, nodes % size) * kept[:, : nodes.shape[1], None]
 
         facts = torch.cat([spelled(edges, there), spelled(edges + 1, there)], dim=2).flatten(1)
         answer, real = spelled(asked + hops, there), there[:, : self.questions, None].long()
@@ -102,7 +104,7 @@ class Depo(Task):
         parts = [(tokens, 0), (torch.cat([silent, target.flatten(1)], 1), SILENT)]
         for facet in (hops[:, :, None].expand_as(target), place):
             parts.append((torch.cat([torch.zeros_like(silent), facet.flatten(1)], 1), 0))
-        tokens, targets, hops, place = packed(tokens > 0, *parts, length=self.length)
+        tokens, targets, hops, place = pack_rows(tokens > 0, *parts, length=self.length)
         facets = {"hops": hops, "nodes": size.expand_as(tokens), "letter": place}
         return Batch(tokens, targets, {name: facet.int() for name, facet in facets.items()})
 
@@ -143,4 +145,4 @@ def guesses(
         asked = share.get(n, 0.0) * min(n, questions)
         ends += asked
         total += asked * sum(u * length for u, length in zip(used, words.lengths, strict=True)) / n
-    return max(ends, total - ends) / total / letters, continuation(words, sizes)
+    return max(ends, total - ends) / total / letters, continuation_accuracy(words, sizes)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.spec import Positive
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 from bestiary.tasks._task import SILENT
 
 
@@ -49,14 +49,14 @@ class Dyck(Strings):
         self.kinds, self.depth, self.blank, self.running = kinds, depth, 2 * kinds, True
         super().__init__(least=least, length=length)
 
-    def strings(self, size: int) -> int:
+    def count_strings(self, size: int) -> int:
         return self.kinds ** (size // 2)
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [0.0] * self.kinds + [1.0] * self.kinds
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
-        rows, kinds = len(sizes), self.uniform(len(sizes), self.kinds, rng)
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
+        rows, kinds = len(sizes), self.uniform_symbols(len(sizes), self.kinds, rng)
         coin = torch.rand(rows, self.longest, generator=rng, device=rng.device) < 0.5
         stack = torch.zeros(rows, self.depth + 1, 2, dtype=torch.long, device=rng.device)  # kinds and where they opened
         height, symbols, depths, since = torch.zeros_like(sizes), [], [], []
@@ -69,17 +69,17 @@ class Dyck(Strings):
             depths.append(height)
             since.append(torch.where(closes, time - 1 - top[:, 1], 0))
             height = torch.where(closes, height - 1, height + 1)
-        return self.asked(sizes, torch.stack(symbols, 1), {"depth": depths, "distance": since})
+        return self.with_questions(sizes, torch.stack(symbols, 1), {"depth": depths, "distance": since})
 
-    def asked(self, sizes: Tensor, symbols: Tensor, facets: dict[str, list[Tensor]]) -> Written:
+    def with_questions(self, sizes: Tensor, symbols: Tensor, facets: dict[str, list[Tensor]]) -> StringBatch:
         """What is known of each symbol stands with the question before it."""
         after = F.pad(symbols[:, 1:], (0, 1))
         within = torch.arange(1, self.longest + 1, device=sizes.device) < sizes.unsqueeze(1)
         answers = after.masked_fill((after < self.kinds) | ~within, SILENT)
         moved = {name: F.pad(torch.stack(found[1:], 1), (0, 1)) for name, found in facets.items()}
-        return Written(symbols, sizes, answers, sizes, moved)
+        return StringBatch(symbols, sizes, answers, sizes, moved)
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         opened: list[int] = []
         due: list[int] = []
         for symbol in string:

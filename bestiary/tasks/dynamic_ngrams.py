@@ -9,22 +9,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import once
+from bestiary.tasks._count import measure_once
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 
 class DynamicNgrams(Task):
     """Read bits drawn by a table that is new in each row, and predict each as well as can be done.
 
-        tokens   1 0 1 1 0 1 0 ...      (context=2: behind 1 0 came a 1, so that 1 is the best guess next time)
+        tokens   1 0 1 1 0 1 0 ...      (context=2: after 1 0 came a 1, so that 1 is the best guess next time)
         targets  . 1 1 0 1 0 . ...
 
-    For every word of `context` bits the table holds the probability of a 1 behind it, drawn from Beta(1/2, 1/2). The
-    first `context` bits are fair, the others follow the table. The next bit is asked behind each whole context.
+    For every word of `context` bits the table holds the probability of a 1 after it, drawn from Beta(1/2, 1/2). The
+    first `context` bits are fair, the others follow the table. The next bit is asked after each whole context.
 
-    The target is the bit that comes. Right is the answer of the best predictor: the bit that came more often in the
-    row behind the same context, and either if both came as often; it expects a 1 with probability
-    (ones + 1/2) / (ones + zeros + 1). `excess` is the loss of a model beyond that of this predictor, in nats.
+    The target is the bit that comes. Right is the answer of the best predictor: the bit that came more often in the row
+    after the same context, and either if both came as often; it expects a 1 with probability (ones + 1/2) / (ones +
+    zeros + 1). `excess` is the loss of a model beyond that of this predictor, in nats.
 
     Facets: `seen` (how often the context came before) and `margin` (by how much the commoner bit leads).
 
@@ -43,7 +43,7 @@ class DynamicNgrams(Task):
         if length < 2 * context + 1:
             raise ValueError(f"dynamic_ngrams(length={length}): {context} bits need a length of {2 * context + 1}")
         self.vocab, self.context, self.length = 2, context, length
-        self.chance, self.plateau = once(("dynamic_ngrams", context, length), self.guesses)
+        self.chance, self.plateau = measure_once(("dynamic_ngrams", context, length), self.guesses)
         self.space = 2.0 ** (2 * context) * math.pi * (length - context) / 2  # equal bits throughout recur this often
 
     def guesses(self) -> tuple[float, float]:
@@ -79,7 +79,9 @@ class DynamicNgrams(Task):
         lead = batch.truth["counts"][..., 1] - batch.truth["counts"][..., 0]
         return ((answers == 1) & (lead >= 0)) | ((answers == 0) & (lead <= 0))
 
-    def further(self, batch: Batch, logits: Float[Tensor, "answers vocab"]) -> dict[str, Float[Tensor, " answers"]]:
+    def extra_scores(
+        self, batch: Batch, logits: Float[Tensor, "answers vocab"]
+    ) -> dict[str, Float[Tensor, " answers"]]:
         asked = batch.targets != SILENT
         best = (batch.truth["counts"][asked] + 0.5).log()  # cross_entropy divides by the sum
         own, least = (F.cross_entropy(x, batch.targets[asked], reduction="none") for x in (logits, best))

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class EvenPairs(Strings):
@@ -13,9 +13,9 @@ class EvenPairs(Strings):
         tokens   0 1 1 0 1 ?
         targets  . . . . . 1
 
-    Bits are tokens 0 and 1, "?" is the blank, token 2: the answer is read there, and blanks fill up the row. The
-    answer is 0 if the pairs 01 and 10 are even in number and 1 if not, which is the first bit xor the last. Bits are
-    uniform; the length of the string is uniform from `least` to `length`.
+    Bits are tokens 0 and 1, "?" is the blank, token 2: the answer is read there, and blanks pad the row. The answer is
+    0 if the pairs 01 and 10 are even in number and 1 if not, which is the first bit xor the last. Bits are uniform; the
+    length of the string is uniform from `least` to `length`.
 
     Facet: `length` of the string. Departs from the paper, whose batches have strings of one length: here lengths
     are mixed in a batch, which is the same distribution.
@@ -23,14 +23,14 @@ class EvenPairs(Strings):
 
     blank = 2
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [1.0, 0.0] if size == 1 else [0.5, 0.5]
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
-        symbols = self.uniform(len(sizes), 2, rng)
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
+        symbols = self.uniform_symbols(len(sizes), 2, rng)
         last = symbols.gather(1, sizes.unsqueeze(1) - 1)
-        return Written(symbols, sizes, symbols[:, :1] ^ last, torch.ones_like(sizes))
+        return StringBatch(symbols, sizes, symbols[:, :1] ^ last, torch.ones_like(sizes))
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         unequal = sum(a != b for a, b in zip(string, string[1:], strict=False))
         return [unequal % 2]

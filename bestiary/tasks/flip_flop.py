@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import sequences
-from bestiary.tasks._layout import spaced
+from bestiary.tasks._count import from_bits
+from bestiary.tasks._layout import add_filler
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -21,8 +21,8 @@ class FlipFlop(Task):
         targets  . . . . . . 1 . . . ... 0 .
 
     Tokens 0 and 1 are the bits, 2, 3 and 4 the instructions write, read and ignore. The first instruction is write and
-    the last read; each between is ignore with probability `ignore`, and otherwise write or read, as likely. Bits are
-    uniform, but that of a read is the one written last; it is the answer, and shown after it.
+    the last read; each between is ignore with probability `ignore`, and otherwise write or read, equally likely. Bits
+    are uniform, but that of a read is the one written last; it is the answer, and shown after it.
 
     The paper trains on 256 instructions with 0.8 of them ignored (preset `train`) and tests where nearly all are
     (`sparse`: answers lie far back) or few (`dense`: many writes lie between), counting the errors on all reads.
@@ -46,7 +46,7 @@ class FlipFlop(Task):
         self.vocab, self.length, self.chance, self.plateau = 5, 2 * pairs, 0.5, 0.5
         acts = (1 - ignore) / 2
         same = (acts**2 + ignore**2) / 2 + acts**2  # the probability that two rows agree in a pair
-        self.space = sequences(1 - (pairs - 2) * log2(same))
+        self.space = from_bits(1 - (pairs - 2) * log2(same))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         drawn = torch.rand(count, self.pairs, generator=rng, device=rng.device)
@@ -61,8 +61,8 @@ class FlipFlop(Task):
         facets = {"distance": 2 * (place - last), "writes": (acts == 2).cumsum(1)}
         return Batch(
             tokens,
-            spaced(written.masked_fill(~reads, SILENT), 0, 1, SILENT),
-            {name: spaced(x * reads, 0, 1, 0).int() for name, x in facets.items()},
+            add_filler(written.masked_fill(~reads, SILENT), 0, 1, SILENT),
+            {name: add_filler(x * reads, 0, 1, 0).int() for name, x in facets.items()},
         )
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:

@@ -53,7 +53,7 @@ class GroupWords(Task):
     axes: ClassVar = {"length": (4, 16, 64, 256)}
 
     def __init__(self, *, group: str = "S5", length: Positive = 128, moved: Natural = 0, blanks: Natural = 0) -> None:
-        self.elements, self.table, self.blanks = *built(group), blanks
+        self.elements, self.table, self.blanks = *build_group(group), blanks
         fits = [sum(x != i for i, x in enumerate(element)) <= (moved or math.inf) for element in self.elements]
         self.letters = np.flatnonzero(fits)
         if len(self.letters) < 2:
@@ -61,9 +61,9 @@ class GroupWords(Task):
             raise ValueError(f"group_words(moved={moved}): the elements of {group} move {least} points or more")
         self.words, self.length, self.vocab = length, length * (blanks + 1), len(self.elements) + 1
         self.space = float(min(len(self.letters) ** length, 2**62))
-        self.chance = self.plateau = self.commonest() if moved else 1 / len(self.elements)
+        self.chance = self.plateau = self.most_common_share() if moved else 1 / len(self.elements)
 
-    def commonest(self) -> float:
+    def most_common_share(self) -> float:
         """The share of the commonest of all products."""
         order = len(self.elements)
         step, product, every = np.zeros((order, order)), np.eye(order)[0], np.zeros(order)
@@ -100,7 +100,7 @@ class GroupWords(Task):
 
 
 @cache
-def built(group: str) -> tuple[list[Permutation], np.ndarray]:
+def build_group(group: str) -> tuple[list[Permutation], np.ndarray]:
     """The elements in lexical order, and the table of products, left factor by right factor."""
     factors = [re.fullmatch(r"([SAZ])([1-9]\d{0,3})", factor) for factor in group.split("x")]
     known = "known are S2, S3, ..., A3, A4, ..., Z2, Z3, ... and products such as A4xZ5"
@@ -114,17 +114,21 @@ def built(group: str) -> tuple[list[Permutation], np.ndarray]:
         raise ValueError(f"group_words(group={group!r}): its order is not between 2 and {MOST}; {known}")
     elements: list[Permutation] = [()]
     for kind, points in kinds:
-        elements = [one + tuple(x + len(one) for x in other) for one in elements for other in simple(kind, points)]
+        elements = [
+            one + tuple(x + len(one) for x in other) for one in elements for other in simple_group(kind, points)
+        ]
     rank, rows = {element: place for place, element in enumerate(elements)}, np.array(elements)
     return elements, np.array([[rank[tuple(both)] for both in rows[:, one].tolist()] for one in elements])
 
 
-def simple(kind: str, points: int) -> list[Permutation]:
+def simple_group(kind: str, points: int) -> list[Permutation]:
+    """The permutations of Sn, An or Zn, in lexical order."""
     if kind == "Z":
         return [tuple((point + turn) % points for point in range(points)) for turn in range(points)]
     every = permutations(range(points))
-    return [found for found in every if kind == "S" or even(found)]
+    return [found for found in every if kind == "S" or is_even(found)]
 
 
-def even(found: Permutation) -> bool:
+def is_even(found: Permutation) -> bool:
+    """Whether a permutation is even."""
     return sum(one > other for place, one in enumerate(found) for other in found[place + 1 :]) % 2 == 0

@@ -13,10 +13,10 @@ class InContextRecall(PairRecall):
         tokens   k3 v9 k1 v8 k3 v9 k1 v8 ... k3
         targets   .  .  .  . v9  . v8  . ... v9
 
-    Tokens 0 to vocab//2 - 1 are keys, the others values. Each sequence draws a map from keys to values, in which
-    values may recur, and length/2 - 1 keys with replacement, each shown with its value. The last key is one of the
-    different keys shown, each as likely. `length` counts as MAD does: the last value is not read, so that a model
-    reads length - 1 tokens.
+    Tokens 0 to vocab//2 - 1 are keys, the others values. Each sequence draws a map from keys to values, in which values
+    may recur, and length/2 - 1 keys with replacement, each shown with its value. The last key is one of the different
+    keys shown, each equally likely. `length` counts as MAD does: the last value is not read, so that a model reads
+    length - 1 tokens.
 
     With `multi_query=False` the last token of the vocabulary marks the last key, stands before it, and only that key
     is asked:

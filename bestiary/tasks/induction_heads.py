@@ -8,8 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import sequences
-from bestiary.tasks._task import SILENT, UNSURE, Batch, Scored, Task
+from bestiary.tasks._count import from_bits
+from bestiary.tasks._task import OPEN_REASONS, SILENT, Batch, Scored, Task
 
 
 class InductionHeads(Task):
@@ -18,8 +18,8 @@ class InductionHeads(Task):
         tokens    a  c => b  d  a  c ... a =>  b      following=2
         targets   .  .  .  .  .  .  .     .  b  d
 
-    The last token of the vocabulary is the trigger `=>`, the others are ordinary and each as likely. Somewhere in the
-    first `early` part of the text it stands before `following` tokens, and again at the end, where those tokens are
+    The last token of the vocabulary is the trigger `=>`, the others are ordinary and each equally likely. Somewhere in
+    the first `early` part of the text it stands before `following` tokens, and again at the end, where those tokens are
     the answers; the answer before is given as input. At least one token stands between.
 
     With `triggers` above 1, half of the sequences draw so many places for the trigger, each before the same tokens,
@@ -29,8 +29,8 @@ class InductionHeads(Task):
     asks for the answers only, as the papers test; `"all"` asks for the next token everywhere, and `solve` then knows
     only the answers.
 
-    Facets: `distance` from a question back to where its answer last came behind the same token, `place` (of the
-    answer, from 0) and `shown` (how often the trigger came before the end).
+    Facets: `distance` from a question back to where its answer last came after the same token, `place` (of the answer,
+    from 0) and `shown` (how often the trigger came before the end).
 
     Departs from the papers: the rule by which Gu & Dao place the trigger early is not published; it is uniform here.
     """
@@ -59,7 +59,7 @@ class InductionHeads(Task):
         scored: Scored = "answer",
     ) -> None:
         self.vocab, self.length, self.following, self.triggers = vocab, length, following, triggers
-        self.scored, self.open, self.body = scored, UNSURE[scored], length - following
+        self.scored, self.open, self.body = scored, OPEN_REASONS[scored], length - following
         if vocab < 3:
             raise ValueError(f"induction_heads(vocab={vocab}): two ordinary tokens and the trigger need 3")
         if self.body < following + 2:
@@ -67,14 +67,14 @@ class InductionHeads(Task):
         if not 0 < early <= 1:
             raise ValueError(f"induction_heads(early={early}): the part of the text must be above 0 and at most 1")
         self.starts = math.ceil(early * (self.body - following - 1))
-        self.space = sequences((self.body - 1) * math.log2(vocab - 1) + math.log2(self.starts))
+        self.space = from_bits((self.body - 1) * math.log2(vocab - 1) + math.log2(self.starts))
         self.chance = self.plateau = 1 / (vocab - 1)
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         text = torch.randint(self.vocab - 1, (count, self.length + 1), generator=rng, device=rng.device)
         text[:, self.body] = self.vocab - 1
         copied = text[:, self.body :]  # the trigger and what follows it
-        starts, kept = self.drawn(count, rng)
+        starts, kept = self.draw_triggers(count, rng)
         offsets = torch.arange(1 + self.following, device=rng.device)
         for start, keep in zip(starts.unbind(1), kept.unbind(1), strict=True):
             where = start.unsqueeze(1) + offsets
@@ -89,7 +89,7 @@ class InductionHeads(Task):
         shown = kept.sum(1, keepdim=True, dtype=torch.int32).expand_as(tokens)
         return Batch(tokens, targets, {"distance": distance, "place": place.expand_as(tokens), "shown": shown})
 
-    def drawn(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw_triggers(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Where triggers may come in each row, and which of them do."""
         starts = torch.randint(self.starts, (count, self.triggers), generator=rng, device=rng.device)
         several = torch.rand(count, generator=rng, device=rng.device) < 0.5

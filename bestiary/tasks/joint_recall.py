@@ -7,8 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._draw import distinct, shuffled
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._draw import distinct, random_orders
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -47,19 +47,19 @@ class JointRecall(Task):
         self.cells, self.third = cells, third
         self.body = contexts * (1 + 2 * keys)
         self.length = self.body + 2 * self.questions
-        bits = choices(third, contexts) + choices(third, keys) + choices(vocab - 2 * third, cells)
-        self.space = sequences(bits + contexts * choices(keys, keys) + choices(cells, self.questions))
+        bits = choice_bits(third, contexts) + choice_bits(third, keys) + choice_bits(vocab - 2 * third, cells)
+        self.space = from_bits(bits + contexts * choice_bits(keys, keys) + choice_bits(cells, self.questions))
         self.chance, self.plateau = 1 / (vocab - 2 * third), 1 / cells
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         contexts = distinct(count, self.contexts, self.third, rng)
         keys = self.third + distinct(count, self.keys, self.third, rng)
         values = 2 * self.third + distinct(count, self.cells, self.vocab - 2 * self.third, rng)
-        order = shuffled(count * self.contexts, self.keys, rng).view(count, -1)
+        order = random_orders(count * self.contexts, self.keys, rng).view(count, -1)
         shown = keys.gather(1, order)  # the key of each cell, in the order of the text
         pairs = torch.stack([shown, values], dim=2).view(count, self.contexts, 2 * self.keys)
         blocks = torch.cat([contexts.unsqueeze(2), pairs], dim=2).flatten(1)
-        asked = shuffled(count, self.cells, rng)[:, : self.questions]
+        asked = random_orders(count, self.cells, rng)[:, : self.questions]
         block = asked // self.keys
         questions = torch.stack([contexts.gather(1, block), shown.gather(1, asked)], dim=2).flatten(1)
         tokens = torch.cat([blocks, questions], dim=1)

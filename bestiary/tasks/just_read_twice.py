@@ -7,8 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._draw import distinct, in_blocks, shuffled
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._draw import distinct, draw_in_blocks, random_orders
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -19,8 +19,8 @@ class JustReadTwice(Task):
         targets   .  .  .  .  .  .  .   .  . k3 v3 k1 v1
 
     Keys are tokens 2 to vocab/2 - 1 and values vocab/2 to vocab - 1, new in each sequence. "|" is token 1; the keys
-    asked for are `queries` of the `pairs`, in random order. The answers are read off over token 0, from the second
-    "|" on: key, value, key, value, in the order of the list. Nothing of the answer is shown.
+    asked for are `queries` of the `pairs`, in random order. The answers are read at token 0, from the second "|" on:
+    key, value, key, value, in the order of the list. Nothing of the answer is shown.
 
     The text up to the second "|" is read `passes` times before the answers. A reader with a small memory does not know
     at first which pairs to keep; `passes=2` (the preset `twice`), the prompt that gave the paper its name, lets it read
@@ -51,15 +51,15 @@ class JustReadTwice(Task):
         keys, values = self.half - 2, vocab - self.half
         self.chance = 1 / keys / 2  # half of the answers are keys, of which there are fewer
         self.plateau = (1 / queries + 1 / pairs) / 2  # any key of the list, any value of the text
-        self.space = sequences(choices(keys, pairs) + choices(values, pairs) + choices(pairs, queries))
+        self.space = from_bits(choice_bits(keys, pairs) + choice_bits(values, pairs) + choice_bits(pairs, queries))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         keys = 2 + distinct(count, self.pairs, self.half - 2, rng)
         values = self.half + distinct(count, self.pairs, self.vocab - self.half, rng)
-        asked = shuffled(count, self.pairs, rng)[:, : self.queries]
+        asked = random_orders(count, self.pairs, rng)[:, : self.queries]
         pairs = torch.stack([keys, values], dim=2)
         bar, blank = keys.new_ones(count, 1), keys.new_zeros(count, 2 * self.queries - 1)
         text = torch.cat([pairs.flatten(1), bar, keys.gather(1, asked), bar], dim=1)

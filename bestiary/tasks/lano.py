@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import once, sequences
-from bestiary.tasks._draw import below
+from bestiary.tasks._count import from_bits, measure_once
+from bestiary.tasks._draw import uniform_below
 from bestiary.tasks._grammar import automaton, rules
-from bestiary.tasks._layout import packed
+from bestiary.tasks._layout import pack_rows
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 BOUNDARY = 3  # the symbol of every level that becomes the token between sentences
@@ -72,9 +72,9 @@ class Lano(Task):
         self.rules, self.levels = rules(grammar)[-levels:], levels
         self.vocab, self.length, self.automaton = 4, length, automaton(grammar, levels)
         self.scored = scored
-        self.chance, _ = once(("lano", grammar, levels, length, scored), self.guesses)
+        self.chance, _ = measure_once(("lano", grammar, levels, length, scored), self.guesses)
         self.plateau = self.chance
-        self.space = sequences(self.entropy() * length / (3**levels + 1))
+        self.space = from_bits(self.entropy() * length / (3**levels + 1))
 
     def guesses(self) -> tuple[float, float]:
         """How often the best single token may come, measured on the fewer tokens the deeper the grammar."""
@@ -94,11 +94,11 @@ class Lano(Task):
         symbols = torch.tensor([0, BOUNDARY], device=rng.device).repeat(count, sentences)[:, : self.length]
         ended = torch.zeros_like(symbols)
         for level in self.rules:
-            table, choices = self.written(level, rng.device)
-            children = table[symbols, below(choices[symbols], rng)]
+            table, choices = self.rule_table(level, rng.device)
+            children = table[symbols, uniform_below(choices[symbols], rng)]
             last = children.ne(-1).sum(2, keepdim=True) - 1
             closes = torch.zeros_like(children).scatter_(2, last, (ended + (symbols != BOUNDARY))[:, :, None])
-            symbols, ended = packed(children >= 0, (children, BOUNDARY), (closes, 0), length=self.length)
+            symbols, ended = pack_rows(children >= 0, (children, BOUNDARY), (closes, 0), length=self.length)
         targets = (symbols + 1) % 4
         tokens, ended = F.pad(targets, (1, 0))[:, :-1], F.pad(ended, (1, 0))[:, :-1]
         times = torch.arange(self.length, device=rng.device)
@@ -107,7 +107,7 @@ class Lano(Task):
             targets = targets.masked_fill(self.automaton.legal(tokens).sum(2) > 1, SILENT)
         return Batch(tokens, targets, {"place": place.int(), "boundary": ended.int()})
 
-    def written(self, level: tuple[tuple[tuple[int, ...], ...], ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    def rule_table(self, level: tuple[tuple[tuple[int, ...], ...], ...], device: torch.device) -> tuple[Tensor, Tensor]:
         """The rules of a level as a table, -1 where one is short, and how many each symbol has."""
         every = (*level, *[((BOUNDARY,),)] * (4 - len(level)))
         table = [[(*rule, -1, -1)[:3] for rule in (*of, *[of[0]] * 3)[:4]] for of in every]
@@ -117,7 +117,9 @@ class Lano(Task):
         legal = self.automaton.legal(batch.tokens)
         return legal.gather(2, answers.clamp(min=0)[:, :, None])[:, :, 0] & (answers != SILENT)
 
-    def further(self, batch: Batch, logits: Float[Tensor, "answers vocab"]) -> dict[str, Float[Tensor, " answers"]]:
+    def extra_scores(
+        self, batch: Batch, logits: Float[Tensor, "answers vocab"]
+    ) -> dict[str, Float[Tensor, " answers"]]:
         legal = self.automaton.legal(batch.tokens)[batch.targets != SILENT]
         return {"illegal": logits.softmax(-1).masked_fill(legal, 0).sum(1)}
 

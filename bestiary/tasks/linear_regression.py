@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._layout import spaced
+from bestiary.tasks._layout import add_filler
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -23,8 +23,8 @@ class LinearRegression(Task):
     the first entry of a vector whose others are 0. Values are standard normal whatever w is, and the answers are
     `bins` intervals of equal probability, 0 the lowest.
 
-    `scored="certain"` asks about points behind the first `dim`, for which least squares gives the value without
-    error; "all" asks about every point, and `solve` knows no answer to the first `dim`.
+    `scored="certain"` asks about points after the first `dim`, for which least squares gives the value without error;
+    "all" asks about every point, and `solve` knows no answer to the first `dim`.
 
     Facet: `examples` (how many values were shown). `bins_off` is the distance from the right bin.
 
@@ -66,11 +66,13 @@ class LinearRegression(Task):
         bins = torch.bucketize(y[:, :, 0], torch.tensor(self.edges, device=rng.device, dtype=torch.float64))
         if self.scored == "certain":
             bins[:, : self.dim] = SILENT
-        targets = spaced(bins, 0, 1, SILENT)
+        targets = add_filler(bins, 0, 1, SILENT)
         shown = torch.arange(self.points, device=rng.device, dtype=torch.int32).repeat_interleave(2)
         return Batch(torch.stack([x, value], dim=2).flatten(1, 2), targets, {"examples": shown.expand_as(targets)})
 
-    def further(self, batch: Batch, logits: Float[Tensor, "answers vocab"]) -> dict[str, Float[Tensor, " answers"]]:
+    def extra_scores(
+        self, batch: Batch, logits: Float[Tensor, "answers vocab"]
+    ) -> dict[str, Float[Tensor, " answers"]]:
         return {"bins_off": (logits.argmax(1) - batch.targets[batch.targets != SILENT]).abs().float()}
 
     def solve(self, tokens: Float[Tensor, "batch time features"]) -> Int[Tensor, "batch time"]:

@@ -7,9 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._draw import distinct, in_blocks, shuffled
-from bestiary.tasks._mqar import recalled
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._draw import distinct, draw_in_blocks, random_orders
+from bestiary.tasks._mqar import solve_recall
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -21,8 +21,8 @@ class ListedMQAR(Task):
 
     Token 0 is "|", keys are tokens 1 to vocab/2 - 1 and values vocab/2 to vocab - 1, new in each sequence. The list
     holds `queries` different keys of the `pairs` in random order, all of them by default. There is no filler, and the
-    questions follow each other, so that, unlike in `mqar`, nothing behind the pairs need be ignored and only the tail
-    of the sequence is asked.
+    questions follow each other, so that, unlike in `mqar`, nothing after the pairs need be ignored and only the tail of
+    the sequence is asked.
 
     The presets `kimi256` to `kimi2048` are the lengths of the paper with every key asked.
 
@@ -47,15 +47,17 @@ class ListedMQAR(Task):
         self.half, self.context = vocab // 2, 2 * pairs + 1
         self.length, values = self.context + self.queries, vocab - self.half
         self.chance, self.plateau = 1 / values, 1 / pairs
-        self.space = sequences(choices(self.half - 1, pairs) + choices(values, pairs) + choices(pairs, self.queries))
+        self.space = from_bits(
+            choice_bits(self.half - 1, pairs) + choice_bits(values, pairs) + choice_bits(pairs, self.queries)
+        )
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         keys = 1 + distinct(count, self.pairs, self.half - 1, rng)
         values = self.half + distinct(count, self.pairs, self.vocab - self.half, rng)
-        asked = shuffled(count, self.pairs, rng)[:, : self.queries]
+        asked = random_orders(count, self.pairs, rng)[:, : self.queries]
         bar = keys.new_zeros(count, 1)
         tokens = torch.cat([torch.stack([keys, values], dim=2).flatten(1), bar, keys.gather(1, asked)], dim=1)
         place = torch.arange(self.queries, device=rng.device).expand_as(asked)
@@ -66,4 +68,4 @@ class ListedMQAR(Task):
         return Batch(tokens, torch.cat([silent + SILENT, values.gather(1, asked)], dim=1), marked)
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-        return recalled(tokens, self.context)
+        return solve_recall(tokens, self.context)

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class Majority(Strings):
@@ -22,9 +22,9 @@ class Majority(Strings):
         targets  . . . . . . 2                  2 2 2 2 2 2 .             . . . . . . 3
 
     The string is of tokens 0 to symbols - 1, uniform; its length is uniform from `least` to `length`. Blanks, token
-    `symbols`, fill up the row; the answer is read at the first. With `cumulative` it is asked at every symbol, about
-    the string so far. Of symbols that occur equally often `ties` takes the "smallest", the "largest" or that which
-    came "first". With `count` the answer is how often it occurs, at most symbols - 1, as that token.
+    `symbols`, pad the row; the answer is read at the first. With `cumulative` it is asked at every symbol, about the
+    string so far. Of symbols that occur equally often `ties` takes the "smallest", the "largest" or that which came
+    "first". With `count` the answer is how often it occurs, at most symbols - 1, as that token.
 
     Facets: `length` of the string and, if cumulative, `place` of the symbol from 0. The circuits of Arora et al. give
     a tie to 0 at the end and to 1 if cumulative, which the presets keep; their many-symbol version, which overwrites
@@ -61,7 +61,7 @@ class Majority(Strings):
         self.blank, self.ties, self.running, self.count = symbols, ties, cumulative, count
         super().__init__(least=least, length=length)
 
-    def constant(self) -> float:
+    def constant_accuracy(self) -> float:
         ends = range(self.least, self.longest + 1)
         sizes = [size for end in ends for size in (range(1, end + 1) if self.running else [end])]
         if self.blank == 2 or self.ties == "first" and not self.count:
@@ -70,19 +70,19 @@ class Majority(Strings):
         if self.longest > 1000:
             raise ValueError(f"majority(length={self.longest}): the chance of such options is known up to length 1000")
         shares = np.bincount(sizes, minlength=self.longest + 1) / len(sizes)
-        times, ahead = outcomes(self.blank, self.longest)
+        times, ahead = majority_distribution(self.blank, self.longest)
         if not self.count:
             return float(ahead @ shares)
         told = times @ shares
         return float(max(*told[: self.blank - 1], told[self.blank - 1 :].sum()))
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
-        symbols = self.uniform(len(sizes), self.blank, rng)
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
+        symbols = self.uniform_symbols(len(sizes), self.blank, rng)
         winner, times = self.lead(symbols)
         answers = times.clamp(max=self.blank - 1) if self.count else winner
         if self.running:
-            return Written(symbols, sizes, answers, sizes)
-        return Written(symbols, sizes, answers.gather(1, sizes.unsqueeze(1) - 1), torch.ones_like(sizes))
+            return StringBatch(symbols, sizes, answers, sizes)
+        return StringBatch(symbols, sizes, answers.gather(1, sizes.unsqueeze(1) - 1), torch.ones_like(sizes))
 
     def lead(self, symbols: Int[Tensor, "rows time"]) -> tuple[Tensor, Tensor]:
         """The majority of the string so far at each symbol, and how often it has occurred."""
@@ -101,7 +101,7 @@ class Majority(Strings):
             leaders, scores = [*leaders, leader], [*scores, score]
         return torch.cat(leaders, 1), torch.cat(scores, 1) // scale
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         times, answers = Counter[int](), []
         for symbol in string:
             times[symbol] += 1
@@ -113,7 +113,7 @@ class Majority(Strings):
 
 
 @cache
-def outcomes(symbols: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
+def majority_distribution(symbols: int, longest: int) -> tuple[np.ndarray, np.ndarray]:
     """For each size of a uniform string: how likely a majority of 0, 1, ... times is; and one of symbol 0, tied or not.
 
     If the size had a Poisson law, the counts of the symbols would be independent and had one too.

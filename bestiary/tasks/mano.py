@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import sequences
+from bestiary.tasks._count import from_bits
 from bestiary.tasks._reasoning import Sizes
 from bestiary.tasks._task import SILENT, Batch, Task
 
@@ -20,9 +20,9 @@ class Mano(Task):
         tokens   BOS <3> - * 5 2 + 7 4 <3>=
         targets   .   .  . . . . . . .  22      (5 * 2 - (7 + 4) modulo 23)
 
-    Tokens 0 to modulus - 1 are numbers, modulus is the filling behind a short expression, and then come pairs of
+    Tokens 0 to modulus - 1 are numbers, modulus is the filling after a short expression, and then come pairs of
     synonyms, of which each use draws one: BOS, +, -, *, the head <n> of n operations for n in 1 to `operations`, and
-    the sign <n>= behind them. The expression is drawn from the top: of n > 0 operations one is at the root, a number
+    the sign <n>= after them. The expression is drawn from the top: of n > 0 operations one is at the root, a number
     uniform in 0 to n - 1 of the others go to its left, and the rest to its right; signs and numbers are uniform.
 
     `sizes="mixed"` draws n in 1 to `operations`, as the paper trains; "largest" takes `operations`, as it tests.
@@ -46,30 +46,30 @@ class Mano(Task):
         self.least = operations if sizes == "largest" else 1
         self.signs, self.vocab = modulus + 3, modulus + 9 + 4 * operations
         self.length = 2 * operations + 4
-        zero = zeros(modulus, operations)[self.least :]
+        zero = zero_probabilities(modulus, operations)[self.least :]
         self.chance = self.plateau = max(sum(zero) / len(zero), (1 - sum(zero) / len(zero)) / (modulus - 1))
         n = self.least
-        self.space = sequences(3 + n * math.log2(6) + (n + 1) * math.log2(modulus))
+        self.space = from_bits(3 + n * math.log2(6) + (n + 1) * math.log2(modulus))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         def draw(least: int, most: int, *shape: int) -> Tensor:
             return torch.randint(least, most + 1, (count, *shape), generator=rng, device=rng.device)
 
         size = draw(self.least, self.operations, 1)
-        body = self.drawn(size[:, 0], rng)
+        body = self.draw_expressions(size[:, 0], rng)
         head = self.signs + 6 + 2 * (size - 1) + draw(0, 1, 1)
         sign = self.signs + 6 + 2 * (self.operations + size - 1) + draw(0, 1, 1)
         blank = torch.full_like(sign, self.modulus)
         tokens = torch.cat([self.modulus + 1 + draw(0, 1, 1), head, body, blank], dim=1)
-        value, depth = self.evaluated(body, size[:, 0])
+        value, depth = self.evaluate(body, size[:, 0])
         end = 2 * size + 3
         tokens.scatter_(1, end, sign)
         targets = torch.full_like(tokens, SILENT).scatter_(1, end, value[:, None])
         facets = {"operations": size, "depth": depth[:, None]}
         return Batch(tokens, targets, {name: facet.int().expand_as(tokens) for name, facet in facets.items()})
 
-    def drawn(self, size: Int[Tensor, " count"], rng: torch.Generator) -> Int[Tensor, "count body"]:
-        """Expressions of so many operations, from the left; behind their ends stands the filling."""
+    def draw_expressions(self, size: Int[Tensor, " count"], rng: torch.Generator) -> Int[Tensor, "count body"]:
+        """Expressions of so many operations, from the left; after their ends stands the filling."""
         count, body = len(size), 2 * self.operations + 1
         number = torch.randint(self.modulus, (count, body), generator=rng, device=rng.device)
         sign = self.signs + torch.randint(6, (count, body), generator=rng, device=rng.device)
@@ -87,7 +87,7 @@ class Mano(Task):
             open_sizes[row, top] = torch.where(grows, left, open_sizes[row, top])
         return tokens
 
-    def evaluated(self, body: Int[Tensor, "count body"], size: Int[Tensor, " count"]) -> tuple[Tensor, Tensor]:
+    def evaluate(self, body: Int[Tensor, "count body"], size: Int[Tensor, " count"]) -> tuple[Tensor, Tensor]:
         """Value and depth of each expression, from the right, with a stack of finished subexpressions."""
         row, top = torch.arange(len(body), device=body.device), torch.zeros_like(size)
         values = torch.zeros(len(body), 2 * self.operations + 3, dtype=torch.long, device=body.device)
@@ -125,7 +125,7 @@ class Mano(Task):
 
 
 @cache
-def zeros(modulus: int, operations: int) -> list[float]:
+def zero_probabilities(modulus: int, operations: int) -> list[float]:
     """How often an expression of 0, 1, 2, ... operations is 0; all other values are as likely as each other."""
     zero = [1 / modulus]
     for size in range(1, operations + 1):

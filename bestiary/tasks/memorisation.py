@@ -9,9 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import sequences
-from bestiary.tasks._draw import shuffled
-from bestiary.tasks._layout import earlier, spaced
+from bestiary.tasks._count import from_bits
+from bestiary.tasks._draw import random_orders
+from bestiary.tasks._layout import add_filler, earlier_occurrences
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 
@@ -44,19 +44,19 @@ class Memorisation(Task):
         if length % 2:
             raise ValueError(f"memorisation(length={length}): the length must be even; try {length + 1}")
         self.vocab, self.length, self.keys = vocab, length, (vocab - 1) // 2
-        values = self.keys + shuffled(1, vocab - 1 - self.keys, stream("memorisation", seed))[0, : self.keys]
+        values = self.keys + random_orders(1, vocab - 1 - self.keys, stream("memorisation", seed))[0, : self.keys]
         self.value_of = tuple(values.tolist())
         self.chance = self.plateau = 1 / self.keys
-        self.space = sequences(length // 2 * log2(self.keys))
+        self.space = from_bits(length // 2 * log2(self.keys))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         keys = torch.randint(self.keys, (count, self.length // 2), generator=rng, device=rng.device)
         values = torch.tensor(self.value_of, device=rng.device)[keys]
-        facets = {"key": keys, "shown": earlier(keys).times}
+        facets = {"key": keys, "shown": earlier_occurrences(keys).times}
         return Batch(
-            spaced(keys, 0, 1, self.vocab - 1),
-            spaced(values, 1, 0, SILENT),
-            {name: spaced(x, 1, 0, 0).int() for name, x in facets.items()},
+            add_filler(keys, 0, 1, self.vocab - 1),
+            add_filler(values, 1, 0, SILENT),
+            {name: add_filler(x, 1, 0, 0).int() for name, x in facets.items()},
         )
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:

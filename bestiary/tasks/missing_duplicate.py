@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class MissingDuplicate(Strings):
@@ -17,7 +17,7 @@ class MissingDuplicate(Strings):
         targets  . . . . . . 1
 
     The word is of tokens 0 to symbols - 1, uniform, "_" is the hole, token `symbols`, anywhere in the two words, and
-    "?" is the blank, the token after: the answer is read there, and blanks fill up the row. The length of both words
+    "?" is the blank, the token after: the answer is read there, and blanks pad the row. The length of both words
     together is uniform from `least` to `length`, and cut by one if odd.
 
     Facets: `length` of both words and `hole`, its place from 0. Departs from the paper in that an odd length has no
@@ -34,23 +34,23 @@ class MissingDuplicate(Strings):
         self.symbols, self.blank = symbols, symbols + 1
         super().__init__(least=least, length=length)
 
-    def strings(self, size: int) -> int:
+    def count_strings(self, size: int) -> int:
         return self.symbols ** (size // 2) * 2 * (size // 2)
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [1 / self.symbols] * self.symbols
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
         sizes = sizes - sizes % 2
-        word, half = self.uniform(len(sizes), self.symbols, rng), sizes.unsqueeze(1) // 2
+        word, half = self.uniform_symbols(len(sizes), self.symbols, rng), sizes.unsqueeze(1) // 2
         twice = word.gather(1, torch.arange(self.longest, device=rng.device) % half)
         share = torch.rand(len(sizes), generator=rng, device=rng.device, dtype=torch.float64)
         hole = (share * sizes).long().unsqueeze(1)
         answer = twice.gather(1, hole)
-        return Written(
+        return StringBatch(
             twice.scatter(1, hole, self.symbols), sizes, answer, torch.ones_like(sizes), {"hole": hole.squeeze(1)}
         )
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         half, hole = len(string) // 2, string.index(self.symbols)
         return [string[hole + half] if hole < half else string[hole - half]]

@@ -11,15 +11,15 @@ from bestiary.spec import Positive
 from bestiary.tasks._expressions import (
     MOST,
     SIGNS,
-    bracketed,
-    bracketed_values,
-    flat,
-    flat_values,
-    reckoned,
-    trees,
-    valued,
+    bracketed_distribution,
+    count_bracketed,
+    draw_bracketed,
+    draw_flat,
+    evaluate,
+    evaluate_rows,
+    flat_distribution,
 )
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class ModularArithmetic(Strings):
@@ -28,12 +28,13 @@ class ModularArithmetic(Strings):
         tokens   1 + 2 * 3 ?      brackets   ( 3 - ( 4 + - 1 ) ) ?
         targets  . . . . . 2                 . . . . . . . . . . 0
 
-    Tokens 0 to modulus - 1 are numbers, those after them + - * ( ) and the blank, in this order. The answer, a
-    number, is read at the first blank; blanks fill up the row. The length of the expression is uniform from `least`
-    to `length`. Operators are those in `operators`, each as likely; numbers are uniform; products come first.
+    Tokens 0 to modulus - 1 are numbers, those after them + - * ( ) and the blank, in this order. The answer, a number,
+    is read at the first blank; blanks pad the row. The length of the expression is uniform from `least` to `length`.
+    Operators are those in `operators`, each equally likely; numbers are uniform; products come first.
 
     Without brackets numbers and operators alternate, and an even length is cut by one. With `brackets` expressions of
-    length 1 to 4 are d, -d, (d) and (-d), and longer ones (left operator right), all lengths of the left as likely.
+    length 1 to 4 are d, -d, (d) and (-d), and longer ones (left operator right), all lengths of the left equally
+    likely.
 
     Facets: `length` of the expression and `depth` of its brackets. Departs from the paper in that both kinds have
     the same tokens, and in that lengths are mixed in a batch. The paper's operators with brackets are + and -.
@@ -66,25 +67,25 @@ class ModularArithmetic(Strings):
         self.modulus, self.brackets, self.operators, self.blank = modulus, brackets, operators, modulus + len(SIGNS)
         super().__init__(least=least, length=length)
 
-    def strings(self, size: int) -> int:
+    def count_strings(self, size: int) -> int:
         if self.brackets:
-            return trees(size, self.modulus, len(self.operators))[size]
+            return count_bracketed(size, self.modulus, len(self.operators))[size]
         return self.modulus ** ((size + 1) // 2) * len(self.operators) ** ((size - 1) // 2)
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         if self.brackets:
-            return bracketed_values(self.longest, self.modulus, self.operators)[size].tolist()
-        return flat_values(self.longest, self.modulus, self.operators)[(size - 1) // 2].tolist()
+            return bracketed_distribution(self.longest, self.modulus, self.operators)[size].tolist()
+        return flat_distribution(self.longest, self.modulus, self.operators)[(size - 1) // 2].tolist()
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
         if self.brackets:
-            symbols = bracketed(sizes, self.longest, self.modulus, rng, signs=self.operators)
+            symbols = draw_bracketed(sizes, self.longest, self.modulus, rng, signs=self.operators)
         else:
             sizes = sizes - 1 + sizes % 2
-            symbols = flat((len(sizes), self.longest), self.modulus, rng, signs=self.operators)
-        values, depth = valued(symbols, sizes, self.modulus)
-        return Written(symbols, sizes, values.unsqueeze(1), torch.ones_like(sizes), {"depth": depth})
+            symbols = draw_flat((len(sizes), self.longest), self.modulus, rng, signs=self.operators)
+        values, depth = evaluate_rows(symbols, sizes, self.modulus)
+        return StringBatch(symbols, sizes, values.unsqueeze(1), torch.ones_like(sizes), {"depth": depth})
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         symbols = [token if token < self.modulus else SIGNS[token - self.modulus] for token in string]
-        return [reckoned(symbols, self.modulus)]
+        return [evaluate(symbols, self.modulus)]

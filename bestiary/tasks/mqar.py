@@ -8,9 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
+from bestiary.tasks._count import choice_bits, from_bits
 from bestiary.tasks._draw import blocks, distinct
-from bestiary.tasks._mqar import Kind, fill, recalled, sized, slots
+from bestiary.tasks._mqar import Kind, draw_filler, draw_slots, preset_options, solve_recall
 from bestiary.tasks._task import SILENT, Batch, Task
 
 BASED = ((64, 4), (64, 8), (64, 16), (128, 8), (128, 32), (256, 16), (256, 32), (256, 64), (512, 128), (1024, 256))
@@ -23,10 +23,10 @@ class MQAR(Task):
         tokens   k1 v1 k2 v2  .  k2  .  .  .  k1  .
         targets   .  .  .  .  .  v2  .  .  .  v1  .
 
-    Keys are tokens 1 to vocab/2 - 1 and values vocab/2 to vocab - 1, each pair new in each sequence, the context
-    shown `passes` times over. Behind it lie slots of two positions, of which each question takes one, at its first
-    position; slot g is drawn with weight (g + 1)^(power - 1), so that near slots are likelier and power = 1 is
-    uniform. The value is not shown after its question.
+    Keys are tokens 1 to vocab/2 - 1 and values vocab/2 to vocab - 1, each pair new in each sequence, the context shown
+    `passes` times over. After it come slots of two positions, of which each question takes one, at its first position;
+    slot g is drawn with weight (g + 1)^(power - 1), so that near slots are likelier and power = 1 is uniform. The value
+    is not shown after its question.
 
     `mode="clean"` asks in random order and draws random filler that is never a key of its sequence.
     `mode="paper"` is the generator of the paper: the first pair draws its slot first, so that queries tend to
@@ -51,12 +51,16 @@ class MQAR(Task):
         "mode='paper', filler='zero', power=1.0",
     )
     presets: ClassVar = {
-        **{f"zoology{length}": sized(length, pairs) + ", filler='zero'" for length, pairs in SMALL},
-        **{f"based{length}_{pairs}": sized(length, pairs) for length, pairs in (*BASED, (2048, 512))},
-        **{f"mamba2_{size}_{size // k}": sized(size, size // k) for size in (256, 512, 1024) for k in (32, 16, 8, 4)},
-        "mamba2": sized(1024, 256),
-        **{f"xlstm{pairs}": sized(2048, pairs) for pairs in (48, 96, 256)},
-        **{f"rwkv{length}": sized(length, pairs) for length, pairs in (*SMALL, (1024, 128), (2048, 256))},
+        **{f"zoology{length}": preset_options(length, pairs) + ", filler='zero'" for length, pairs in SMALL},
+        **{f"based{length}_{pairs}": preset_options(length, pairs) for length, pairs in (*BASED, (2048, 512))},
+        **{
+            f"mamba2_{size}_{size // k}": preset_options(size, size // k)
+            for size in (256, 512, 1024)
+            for k in (32, 16, 8, 4)
+        },
+        "mamba2": preset_options(1024, 256),
+        **{f"xlstm{pairs}": preset_options(2048, pairs) for pairs in (48, 96, 256)},
+        **{f"rwkv{length}": preset_options(length, pairs) for length, pairs in (*SMALL, (1024, 128), (2048, 256))},
     }
     axes: ClassVar = {
         "pairs": (4, 8, 16),
@@ -91,8 +95,10 @@ class MQAR(Task):
             )
         self.chance, self.plateau = 1 / (vocab - self.half), 1 / pairs
         self.among, spare = (length - self.context) // 2, length - self.context - pairs
-        bits = choices(self.half - 1, pairs) + choices(vocab - self.half, pairs) + choices(self.among, pairs)
-        self.space = sequences(bits + (spare * log2(vocab - pairs) if filler == "random" else 0))
+        bits = (
+            choice_bits(self.half - 1, pairs) + choice_bits(vocab - self.half, pairs) + choice_bits(self.among, pairs)
+        )
+        self.space = from_bits(bits + (spare * log2(vocab - pairs) if filler == "random" else 0))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         tokens = torch.empty(count, self.length, dtype=torch.long, device=rng.device)
@@ -109,7 +115,7 @@ class MQAR(Task):
         keys = 1 + distinct(count, self.pairs, self.half - 1, rng)
         values = self.half + distinct(count, self.pairs, self.vocab - self.half, rng)
         tokens[:, : self.context] = torch.stack([keys, values], dim=2).flatten(1).repeat(1, self.passes)
-        tokens[:, self.context :] = fill(self.kind, keys, self.length - self.context, self.vocab, rng)
+        tokens[:, self.context :] = draw_filler(self.kind, keys, self.length - self.context, self.vocab, rng)
         where = self.context + 2 * self.slots(count, rng)
         shown = self.context - 2 * self.pairs + 2 * torch.arange(self.pairs, device=rng.device)
         tokens.scatter_(1, where, keys)
@@ -119,7 +125,7 @@ class MQAR(Task):
 
     def slots(self, count: int, rng: torch.Generator) -> Int[Tensor, "count pairs"]:
         """The slot of each pair's question."""
-        return slots(count, self.pairs, self.among, power=self.power, paper=self.mode == "paper", rng=rng)
+        return draw_slots(count, self.pairs, self.among, power=self.power, paper=self.mode == "paper", rng=rng)
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-        return recalled(tokens, self.context)
+        return solve_recall(tokens, self.context)

@@ -8,8 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._draw import distinct, shuffled
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._draw import distinct, random_orders
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 
@@ -19,11 +19,12 @@ class MultiHop(Task):
         tokens    b c  a b  x y  c d  y z    a h2     x h1
         targets   . .  . .  . .  . .  . .    .  c     .  y
 
-    Symbols are tokens 0 to symbols - 1, each as likely; then come the tokens for the numbers of hops, from `least` to
-    `depth`, and a blank. The pairs stand in random order. With `graph="map"` there are `pairs` different keys and
+    Symbols are tokens 0 to symbols - 1, each equally likely; then come the tokens for the numbers of hops, from `least`
+    to `depth`, and a blank. The pairs stand in random order. With `graph="map"` there are `pairs` different keys and
     each value is any of them, as in a look-up table that is applied again and again. With `graph="chains"` the pairs
     make chains of `depth` hops each, with no symbol in two, as in HashHop, and every start is the first of a chain.
-    Each of `questions` is another start and a number of hops, each number as likely (`least=None`: always `depth`).
+    Each of `questions` is another start and a number of hops, each number equally likely (`least=None`: always
+    `depth`).
 
     The answer is asked at the number of hops. With `path` all symbols on the way are asked as well, each after the
     ones before it have been given, and the blank fills up what remains to `depth`.
@@ -72,10 +73,10 @@ class MultiHop(Task):
         self.vocab = symbols + depth - self.least + 2
         self.width = 1 + (depth if path else 1)
         self.length = 2 * pairs + questions * self.width
-        bits = choices(pairs, pairs) + (0 if graph == "chains" else pairs * choices(pairs, 1))
-        self.space = sequences(bits + choices(symbols, pairs + self.chains) + choices(starts, questions))
+        bits = choice_bits(pairs, pairs) + (0 if graph == "chains" else pairs * choice_bits(pairs, 1))
+        self.space = from_bits(bits + choice_bits(symbols, pairs + self.chains) + choice_bits(starts, questions))
         hops = range(self.least, depth + 1)
-        level = crowding(pairs, depth) if graph == "map" else [1 / max(1, pairs - self.chains)] * (depth - 1)
+        level = most_common_shares(pairs, depth) if graph == "map" else [1 / max(1, pairs - self.chains)] * (depth - 1)
         level = [*level, 1 / max(1, self.chains)][:depth]  # of each hop; an end of a chain is known as one
         asked = [level[hop - 1] for last in hops for hop in (range(1, last + 1) if path else [last])]
         self.chance, self.plateau = 1 / symbols, sum(asked) / len(asked)
@@ -87,11 +88,11 @@ class MultiHop(Task):
         names = distinct(count, self.pairs + self.chains, self.symbols, rng)
         if self.graph == "map":
             follows = draw(0, self.pairs - 1, self.pairs)
-            starts = shuffled(count, self.pairs, rng)[:, : self.questions]
+            starts = random_orders(count, self.pairs, rng)[:, : self.questions]
         else:  # chain c is the nodes c, c + chains, c + 2 * chains, ...
             follows = (torch.arange(self.pairs, device=rng.device) + self.chains).expand(count, -1)
-            starts = shuffled(count, self.chains, rng)[:, : self.questions]
-        order = shuffled(count, self.pairs, rng)
+            starts = random_orders(count, self.chains, rng)[:, : self.questions]
+        order = random_orders(count, self.pairs, rng)
         context = torch.stack([names.gather(1, order), names.gather(1, follows.gather(1, order))], dim=2).flatten(1)
         hops = draw(self.least, self.depth, self.questions)
         at, way = starts, [starts]
@@ -135,7 +136,7 @@ class MultiHop(Task):
 
 
 @cache
-def crowding(pairs: int, depth: int) -> list[float]:
+def most_common_shares(pairs: int, depth: int) -> list[float]:
     """For each number of hops, the mean share of starts that lead to the value to which most lead, in 200 maps."""
     rng = stream("multi_hop", "crowding")
     follows = torch.randint(pairs, (200, pairs), generator=rng, device=rng.device)

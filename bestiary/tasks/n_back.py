@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import sequences, subsets
-from bestiary.tasks._draw import in_blocks, increasing
+from bestiary.tasks._count import from_bits, subset_bits
+from bestiary.tasks._draw import draw_in_blocks, sorted_subsets
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -22,11 +22,11 @@ class NBack(Task):
 
     The tokens of the input are 0 to symbols - 1; the answers are token `symbols` for no match and symbols + 1 for a
     match, and are never input. Every position that has a symbol `back` before it is asked. Of those positions
-    `matches`, a share that is rounded to a whole number, are matches, every choice as likely; elsewhere the symbol is
-    any but the one `back` before, so that there are no others.
+    `matches`, a share that is rounded to a whole number, are matches, every choice equally likely; elsewhere the symbol
+    is any but the one `back` before, so that there are no others.
 
-    `lures` is the share of the other positions that repeat the symbol back - 1 or back + 1 before (each as likely),
-    where there is one and it is no match; it takes the place of a uniform symbol.
+    `lures` is the share of the other positions that repeat the symbol back - 1 or back + 1 before (each equally
+    likely), where there is one and it is no match; it takes the place of a uniform symbol.
 
     Facets: `match` (1 or 0) and `lure`: 1 where a non-match repeats the symbol back - 1 before, 2 where it repeats the
     one back + 1 before only, 0 elsewhere, whether meant or by chance.
@@ -58,19 +58,21 @@ class NBack(Task):
         self.hits = round(matches * self.asked)
         self.chance = self.plateau = max(self.hits, self.asked - self.hits) / self.asked
         free = -log2(lures / 2 + (1 - lures) / (symbols - 1))
-        self.space = sequences(subsets(self.asked, self.hits) + back * log2(symbols) + (self.asked - self.hits) * free)
+        self.space = from_bits(
+            subset_bits(self.asked, self.hits) + back * log2(symbols) + (self.asked - self.hits) * free
+        )
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         def draw(among: int) -> Tensor:
             return torch.randint(among, (count, self.length), generator=rng, device=rng.device)
 
         tokens, steps, nearer = draw(self.symbols), draw(self.symbols - 1), draw(2) == 1
         lured = torch.rand(count, self.length, generator=rng, device=rng.device) < self.lures
         match = torch.zeros_like(tokens, dtype=torch.bool)
-        match.scatter_(1, self.back + increasing(count, self.hits, self.asked, rng), True)
+        match.scatter_(1, self.back + sorted_subsets(count, self.hits, self.asked, rng), True)
         for time in range(self.back, self.length):
             there = tokens[:, time - self.back]
             symbol = (there + 1 + steps[:, time]) % self.symbols

@@ -7,9 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, guessed, sequences, subsets
+from bestiary.tasks._count import choice_bits, from_bits, guess_accuracy, subset_bits
 from bestiary.tasks._draw import blocks, distinct
-from bestiary.tasks._haystack import bury, prose, sentence_starts
+from bestiary.tasks._haystack import draw_prose, insert_sentences, sentence_starts
 from bestiary.tasks._task import SILENT, Batch, Task
 
 NEEDLE, IS, STOP, WHAT, WORDS = range(16, 21)  # 0 to 15 are digits; words begin at WORDS
@@ -26,7 +26,7 @@ class Needle(Task):
     `key` and a value a `value`: "word" (one name), "number" (seven decimal digits, the first not 0) or "uuid" (32
     hexadecimal digits). Each of `keys` different keys has `values` values; values and depths are uniform. `filler` is
     "repeated" (20 words in one order), "prose" (words drawn by Zipf's law) or "needles": as many keys as fit, and
-    "repeated" in the little that remains. Behind the haystack `queries` of the keys are asked, each for its values in
+    "repeated" in the little that remains. After the haystack `queries` of the keys are asked, each for its values in
     the order of the text. A token of an answer is asked after the ones before it have been given.
 
     Facets: `depth` (of the sentence asked, in tenths, 0 at the top of the haystack and 9 at its end), `place` (of the
@@ -87,12 +87,17 @@ class Needle(Task):
             raise ValueError(f"needle(vocab={vocab}): {self.keys} keys of one word need {WORDS + 2 * self.keys}")
         self.load = self.keys * values
         others = self.room - self.load * self.width
-        bits = choices(self.names, self.keys) if key == "word" else 128 * self.keys
-        bits += self.load * sum(choices(len(part), 1) for part in self.value)
-        bits += subsets(self.load + others, self.load) + others * (filler == "prose")  # at least a bit for each word
-        self.space = sequences(bits)
+        bits = choice_bits(self.names, self.keys) if key == "word" else 128 * self.keys
+        bits += self.load * sum(choice_bits(len(part), 1) for part in self.value)
+        bits += subset_bits(self.load + others, self.load) + others * (
+            filler == "prose"
+        )  # at least a bit for each word
+        self.space = from_bits(bits)
         share = max(sum(1 / len(part) for part in self.value if token in part) for token in (1, WORDS))
-        self.chance, self.plateau = share / len(self.value), guessed(self.load, [len(part) for part in self.value])
+        self.chance, self.plateau = (
+            share / len(self.value),
+            guess_accuracy(self.load, [len(part) for part in self.value]),
+        )
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         tokens = torch.empty(count, self.length, dtype=torch.long, device=rng.device)
@@ -119,8 +124,8 @@ class Needle(Task):
         starts = sentence_starts(count, self.room, groups=self.keys, size=self.values, width=self.width, rng=rng)
         haystack = (WORDS + self.names + torch.arange(self.room, device=rng.device) % PERIOD).repeat(count, 1)
         if self.filler == "prose":
-            haystack = WORDS + self.names + prose(count, self.room, self.vocab - WORDS - self.names, rng)
-        bury(haystack, torch.cat([needle, again, equals, values, stop], dim=3).flatten(1, 2), starts)
+            haystack = WORDS + self.names + draw_prose(count, self.room, self.vocab - WORDS - self.names, rng)
+        insert_sentences(haystack, torch.cat([needle, again, equals, values, stop], dim=3).flatten(1, 2), starts)
         questions = torch.cat([what[:, :, 0], keys, equals[:, :, 0], values.flatten(2)], dim=2)
         text = torch.cat([haystack, questions[:, : self.queries].flatten(1)], dim=1)
         tokens.copy_(text[:, :-1])

@@ -16,8 +16,8 @@ class NoisyRecall(PairRecall):
         targets   .  .  .  .  .  . v9  .  .  . ... v9
 
     As `in_context_recall`, but the last `noise_vocab` tokens are noise (before the mark, if `multi_query=False`), and
-    each pair but the last gives way to two tokens of noise with probability `noise`. One slot, each as likely, always
-    holds a pair, so that there is something to ask.
+    each pair but the last gives way to two tokens of noise with probability `noise`. One slot, each equally likely,
+    always holds a pair, so that there is something to ask.
 
     Options, training with `scored="all"` and facets (`distance`, `shown`, `load`) are those of `in_context_recall`.
     MAD's settings are the defaults and one value of one of the axes at a time; the vocabularies include the noise.

@@ -8,10 +8,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Natural, Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._draw import distinct, in_blocks, shuffled
-from bestiary.tasks._layout import placed
-from bestiary.tasks._mqar import ZOOLOGY, Kind, fill, recalled, slots
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._draw import distinct, draw_in_blocks, random_orders
+from bestiary.tasks._layout import place_values
+from bestiary.tasks._mqar import ZOOLOGY, Kind, draw_filler, draw_slots, solve_recall
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -22,9 +22,9 @@ class OverwritingMQAR(Task):
         targets   .  .  .  .  .  .  .  .  .  .  .  .   .  .  v2  .  .  .  v6  .  v4  .
 
     Keys are tokens 1 to vocab/2 - 1 and values vocab/2 to vocab - 1. `pairs` keys are assigned once each, and keys
-    drawn with replacement `updates` times more; all these assignments come in random order, so that place does not
-    tell which is final, and each has a value of its own. Questions stand in slots of two positions behind them, as
-    in `mqar`, by the law of `power`. Random filler is none of the keys of its sequence.
+    drawn with replacement `updates` times more; all these assignments come in random order, so that place does not tell
+    which is final, and each has a value of its own. Questions stand in slots of two positions after them, as in `mqar`,
+    by the law of `power`. Random filler is none of the keys of its sequence.
 
     `mode="paper"` is the generator of the authors: first all keys once, then `updates` of them, all different, once
     more; questions tend to come in the order of the first assignments, and random filler is any token. Its new values
@@ -76,19 +76,21 @@ class OverwritingMQAR(Task):
         values = vocab - self.half
         self.chance, self.plateau = 1 / values, 1 / pairs
         self.among, spare = (length - self.context) // 2, length - self.context - pairs
-        bits = choices(self.half - 1, pairs) + choices(values, pairs + updates)  # a few more in either mode
-        bits += choices(self.among, pairs) + (spare * log2(vocab - pairs) if filler == "random" else 0)
-        self.space = sequences(bits)
+        bits = choice_bits(self.half - 1, pairs) + choice_bits(values, pairs + updates)  # a few more in either mode
+        bits += choice_bits(self.among, pairs) + (spare * log2(vocab - pairs) if filler == "random" else 0)
+        self.space = from_bits(bits)
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         keys = 1 + distinct(count, self.pairs, self.half - 1, rng)
         order, values = self.assignments(count, rng)
         context = torch.stack([keys.gather(1, order), values], dim=2).flatten(1)
-        tokens = torch.cat([context, fill(self.kind, keys, self.length - self.context, self.vocab, rng)], dim=1)
-        where = self.context + 2 * slots(count, self.pairs, self.among, power=self.power, paper=self.paper, rng=rng)
+        tokens = torch.cat([context, draw_filler(self.kind, keys, self.length - self.context, self.vocab, rng)], dim=1)
+        where = self.context + 2 * draw_slots(
+            count, self.pairs, self.among, power=self.power, paper=self.paper, rng=rng
+        )
         place = torch.arange(self.pairs + self.updates, device=rng.device).expand_as(order)
         last = torch.zeros_like(keys).scatter_reduce_(1, order, place, "amax", include_self=True)
         times = torch.zeros_like(keys).scatter_add_(1, order, torch.ones_like(order)) - 1
@@ -96,8 +98,8 @@ class OverwritingMQAR(Task):
         facets = {"updates": times, "distance": where - 2 * last, "pair": last, "load": load}
         return Batch(
             tokens.scatter_(1, where, keys),
-            placed(where, values.gather(1, last), self.length, SILENT),
-            {name: placed(where, facet.int(), self.length) for name, facet in facets.items()},
+            place_values(where, values.gather(1, last), self.length, SILENT),
+            {name: place_values(where, facet.int(), self.length) for name, facet in facets.items()},
         )
 
     def assignments(self, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -108,11 +110,11 @@ class OverwritingMQAR(Task):
             values = distinct(count, self.pairs, among, rng)
             fresh = torch.randint(among - 1, (count, self.updates), generator=rng, device=rng.device)
             fresh = fresh + (fresh >= values[:, : self.updates])
-            changed = shuffled(count, self.pairs, rng)[:, : self.updates]
+            changed = random_orders(count, self.pairs, rng)[:, : self.updates]
             return torch.cat([each, changed], dim=1), self.half + torch.cat([values, fresh], dim=1)
         again = torch.randint(self.pairs, (count, self.updates), generator=rng, device=rng.device)
-        order = torch.cat([each, again], dim=1).gather(1, shuffled(count, total, rng))
+        order = torch.cat([each, again], dim=1).gather(1, random_orders(count, total, rng))
         return order, self.half + distinct(count, total, among, rng)
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-        return recalled(tokens, self.context)
+        return solve_recall(tokens, self.context)

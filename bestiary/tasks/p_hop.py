@@ -8,23 +8,23 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Natural, Positive
-from bestiary.tasks._count import sequences
+from bestiary.tasks._count import from_bits
 from bestiary.tasks._draw import blocks
-from bestiary.tasks._layout import earlier
+from bestiary.tasks._layout import earlier_occurrences
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
 class PHop(Task):
     """Read letters; at each, jump `hops` times to what followed the letter when it last stood before; say that letter.
 
-        tokens   h2  a  b  c  a  c  b  c     from the last c to the b behind the c before it,
-        targets   .  -  -  -  -  b  -  c     from that b to the c behind the b before it
+        tokens   h2  a  b  c  a  c  b  c     from the last c to the b after the c before it,
+        targets   .  -  -  -  -  b  -  c     from that b to the c after the b before it
 
-    One hop from position i goes to the position behind the latest earlier occurrence of its letter; where there is
-    none the answer is the token "none", here as from there on. No letter stands twice in a row, otherwise each is as
-    likely. The first token says how many hops: `hops`, or any number from `least` to `hops`. Letters are tokens 0 to
-    letters - 1, then "none", then the tokens for each number of hops. `scored="all"` asks at every letter,
-    `"last"` at the last one.
+    One hop from position i goes to the position after the latest earlier occurrence of its letter; where there is none
+    the answer is the token "none", here as from there on. No letter stands twice in a row; else all are equally likely.
+    The first token says how many hops: `hops`, or any number from `least` to `hops`. Letters are tokens 0 to letters -
+    1, then "none", then the tokens for each number of hops. `scored="all"` asks at every letter, `"last"` at the last
+    one.
 
     Facets: `hops`, `distance` from the letter to where the hops end, and `none` (1 where that is the answer).
 
@@ -55,11 +55,11 @@ class PHop(Task):
         if self.least > hops:
             raise ValueError(f"p_hop(least={least}): it must be at most hops={hops}")
         self.vocab = letters + 1 + hops - self.least + 1
-        self.space = sequences((length - 2) * math.log2(letters - 1))
-        none = self.failing()
+        self.space = from_bits((length - 2) * math.log2(letters - 1))
+        none = self.none_probability()
         self.chance = self.plateau = max(none, (1 - none) / letters)
 
-    def failing(self) -> float:
+    def none_probability(self) -> float:
         """How often "none" is the answer.
 
         Read backwards the letters are a random walk that next meets a given other letter with probability
@@ -91,7 +91,7 @@ class PHop(Task):
         steps[:, 0] = torch.randint(self.letters, (count,), generator=rng, device=rng.device)
         text = steps.cumsum(1) % self.letters
         hops = torch.randint(self.least, self.hops + 1, (count, 1), generator=rng, device=rng.device)
-        found = earlier(text).last
+        found = earlier_occurrences(text).last
         jump, at = torch.where(found < 0, -1, found + 1), places.expand(count, -1).clone()
         for hop in range(self.hops):
             further = jump.gather(1, at.clamp(min=0)).masked_fill(at < 0, -1)

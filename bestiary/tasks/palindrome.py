@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import inverse_kinds, sequences
+from bestiary.tasks._count import from_bits, mean_inverse_distinct
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -38,8 +38,8 @@ class Palindrome(Task):
         if length % 2 or length < 4:
             raise ValueError(f"palindrome(length={length}): the length is twice that of a string of 2 or more; try 256")
         self.vocab, self.length, self.size = vocab, length, length // 2
-        self.chance, self.plateau = 1 / (vocab - 1), inverse_kinds(self.size, vocab - 1)
-        self.space = sequences(self.size * log2(vocab - 1))
+        self.chance, self.plateau = 1 / (vocab - 1), mean_inverse_distinct(self.size, vocab - 1)
+        self.space = from_bits(self.size * log2(vocab - 1))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         string = torch.randint(self.vocab - 1, (count, self.size), generator=rng, device=rng.device)

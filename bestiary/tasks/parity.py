@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class Parity(Strings):
@@ -17,9 +17,9 @@ class Parity(Strings):
         tokens      0 1 1 0 1 ?        cumulative   0 1 1 0 1 ?
         targets     . . . . . 1                     0 1 0 0 1 .
 
-    Bits are tokens 0 and 1, "?" is the blank, token 2: the answer is read there, and blanks fill up the row. With
-    `cumulative` the parity of the bits so far is asked at every bit, and blanks are padding only. Bits are uniform;
-    the length of the string is uniform from `least` to `length`.
+    Bits are tokens 0 and 1, "?" is the blank, token 2: the answer is read there, and blanks pad the row. With
+    `cumulative` the parity of the bits so far is asked at every bit, and blanks are padding only. Bits are uniform; the
+    length of the string is uniform from `least` to `length`.
 
     Facets: `length` of the string and, if cumulative, `place` of the bit from 0. Departs from the paper, whose
     batches have strings of one length: here lengths are mixed in a batch, which is the same distribution.
@@ -37,17 +37,17 @@ class Parity(Strings):
         self.running = cumulative
         super().__init__(least=least, length=length)
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [0.5, 0.5]
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
-        symbols = self.uniform(len(sizes), 2, rng)
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
+        symbols = self.uniform_symbols(len(sizes), 2, rng)
         parity = symbols.cumsum(1) % 2
         if self.running:
-            return Written(symbols, sizes, parity, sizes)
-        return Written(symbols, sizes, parity.gather(1, sizes.unsqueeze(1) - 1), torch.ones_like(sizes))
+            return StringBatch(symbols, sizes, parity, sizes)
+        return StringBatch(symbols, sizes, parity.gather(1, sizes.unsqueeze(1) - 1), torch.ones_like(sizes))
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         odd, answers = 0, []
         for bit in string:
             odd = 1 - odd if bit == 1 else odd

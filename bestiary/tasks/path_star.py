@@ -7,9 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._draw import distinct, shuffled
-from bestiary.tasks._layout import picked
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._draw import distinct, random_orders
+from bestiary.tasks._layout import gather_vectors
 from bestiary.tasks._task import SILENT, Batch, Task
 
 PAPER = ((2, 5), (5, 5), (10, 5), (20, 5), (2, 20))  # branches, and nodes of each with the centre
@@ -21,10 +21,10 @@ class PathStar(Task):
         tokens   b c a b e f a e ? a f = e       (from the centre a go a b c and a e f)
         targets  . . . . . . . . . . . e f
 
-    `branches` paths of `steps` edges leave the centre; nodes are different tokens, drawn from `nodes`, and behind
-    those come "?" and "=". An edge is written from the centre outward, or, unless `directed`, either way at random.
-    Behind "?" stand the centre and the end of one branch, each as likely, and behind "=" the path between them,
-    without the centre. `backwards=True` asks for it from the end, without the end: then each step is one look-up.
+    `branches` paths of `steps` edges leave the centre; nodes are different tokens, drawn from `nodes`, and after those
+    come "?" and "=". An edge is written from the centre outward, or, unless `directed`, either way at random. After "?"
+    stand the centre and the end of one branch, each equally likely, and after "=" the path between them, without the
+    centre. `backwards=True` asks for it from the end, without the end: then each step is one look-up.
 
     With `shown` the path is given as it is asked for, token by token, and all steps but the first can be read off
     the edges one by one, which is how models come to fail at the first ("Clever Hans"). Without it "=" stands at all
@@ -70,14 +70,14 @@ class PathStar(Task):
         self.chance = 1 / nodes
         first = 1 / branches
         self.plateau = 1 / steps if backwards else (first if not shown else (first + steps - 1) / steps)
-        self.space = sequences(choices(nodes, self.edges + 1))
+        self.space = from_bits(choice_bits(nodes, self.edges + 1))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         drawn = distinct(count, self.edges + 1, self.nodes, rng)
         centre, paths = drawn[:, :1], drawn[:, 1:].view(count, self.branches, self.steps)
         tails = torch.cat([centre[:, None].expand(-1, self.branches, 1), paths[:, :, :-1]], dim=2)
         edges = torch.stack([tails, paths], dim=3).view(count, self.edges, 2)
-        edges = picked(edges, shuffled(count, self.edges, rng))
+        edges = gather_vectors(edges, random_orders(count, self.edges, rng))
         if not self.directed:
             turned = torch.randint(2, (count, self.edges, 1), generator=rng, device=rng.device).bool()
             edges = torch.where(turned, edges.flip(2), edges)

@@ -7,9 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Natural, Positive
-from bestiary.tasks._count import choices, guessed, sequences
-from bestiary.tasks._draw import distinct, shuffled
-from bestiary.tasks._layout import picked
+from bestiary.tasks._count import choice_bits, from_bits, guess_accuracy
+from bestiary.tasks._draw import distinct, random_orders
+from bestiary.tasks._layout import gather_vectors
 from bestiary.tasks._task import SILENT, Batch, Task
 
 DIGITS = 10
@@ -23,7 +23,7 @@ class PhoneBook(Task):
         targets    . . . . . ..  .   . . . . . ..  . ...   . . . . . ..  .    . 6 0 4 ..
 
     Tokens 0 to 9 are digits, then ":" and the end of a line, then `names` names, of which each sequence has `lines`
-    different ones. The first digit is 6 to 9, all others 0 to 9, each as likely. Behind the book `examples` of its
+    different ones. The first digit is 6 to 9, all others 0 to 9, each equally likely. After the book `examples` of its
     lines are repeated, and then another name is asked. Each digit is asked after the ones before it have been given.
 
     Facets: `distance` back to where the digit stands in the book (from the question to the token before it there),
@@ -44,9 +44,9 @@ class PhoneBook(Task):
             raise ValueError(f"phone_book(lines={lines}): {examples} examples and another line need {examples + 1}")
         self.width = DIGITS + 3
         self.vocab, self.length = FIRST + names, (lines + examples + 1) * self.width - 2
-        self.space = sequences(choices(names, lines) + choices(lines, examples + 1) + lines * 31.8)
+        self.space = from_bits(choice_bits(names, lines) + choice_bits(lines, examples + 1) + lines * 31.8)
         self.chance = (1 / 4 + (DIGITS - 1) / 10) / DIGITS
-        self.plateau = guessed(lines, [4, *[10] * (DIGITS - 1)])
+        self.plateau = guess_accuracy(lines, [4, *[10] * (DIGITS - 1)])
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         shown = torch.empty(count, self.lines, self.width, dtype=torch.long, device=rng.device)
@@ -55,8 +55,8 @@ class PhoneBook(Task):
         shown[:, :, 2] = torch.randint(6, 10, (count, self.lines), generator=rng, device=rng.device)
         others = count, self.lines, DIGITS - 1
         shown[:, :, 3:-1] = torch.randint(10, others, generator=rng, device=rng.device)
-        again = shuffled(count, self.lines, rng)[:, : self.examples + 1]
-        repeated = picked(shown, again)
+        again = random_orders(count, self.lines, rng)[:, : self.examples + 1]
+        repeated = gather_vectors(shown, again)
         text = torch.cat([shown, repeated], dim=1).flatten(1)
         tokens, targets = text[:, :-2].clone(), text[:, 1:-1].clone()
         targets[:, :-DIGITS] = SILENT

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import once, sequences
-from bestiary.tasks._draw import shuffled
-from bestiary.tasks._layout import packed
+from bestiary.tasks._count import from_bits, measure_once
+from bestiary.tasks._draw import random_orders
+from bestiary.tasks._layout import pack_rows
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 
@@ -61,9 +61,9 @@ class RegBench(Task):
         self.states, self.letters, self.strings = states, letters, strings
         self.least, self.longest = least, longest
         self.vocab, self.length = letters + 2, strings * (longest + 1) - 1
-        self.space = sequences(math.log2(letters) + least * math.log2(longest))
+        self.space = from_bits(math.log2(letters) + least * math.log2(longest))
         key = "regbench", states, letters, strings, least, longest
-        self.chance, self.plateau = once(key, self.guesses)
+        self.chance, self.plateau = measure_once(key, self.guesses)
 
     def guesses(self) -> tuple[float, float]:
         """How often any one letter is right, and how often the best for the row."""
@@ -80,7 +80,7 @@ class RegBench(Task):
         def draw(most: int, *shape: int) -> Tensor:
             return torch.randint(most, (count, *shape), generator=rng, device=rng.device)
 
-        used = shuffled(count, self.letters, rng) < 4 + draw(self.letters - 3, 1)
+        used = random_orders(count, self.letters, rng) < 4 + draw(self.letters - 3, 1)
         able = (torch.arange(self.states, device=rng.device) < 4 + draw(self.states - 3, 1))[:, None]
         able = able & ~torch.eye(self.states, dtype=torch.bool, device=rng.device)
         letters = torch.rand(count, self.states, self.letters, generator=rng, device=rng.device)
@@ -91,7 +91,7 @@ class RegBench(Task):
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         degree, letters, onward = self.automata(count, rng)
         legal = ((1 << letters) * (torch.arange(3, device=rng.device) < degree[:, :, None])).sum(2)
-        shape = count, self.strings, self.longest + 1  # a string and the separator behind it
+        shape = count, self.strings, self.longest + 1  # a string and the separator after it
         lottery = torch.rand(shape, generator=rng, device=rng.device, dtype=torch.float64)
         state = torch.zeros(shape[:2], dtype=torch.long, device=rng.device)
         walked: list[Tensor] = []
@@ -108,7 +108,7 @@ class RegBench(Task):
         tokens = tokens.masked_fill(place == size, self.letters)
         kept = (place < size + (string < many - 1)) & (string < many)
         parts = (tokens, self.letters + 1), *((part, 0) for part in (*known, string, place))
-        tokens, state, *parts = packed(kept, *parts, length=self.length + 1)
+        tokens, state, *parts = pack_rows(kept, *parts, length=self.length + 1)
         told = dict(zip(("right", "legal", "string", "place"), parts, strict=True)) | {
             "visits": torch.zeros_like(state)
         }
@@ -123,7 +123,9 @@ class RegBench(Task):
     def right(self, batch: Batch, answers: Int[Tensor, "batch time"]) -> Bool[Tensor, "batch time"]:
         return (batch.truth["legal"] >> answers.clamp(min=0) & 1).bool() & (answers != SILENT)
 
-    def further(self, batch: Batch, logits: Float[Tensor, "answers vocab"]) -> dict[str, Float[Tensor, " answers"]]:
+    def extra_scores(
+        self, batch: Batch, logits: Float[Tensor, "answers vocab"]
+    ) -> dict[str, Float[Tensor, " answers"]]:
         legal = batch.truth["legal"][batch.targets != SILENT][:, None]
         wanted = (legal >> torch.arange(self.vocab, device=logits.device) & 1).float()
         return {"tvd": (logits.softmax(-1) - wanted / wanted.sum(1, keepdim=True)).abs().sum(1) / 2}

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.spec import Natural, Positive
-from bestiary.tasks._count import inverse_kinds, sequences
-from bestiary.tasks._draw import below, in_blocks
-from bestiary.tasks._layout import earlier, packed
+from bestiary.tasks._count import from_bits, mean_inverse_distinct
+from bestiary.tasks._draw import draw_in_blocks, uniform_below
+from bestiary.tasks._layout import earlier_occurrences, pack_rows
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -20,22 +20,22 @@ class RepeatAfterMe(Task):
 
         copy     $ c a t s | c a t s * *    answers c a t s . from the last bar on
         prefix   $ a | c a t s | t s * *    answers t s . from the last bar on; gram=1
-        suffix   $ c a t s | a t s * * *    answers t s . from the letter behind the bar on
+        suffix   $ c a t s | a t s * * *    answers t s . from the letter after the bar on
 
-    Tokens 0 to letters - 1 are letters, drawn uniformly, and then come start `$`, bar `|`, stop `.` and padding `*`.
-    A string has `least` to `most` letters, each length as likely; shorter rows are padded on the right. The answer is
-    shown as it is given, and its end is asked; the stop itself is never input. With `answer` above 0 only so many
+    Tokens 0 to letters - 1 are letters, drawn uniformly, and then come start `$`, bar `|`, stop `.` and padding `*`. A
+    string has `least` to `most` letters, each length equally likely; shorter rows are padded on the right. The answer
+    is shown as it is given, and its end is asked; the stop itself is never input. With `answer` above 0 only so many
     letters are asked for.
 
-    A look-up gives `gram` letters and asks what stands behind their first occurrence. They are drawn among the places
-    that enough letters follow, from those whose letters occur once if there are any. `duplicate` is `copy` where
-    `gram` letters have been written over others that they do not overlap, to test those who continue what they saw.
+    A look-up gives `gram` letters and asks what stands after their first occurrence. They are drawn among the places
+    that enough letters follow, from those whose letters occur once if there are any. `duplicate` is `copy` where `gram`
+    letters have been written over others that they do not overlap, to test those who continue what they saw.
 
     Facets: `distance` from a question back to the answer in the string (0 at the end), `place` (in the answer), `size`
     (of the string) and `shown`, how often the letters of a look-up occur (0 in the others).
 
     Departs from the paper: its code draws the letters of a look-up from all places, unique or not, and keeps two
-    letters behind them; replaces every occurrence in `duplicate`; and packs several rows into a context of 220.
+    letters after them; replaces every occurrence in `duplicate`; and packs several rows into a context of 220.
     """
 
     family: ClassVar = "copying"
@@ -75,18 +75,18 @@ class RepeatAfterMe(Task):
         mean = (least + most) / 2
         asked = answer or ((mean - gram + 1) / 2 if self.look_up else mean)
         self.chance = max(asked / letters, 1) / (asked + 1)
-        self.plateau = max(asked * inverse_kinds(mean, letters), 1) / (asked + 1)
-        self.space = sequences((least - gram * (form == "duplicate")) * log2(letters))
+        self.plateau = max(asked * mean_inverse_distinct(mean, letters), 1) / (asked + 1)
+        self.space = from_bits((least - gram * (form == "duplicate")) * log2(letters))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         size = torch.randint(self.least, self.most + 1, (count, 1), generator=rng, device=rng.device)
         string = torch.randint(self.letters, (count, self.most), generator=rng, device=rng.device)
         if self.form == "duplicate":
-            string = self.doubled(string, size, rng)
-        begin, shown = self.found(string, size, rng) if self.look_up else (torch.zeros_like(size), 0 * size)
+            string = self.duplicate_gram(string, size, rng)
+        begin, shown = self.find_answer(string, size, rng) if self.look_up else (torch.zeros_like(size), 0 * size)
         index = torch.arange(self.longest + 1, device=rng.device)
         asked = torch.full_like(size, self.answer) if self.answer else size - begin
         answer = string.gather(1, (begin + index).clamp(max=self.most - 1)).masked_fill(index == asked, self.stop)
@@ -101,24 +101,24 @@ class RepeatAfterMe(Task):
         facets = {"distance": distance, "place": index, "size": size, "shown": shown}
         columns = [(x.expand_as(answer), 0) for x in facets.values()]
         asking = [(F.pad(x, (ask, 0), value=filler), filler) for x, filler in [(answer, SILENT), *columns]]
-        tokens, targets, *told = packed(kept, (tokens, self.padding), *asking, length=self.length)
+        tokens, targets, *told = pack_rows(kept, (tokens, self.padding), *asking, length=self.length)
         return Batch(tokens, targets, {name: x.int() for name, x in zip(facets, told, strict=True)})
 
-    def doubled(self, string: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
+    def duplicate_gram(self, string: Tensor, size: Tensor, rng: torch.Generator) -> Tensor:
         """The string, some letters of it written over others that they do not overlap."""
         room = size - 2 * self.gram + 1
-        one, other = below(room + 1, rng), below(room, rng)
+        one, other = uniform_below(room + 1, rng), uniform_below(room, rng)
         other = other + (other >= one)
         source = other + (self.gram - 1) * (other > one)
         target = one + (self.gram - 1) * (one > other)
         index = torch.arange(self.gram, device=string.device)
         return string.scatter(1, target + index, string.gather(1, source + index))
 
-    def found(self, string: Tensor, size: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    def find_answer(self, string: Tensor, size: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Where the answer to a look-up begins, and how often its letters occur."""
         place = torch.arange(self.most - self.gram + 1, device=rng.device)
         code = (string.unfold(1, self.gram, 1) * self.letters ** torch.arange(self.gram, device=rng.device)).sum(2)
-        first = earlier(torch.where(place > size - self.gram, -1 - place, code)).first
+        first = earlier_occurrences(torch.where(place > size - self.gram, -1 - place, code)).first
         shown = torch.zeros_like(first).scatter_add_(1, first, torch.ones_like(first)).gather(1, first)
         lottery = torch.rand(first.shape, generator=rng, device=rng.device) + (shown == 1)
         fits = place <= size - self.gram - (self.answer or 1)
@@ -134,11 +134,11 @@ class RepeatAfterMe(Task):
                     parts.append([])
                 elif token < self.letters:
                     parts[-1].append(token)
-                todo = self.todo(parts) if token <= self.bar else []
+                todo = self.remaining_answer(parts) if token <= self.bar else []
                 answers[row, time] = todo[0] if todo else SILENT
         return answers
 
-    def todo(self, parts: list[list[int]]) -> list[int]:
+    def remaining_answer(self, parts: list[list[int]]) -> list[int]:
         """What is still to be said, if what stands between the bars is a question."""
         string, said = parts[-2:] if len(parts) == 2 + (self.form == "prefix") else ([], [])
         begin = 0

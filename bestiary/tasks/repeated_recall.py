@@ -8,9 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import sequences
+from bestiary.tasks._count import from_bits
 from bestiary.tasks._draw import blocks, distinct
-from bestiary.tasks._layout import earlier
+from bestiary.tasks._layout import earlier_occurrences
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -21,10 +21,10 @@ class RepeatedRecall(Task):
         targets   .  .  .  . v1  . v3  . v2  .     back=1
         targets   .  .  .  .  .  . v1  .  .  .     back=2
 
-    Keys are the lower half of the vocabulary, values the upper. Each sequence has `keys` different keys, of which
-    every assignment takes one, each as likely, and gives it any value. A key that was assigned `back` times or more
-    is a question: the value of `back` assignments ago. The new value follows as input. `back=1` is MQRAR of
-    stick-breaking attention, `back` 2 to 4 its N-back form of PaTH attention.
+    Keys are the lower half of the vocabulary, values the upper. Each sequence has `keys` different keys, of which every
+    assignment takes one, each equally likely, and gives it any value. A key that was assigned `back` times or more is a
+    question: the value of `back` assignments ago. The new value follows as input. `back=1` is MQRAR of stick-breaking
+    attention, `back` 2 to 4 its N-back form of PaTH attention.
 
     Facets: `distance` from a question back to the key whose value it asks, and `times`, how often the key was
     assigned before.
@@ -55,7 +55,7 @@ class RepeatedRecall(Task):
         if self.half < keys:
             raise ValueError(f"repeated_recall(vocab={vocab}): {keys} keys and as many values need {2 * keys}")
         values = vocab - self.half
-        self.space = sequences(self.assignments * math.log2(values * keys))
+        self.space = from_bits(self.assignments * math.log2(values * keys))
         self.chance, self.plateau = 1 / values, max(1 / values, 1 / keys)
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
@@ -73,7 +73,7 @@ class RepeatedRecall(Task):
         values = torch.randint(self.half, self.vocab, shape, generator=rng, device=rng.device)
         tokens[:, ::2] = distinct(len(tokens), self.keys, self.half, rng).gather(1, key)
         tokens[:, 1::2] = values
-        _, asked, before = earlier(key, self.back)
+        _, asked, before = earlier_occurrences(key, self.back)
         silent = asked < 0
         targets[:, ::2] = values.gather(1, asked.clamp(min=0)).masked_fill(silent, SILENT)
         place = torch.arange(self.assignments, device=rng.device)

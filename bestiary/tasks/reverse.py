@@ -5,27 +5,27 @@ from typing import ClassVar
 from jaxtyping import Int
 from torch import Tensor
 
-from bestiary.tasks._rearranged import Rearranged
+from bestiary.tasks._rearranged import Rearrangement
 
 
-class Reverse(Rearranged):
+class Reverse(Rearrangement):
     """Say the string backwards.
 
         tokens   0 1 1 ? ? ?
         targets  . . . 1 1 0
 
     The string is of tokens 0 to symbols - 1, uniform; its length is uniform from `least` to `length`. As many blanks
-    follow, token `symbols`, at which the answer is read, and more blanks fill up the row. Answers are not shown.
+    follow, token `symbols`, at which the answer is read, and more blanks pad the row. Answers are not shown.
 
     Facets: `length` of the string and `place` of the answer from 0. Departs from the paper in that lengths are mixed
     in a batch, which is the same distribution.
     """
 
-    variants: ClassVar = (*Rearranged.variants, "symbols=20")
-    axes: ClassVar = {**Rearranged.axes, "symbols": (2, 8, 32, 128)}
+    variants: ClassVar = (*Rearrangement.variants, "symbols=20")
+    axes: ClassVar = {**Rearrangement.axes, "symbols": (2, 8, 32, 128)}
 
-    def order(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
+    def source_positions(self, place: Int[Tensor, " most"], sizes: Int[Tensor, "rows 1"], symbols: Tensor) -> Tensor:
         return sizes - 1 - place
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         return string[::-1]

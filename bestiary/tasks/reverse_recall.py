@@ -7,9 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
+from bestiary.tasks._count import choice_bits, from_bits
 from bestiary.tasks._draw import distinct
-from bestiary.tasks._task import SILENT, UNSURE, Batch, Scored, Task
+from bestiary.tasks._task import OPEN_REASONS, SILENT, Batch, Scored, Task
 
 PAD, BEGIN, END, FIRST = range(4)  # FIRST is the first key
 
@@ -21,9 +21,9 @@ class ReverseRecall(Task):
         targets      .  .  .  .  .   . k2   .
 
     Tokens are PAD, BEGIN, END, then `symbols`, of which the lower half are keys and the others values, each at most
-    once in a sequence. There are `least` to `pairs` pairs, each number as likely (`least=None`: always `pairs`), and
-    short rows are filled up with PAD on the right. Every pair is as likely to be asked: with `ask="key"` for its
-    value, with `"value"` for its key, with `"both"` for either, a coin deciding.
+    once in a sequence. There are `least` to `pairs` pairs, each number equally likely (`least=None`: always `pairs`),
+    and short rows are filled up with PAD on the right. Every pair is equally likely to be asked: with `ask="key"` for
+    its value, with `"value"` for its key, with `"both"` for either, a coin deciding.
 
     `scored="answer"` asks at the question only; `"all"` asks for the next token everywhere up to the answer, and
     `solve` then knows only the last.
@@ -50,7 +50,7 @@ class ReverseRecall(Task):
         scored: Scored = "answer",
     ) -> None:
         self.half, self.pairs, self.ask = symbols // 2, pairs, ask
-        self.scored, self.open = scored, UNSURE[scored]
+        self.scored, self.open = scored, OPEN_REASONS[scored]
         self.least = pairs if least is None else least
         if symbols % 2 or self.half < pairs:
             raise ValueError(f"reverse_recall(symbols={symbols}): {pairs} pairs need an even {2 * pairs} or more")
@@ -58,7 +58,7 @@ class ReverseRecall(Task):
             raise ValueError(f"reverse_recall(least={least}): it must be at most pairs={pairs}")
         self.vocab, self.length = FIRST + symbols, 2 * pairs + 3
         numbers = range(self.least, pairs + 1)
-        self.space = sequences(2 * choices(self.half, self.least))  # the short ones, which recur first
+        self.space = from_bits(2 * choice_bits(self.half, self.least))  # the short ones, which recur first
         self.chance = (0.5 if ask == "both" else 1.0) / self.half
         self.plateau = sum(1 / number for number in numbers) / len(numbers)
 

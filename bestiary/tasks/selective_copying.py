@@ -8,8 +8,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import inverse_kinds, sequences, subsets
-from bestiary.tasks._draw import in_blocks, increasing
+from bestiary.tasks._count import from_bits, mean_inverse_distinct, subset_bits
+from bestiary.tasks._draw import draw_in_blocks, sorted_subsets
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -22,10 +22,11 @@ class SelectiveCopying(Task):
     Token vocab - 2 is the blank, vocab - 1 the mark, and the others are drawn uniformly. The last `copied` positions
     ask for what was read, the first of them first; the answers are not shown. `length` counts everything.
 
-    `gaps="mad"` puts each blank before one of the tokens, each as likely, so that gaps are alike and the last token
-    is followed by the mark; `gaps="even"` draws the places of the tokens, every choice as likely. `mark="once"` marks
-    the end of the text, and blanks stand where answers are asked (MAD); `mark="each"` puts the mark there instead,
-    as the generator of S4 does, which Gu & Dao take up: the preset `mamba` is 4096 positions of text and 16 questions.
+    `gaps="mad"` puts each blank before one of the tokens, each equally likely, so that gaps are alike and the last
+    token is followed by the mark; `gaps="even"` draws the places of the tokens, every choice equally likely.
+    `mark="once"` marks the end of the text, and blanks stand where answers are asked (MAD); `mark="each"` puts the mark
+    there instead, as the generator of S4 does, which Gu & Dao take up: the preset `mamba` is 4096 positions of text and
+    16 questions.
 
     MAD's settings are the defaults and one value of one of the axes at a time, or other numbers of training rows.
 
@@ -60,13 +61,13 @@ class SelectiveCopying(Task):
         if self.text < copied:
             least = length - self.text + copied
             raise ValueError(f"selective_copying(length={length}): copying {copied} tokens needs a length of {least}")
-        self.chance, self.plateau = 1 / (vocab - 2), inverse_kinds(copied, vocab - 2)
-        self.space = sequences(copied * log2(vocab - 2) + (subsets(self.text, copied) if gaps == "even" else 0))
+        self.chance, self.plateau = 1 / (vocab - 2), mean_inverse_distinct(copied, vocab - 2)
+        self.space = from_bits(copied * log2(vocab - 2) + (subset_bits(self.text, copied) if gaps == "even" else 0))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         letters = torch.randint(self.vocab - 2, (count, self.copied), generator=rng, device=rng.device)
         where = self.where(count, rng)
         tokens = torch.full((count, self.length), self.vocab - 2, device=rng.device).scatter_(1, where, letters)
@@ -82,7 +83,7 @@ class SelectiveCopying(Task):
     def where(self, count: int, rng: torch.Generator) -> Int[Tensor, "count copied"]:
         """The places of the tokens to copy."""
         if self.gaps == "even":
-            return increasing(count, self.copied, self.text, rng)
+            return sorted_subsets(count, self.copied, self.text, rng)
         blanks = torch.randint(self.copied, (count, self.text - self.copied), generator=rng, device=rng.device)
         before = torch.zeros(count, self.copied, dtype=torch.long, device=rng.device)
         before.scatter_add_(1, blanks, torch.ones_like(blanks))

@@ -8,9 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Natural, Positive
-from bestiary.tasks._ambiguous import ambiguous
-from bestiary.tasks._count import once, sequences
-from bestiary.tasks._layout import packed
+from bestiary.tasks._ambiguous import ambiguous_grammar
+from bestiary.tasks._count import from_bits, measure_once
+from bestiary.tasks._layout import pack_rows
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -20,11 +20,11 @@ class SelectiveGrammar(Task):
         tokens   a _ b _ _ a _ _ # _ c _ _ ...      (_ is a blank; the a's stand for different states here)
         targets  . 1 . . 7 . . 3 . 0 . . 9 ...
 
-    Token 0 is "#", 1 to `symbols` are the other symbols, and symbols + 1 is the blank, which also fills the row.
-    Every symbol but "#" is ambiguous between `depth` states: 1 + (s - 1) * depth + i is the i-th of symbol s, and 0
-    the state of "#". The grammar is drawn once, from `seed`: from every state, for every symbol, an edge goes to one
-    of the states of the symbol with probability 0.4 (0.4 / depth for "#"); drawn again until "#" can be reached from
-    everywhere. The edges of a state are equally likely, and a symbol read in a state leads to one state only. Behind
+    Token 0 is "#", 1 to `symbols` are the other symbols, and symbols + 1 is the blank, which also pads the row. Every
+    symbol but "#" is ambiguous between `depth` states: 1 + (s - 1) * depth + i is the i-th of symbol s, and 0 the state
+    of "#". The grammar is drawn once, from `seed`: from every state, for every symbol, an edge goes to one of the
+    states of the symbol with probability 0.4 (0.4 / depth for "#"); drawn again until "#" can be reached from
+    everywhere. The edges of a state are equally likely, and a symbol read in a state leads to one state only. After
     "#", and at the beginning, one of up to four starts is drawn, with different symbols.
 
     A row has `elements` symbols, each followed by `least` to `gap` blanks. The last blank asks for the state. From
@@ -68,11 +68,11 @@ class SelectiveGrammar(Task):
             raise ValueError(f"selective_grammar(noise={noise}): a probability from 0 to below 1")
         self.elements, self.least, self.gap, self.noise, self.clean = elements, least, gap, noise, clean
         self.blank, self.depth, self.length = symbols + 1, depth, elements * (gap + 1)
-        self.onward = ambiguous(symbols, depth, seed)
+        self.onward = ambiguous_grammar(symbols, depth, seed)
         self.vocab = max(symbols + 2, len(self.onward))
         key = "selective_grammar", symbols, depth, elements, noise, clean, seed
-        self.chance, self.plateau = once(key, self.guesses)
-        self.space = sequences(self.bits() + elements * math.log2(gap - least + 1))
+        self.chance, self.plateau = measure_once(key, self.guesses)
+        self.space = from_bits(self.bits() + elements * math.log2(gap - least + 1))
 
     def guesses(self) -> tuple[float, float]:
         """How often the commonest state is right, and the commonest of the symbol that was read."""
@@ -119,9 +119,9 @@ class SelectiveGrammar(Task):
             states[:, element] = state.masked_fill(odd, SILENT)
             ended = symbols[:, element] == 0
             since[:, element] = torch.where(ended, 0, 1 + (since[:, element - 1] if element else 0))
-        return self.spread(symbols, states, since, rng)
+        return self.add_gaps(symbols, states, since, rng)
 
-    def spread(self, symbols: Tensor, states: Tensor, since: Tensor, rng: torch.Generator) -> Batch:
+    def add_gaps(self, symbols: Tensor, states: Tensor, since: Tensor, rng: torch.Generator) -> Batch:
         """The symbols with gaps between them."""
         gap = torch.randint(self.least, self.gap + 1, (*symbols.shape, 1), generator=rng, device=rng.device)
         slots = torch.arange(self.gap + 1, device=rng.device).expand(*symbols.shape, -1)
@@ -130,7 +130,7 @@ class SelectiveGrammar(Task):
         element = torch.arange(self.elements, device=rng.device)[:, None].expand_as(slots)
         told = element, since[:, :, None].expand_as(slots), gap.expand_as(slots)
         parts = (tokens, self.blank), (targets, SILENT), *((part, 0) for part in told)
-        tokens, targets, *told = packed(slots <= gap, *parts, length=self.length)
+        tokens, targets, *told = pack_rows(slots <= gap, *parts, length=self.length)
         element, since, gap = (part.int() for part in told)
         return Batch(tokens, targets, {"element": element, "since": since, "gap": gap})
 

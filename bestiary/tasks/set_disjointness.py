@@ -8,9 +8,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import choices, sequences
-from bestiary.tasks._draw import distinct, in_blocks
-from bestiary.tasks._layout import placed
+from bestiary.tasks._count import choice_bits, from_bits
+from bestiary.tasks._draw import distinct, draw_in_blocks
+from bestiary.tasks._layout import place_values
 from bestiary.tasks._task import SILENT, Batch, Task
 
 TRAINED = ((4, 16), (8, 32), (16, 64), (4, 128), (16, 256), (4, 256))
@@ -49,12 +49,12 @@ class SetDisjointness(Task):
             )
         self.vocab, self.first, self.second, self.length = vocab, first, second, first + second + 3
         self.chance, self.plateau = 1 / (vocab - 4), 1 / min(first, second)
-        self.space = sequences(choices(vocab - 4, first + second - 1) + log2(first * second))
+        self.space = from_bits(choice_bits(vocab - 4, first + second - 1) + log2(first * second))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         drawn = 4 + distinct(count, self.first + self.second, self.vocab - 4, rng)
         here = torch.randint(self.first, (count, 1), generator=rng, device=rng.device)
         there = torch.randint(self.second, (count, 1), generator=rng, device=rng.device)
@@ -66,21 +66,21 @@ class SetDisjointness(Task):
         facets = {"distance": self.second - there, "gap": self.first - here + 1 + there, "load": load}
         return Batch(
             tokens,
-            placed(end * 0 + self.length - 1, shared, self.length, SILENT),
-            {name: placed(end * 0 + self.length - 1, facet.int(), self.length) for name, facet in facets.items()},
+            place_values(end * 0 + self.length - 1, shared, self.length, SILENT),
+            {name: place_values(end * 0 + self.length - 1, facet.int(), self.length) for name, facet in facets.items()},
         )
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
         answers = torch.full_like(tokens, SILENT)
         for row, sequence in enumerate(tokens.tolist()):
             first: set[int] = set()
-            shared, behind = SILENT, False
+            shared, after = SILENT, False
             for time, token in enumerate(sequence):
                 if token == 3:
                     answers[row, time] = shared
                 elif token == 2:
-                    behind = True
-                elif not behind:
+                    after = True
+                elif not after:
                     first.add(token)
                 elif token in first:
                     shared = token

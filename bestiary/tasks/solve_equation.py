@@ -7,8 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._expressions import MOST, SIGNS, bracketed, reckoned, trees, valued
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._expressions import MOST, SIGNS, count_bracketed, draw_bracketed, evaluate, evaluate_rows
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class SolveEquation(Strings):
@@ -17,14 +17,14 @@ class SolveEquation(Strings):
         tokens   ( 3 - ( x + - 1 ) ) = 0 ?
         targets  . . . . . . . . . . . . 4
 
-    Tokens 0 to modulus - 1 are numbers, those after them + - * ( ) x = and the blank, in this order. The left side
-    is an expression as in `modular_arithmetic` with brackets and the operators + and -, with one of its numbers
-    replaced by x; the right side is its value. As x stands there once there is one solution; it is read at the first
-    blank, and blanks fill up the row. The length of the equation is uniform from `least` to `length`.
+    Tokens 0 to modulus - 1 are numbers, those after them + - * ( ) x = and the blank, in this order. The left side is
+    an expression as in `modular_arithmetic` with brackets and the operators + and -, with one of its numbers replaced
+    by x; the right side is its value. As x stands there once there is one solution; it is read at the first blank, and
+    blanks pad the row. The length of the equation is uniform from `least` to `length`.
 
     Facets: `length` of the equation, `depth` of its brackets and `hole`, the place of x from 0. Departs from the paper
-    in that each number is as likely to become x, where the paper takes the next one behind a random place and so
-    favours those behind brackets, and in that lengths are mixed in a batch. Token * is idle.
+    in that each number is equally likely to become x, where the paper takes the next one after a random place and so
+    favours those after brackets, and in that lengths are mixed in a batch. Token * is not used.
     """
 
     shortest: ClassVar = 3
@@ -38,16 +38,16 @@ class SolveEquation(Strings):
         self.equals, self.blank = self.unknown + 1, self.unknown + 2
         super().__init__(least=least, length=length)
 
-    def strings(self, size: int) -> int:
-        return trees(size - 2, self.modulus, 2)[size - 2]
+    def count_strings(self, size: int) -> int:
+        return count_bracketed(size - 2, self.modulus, 2)[size - 2]
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [1 / self.modulus] * self.modulus
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
         left = sizes - 2
-        symbols = bracketed(left, self.longest, self.modulus, rng, signs="+-")
-        values, depth = valued(symbols, left, self.modulus)
+        symbols = draw_bracketed(left, self.longest, self.modulus, rng, signs="+-")
+        values, depth = evaluate_rows(symbols, left, self.modulus)
         within = torch.arange(self.longest, device=rng.device) < left.unsqueeze(1)
         lottery = torch.rand(symbols.shape, generator=rng, device=rng.device)
         hole = lottery.masked_fill((symbols >= self.modulus) | ~within, -1).argmax(1, keepdim=True)
@@ -56,12 +56,12 @@ class SolveEquation(Strings):
         symbols.scatter_(1, left.unsqueeze(1), self.equals)
         symbols.scatter_(1, left.unsqueeze(1) + 1, values.unsqueeze(1))
         facets = {"depth": depth, "hole": hole.squeeze(1)}
-        return Written(symbols, sizes, answer, torch.ones_like(sizes), facets)
+        return StringBatch(symbols, sizes, answer, torch.ones_like(sizes), facets)
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         *left, _, value = string
         symbols = [token if token < self.modulus else (SIGNS + "x")[token - self.modulus] for token in left]
         for candidate in range(self.modulus):
-            if reckoned([candidate if symbol == "x" else symbol for symbol in symbols], self.modulus) == value:
+            if evaluate([candidate if symbol == "x" else symbol for symbol in symbols], self.modulus) == value:
                 return [candidate]
         return []

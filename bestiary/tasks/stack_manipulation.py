@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class StackManipulation(Strings):
@@ -20,7 +20,7 @@ class StackManipulation(Strings):
     A string begins with a stack of bits, from the bottom, tokens 0 and 1, one at least; actions follow, one at least:
     token 2 takes the top off (nothing if the stack is empty), tokens 3 and 4 put a 0 or a 1 on it. Where the actions
     begin is uniform, and so are bits and actions. The length of all this is uniform from `least` to `length`. Blanks
-    fill up the row, token 5; at them the stack is read from the top, and at the next its end, "$", which is token 2.
+    pad the row, token 5; at them the stack is read from the top, and at the next its end, "$", which is token 2.
 
     Facets: `length` of the string, `actions`, how many there are, and `place` of the answer from 0. Departs from the
     paper in that lengths are mixed in a batch, which is the same distribution.
@@ -29,22 +29,22 @@ class StackManipulation(Strings):
     shortest: ClassVar = 2
     blank = 5
 
-    def room(self, size: int) -> int:
+    def max_answers(self, size: int) -> int:
         return size + 1
 
-    def strings(self, size: int) -> int:
+    def count_strings(self, size: int) -> int:
         return sum(2**bits * 3 ** (size - bits) for bits in range(1, size))
 
-    def expected(self, size: int) -> list[float]:
-        height = heights(self.longest)[size]
+    def expected_counts(self, size: int) -> list[float]:
+        height = mean_heights(self.longest)[size]
         return [height / 2, height / 2, 1.0]
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
         share = torch.rand(len(sizes), generator=rng, device=rng.device, dtype=torch.float64)
         bits = 1 + (share * (sizes - 1)).long()
         place = torch.arange(self.longest, device=rng.device)
-        actions = 2 + self.uniform(len(sizes), 3, rng)
-        symbols = torch.where(place < bits.unsqueeze(1), self.uniform(len(sizes), 2, rng), actions)
+        actions = 2 + self.uniform_symbols(len(sizes), 3, rng)
+        symbols = torch.where(place < bits.unsqueeze(1), self.uniform_symbols(len(sizes), 2, rng), actions)
         stack = torch.zeros(len(sizes), self.longest + 1, dtype=torch.long, device=rng.device)
         height = torch.zeros_like(sizes)
         for time, symbol in enumerate(symbols.unbind(1)):
@@ -54,9 +54,9 @@ class StackManipulation(Strings):
         order = torch.arange(self.longest + 1, device=rng.device)
         answers = stack.gather(1, (height.unsqueeze(1) - 1 - order).clamp(min=0))
         answers.scatter_(1, height.unsqueeze(1), 2)
-        return Written(symbols, sizes, answers, height + 1, {"actions": sizes - bits})
+        return StringBatch(symbols, sizes, answers, height + 1, {"actions": sizes - bits})
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         stack: list[int] = []
         for symbol in string:
             if symbol != 2:
@@ -67,7 +67,7 @@ class StackManipulation(Strings):
 
 
 @cache
-def heights(longest: int) -> list[float]:
+def mean_heights(longest: int) -> list[float]:
     """The mean height of the stack in the end, for strings of length 0 to `longest`."""
     after = [np.arange(longest + 1.0)]  # the height after no action, by the height before
     for _ in range(longest - 1):

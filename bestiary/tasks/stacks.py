@@ -9,9 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._count import inverse_kinds, sequences
-from bestiary.tasks._draw import in_blocks
-from bestiary.tasks._layout import spaced
+from bestiary.tasks._count import from_bits, mean_inverse_distinct
+from bestiary.tasks._draw import draw_in_blocks
+from bestiary.tasks._layout import add_filler
 from bestiary.tasks._task import SILENT, Batch, Task
 
 
@@ -22,8 +22,8 @@ class Stacks(Task):
         targets    .  .  .    .  .  .    .  .  .   . e5  .   . e7  .   . e4  .
 
     Token 0 is push and 1 pop, the next `stacks` name the stacks, and the last `elements` are what they hold. With
-    probability `pops` an operation takes the newest element off one of the stacks that are not empty, each as likely;
-    otherwise, or if all are empty, it puts an element on any of the stacks, both uniform. If nothing was popped
+    probability `pops` an operation takes the newest element off one of the stacks that are not empty, each equally
+    likely; otherwise, or if all are empty, it puts an element on any of the stacks, both uniform. If nothing was popped
     before, the last operation pops. The answer to a pop is shown after it.
 
     Facets: `distance` from a question back to where the stack was named in pushing the answer, `height` (elements on
@@ -56,13 +56,13 @@ class Stacks(Task):
             raise ValueError(f"stacks(elements={elements}): with one element there is nothing to tell; try 2")
         self.stacks, self.elements, self.operations, self.pops = stacks, elements, operations, pops
         self.vocab, self.length = 2 + stacks + elements, 3 * operations
-        self.chance, self.plateau = 1 / elements, inverse_kinds(operations * max(0.5, 1 - pops), elements)
-        self.space = sequences((operations + 1) // 2 * log2(stacks * elements))
+        self.chance, self.plateau = 1 / elements, mean_inverse_distinct(operations * max(0.5, 1 - pops), elements)
+        self.space = from_bits((operations + 1) // 2 * log2(stacks * elements))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
-        return in_blocks(self.block, count, self.length, rng)
+        return draw_in_blocks(self.draw_block, count, self.length, rng)
 
-    def block(self, count: int, rng: torch.Generator) -> Batch:
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
         shape, device = (count, self.operations), rng.device
         wanted, lottery = (torch.rand(shape, generator=rng, device=device) for _ in range(2))
         which = torch.randint(self.stacks, shape, generator=rng, device=device)
@@ -91,8 +91,8 @@ class Stacks(Task):
         heights, loads = (torch.stack(x, dim=1) for x in zip(*found, strict=True))
         distance = 3 * (torch.arange(self.operations, device=device) - under)
         facets = {"distance": distance, "height": heights, "load": loads}
-        told = {name: spaced(x * popped, 1, 1, 0).int() for name, x in facets.items()}
-        return Batch(tokens, spaced(element.masked_fill(~popped, SILENT), 1, 1, SILENT), told)
+        told = {name: add_filler(x * popped, 1, 1, 0).int() for name, x in facets.items()}
+        return Batch(tokens, add_filler(element.masked_fill(~popped, SILENT), 1, 1, SILENT), told)
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
         answers = torch.full_like(tokens, SILENT)

@@ -7,8 +7,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._draw import repeats
-from bestiary.tasks._strings import Strings, Written
+from bestiary.tasks._draw import repeats_earlier
+from bestiary.tasks._strings import StringBatch, Strings
 
 
 class UniqueSet(Strings):
@@ -18,8 +18,8 @@ class UniqueSet(Strings):
         targets  . . . . . 7 3 9
 
     The string is of tokens 0 to symbols - 1, uniform; its length is uniform from `least` to `length`. Blanks follow,
-    token `symbols`, at which the answer is read, and more blanks fill up the row. Answers are not shown, and no mark
-    is asked for at their end.
+    token `symbols`, at which the answer is read, and more blanks pad the row. Answers are not shown, and no mark is
+    asked for at their end.
 
     Facets: `length` of the string and `place` of the answer from 0. `plateau` is one symbol of the string given to
     every question.
@@ -34,22 +34,22 @@ class UniqueSet(Strings):
         self.blank = symbols
         super().__init__(least=least, length=length)
         sizes = range(least, length + 1)
-        self.plateau = len(sizes) / sum(sum(self.expected(size)) for size in sizes)
+        self.plateau = len(sizes) / sum(sum(self.expected_counts(size)) for size in sizes)
 
-    def room(self, size: int) -> int:
+    def max_answers(self, size: int) -> int:
         return min(size, self.blank)
 
-    def expected(self, size: int) -> list[float]:
+    def expected_counts(self, size: int) -> list[float]:
         return [1 - (1 - 1 / self.blank) ** size] * self.blank
 
-    def write(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> Written:
-        symbols = self.uniform(len(sizes), self.blank, rng)
+    def draw_strings(self, sizes: Int[Tensor, " rows"], rng: torch.Generator) -> StringBatch:
+        symbols = self.uniform_symbols(len(sizes), self.blank, rng)
         beyond = torch.arange(self.longest, device=rng.device) >= sizes.unsqueeze(1)
-        left_out = repeats(symbols, self.blank) | beyond
-        order = left_out.byte().argsort(dim=1, stable=True)[:, : self.room(self.longest)]
-        return Written(symbols, sizes, symbols.gather(1, order), (~left_out).sum(1))
+        left_out = repeats_earlier(symbols, self.blank) | beyond
+        order = left_out.byte().argsort(dim=1, stable=True)[:, : self.max_answers(self.longest)]
+        return StringBatch(symbols, sizes, symbols.gather(1, order), (~left_out).sum(1))
 
-    def read(self, string: list[int]) -> list[int]:
+    def solve_string(self, string: list[int]) -> list[int]:
         seen: list[int] = []
         for symbol in string:
             if symbol not in seen:

@@ -7,9 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Natural, Positive
-from bestiary.tasks._count import choices, sequences, subsets
+from bestiary.tasks._count import choice_bits, from_bits, subset_bits
 from bestiary.tasks._draw import blocks, distinct
-from bestiary.tasks._haystack import bury, sentence_starts
+from bestiary.tasks._haystack import insert_sentences, sentence_starts
 from bestiary.tasks._task import SILENT, Batch, Task
 
 GETS, STOP, WHAT, WORDS = range(4)  # filler begins at WORDS
@@ -23,11 +23,11 @@ class VariableTracking(Task):
         tokens   the x3 GETS 71 STOP grass x9 GETS x3 STOP is ... WHAT 71 GETS x3
         targets   .   .    .  .    .     .  .    .  .    .  .      .   .   x3  x9
 
-    The first three tokens are marks, then come 20 words of filler; of the rest the first half are variables, the
-    others numbers. Each of `chains` chains begins with one variable that gets a number and goes on with `hops` more
-    that get the variable before; all variables are different, and so are the numbers. The assignments lie in filler
-    (the 20 words in the same order, again and again), every depth as likely, a chain in its order and chains mixed.
-    One chain is asked, for all its variables in their order; each is asked after the ones before it have been given.
+    The first three tokens are marks, then come 20 words of filler; of the rest the first half are variables, the others
+    numbers. Each of `chains` chains begins with one variable that gets a number and goes on with `hops` more that get
+    the variable before; all variables are different, and so are the numbers. The assignments lie in filler (the 20
+    words in the same order, again and again), every depth equally likely, a chain in its order and chains mixed. One
+    chain is asked, for all its variables in their order; each is asked after the ones before it have been given.
 
     Facets: `hop` (the place of the variable in its chain, from 0), `distance` back to where it is assigned, and
     `load` (how many assignments there are).
@@ -59,8 +59,8 @@ class VariableTracking(Task):
             least = WIDTH * self.load + 2 + self.size
             raise ValueError(f"variable_tracking(length={length}): {self.load} assignments and a question need {least}")
         numbers = vocab - self.first - self.names
-        bits = choices(self.names, self.load) + choices(numbers, chains)
-        self.space = sequences(bits + subsets(self.room - (WIDTH - 1) * self.load, self.load))
+        bits = choice_bits(self.names, self.load) + choice_bits(numbers, chains)
+        self.space = from_bits(bits + subset_bits(self.room - (WIDTH - 1) * self.load, self.load))
         self.chance = 1 / self.names
         self.plateau = sum(1 / (self.load - given) for given in range(self.size)) / self.size
 
@@ -82,7 +82,7 @@ class VariableTracking(Task):
         gets, stop = torch.full_like(names, GETS), torch.full_like(names, STOP)
         starts = sentence_starts(count, self.room, groups=self.chains, size=self.size, width=WIDTH, rng=rng)
         haystack = (WORDS + torch.arange(self.room, device=rng.device) % FILLER).repeat(count, 1)
-        bury(haystack, torch.stack([names, gets, sources, stop], dim=3).flatten(1, 2), starts)
+        insert_sentences(haystack, torch.stack([names, gets, sources, stop], dim=3).flatten(1, 2), starts)
         tokens[:, : self.room] = haystack
         tokens[:, self.room], tokens[:, self.room + 2] = WHAT, GETS
         tokens[:, self.room + 1], tokens[:, self.room + 3 :] = sources[:, 0, 0], names[:, 0, :-1]

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from bestiary.spec import Positive
 from bestiary.tasks._draw import distinct
-from bestiary.tasks._layout import picked
+from bestiary.tasks._layout import gather_vectors
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 
@@ -21,8 +21,8 @@ class VectorRetrieval(Task):
         tokens   k1 v9 k2 v4 k3 v5 ~k2     each a vector of `width` numbers
         targets   .  .  .  .  .  .   4     the class of the value
 
-    All vectors have the norm sqrt(width) and any direction, each as likely. Keys are new in each sequence; values are
-    `pairs` different ones of `classes` fixed vectors, those of the stream ("vector_retrieval", "values"). Each of
+    All vectors have the norm sqrt(width) and any direction, each equally likely. Keys are new in each sequence; values
+    are `pairs` different ones of `classes` fixed vectors, those of the stream ("vector_retrieval", "values"). Each of
     `questions` queries is another of the keys, plus `noise` times a vector of independent normal numbers, brought back
     to the norm. The answer is the class of the value whose key has the largest inner product with the query.
 
@@ -69,11 +69,11 @@ class VectorRetrieval(Task):
         classes, asked = (distinct(count, *of, rng) for of in ((self.pairs, self.vocab), (self.questions, self.pairs)))
         tokens = torch.empty(count, self.length, self.features, device=rng.device)
         context, queries = tokens[:, : 2 * self.pairs], tokens[:, 2 * self.pairs :]
-        context[:, ::2] = keys = scaled(normal(self.pairs))
-        context[:, 1::2] = values(self.vocab, self.features).to(rng.device)[classes]
-        queries.copy_(picked(keys, asked))
+        context[:, ::2] = keys = normalize(normal(self.pairs))
+        context[:, 1::2] = value_vectors(self.vocab, self.features).to(rng.device)[classes]
+        queries.copy_(gather_vectors(keys, asked))
         if self.noise:
-            queries.copy_(scaled(queries + self.noise * normal(self.questions)))
+            queries.copy_(normalize(queries + self.noise * normal(self.questions)))
         nearest = (queries.double() @ keys.double().transpose(1, 2)).argmax(2)
         targets = torch.full(tokens.shape[:2], SILENT, device=rng.device)
         distance, pair = (torch.zeros_like(targets, dtype=torch.int32) for _ in range(2))
@@ -84,7 +84,7 @@ class VectorRetrieval(Task):
 
     def solve(self, tokens: Float[Tensor, "batch time width"]) -> Int[Tensor, "batch time"]:
         answers = torch.full(tokens.shape[:2], SILENT)
-        class_of = {tuple(value): i for i, value in enumerate(values(self.vocab, self.features).tolist())}
+        class_of = {tuple(value): i for i, value in enumerate(value_vectors(self.vocab, self.features).tolist())}
         for row, sequence in enumerate(tokens.tolist()):
             keys, shown = sequence[: 2 * self.pairs : 2], sequence[1 : 2 * self.pairs : 2]
             for time in range(2 * self.pairs, len(sequence)):
@@ -93,12 +93,12 @@ class VectorRetrieval(Task):
         return answers
 
 
-def scaled(vectors: Float[Tensor, "*some width"]) -> Float[Tensor, "*some width"]:
+def normalize(vectors: Float[Tensor, "*some width"]) -> Float[Tensor, "*some width"]:
     """Brought to the norm sqrt(width)."""
     return F.normalize(vectors, dim=-1) * vectors.shape[-1] ** 0.5
 
 
 @cache
-def values(classes: int, width: int) -> Float[Tensor, "classes width"]:
+def value_vectors(classes: int, width: int) -> Float[Tensor, "classes width"]:
     """The value of each class."""
-    return scaled(torch.randn(classes, width, generator=stream("vector_retrieval", "values")))
+    return normalize(torch.randn(classes, width, generator=stream("vector_retrieval", "values")))

@@ -4,12 +4,13 @@ import hashlib
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bestiary.spec import Mixers, Natural, Positive, Spec, Tasks, is_pattern, nearest, parse
+from bestiary.spec import Depth, Mixers, Natural, Positive, Spec, Tasks, is_pattern, nearest, parse, reading_data
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
@@ -18,11 +19,11 @@ SPECS = ("train", "test", "select", "pattern")  # fields made of specs
 FORMAT = 1  # raised when training changes its meaning, so that old runs are not taken for new ones
 
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-def explained(error: Any) -> str:
-    """One line about one field of a recipe."""
+def describe_error(error: Any) -> str:
+    """One line about an error that pydantic found in one field."""
     message = error["msg"].removeprefix("Value error, ")
     field = ".".join(map(str, error["loc"]))
     if error["type"] in ("value_error", "missing"):
@@ -30,8 +31,11 @@ def explained(error: Any) -> str:
     return f"{field}={error['input']!r}: {message}"
 
 
-class Checked(BaseModel):
-    """Fields that never change, each checked by name and by type; what is wrong is told in one line."""
+Stored = TypeVar("Stored", bound="StrictModel")
+
+
+class StrictModel(BaseModel):
+    """A frozen model whose fields are checked by name and by type. Raises ValueError, in one line."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -39,18 +43,24 @@ class Checked(BaseModel):
         try:
             super().__init__(**given)
         except ValidationError as fault:
-            raise ValueError("; ".join(explained(error) for error in fault.errors())) from None
+            raise ValueError("; ".join(describe_error(error) for error in fault.errors())) from None
 
     @model_validator(mode="before")
     @classmethod
-    def known_fields(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def check_names(cls, given: dict[str, Any]) -> dict[str, Any]:
         for name in given.keys() - cls.model_fields.keys():
             raise ValueError(f"a {cls.__name__.lower()} has no {name!r} {nearest(name, cls.model_fields)}")
         return given
 
+    @classmethod
+    def read(cls: "type[Stored]", stored: Mapping[str, Any]) -> "Stored":
+        """The recipe that was stored. A file that it names is run only if the user has named it: see `trust`."""
+        with reading_data():
+            return cls(**stored)
+
     @abstractmethod
     def build(self) -> "Model":
-        """The model, its weights drawn from the seed alone."""
+        """The model, with weights drawn from the seed alone."""
 
     def check(self) -> None:
         """Raise ValueError if anything in here cannot be built. Costs no memory."""
@@ -60,40 +70,40 @@ class Checked(BaseModel):
             self.build()
 
 
-class Recipe(Checked):
+class Recipe(StrictModel):
     """A task, a model, and how one is trained on the other.
 
-    The defaults are the clean recipe: fresh data in every batch, a learning rate that warms up linearly and falls
-    along a cosine by the step, stopping decided on the selection stream and the result measured once on the test
-    stream, weight decay on matrices (linear maps, embeddings, filters) but not on biases, norms and rates.
+    The defaults are the clean recipe. Every batch is fresh data. The learning rate warms up linearly and then follows a
+    cosine. The selection stream decides when to stop, and the test stream is scored once, at the end. Weight decay acts
+    on matrices (linear maps, embeddings, filters), but not on biases, norms and rates.
     """
 
-    train: Tasks  # segments, a batch from each in turn
-    test: Tasks = ()  # the same as `train` unless given
-    select: Tasks = ()  # what steers the training; the same as `test` unless given
+    train: Tasks  # one task for each segment; batches come from the segments in turn
+    test: Tasks = ()  # `train` unless given
+    select: Tasks = ()  # tasks of the selection stream; `test` unless given
     pattern: Mixers
     dim: Positive = 64
-    depth: Positive = 2
+    depth: Depth = 2
     channel: Literal["mlp", "swiglu", "none", "copy"] = "none"
-    positions: Natural = 0  # learned position vectors; 0 is none
-    dropout: Share = 0.0  # of the embeddings, while training
+    positions: Natural = 0  # number of learned position vectors; 0 for none
+    dropout: Share = 0.0  # of the embeddings, in training
 
     steps: Positive = 1000
     batch: Positive = 128  # rows
     rate: Amount = 3e-3  # the highest learning rate
     warmup: Natural = 50  # steps of linear rise
-    hold: Positive = 1  # steps between changes of the learning rate, an epoch in some papers
+    hold: Positive = 1  # steps between changes of the learning rate; some papers change it once an epoch
     weight_decay: Amount = 0.1
     decay: Literal["matrices", "all"] = "matrices"  # weights of two dimensions or more, or every parameter
-    clip: Amount | None = 1.0  # the largest norm of the gradient
+    clip: Amount | None = 1.0  # the largest norm of the gradient; None for no limit
     seed: Natural = 0  # of the weights, the data and the dropout
 
-    distinct: tuple[Positive, ...] = ()  # batches of a finite set, for each segment; fresh ones if empty
-    shuffle: Literal["none", "batches", "rows"] = "none"  # of a finite set, anew in each epoch
+    distinct: tuple[Positive, ...] = ()  # batches of each segment, for a finite training set; empty for fresh data
+    shuffle: Literal["none", "batches", "rows"] = "none"  # what is shuffled in each epoch of a finite set
 
-    every: Positive = 25  # steps between looks at the selection stream
-    stop: Share | None = 0.995  # end when this selection accuracy, the mean over segments, is reached
-    steer: Literal["selection", "test"] = "selection"  # the stream behind "selection"; papers often took the test
+    every: Positive = 25  # steps between two scores on the selection stream
+    stop: Share | None = 0.995  # stop at this selection accuracy, the mean over segments
+    steer: Literal["selection", "test"] = "selection"  # the stream scored as "selection"; papers often took the test
     selection_rows: Positive = 512  # for each segment
     test_rows: Positive = 3000
 
@@ -103,7 +113,7 @@ class Recipe(Checked):
 
     @model_validator(mode="before")
     @classmethod
-    def filled(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def fill_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {
             **given,
             "test": given.get("test") or given.get("train", ()),
@@ -111,7 +121,7 @@ class Recipe(Checked):
         }
 
     @model_validator(mode="after")
-    def consistent(self) -> "Recipe":
+    def check_consistency(self) -> "Recipe":
         if not self.train or not self.pattern:
             raise ValueError("a recipe needs at least one task to train on and one mixer")
         if self.distinct and len(self.distinct) != len(self.train):
@@ -121,7 +131,7 @@ class Recipe(Checked):
         return self
 
     def build(self) -> "Model":
-        """The model, its weights drawn from the seed alone."""
+        """The model, with weights drawn from the seed alone."""
         import torch
 
         from bestiary.model import Model
@@ -144,41 +154,86 @@ class Recipe(Checked):
                 bottleneck=tasks[0].length if tasks[0].bottleneck else 0,
             )
 
+    def check(self) -> None:
+        """Raise ValueError if the model cannot be built, or if it could not be scored after it is trained."""
+        from bestiary.training.rows import check_rows
+
+        super().check()
+        longest = max(task.build().length for task in self.train + self.test + self.select)
+        if 0 < self.positions < longest:
+            raise ValueError(f"positions={self.positions} are too few: the longest task has {longest} tokens")
+        for task in self.train:
+            check_rows(task, "train", self.batch)
+        for task in self.select or self.test:
+            check_rows(task, self.steer, self.selection_rows)
+        for task in self.test:
+            check_rows(task, "test", self.test_rows)
+
     def json(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """As stored: every option resolved, and `Recipe(**stored)` is this recipe again."""
-        return self.fields(lambda part: part.stored)
+        return self.field_values(lambda part: part.stored)
 
     @property
     def key(self) -> str:
-        """A name for the run: equal exactly for equal recipes, wherever a user's own files lie."""
-        identity = {"format": FORMAT, **self.fields(lambda part: part.identity)}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        """The name of the run: equal exactly for equal recipes, wherever the user's own files are."""
+        return hashed_key(self.field_values(lambda part: part.identity), FORMAT)
 
     @property
-    def shape(self) -> str:
-        """The key of the same recipe at any seed and learning rate: what such recipes can or cannot build."""
+    def shape_key(self) -> str:
+        """Equal for recipes that differ in seed and learning rate alone, which build models of one shape."""
         return self.model_copy(update={"seed": 0, "rate": 1.0}).key
 
     @property
-    def company(self) -> str:
-        """Equal exactly for recipes that can be trained together: alike but for rate, weight decay and seed.
+    def stack_key(self) -> str:
+        """Equal exactly for recipes that can be trained as one stack: those that differ in rate, weight decay and seed.
 
-        The seed too must be one where dropout draws one mask for all, or where it deals the order of several tasks.
+        The seed must be equal too if there is dropout, which draws one mask for all, or if it orders several tasks.
         """
-        one_seed = self.dropout > 0 or any(map(drops, self.pattern)) or (self.shuffle != "none" and len(self.train) > 1)
+        one_seed = (
+            self.dropout > 0 or any(map(has_dropout, self.pattern)) or (self.shuffle != "none" and len(self.train) > 1)
+        )
         return self.model_copy(update={"rate": 1.0, "weight_decay": 0.0, "seed": self.seed if one_seed else 0}).key
 
-    def fields(self, write: Any) -> dict[str, Any]:
+    def field_values(self, write: Callable[[Spec], Any]) -> dict[str, Any]:
+        """The fields as plain values, each spec as `write` gives it."""
         plain = {name: getattr(self, name) for name in type(self).model_fields}
         if not self.select:
-            del plain["select"]  # so that runs from before there was such a choice keep their names
+            del plain["select"]  # runs made before this field existed keep their keys
         return {n: [write(s) for s in v] if n in SPECS else v for n, v in plain.items()}
 
 
-def drops(part: Spec) -> bool:
+def is_key_of(key: str, stored: dict[str, Any]) -> bool:
+    """Whether a run of this name has this stored recipe. Imports nothing that the recipe names."""
+    if not isinstance(stored, dict) or not {"pattern", "dim", "rate", "seed"} <= stored.keys():
+        raise ValueError("it is no recipe")
+    fields = {name: stored_identities(value) for name, value in stored.items()}
+    return any(hashed_key(fields, number) == key for number in range(FORMAT, 0, -1))
+
+
+def stored_identities(value: Any) -> Any:
+    """A stored value in which each spec is what `Spec.identity` gives."""
+    if not (isinstance(value, list) and value and isinstance(value[0], dict)):
+        return value
+    return [
+        {
+            "name": Path(part["name"]).stem if part["source"] else part["name"],
+            "options": {name: stored_identities(option) for name, option in part["options"].items()},
+            "source": part["source"],
+        }
+        for part in value
+    ]
+
+
+def hashed_key(fields: dict[str, Any], number: int) -> str:
+    """The key of a recipe with these fields, under a format."""
+    identity = {"format": number, **fields}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def has_dropout(part: Spec) -> bool:
     """Whether a mixer, or one within it, has dropout."""
     inner = (spec for _, value in part.options if is_pattern(value) for spec in value)
-    return bool(dict(part.options).get("dropout")) or any(map(drops, inner))
+    return bool(dict(part.options).get("dropout")) or any(map(has_dropout, inner))
 
 
 def clean(pattern: str, **changes: Any) -> Recipe:
@@ -187,23 +242,23 @@ def clean(pattern: str, **changes: Any) -> Recipe:
 
 
 def iclr24(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) -> Recipe:
-    """The regime of Figure 2 of "Zoology" (Arora et al., 2023), as its code ran it for ICLR 2024.
+    """The setting of Figure 2 of "Zoology" (Arora et al., 2023), as its code ran it for ICLR 2024.
 
-    100,000 rows dealt anew in each of 64 epochs, zero filler, queries in the order bias of the generator, a cosine
-    by the epoch without warm-up, weight decay 0.1 on every parameter, dropout 0.1 on the embeddings, the
-    normalised stream copied after each mixer, learned positions for attention alone, four layers but two for
-    attention, and the test set deciding when to stop.
+    64 epochs over 100,000 rows, shuffled in each; zero filler; queries in the biased order of the original generator; a
+    cosine by the epoch without warm-up; weight decay 0.1 on every parameter; dropout 0.1 on the embeddings; the
+    normalised stream copied after each mixer; learned positions for attention only; two layers for attention and
+    four for the others; stopping on the test set.
     Departs from it: the last batch of an epoch is full (100,352 rows in 196 batches of 512), and mixers keep their
     own initialisation, which the original overwrote.
     """
     batch = {64: 512, 128: 512, 256: 256, 512: 128, 1024: 64}.get(length, 128)
     epoch = math.ceil(100_000 / batch)
-    attends = all(part.name == "attention" for part in parse("mixers", pattern))
-    regime = {
+    only_attention = all(part.name == "attention" for part in parse("mixers", pattern))
+    settings = {
         "train": f"mqar(length={length}, pairs={pairs}, filler='zero', mode='paper')",
         "pattern": pattern,
-        "depth": 2 if attends else 4,
-        "positions": length if attends else 0,
+        "depth": 2 if only_attention else 4,
+        "positions": length if only_attention else 0,
         "channel": "copy",
         "dropout": 0.1,
         "batch": batch,
@@ -220,21 +275,21 @@ def iclr24(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) ->
         "steer": "test",
         "selection_rows": 3000,
     }
-    return Recipe(**(regime | changes))
+    return Recipe(**(settings | changes))
 
 
 def based(pattern: str, **changes: Any) -> Recipe:
     """The recall-memory mixture of "Based" (Arora et al., 2024, Figure 2), as its code ran it.
 
-    Five segments of 256-row batches, 180,000 rows, visited in the same order in each of 32 epochs; seven segments
-    of 1,000 rows to test on, up to four times the trained length and load; random filler from the whole
-    vocabulary. Otherwise as `iclr24`, with two layers and no positions.
+    Five segments in batches of 256 rows, 180,000 rows in all, in the same order in each of 32 epochs. Seven segments of
+    1,000 rows to test on, up to four times the trained length and load. Random filler from the whole vocabulary.
+    Otherwise as `iclr24`, with two layers and no positions.
     Departs from it: full batches (180,992 rows), and mixers keep their own initialisation.
     """
     train = [(64, 4), (128, 8), (256, 16), (256, 32), (256, 64)]
     test = [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
     batches = (391, 79, 79, 79, 79)
-    regime = {
+    settings = {
         "train": ", ".join(f"mqar(length={length}, pairs={pairs}, mode='paper')" for length, pairs in train),
         "test": ", ".join(f"mqar(length={length}, pairs={pairs}, mode='paper')" for length, pairs in test),
         "pattern": pattern,
@@ -254,7 +309,7 @@ def based(pattern: str, **changes: Any) -> Recipe:
         "selection_rows": 1000,
         "test_rows": 1000,
     }
-    return Recipe(**(regime | changes))
+    return Recipe(**(settings | changes))
 
 
 NAMED: dict[str, Callable[..., Recipe]] = {"clean": clean, "iclr24": iclr24, "based": based}

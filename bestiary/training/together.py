@@ -1,9 +1,9 @@
-"""Many recipes of one shape trained as one program: the same measurements as one after another, in less time.
+"""Train many recipes of one shape as one program, with the same measurements as one after another, in less time.
 
-Recipes that differ in rate, weight decay and seed alone build models of the same shape. Their weights are stacked,
+Recipes that differ only in rate, weight decay and seed build models of the same shape. Their weights are stacked,
 `torch.func.vmap` runs the model over the stack, and AdamW works on all members at once, each with its own rate, decay
-and gradient norm. Small models are bound by the number of operations, not by arithmetic, and the stack needs as many
-operations as one of them. Members that have solved their task or whose loss is no longer a number leave the stack.
+and gradient norm. Small models are limited by the number of operations, not by arithmetic, and a stack needs as many
+operations as one model. Members that have solved their task or whose loss is no longer finite leave the stack.
 """
 
 import math
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from bestiary.model import SEGMENT, Model
-from bestiary.ops.capture import Captured, graph
+from bestiary.ops.capture import CapturedFunction, capture_graph
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
-from bestiary.tasks._task import SILENT, Batch, joined, stream
+from bestiary.tasks._task import SILENT, Batch, concatenate, stream
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import (
     Answers,
@@ -27,75 +27,79 @@ from bestiary.training.train import (
     Measurement,
     accuracy,
     batches,
-    decayed,
-    rate,
-    scores,
+    decayed_weights,
+    learning_rate,
+    score_models,
 )
 
-Seen = Measurement | Diverged | Model
+Progress = Measurement | Diverged | Model
 
 
-class Apart(Exception):
-    """These recipes cannot be trained as one; one after another they can."""
+class CannotStack(Exception):
+    """These recipes cannot be trained as one stack, only one after another."""
 
 
 def train_together(
     recipes: Sequence[Recipe], models: Sequence[Model] | None = None, *, device: torch.device | str = "cpu"
-) -> Iterator[tuple[int, Seen]]:
-    """What `train` yields for each recipe, with its place in `recipes`; the last of each is its model or Diverged.
+) -> Iterator[tuple[int, Progress]]:
+    """What `train` yields for each recipe, with the recipe's index. The last item of each is its model, or Diverged.
 
-    Raises Apart if the recipes are not of one shape or a part of the model knows no `torch.func.vmap`.
+    Raises CannotStack if the recipes differ in shape, or if a part of the model does not work under `torch.func.vmap`.
     """
-    if len({recipe.company for recipe in recipes}) != 1:
-        raise Apart("these recipes differ in more than rate, weight decay and seed")
+    if len({recipe.stack_key for recipe in recipes}) != 1:
+        raise CannotStack("these recipes differ in more than rate, weight decay and seed")
     built = [recipe.build() for recipe in recipes] if models is None else models
-    group = Group(recipes, [model.to(device) for model in built])
+    stack = Stack(recipes, [model.to(device) for model in built])
     first, sums, step = recipes[0], torch.zeros(len(recipes), 3, dtype=torch.float64, device=device), 0
-    for step, batch in enumerate(shared_batches(group), start=1):
-        sums += group.update(batch, step)
+    for step, batch in enumerate(stacked_batches(stack), start=1):
+        sums += stack.update(batch, step)
         if step % first.every and step != first.steps:
             continue
         leaving = []
-        for place, (member, (loss, right, asked)) in enumerate(zip(group.members, sums.tolist(), strict=True)):
+        for place, (member, (loss, right, asked)) in enumerate(zip(stack.members, sums.tolist(), strict=True)):
             yield member, Measurement(step, "train", -1, "", 0, loss, int(right), int(asked))
             if not math.isfinite(loss):
                 yield member, Diverged(f"the loss is {loss} at step {step}")
                 leaving.append(place)
-        sums = group.without(leaving, sums).zero_()
-        seen = group.score(first.select or first.test, first.steer, first.selection_rows)
-        for place, looks in enumerate(seen):
-            yield from ((group.members[place], x._replace(step=step, split="selection")) for x in looks if not x.facet)
+        sums = stack.remove(leaving, sums).zero_()
+        scored = stack.score(first.select or first.test, first.steer, first.selection_rows)
+        for place, measurements in enumerate(scored):
+            yield from (
+                (stack.members[place], x._replace(step=step, split="selection")) for x in measurements if not x.facet
+            )
         leaving = [
-            place for place, looks in enumerate(seen) if first.stop is not None and accuracy(looks) >= first.stop
+            place
+            for place, measurements in enumerate(scored)
+            if first.stop is not None and accuracy(measurements) >= first.stop
         ]
         if leaving and step < first.steps:
-            yield from last_words(group.only(leaving), step)
-            sums = group.without(leaving, sums)
-        if not group.members:
+            yield from final_scores(stack.subset(leaving), step)
+            sums = stack.remove(leaving, sums)
+        if not stack.members:
             return
-    yield from last_words(group, step)
+    yield from final_scores(stack, step)
 
 
-def last_words(group: "Group", step: int) -> Iterator[tuple[int, Seen]]:
-    """The test of each member, and its model."""
-    if not group.members:
+def final_scores(stack: "Stack", step: int) -> Iterator[tuple[int, Progress]]:
+    """The test measurements of each member, and then its model."""
+    if not stack.members:
         return
-    first = group.recipes[0]
-    for place, looks in enumerate(group.score(first.test, "test", first.test_rows)):
-        yield from ((group.members[place], look._replace(step=step)) for look in looks)
-        yield group.members[place], group.model(place)
+    first = stack.recipes[0]
+    for place, measurements in enumerate(stack.score(first.test, "test", first.test_rows)):
+        yield from ((stack.members[place], x._replace(step=step)) for x in measurements)
+        yield stack.members[place], stack.model(place)
 
 
-def shared_batches(group: "Group") -> Iterator["Shared"]:
-    """The batches of all members; members of one seed share theirs."""
-    streams = {recipe.seed: batches(recipe) for recipe in group.recipes}
-    for _ in range(group.recipes[0].steps):
-        seeds = [recipe.seed for recipe in group.recipes]
+def stacked_batches(stack: "Stack") -> Iterator["StackedBatch"]:
+    """The batches of all members; members with the same seed share them."""
+    streams = {recipe.seed: batches(recipe) for recipe in stack.recipes}
+    for _ in range(stack.recipes[0].steps):
+        seeds = [recipe.seed for recipe in stack.recipes]
         drawn = {seed: next(streams[seed]) for seed in dict.fromkeys(seeds)}
-        yield shared(list(drawn.values()), [list(drawn).index(seed) for seed in seeds])
+        yield stack_batches(list(drawn.values()), [list(drawn).index(seed) for seed in seeds])
 
 
-class Shared(NamedTuple):
+class StackedBatch(NamedTuple):
     """A batch for each member: (members, batch, ...)."""
 
     tokens: Tensor
@@ -103,42 +107,45 @@ class Shared(NamedTuple):
     targets: Tensor  # at `where`
 
 
-def shared(drawn: Sequence[Batch], whose: Sequence[int]) -> Shared:
-    """The drawn batches with a new first axis, where member i has batch `whose[i]`."""
-    plain = joined([batch._replace(facets={}, truth={}) for batch in drawn])
-    where = plain.asked()
+def stack_batches(drawn: Sequence[Batch], whose: Sequence[int]) -> StackedBatch:
+    """The batches with a new first axis: member i gets batch `whose[i]`."""
+    plain = concatenate([batch._replace(facets={}, truth={}) for batch in drawn])
+    where = plain.question_positions()
     parts = (plain.tokens, where, plain.targets.gather(1, where))
-    return Shared(*(x.unflatten(0, (len(drawn), -1))[list(whose)] for x in parts))
+    return StackedBatch(*(x.unflatten(0, (len(drawn), -1))[list(whose)] for x in parts))
 
 
-class Group:
-    """The members still at work: their stacked weights and what AdamW remembers."""
+class Stack:
+    """The members that are still training: their stacked weights, and the state of AdamW."""
 
     def __init__(self, recipes: Sequence[Recipe], models: Sequence[Model]) -> None:
-        self.members, self.recipes, self.shell = list(range(len(recipes))), list(recipes), Hidden(models[0])
-        weights, self.buffers = stack_module_state([Hidden(model) for model in models])  # pyright: ignore[reportArgumentType]
+        self.members, self.recipes, self.shell = list(range(len(recipes))), list(recipes), HiddenStates(models[0])
+        weights, self.buffers = stack_module_state([HiddenStates(model) for model in models])  # pyright: ignore[reportArgumentType]
         self.weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
-        self.decayed = {name: decayed(recipes[0], w) for name, w in self.shell.named_parameters()}
+        self.decayed = decayed_weights(recipes[0], self.shell)
         self.randomness = "same" if len({recipe.seed for recipe in recipes}) == 1 else "error"
-        self.adam, self.step = self.ready(sum(w[0].numel() for w in self.weights.values()), {})
+        self.adam, self.step = self.make_optimizer(sum(w[0].numel() for w in self.weights.values()), {})
 
     @property
-    def like(self) -> Tensor:
+    def first_weight(self) -> Tensor:
+        """One of the stacked weights, for their device and type."""
         return next(iter(self.weights.values()))
 
-    def ready(self, size: int, state: dict[str, Tensor]) -> tuple[torch.optim.AdamW, Callable[..., Tensor]]:
-        """AdamW on a change of so many numbers for each member, and the step, captured where that is possible."""
-        change, cuda = nn.Parameter(self.like.new_zeros(len(self.members), size)), self.like.is_cuda
+    def make_optimizer(self, size: int, state: dict[str, Tensor]) -> tuple[torch.optim.AdamW, Callable[..., Tensor]]:
+        """AdamW on `size` numbers for each member, and the step function, a CUDA graph where that is possible."""
+        change, cuda = nn.Parameter(self.first_weight.new_zeros(len(self.members), size)), self.first_weight.is_cuda
         adam = torch.optim.AdamW([change], lr=1.0, weight_decay=0.0, fused=True, capturable=cuda)
-        adam._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]  # as at first
+        adam._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
         if state:
             adam.state[change] = state
-        return adam, Captured(self.descent, partial(graph, device=self.like.device)) if cuda else self.descent
+        return adam, CapturedFunction(
+            self.gradient_step, partial(capture_graph, device=self.first_weight.device)
+        ) if cuda else self.gradient_step
 
-    def update(self, batch: Shared, step: int) -> Tensor:
-        """One step of gradient descent for every member; loss, right and asked of each, left on the device."""
-        like = self.like
-        rates = [rate(recipe, step) for recipe in self.recipes]
+    def update(self, batch: StackedBatch, step: int) -> Tensor:
+        """One step of gradient descent for every member. Returns (members, 3): loss, right and asked, on the device."""
+        like = self.first_weight
+        rates = [learning_rate(recipe, step) for recipe in self.recipes]
         keep = [1 - r * recipe.weight_decay for r, recipe in zip(rates, self.recipes, strict=True)]
         counts = (batch.targets != SILENT).flatten(1).sum(1)
         given = *batch, counts, torch.tensor([rates, keep], dtype=like.dtype)
@@ -147,17 +154,17 @@ class Group:
             torch.manual_seed(stream("dropout", self.recipes[0].seed, step).initial_seed())
             return self.step(*(x.to(like.device, non_blocking=True) for x in given))
 
-    def descent(self, tokens: Tensor, where: Tensor, targets: Tensor, counts: Tensor, pace: Tensor) -> Tensor:
-        """`update` on the device; `pace` is the learning rate of each member, and what weight decay leaves."""
+    def gradient_step(self, tokens: Tensor, where: Tensor, targets: Tensor, counts: Tensor, pace: Tensor) -> Tensor:
+        """`update` on the device. `pace` holds each member's learning rate, and the factor that weight decay leaves."""
         hidden = self.hidden(tokens, where)
         loss, right = cross_entropy(hidden.flatten(1, 2), self.weights["model.embed.weight"], targets.flatten(1))
         grads = torch.autograd.grad((loss / counts).sum(), list(self.weights.values()), allow_unused=True)
-        self.descend(grads, *pace)
+        self.adam_step(grads, *pace)
         return torch.stack([loss.detach().double(), right.double(), counts.double()], dim=1)
 
     @torch.no_grad()
-    def descend(self, grads: Sequence[Tensor | None], rates: Tensor, keep: Tensor) -> None:
-        """AdamW, where the step of Adam itself is one tensor for all weights of all members."""
+    def adam_step(self, grads: Sequence[Tensor | None], rates: Tensor, keep: Tensor) -> None:
+        """One step of AdamW. Adam itself works on one tensor that holds all weights of all members."""
         (change,) = self.adam.param_groups[0]["params"]
         weights = list(self.weights.values())
         flat = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
@@ -169,12 +176,12 @@ class Group:
         parts = change.split([w[0].numel() for w in weights], dim=1)
         for (name, w), part, grad in zip(self.weights.items(), parts, grads, strict=True):
             shape = (-1, *(1 for _ in w.shape[1:]))
-            if self.decayed[name] and grad is not None:
+            if name in self.decayed and grad is not None:
                 w.mul_(keep.view(shape))
             w.addcmul_(part.view_as(w), rates.view(shape))
 
     def hidden(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """What the head reads: (members, batch, asked, dim)."""
+        """The hidden states that the output layer reads: (members, batch, asked, dim)."""
 
         def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], tokens: Tensor, where: Tensor) -> Tensor:
             return functional_call(self.shell, (weights, buffers), (tokens, where))
@@ -184,23 +191,23 @@ class Group:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as fault:
-            if self.like.is_cuda and torch.cuda.is_current_stream_capturing():
-                raise  # then it is called as it is
-            raise Apart(str(fault).splitlines()[0].partition(". ")[0]) from fault
+            if self.first_weight.is_cuda and torch.cuda.is_current_stream_capturing():
+                raise  # `Captured` then calls the step without a graph
+            raise CannotStack(str(fault).splitlines()[0].partition(". ")[0]) from fault
 
     @torch.no_grad()
     def score(self, tasks: Sequence[Spec], name: str, rows: int) -> list[list[Measurement]]:
-        """`training.score` of each member."""
+        """The measurements of each member, as `train.score` yields them."""
         self.shell.eval()
-        many = {"models": max(1, len(self.members)), "device": self.like.device}
-        seen = list(scores(self.answers, tasks, name, rows, **many)) if self.members else []
-        return [[looks[place] for looks in seen] for place in range(len(self.members))]
+        options = {"models": max(1, len(self.members)), "device": self.first_weight.device}
+        scored = list(score_models(self.answers, tasks, name, rows, **options)) if self.members else []
+        return [[measurements[place] for measurements in scored] for place in range(len(self.members))]
 
     def answers(self, batch: Batch) -> list[Answers]:
-        """Logits and targets of each member."""
+        """Logits and targets of each member, at the asked positions."""
         if batch.targets.shape[1] > SEGMENT:
             return [self.model(place).answer(batch) for place in range(len(self.members))]
-        where, count = batch.asked(), len(self.members)
+        where, count = batch.question_positions(), len(self.members)
         hidden = self.hidden(batch.tokens.expand(count, *batch.tokens.shape), where.expand(count, *where.shape))
         targets = batch.targets.gather(1, where)
         asked = targets != SILENT
@@ -208,15 +215,15 @@ class Group:
         return [(x[asked] @ head.T, targets[asked]) for x, head in zip(hidden, heads, strict=True)]
 
     def model(self, place: int) -> Model:
-        """One member's model, with its weights as they are."""
-        made = self.recipes[place].build().to(self.like)
+        """The model of one member, with its current weights."""
+        model = self.recipes[place].build().to(self.first_weight)
         state = {name.removeprefix("model."): x[place] for name, x in (self.weights | self.buffers).items()}
-        made.load_state_dict({name: state[name] for name in made.state_dict()})
-        return made.eval()
+        model.load_state_dict({name: state[name] for name in model.state_dict()})
+        return model.eval()
 
-    def only(self, places: Sequence[int]) -> "Group":
-        """A group of these members, to be scored."""
-        part = object.__new__(Group)
+    def subset(self, places: Sequence[int]) -> "Stack":
+        """A stack of these members, for scoring."""
+        part = object.__new__(Stack)
         part.__dict__.update(self.__dict__)
         part.members, part.recipes = ([x[p] for p in places] for x in (self.members, self.recipes))
         part.weights, part.buffers = (
@@ -224,23 +231,23 @@ class Group:
         )
         return part
 
-    def without(self, places: Sequence[int], sums: Tensor) -> Tensor:
-        """Let these members leave; the rows of `sums` that stay."""
+    def remove(self, places: Sequence[int], sums: Tensor) -> Tensor:
+        """Remove these members. Returns the rows of `sums` of those that stay."""
         if not places:
             return sums
         stay = [place for place in range(len(self.members)) if place not in places]
-        part = self.only(stay)
+        part = self.subset(stay)
         (change,) = self.adam.param_groups[0]["params"]
         state = self.adam.state[change]
         self.members, self.recipes, self.buffers = part.members, part.recipes, part.buffers
         self.weights = {name: w.requires_grad_() for name, w in part.weights.items()}
         kept = {name: x if name == "step" else x[stay] for name, x in state.items()}
-        self.adam, self.step = self.ready(change.shape[1], kept)
+        self.adam, self.step = self.make_optimizer(change.shape[1], kept)
         return sums[stay]
 
 
-class Hidden(nn.Module):
-    """A model whose call is what its head reads, so that `functional_call` reaches it."""
+class HiddenStates(nn.Module):
+    """A model whose `forward` gives its hidden states, so that `functional_call` can be used."""
 
     def __init__(self, model: Model) -> None:
         super().__init__()

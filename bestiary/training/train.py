@@ -1,4 +1,4 @@
-"""Turn a recipe into a stream of measurements. Knows nothing of files, logs or plots."""
+"""Turn a recipe into a stream of measurements. Writes no files and no logs."""
 
 import ctypes
 import math
@@ -12,14 +12,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 from bestiary.training.recipe import Recipe
+from bestiary.training.rows import CHUNK
 
-CHUNK = 256  # rows of a selection or test batch: part of what its stream means
-LOGITS = 2**25  # numbers computed at a time when scoring
+LOGITS = 2**25  # logits computed at a time when scoring
 TOKENS = 2**17  # tokens read at a time when scoring
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 
@@ -30,12 +31,12 @@ class Measurement(NamedTuple):
     step: int
     split: str  # train, selection or test
     segment: int  # of the recipe's test tasks; -1 for all training segments together
-    facet: str  # what the answers have in common, "" for all answers
+    facet: str  # the answers counted have one value of it; "" for all answers
     value: int  # of the facet
     loss: float  # nats
     right: int
     asked: int
-    further: dict[str, float] = {}  # `rows`, `whole` (rows without a fault), and the task's own scores
+    extra: dict[str, float] = {}  # `rows`, `whole` (rows without a mistake), and the sums of the task's own scores
 
 
 class Diverged(ArithmeticError):
@@ -43,10 +44,10 @@ class Diverged(ArithmeticError):
 
 
 def train(recipe: Recipe, model: Model | None = None, *, device: torch.device | str = "cpu") -> Iterator[Measurement]:
-    """Train, looking at the selection stream every so often, and score on the test stream at the end.
+    """Train, score on the selection stream every few steps, and score on the test stream at the end.
 
-    Yields measurements as they are made; a model given holds the weights after the last. Raises Diverged when the
-    loss stops being finite.
+    Yields measurements as they are made. A model that is given holds the trained weights after the last one. Raises
+    Diverged when the loss is no longer finite.
     """
     model = (recipe.build() if model is None else model).to(device)
     optimizer = torch.optim.AdamW(decay_groups(recipe, model), lr=recipe.rate, fused=True)
@@ -59,11 +60,12 @@ def train(recipe: Recipe, model: Model | None = None, *, device: torch.device | 
             if not math.isfinite(loss):
                 raise Diverged(f"the loss is {loss} at step {step}")
             sums.zero_()
-            looks = list(score(model, recipe.select or recipe.test, recipe.steer, recipe.selection_rows, device=device))
-            yield from (look._replace(step=step, split="selection") for look in looks if not look.facet)
-            if recipe.stop is not None and accuracy(looks) >= recipe.stop:
+            seen = list(score(model, recipe.select or recipe.test, recipe.steer, recipe.selection_rows, device=device))
+            yield from (one._replace(step=step, split="selection") for one in seen if not one.facet)
+            if recipe.stop is not None and accuracy(seen) >= recipe.stop:
                 break
-    yield from (look._replace(step=step) for look in score(model, recipe.test, "test", recipe.test_rows, device=device))
+    for measurement in score(model, recipe.test, "test", recipe.test_rows, device=device):
+        yield measurement._replace(step=step)
 
 
 def update(
@@ -74,10 +76,10 @@ def update(
     step: int,
     device: torch.device | str,
 ) -> Tensor:
-    """One step of gradient descent; loss, right and asked, summed, left on the device."""
+    """One step of gradient descent. Returns the sums of loss (nats), right answers and answers, on the device."""
     for group in optimizer.param_groups:
-        group["lr"] = rate(recipe, step)
-    where = batch.asked()
+        group["lr"] = learning_rate(recipe, step)
+    where = batch.question_positions()
     targets = batch.targets.gather(1, where).flatten()
     count = int((targets != SILENT).sum())
     tokens, where, targets = batch.tokens.to(device), where.to(device), targets.to(device)
@@ -94,62 +96,62 @@ def update(
     return torch.stack([loss.detach().double(), right.double(), torch.full_like(right, count).double()])
 
 
-def rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step, counted from 1: a linear rise times a cosine from 1 to 0."""
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The learning rate of a step, counted from 1: a linear warm-up times a cosine from 1 to 0."""
     done = (step - 1) // recipe.hold * recipe.hold / recipe.steps
     return recipe.rate * min(1.0, step / max(1, recipe.warmup)) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def decay_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
-    """Parameters with weight decay and without."""
+    """The parameter groups for AdamW, with weight decay and without."""
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
-    for weight in model.parameters():
-        groups[decayed(recipe, weight)].append(weight)
+    names = decayed_weights(recipe, model)
+    for name, weight in model.named_parameters():
+        groups[name in names].append(weight)
     return [
         {"params": groups[True], "weight_decay": recipe.weight_decay},
         {"params": groups[False], "weight_decay": 0.0},
     ]
 
 
-def decayed(recipe: Recipe, weight: nn.Parameter) -> bool:
-    """Whether weight decay acts on it."""
-    return recipe.decay == "all" or is_matrix(weight)
-
-
-def is_matrix(weight: nn.Parameter) -> bool:
-    """Whether weight decay acts on it under "matrices": two dimensions or more, and not marked by a mixer."""
-    return weight.ndim >= 2 and not getattr(weight, "undecayed", False)
+def decayed_weights(recipe: Recipe, model: nn.Module) -> set[str]:
+    """The names of the parameters that weight decay acts on."""
+    return {name for name, _ in model.named_parameters()} if recipe.decay == "all" else decayed_names(model)
 
 
 def batches(recipe: Recipe) -> Iterator[Batch]:
-    """The training batches in order; batch i of a seed is drawn from the stream ("train", seed, i)."""
+    """The training batches in order. Batch i of a seed is drawn from the stream ("train", seed, i)."""
     tasks = [part.build() for part in recipe.train]
     if not recipe.distinct:
         for i in range(recipe.steps):
-            yield draw(recipe, tasks[i % len(tasks)], i)
+            yield draw_batch(recipe, tasks[i % len(tasks)], i)
         return
-    owner = [segment for segment, count in enumerate(recipe.distinct) for _ in range(count)]
-    deal = dealer(recipe, tasks, owner) if recipe.shuffle == "rows" else None
-    order = list(range(len(owner)))
+    segment_of = [segment for segment, count in enumerate(recipe.distinct) for _ in range(count)]
+    deal = make_dealer(recipe, tasks, segment_of) if recipe.shuffle == "rows" else None
+    order = list(range(len(segment_of)))
     for step in range(recipe.steps):
-        epoch, place = divmod(step, len(owner))
+        epoch, place = divmod(step, len(segment_of))
         if place == 0 and recipe.shuffle != "none":
-            order = torch.randperm(len(owner), generator=stream("order", recipe.seed, epoch)).tolist()
+            order = torch.randperm(len(segment_of), generator=stream("order", recipe.seed, epoch)).tolist()
         i = order[place]
-        yield draw(recipe, tasks[owner[i]], i) if deal is None else deal(epoch, i)
+        yield draw_batch(recipe, tasks[segment_of[i]], i) if deal is None else deal(epoch, i)
 
 
-def draw(recipe: Recipe, task: Task, i: int) -> Batch:
+def draw_batch(recipe: Recipe, task: Task, i: int) -> Batch:
+    """Batch i of the training stream."""
     return task.draw(recipe.batch, "train", recipe.seed, i)
 
 
-def dealer(recipe: Recipe, tasks: Sequence[Task], owner: Sequence[int]) -> Callable[[int, int], Batch]:
-    """Batch i of an epoch, when the rows of each segment are dealt out anew. Keeps the set in memory."""
-    pools, first = [], [owner.index(segment) for segment in range(len(tasks))]
+def make_dealer(recipe: Recipe, tasks: Sequence[Task], segment_of: Sequence[int]) -> Callable[[int, int], Batch]:
+    """A function that returns batch i of an epoch with shuffled rows. Keeps the whole training set in memory."""
+    pools, first = [], [segment_of.index(segment) for segment in range(len(tasks))]
     for segment, task in enumerate(tasks):
-        drawn = [draw(recipe, task, i) for i, s in enumerate(owner) if s == segment]
+        drawn = [draw_batch(recipe, task, i) for i, s in enumerate(segment_of) if s == segment]
         pools.append(
-            [torch.cat([smaller(part) for part in column]) for column in zip(*(b[:2] for b in drawn), strict=True)]
+            [
+                torch.cat([to_small_integers(part) for part in column])
+                for column in zip(*(b[:2] for b in drawn), strict=True)
+            ]
         )
 
     @lru_cache(maxsize=len(tasks))
@@ -157,7 +159,7 @@ def dealer(recipe: Recipe, tasks: Sequence[Task], owner: Sequence[int]) -> Calla
         return torch.randperm(len(pools[segment][0]), generator=stream("rows", recipe.seed, epoch, segment))
 
     def deal(epoch: int, i: int) -> Batch:
-        segment = owner[i]
+        segment = segment_of[i]
         start = (i - first[segment]) * recipe.batch
         rows = order(epoch, segment)[start : start + recipe.batch]
         tokens, targets = (part[rows] for part in pools[segment])
@@ -166,13 +168,14 @@ def dealer(recipe: Recipe, tasks: Sequence[Task], owner: Sequence[int]) -> Calla
     return deal
 
 
-def smaller(part: Tensor) -> Tensor:
+def to_small_integers(part: Tensor) -> Tensor:
+    """Tokens as int32, which halves the memory of a set that is kept; other numbers unchanged."""
     return part if part.is_floating_point() else part.int()
 
 
-def accuracy(looks: Sequence[Measurement]) -> float:
+def accuracy(measurements: Sequence[Measurement]) -> float:
     """The mean over segments of the share of right answers."""
-    shares = [look.right / look.asked for look in looks if not look.facet]
+    shares = [one.right / one.asked for one in measurements if not one.facet]
     return sum(shares) / len(shares)
 
 
@@ -183,13 +186,13 @@ Answers = tuple[Float[Tensor, "answers vocab"], Int[Tensor, " answers"]]  # logi
 def score(
     model: Model, tasks: Sequence[Spec], name: str, rows: int, *, device: torch.device | str = "cpu"
 ) -> Iterator[Measurement]:
-    """Sums over the first `rows` rows of each task's stream `name`, altogether and by facet."""
+    """Sums over the first `rows` rows of each task's stream `name`, over all answers and by facet."""
     model.eval()
-    for (seen,) in scores(lambda batch: [model.answer(batch)], tasks, name, rows, device=device):
-        yield seen
+    for (measurement,) in score_models(lambda batch: [model.answer(batch)], tasks, name, rows, device=device):
+        yield measurement
 
 
-def scores(
+def score_models(
     answer: Callable[[Batch], Sequence[Answers]],
     tasks: Sequence[Spec],
     name: str,
@@ -198,35 +201,36 @@ def scores(
     models: int = 1,
     device: torch.device | str = "cpu",
 ) -> Iterator[tuple[Measurement, ...]]:
-    """`score` for several models at once, of which `answer` gives the answers: a measurement of each."""
+    """`score` for several models at once: one measurement of each. `answer` gives the answers of all of them."""
     for segment, part in enumerate(tasks):
-        task, found = part.build(), []
+        task, parts = part.build(), []
         for i, start in enumerate(range(0, rows, CHUNK)):
             batch = task.draw(CHUNK, name, part.key, i)
-            for few in pieces(batch, min(CHUNK, rows - start), task.vocab, models):
-                piece = few.to(device)
-                found.append([columns(task, piece, *given) for given in answer(piece)])
-        yield from zip(*(tally(parts, name, segment) for parts in zip(*found, strict=True)), strict=True)
+            for some in split_rows(batch, min(CHUNK, rows - start), task.vocab, models):
+                piece = some.to(device)
+                parts.append([answer_columns(task, piece, *answers) for answers in answer(piece)])
+        yield from zip(*(sum_answers(of_one, name, segment) for of_one in zip(*parts, strict=True)), strict=True)
 
 
-def tally(parts: Sequence[dict[str, Tensor]], name: str, segment: int) -> Iterator[Measurement]:
-    """Sums of the columns of all answers, altogether and by facet."""
+def sum_answers(parts: Sequence[dict[str, Tensor]], name: str, segment: int) -> Iterator[Measurement]:
+    """Sums of the columns, over all answers and by facet."""
     columns = {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
     right, row = columns["right"], columns.pop("first").cumsum(0) - 1
-    faults = torch.zeros(int(row[-1]) + 1).index_add_(0, row, 1 - right.float())
+    mistakes = torch.zeros(int(row[-1]) + 1).index_add_(0, row, 1 - right.float())
     scores = {c: columns.pop(c) for c in list(columns) if columns[c].is_floating_point()}
-    further: dict[str, float] = {"rows": len(faults), "whole": int((faults == 0).sum())}
+    by_row: dict[str, float] = {"rows": len(mistakes), "whole": int((mistakes == 0).sum())}
     for facet, values in {"": torch.zeros_like(right, dtype=torch.long), **columns}.items():
         sums = {score: torch.bincount(values, weights).tolist() for score, weights in scores.items()}
         for value, asked in enumerate(torch.bincount(values).tolist()):
             if asked:
-                of = {score: total[value] for score, total in sums.items()}
-                more = (further if not facet else {}) | {s: of[s] for s in of if s not in ("loss", "right")}
-                yield Measurement(0, name, segment, facet, value, of["loss"], int(of["right"]), asked, more)
+                total = {score: of_values[value] for score, of_values in sums.items()}
+                loss, correct = total.pop("loss"), int(total.pop("right"))
+                extra = (by_row if not facet else {}) | total
+                yield Measurement(0, name, segment, facet, value, loss, correct, asked, extra)
 
 
-def pieces(batch: Batch, rows: int, vocab: int, models: int) -> Iterator[Batch]:
-    """The first rows of a batch, few enough at a time for the logits of all models to fit."""
+def split_rows(batch: Batch, rows: int, vocab: int, models: int) -> Iterator[Batch]:
+    """The first rows of a batch, in pieces small enough for the logits of all models to fit into memory."""
     asked = int((batch.targets != SILENT).sum(1).max())
     size = max(1, min(LOGITS // (asked * vocab), TOKENS // batch.targets.shape[1]) // models)
     for start in range(0, rows, size):
@@ -234,14 +238,14 @@ def pieces(batch: Batch, rows: int, vocab: int, models: int) -> Iterator[Batch]:
         yield batch.rows(part)
 
 
-def columns(task: Task, batch: Batch, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Loss, whether it was right, the task's further scores, each facet, and whether it is a row's first, by answer."""
+def answer_columns(task: Task, batch: Batch, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """For each answer: loss, whether it is right, the task's scores, the facets, and whether it is its row's first."""
     asked = batch.targets != SILENT
-    given = torch.full_like(batch.targets, SILENT).masked_scatter_(asked, logits.argmax(-1))
+    answers = torch.full_like(batch.targets, SILENT).masked_scatter_(asked, logits.argmax(-1))
     scores = {
         "loss": F.cross_entropy(logits, targets, reduction="none"),
-        "right": task.right(batch, given)[asked],
-        **task.further(batch, logits),
+        "right": task.right(batch, answers)[asked],
+        **task.extra_scores(batch, logits),
     }
     columns = {name: x.double().cpu() for name, x in scores.items()}
     facets = {facet: x[asked].long().cpu() for facet, x in batch.facets.items()}
@@ -250,40 +254,44 @@ def columns(task: Task, batch: Batch, logits: Tensor, targets: Tensor) -> dict[s
 
 
 def step_seconds(recipe: Recipe, *, device: torch.device | str = "cpu", tokens: int = 512) -> float:
-    """About how long a training step takes here: a line through those of few rows, of so many tokens, and of twice."""
+    """About how long a training step takes on this machine, in seconds.
+
+    Times a step on about `tokens` tokens and one on twice as many, and draws a line through both.
+    """
     rows = min(max(1, tokens // recipe.train[0].build().length), recipe.batch)
-    few, twice = (seconds_of(recipe, batch, device) for batch in (rows, 2 * rows))
-    return few + max(0.0, twice - few) * (recipe.batch - rows) / rows
+    one, two = (measure_step(recipe, batch, device) for batch in (rows, 2 * rows))
+    return one + max(0.0, two - one) * (recipe.batch - rows) / rows
 
 
-def seconds_of(recipe: Recipe, batch: int, device: torch.device | str) -> float:
-    """How long a step of a batch of that size takes, the least of several if they are short."""
+def measure_step(recipe: Recipe, batch: int, device: torch.device | str) -> float:
+    """How long a step with this batch size takes, in seconds; the least of several if they are short."""
     small = recipe.model_copy(update={"batch": batch, "distinct": (), "shuffle": "none"})
     model = small.build().to(device)
     optimizer = torch.optim.AdamW(decay_groups(small, model), lr=0.0, fused=True)
-    drawn, taken = next(batches(small)), []
-    while len(taken) < 2 or sum(taken[1:]) < 0.2:  # the first warms up
-        begun = time.perf_counter()
+    drawn, seconds = next(batches(small)), []
+    while len(seconds) < 2 or sum(seconds[1:]) < 0.2:  # the first warms up
+        start = time.perf_counter()
         update(small, model, optimizer, drawn, 1, device).tolist()
-        taken.append(time.perf_counter() - begun)
-    return min(taken[1:])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds[1:])
 
 
-def found_device(name: str) -> torch.device:
-    """The device of this name. Raises ValueError if there is none."""
+def find_device(name: str) -> torch.device:
+    """The device of this name. Raises ValueError if this machine has none."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as fault:
-        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ValueError(f"there is no device {name!r} here; there are {there}") from fault
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"there is no device {name!r} here; there are {known}") from fault
     return device
 
 
-def keep_memory() -> None:
-    """For a process that only trains: let glibc keep freed memory for the next step.
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step, in a process that only trains.
 
-    It otherwise gives the large temporaries of every step back, and the page faults cost up to a third of it.
+    By default it returns the large temporary tensors of every step to the system, and the page faults that follow cost
+    up to a third of the step.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -1,0 +1,358 @@
+"""The engines `recurrence` and `scan` by `native.cpp`: float32 on a CPU, with first derivatives and under vmap.
+
+Each kernel is two autograd functions, one for each direction, so that `torch.func` can transform both. All of them
+work on each sequence of a batch by itself, so under vmap the new axis joins the batch. The forward pass returns,
+besides what is asked for, the states that the backward pass starts from (`kept`), empty where no gradient is wanted.
+"""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bestiary.ops._build import library
+from bestiary.ops.drive import Drive, Matrix, Value
+
+Form = Literal["plain", "rewrite", "erase"]
+FORMS: tuple[Form, ...] = ("plain", "rewrite", "erase")
+
+
+def refusal(*given: Tensor) -> str | None:
+    """Why these tensors cannot be computed here, or None."""
+    for x in given:
+        if x.device.type != "cpu":
+            return f"it computes on a CPU, not on {x.device.type}"
+        if type(x) not in (Tensor, torch.nn.Parameter):
+            return f"it knows no {type(x).__name__}"
+        if x.dtype != torch.float32 and not (x.is_floating_point() and x.dtype.itemsize < 4):
+            return f"it computes in float32, not {x.dtype}"
+    if torch.compiler.is_compiling():
+        return "torch.compile does not look into it"
+    if not only_vmap_and_one_gradient():
+        return "of the transforms of torch.func it knows vmap and one gradient"
+    found = library()
+    return found if isinstance(found, str) else None
+
+
+def only_vmap_and_one_gradient() -> bool:
+    """Whether this runs under no other transform of torch.func, nor in forward mode."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is None:  # pyright: ignore[reportAttributeAccessIssue]
+        return True
+    stack = torch._C._functorch.get_interpreter_stack() or []  # pyright: ignore[reportAttributeAccessIssue]
+    names = [interpreter.key().name for interpreter in stack]
+    return set(names) <= {"Vmap", "Grad"} and names.count("Grad") <= 1
+
+
+def wants_gradient(tensors: Sequence[Tensor]) -> bool:
+    """Whether a gradient may be wanted: under torch.func it cannot be told."""
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.is_grad_enabled() and (transformed or any(x.requires_grad for x in tensors))
+
+
+# What the library is given
+
+
+class Rows(ctypes.Structure):
+    """A tensor (batch, time, heads, width) whose last axis is dense."""
+
+    _fields_ = [("first", ctypes.c_void_p), *((name, ctypes.c_int64) for name in ("batch", "time", "head"))]
+
+
+def structure(name: str, sizes: str, parts: Sequence[tuple[str, Any]]) -> type[ctypes.Structure]:
+    fields = [*((size, ctypes.c_int64) for size in sizes.split()), *parts]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+def pointers(names: str) -> list[tuple[str, Any]]:
+    return [(name, ctypes.c_void_p) for name in names.split()]
+
+
+RECURRENCE = structure(
+    "Recurrence",
+    "batch time heads key value decays form threads",
+    [
+        *((name, Rows) for name in ["q", "k", "v", "g", "a", "b"]),
+        *pointers("state y last kept gy glast gq gk gv gg ga gb gstate"),
+    ],
+)
+SELECTIVE = structure(
+    "Selective",
+    "batch time channels modes sharing threads",
+    [
+        *pointers("dt u rate b c"),
+        *((name, ctypes.c_int64) for name in ["b_batch", "b_time", "c_batch", "c_time"]),
+        *pointers("state y last kept gy glast gdt gu grate gb_c gstate"),
+    ],
+)
+SCAN = structure("Scan", "batch time channels threads", pointers("a x state h gh ga gx gstate"))
+
+
+def dense_rows(x: Tensor) -> Tensor:
+    """The same numbers, the last axis without gaps."""
+    return x if x.shape[-1] == 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def rows(x: Tensor) -> Rows:
+    return Rows(x.data_ptr(), *x.stride()[:3])
+
+
+def call(name: str, given: ctypes.Structure) -> None:
+    """Raises MemoryError."""
+    if getattr(library(), name)(ctypes.byref(given)):
+        raise MemoryError(f"{name} finds no memory to work in")
+
+
+def kept_size(name: str, given: ctypes.Structure) -> int:
+    """How many numbers of each sequence the forward pass keeps for the backward pass."""
+    return getattr(library(), f"{name}_kept")(ctypes.byref(given))
+
+
+def join(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors under vmap with its axis and the batch as one."""
+    moved = (
+        x.expand(info.batch_size, *x.shape) if d is None else x.movedim(d, 0)
+        for x, d in zip(tensors, in_dims, strict=True)
+    )
+    return [x.flatten(0, 1) for x in moved]
+
+
+def part(info: Any, found: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """Results with vmap's axis and the batch apart again, and where that axis is."""
+    return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0,) * len(found)
+
+
+class _Gradient(torch.autograd.Function):
+    """A gradient, which has no gradient itself."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError("the native backend has first derivatives only: backend='torch' has them all")
+
+
+# The recurrence
+
+LARGEST = 12_288  # numbers of a state for which products of matrices are slower (benchmarks/native.py, `forms`)
+
+
+def pays(drive: Drive) -> bool:
+    """Whether this is faster than chunks: always, unless the state is large and products of matrices are most of it."""
+    products = drive.erase is None and drive.rewrite is None and (drive.g is None or drive.g.shape[-1] == 1)
+    return not products or drive.k.shape[-1] * drive.v.shape[-1] <= LARGEST
+
+
+def run(drive: Drive, state: Matrix) -> tuple[Value, Matrix]:
+    """`recurrence.run` in float32."""
+    q, k, v, g, erase, rewrite = drive
+    heads = v.shape[2]
+    form: Form = "rewrite" if rewrite is not None else "erase" if erase is not None else "plain"
+    parts = [x.expand(-1, -1, heads, -1) for x in (q, k, v, *(rewrite or erase or ()))]
+    parts += [state] if g is None else [state, g]
+    y, last, _ = _Recurrence.apply(form, wants_gradient(parts), *parts)
+    return y, last
+
+
+def recurrence(form: Form, parts: Sequence[Tensor], **further: Tensor) -> tuple[ctypes.Structure, Any]:
+    """What the library is given, and the tensors that must live as long."""
+    q, k, v, *rest = (dense_rows(x) for x in parts)
+    (a, b), rest = (rest[:2], rest[2:]) if form != "plain" else ((None, None), rest)
+    state, g = rest[0].contiguous(), (rest[1] if len(rest) > 1 else None)
+    batch, time, heads, key = q.shape
+    decays = 0 if g is None else g.shape[-1]
+    sizes = (batch, time, heads, key, v.shape[-1], decays, FORMS.index(form), torch.get_num_threads())
+    views = (Rows() if x is None else rows(x) for x in (q, k, v, g, a, b))
+    given = RECURRENCE(*sizes, *views, state.data_ptr())
+    for name, x in further.items():
+        setattr(given, name, x.data_ptr())
+    return given, (q, k, v, a, b, g, state, further)
+
+
+class _Recurrence(torch.autograd.Function):
+    """y, the last state and what is kept; of (q, k, v), (a, b) or (w, b) if something is erased, the state, and g."""
+
+    @staticmethod
+    def forward(form: Form, keep: bool, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, v = parts[0], parts[2]
+        y, last = v.new_empty(v.shape), v.new_empty(len(v), v.shape[2], q.shape[-1], v.shape[-1])
+        given, held = recurrence(form, parts, y=y, last=last)
+        kept = v.new_empty(len(v), kept_size("recurrence", given) if keep else 0)
+        given.kept = kept.data_ptr() if kept.numel() else None
+        call("recurrence_forward", given)
+        del held
+        return y, last, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.form, _, *parts = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(*parts, output[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None, *_RecurrenceGradient.apply(ctx.form, *grads[:2], *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        form, keep, *parts = inputs
+        return part(info, _Recurrence.apply(form, keep, *join(info, in_dims[2:], parts)))
+
+
+class _RecurrenceGradient(_Gradient):
+    """The gradient of each part."""
+
+    @staticmethod
+    def forward(form: Form, gy: Tensor, glast: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+        *parts, kept = saved
+        names = ["gq", "gk", "gv", *(["ga", "gb"] if form != "plain" else []), "gstate", "gg"]
+        grads = {name: x.new_empty(x.shape) for name, x in zip(names, parts, strict=False)}
+        given, held = recurrence(form, parts, gy=gy.contiguous(), glast=glast.contiguous(), kept=kept, **grads)
+        call("recurrence_backward", given)
+        del held
+        return tuple(grads.values())
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        form, *tensors = inputs
+        return part(info, _RecurrenceGradient.apply(form, *join(info, in_dims[1:], tensors)))
+
+
+# The selective scan
+
+
+def selective_scan(dt: Tensor, u: Tensor, rate: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """`scan.selective_scan` in float32."""
+    parts = (dt, u, rate.mT.unsqueeze(0), b, c, state.mT)
+    y, last, _ = _Selective.apply(wants_gradient(parts), *parts)
+    return y, last.mT
+
+
+def selective(parts: Sequence[Tensor], **further: Tensor) -> tuple[ctypes.Structure, Any]:
+    """What the library is given, and the tensors that must live as long."""
+    dt, u, rate, b, c, state = parts
+    dt, u, rate, state = (x.contiguous() for x in (dt, u, rate, state))
+    b, c = dense_rows(b), dense_rows(c)
+    sizes = (*dt.shape, b.shape[-1], max(1, len(dt) // max(1, len(rate))), torch.get_num_threads())
+    strides = (*b.stride()[:2], *c.stride()[:2])
+    given = SELECTIVE(*sizes, *(x.data_ptr() for x in (dt, u, rate, b, c)), *strides, state.data_ptr())
+    for name, x in further.items():
+        setattr(given, name, x.data_ptr())
+    return given, (dt, u, rate, b, c, state, further)
+
+
+class _Selective(torch.autograd.Function):
+    """y, the last state and what is kept; of dt, u, the rates (one set of each vmap), B, C, the state."""
+
+    @staticmethod
+    def forward(keep: bool, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dt, state = parts[0], parts[-1]
+        y, last = dt.new_empty(dt.shape), dt.new_empty(state.shape)
+        given, held = selective(parts, y=y, last=last)
+        kept = dt.new_empty(len(dt), kept_size("selective", given) if keep else 0)
+        given.kept = kept.data_ptr() if kept.numel() else None
+        call("selective_forward", given)
+        del held
+        return y, last, kept
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, *parts = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(*parts, output[2])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, *_SelectiveGradient.apply(*grads[:2], *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        keep, *parts = inputs
+        return part(info, _Selective.apply(keep, *join(info, in_dims[1:], parts)))
+
+
+class _SelectiveGradient(_Gradient):
+    """The gradient of each part."""
+
+    @staticmethod
+    def forward(gy: Tensor, glast: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+        *parts, kept = saved
+        dt, u, rate, b, _, state = parts
+        gdt, gu, gstate = (x.new_empty(x.shape) for x in (dt, u, state))
+        grate, gb_c = rate.new_empty(len(dt), *rate.shape[1:]), b.new_empty(*b.shape, 2)
+        grads = {"gdt": gdt, "gu": gu, "grate": grate, "gb_c": gb_c, "gstate": gstate}
+        given, held = selective(parts, gy=gy.contiguous(), glast=glast.contiguous(), kept=kept, **grads)
+        call("selective_backward", given)
+        del held
+        grate = grate.unflatten(0, (len(rate), len(dt) // len(rate))).sum(1)
+        return gdt, gu, grate, *gb_c.unbind(-1), gstate
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> Any:
+        return part(info, _SelectiveGradient.apply(*join(info, in_dims, tensors)))
+
+
+# The elementwise recurrence
+
+
+def scan(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
+    """`scan.loop` in float32."""
+    return _Scan.apply(a.expand_as(x), x, state.expand_as(x[:, 0]))
+
+
+def elementwise(a: Tensor, x: Tensor, state: Tensor, **further: Tensor) -> tuple[ctypes.Structure, Any]:
+    """What the library is given, and the tensors that must live as long."""
+    a, x, state = a.contiguous(), x.contiguous(), state.contiguous()
+    sizes = (*x.shape[:2], math.prod(x.shape[2:]), torch.get_num_threads())
+    given = SCAN(*sizes, a.data_ptr(), x.data_ptr(), state.data_ptr())
+    for name, tensor in further.items():
+        setattr(given, name, tensor.data_ptr())
+    return given, (a, x, state, further)
+
+
+class _Scan(torch.autograd.Function):
+    """Every h."""
+
+    @staticmethod
+    def forward(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
+        h = x.new_empty(x.shape)
+        given, held = elementwise(a, x, state, h=h)
+        call("scan_forward", given)
+        del held
+        return h
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        a, _, state = inputs
+        ctx.save_for_backward(a, state, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _ScanGradient.apply(*ctx.saved_tensors, *grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *parts: Tensor) -> Any:
+        h = _Scan.apply(*join(info, in_dims, parts))
+        return h.unflatten(0, (info.batch_size, -1)), 0
+
+
+class _ScanGradient(_Gradient):
+    """The gradients of a, x and the state."""
+
+    @staticmethod
+    def forward(a: Tensor, state: Tensor, h: Tensor, gh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        ga, gx, gstate = (x.new_empty(x.shape) for x in (h, h, state))
+        given, held = elementwise(a, gh, state, h=h, gh=gh.contiguous(), ga=ga, gx=gx, gstate=gstate)
+        call("scan_backward", given)
+        del held
+        return ga, gx, gstate
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> Any:
+        return part(info, _ScanGradient.apply(*join(info, in_dims, tensors)))

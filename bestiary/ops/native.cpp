@@ -1,0 +1,798 @@
+// The engines `recurrence` and `scan` on a CPU, in float32, forward and backward.
+//
+// Compiled at first use by `_build.py` and called through ctypes by `_native.py`, whose structures mirror those below.
+// Vector extensions of GCC and Clang, POSIX threads, no other library. Not for -ffast-math, which would fold away the
+// rounding in `power`.
+//
+// Every kernel goes through time in order and keeps the state in the nearest caches. The forward pass stores the state
+// at the start of every segment of time; the backward pass takes the segments from the last to the first, computes the
+// states of one again from there, and goes back through it.
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+// What the registers hold: lanes of a vector, modes of a selective scan at a time, vectors of a row of the recurrence
+// at a time. Vectors wider than a register are no help: GCC 12 then goes through memory, five to ten times slower.
+#if defined(__AVX512F__) && defined(__AVX512DQ__)
+#define AVX512
+enum { LANES = 16, MOST_MODES = 16 };
+#elif defined(__AVX2__)
+enum { LANES = 8, MOST_MODES = 8 };
+#else
+enum { LANES = 4, MOST_MODES = 8 };
+#endif
+enum { WIDEST = 4 };
+
+// GCC leaves vectors in memory between functions that it does not inline, and it inlines few of them by itself.
+#define INLINE inline __attribute__((always_inline))
+
+typedef float Vector __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * LANES)));
+
+static INLINE Vector all(float x) { return Vector{} + x; }
+
+static INLINE Vector load(const float* from) {
+  Vector x;
+  memcpy(&x, from, sizeof x);
+  return x;
+}
+
+static INLINE void store(float* to, Vector x) { memcpy(to, &x, sizeof x); }
+
+// The first `count` numbers of a vector: loaded with zeros behind them, stored alone. Without branches, which would
+// cost the registers of the loops around.
+#if defined(AVX512)
+static INLINE __mmask16 mask(int64_t count) { return count >= LANES ? 0xffff : count <= 0 ? 0 : (1 << count) - 1; }
+static INLINE Vector load(const float* from, int64_t count) { return _mm512_maskz_loadu_ps(mask(count), from); }
+static INLINE void store(float* to, Vector x, int64_t count) { _mm512_mask_storeu_ps(to, mask(count), x); }
+#elif defined(__AVX2__)
+static INLINE __m256i mask(int64_t count) {
+  const int most = count >= LANES ? LANES : count <= 0 ? 0 : int(count);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(most), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static INLINE Vector load(const float* from, int64_t count) { return _mm256_maskload_ps(from, mask(count)); }
+static INLINE void store(float* to, Vector x, int64_t count) { _mm256_maskstore_ps(to, mask(count), x); }
+#else
+static INLINE Vector load(const float* from, int64_t count) {
+  if (count >= LANES) return load(from);
+  Vector x = {};
+  for (int i = 0; i < LANES; i++)
+    if (i < count) x[i] = from[i];
+  return x;
+}
+static INLINE void store(float* to, Vector x, int64_t count) {
+  if (count >= LANES) return store(to, x);
+  for (int i = 0; i < LANES; i++)
+    if (i < count) to[i] = x[i];
+}
+#endif
+
+static INLINE void add(float* to, Vector x, int64_t count, bool fresh) {
+  store(to, fresh ? x : load(to, count) + x, count);
+}
+
+// 2^x: 0 far below, infinite far above, NaN of NaN. The polynomial is ours, fitted to 2^f on [-1/2, 1/2], relative
+// error 4e-9 before rounding.
+static INLINE Vector power(Vector x) {
+#if defined(AVX512)
+  const Vector f = _mm512_reduce_ps(x, 8);  // x - round(x)
+#else
+  x = x < -127.0f ? all(-127.0f) : x > 128.0f ? all(128.0f) : x;
+  const Vector shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits are round(x)
+  const Vector f = x - (shifted - 12582912.0f);
+#endif
+  Vector p = all(1.5353350e-4f);
+  p = p * f + 1.3398874e-3f;
+  p = p * f + 9.6184378e-3f;
+  p = p * f + 5.5503324e-2f;
+  p = p * f + 2.4022648e-1f;
+  p = p * f + 6.9314718e-1f;
+  p = p * f + 1.0f;
+#if defined(AVX512)
+  return _mm512_scalef_ps(p, x - f);
+#else
+  Bits bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127u) << 23;
+  Vector scale;
+  memcpy(&scale, &bits, sizeof scale);
+  return p * scale;
+#endif
+}
+
+static const float LOG2_E = 1.44269504f;
+
+// Sums of vectors. `merge` adds lanes STEP apart of x and y and interleaves what comes out; after log2(LANES) of them,
+// lane i holds the sum of vector i.
+template <int STEP, unsigned... LANE>
+struct Merge {
+  static INLINE Vector of(Vector x, Vector y) {
+#if defined(__clang__)
+    const Vector own = __builtin_shufflevector(x, y, (LANE & STEP ? LANES + LANE : LANE)...);
+    const Vector other = __builtin_shufflevector(x, y, (LANE & STEP ? LANES + LANE - STEP : LANE + STEP)...);
+#else
+    const Vector own = __builtin_shuffle(x, y, Bits{(LANE & STEP ? LANES + LANE : LANE)...});
+    const Vector other = __builtin_shuffle(x, y, Bits{(LANE & STEP ? LANES + LANE - STEP : LANE + STEP)...});
+#endif
+    return own + other;
+  }
+};
+
+template <int STEP>
+static INLINE Vector merge(Vector x, Vector y) {
+#if defined(AVX512)
+  return Merge<STEP, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>::of(x, y);
+#elif defined(__AVX2__)
+  return Merge<STEP, 0, 1, 2, 3, 4, 5, 6, 7>::of(x, y);
+#else
+  return Merge<STEP, 0, 1, 2, 3>::of(x, y);
+#endif
+}
+
+template <int COUNT>
+struct Sums {
+  static INLINE Vector of(const float* rows) {
+    return merge<COUNT / 2>(Sums<COUNT / 2>::of(rows), Sums<COUNT / 2>::of(rows + COUNT / 2 * LANES));
+  }
+};
+
+template <>
+struct Sums<1> {
+  static INLINE Vector of(const float* rows) { return load(rows); }
+};
+
+// The sums of LANES rows of LANES numbers.
+static INLINE Vector sums(const float* rows) { return Sums<LANES>::of(rows); }
+
+static INLINE float sum(Vector x) {
+  float total = 0, part[LANES];
+  store(part, x);
+  for (int i = 0; i < LANES; i++) total += part[i];
+  return total;
+}
+
+// Threads. They are started for one call and end with it, so that a process may be forked between calls, which a
+// thread pool such as OpenMP's does not survive.
+
+static INLINE int64_t least(int64_t x, int64_t y) { return x < y ? x : y; }
+static INLINE int64_t round_up(int64_t x) { return (x + LANES - 1) / LANES * LANES; }  // up to whole vectors
+
+template <class Work>
+struct Shared {
+  const Work* work;
+  float* scratch;
+  int64_t each, count, next, started;
+
+  static void* run(void* given) {
+    Shared& shared = *static_cast<Shared*>(given);
+    float* scratch = shared.scratch + shared.each * __atomic_fetch_add(&shared.started, 1, __ATOMIC_RELAXED);
+    for (;;) {
+      const int64_t item = __atomic_fetch_add(&shared.next, 1, __ATOMIC_RELAXED);
+      if (item >= shared.count) return nullptr;
+      (*shared.work)(item, scratch);
+    }
+  }
+};
+
+// Call work(item, scratch) for every item below `count`, with `each` numbers of scratch for every thread. `size` is how
+// many numbers all items together go through: a thread is started for no less than about a tenth of a millisecond.
+// The result does not depend on the number of threads. 0, or 1 if there is not enough memory.
+template <class Work>
+static int run_parallel(int64_t count, int64_t size, int64_t threads, int64_t each, const Work& work) {
+  enum { MOST = 256, WORTH = 1 << 19 };
+  threads = least(least(threads, 1 + size / WORTH), least(count, MOST));
+  if (threads < 1) return 0;
+  each = round_up(each) + 64;  // no two threads write to one cache line
+  void* scratch = nullptr;
+  if (posix_memalign(&scratch, 64, sizeof(float) * each * threads)) return 1;
+  Shared<Work> shared = {&work, static_cast<float*>(scratch), each, count, 0, 0};
+  pthread_t others[MOST];
+  int64_t running = 0;
+  while (running < threads - 1 && !pthread_create(&others[running], nullptr, Shared<Work>::run, &shared)) running++;
+  Shared<Work>::run(&shared);
+  while (running > 0) pthread_join(others[--running], nullptr);
+  free(scratch);
+  return 0;
+}
+
+// The recurrence: S' = Diag(e^g) S + a (b^T S) + k v^T,  y = q^T S'.
+
+struct Rows {  // a tensor (batch, time, heads, width) whose last axis is dense
+  const float* first;
+  int64_t batch, time, head;  // strides
+};
+
+enum Form { PLAIN = 0, REWRITE = 1, ERASE = 2 };  // nothing erased; a = w k; a given
+
+struct Recurrence {
+  int64_t batch, time, heads, key, value;
+  int64_t decays;  // per head: 0, 1, or as many as keys
+  int64_t form, threads;
+  Rows q, k, v, g, a, b;  // of REWRITE, w in the place of a
+  const float* state;     // (batch, heads, key, value), as `last` and their gradients
+  float *y, *last, *kept;
+  const float *gy, *glast;
+  float *gq, *gk, *gv, *gg, *ga, *gb, *gstate;  // dense, all with the full number of heads
+};
+
+// How the columns of the state are cut into tiles of so many vectors, and time into segments: the states of one
+// segment of one tile fit the second cache.
+struct Cut {
+  int64_t vectors, tiles, segment, segments, columns, state;
+  explicit Cut(const Recurrence& r) {
+    const int64_t all = round_up(r.value) / LANES;
+    tiles = (all + WIDEST - 1) / WIDEST;
+    vectors = tiles ? (all + tiles - 1) / tiles : 1;
+    columns = vectors * LANES;
+    state = r.key * columns;
+    const int64_t fit = (512 << 10) / (4 * (state ? state : 1)) - 1;
+    segment = fit < 16 ? 16 : fit > 32 ? 32 : fit;
+    segments = (r.time + segment - 1) / segment;
+  }
+  int64_t kept(const Recurrence& r) const { return r.heads * tiles * segments * r.key * columns; }  // of a sequence
+};
+
+template <int W>
+static INLINE void load_row(Vector (&to)[W], const float* from, int64_t count) {
+  for (int w = 0; w < W; w++) to[w] = load(from + w * LANES, count - w * LANES);
+}
+
+template <int W>
+static INLINE void store_row(float* to, const Vector (&from)[W], int64_t count) {
+  for (int w = 0; w < W; w++) store(to + w * LANES, from[w], count - w * LANES);
+}
+
+template <int W>
+static INLINE void zero(Vector (&x)[W]) {
+  for (int w = 0; w < W; w++) x[w] = Vector{};
+}
+
+// One head of one sequence.
+struct Head {
+  const Recurrence& r;
+  int64_t b, h;
+  Head(const Recurrence& given, int64_t item) : r(given), b(item / given.heads), h(item % given.heads) {}
+
+  const float* at(const Rows& rows, int64_t t) const {
+    return rows.first ? rows.first + b * rows.batch + t * rows.time + h * rows.head : nullptr;
+  }
+  int64_t place(int64_t t) const { return (b * r.time + t) * r.heads + h; }  // in a dense tensor
+  int64_t matrix() const { return (b * r.heads + h) * r.key * r.value; }
+
+  // e^g for each key; `to` holds whole vectors
+  void decay(float* to, int64_t t) const {
+    const float* g = at(r.g, t);
+    if (r.decays > 1) {
+      for (int64_t i = 0; i < r.key; i += LANES) store(to + i, power(LOG2_E * load(g + i, r.key - i)));
+    } else {
+      const Vector same = r.decays ? power(all(LOG2_E * *g)) : all(1.0f);
+      for (int64_t i = 0; i < r.key; i += LANES) store(to + i, same);
+    }
+  }
+};
+
+// u = b^T S
+template <int W>
+static INLINE void read(Vector (&u)[W], const float* state, const float* b, int64_t keys) {
+  zero(u);
+  for (int64_t i = 0; i < keys; i++)
+    for (int w = 0; w < W; w++) u[w] += load(state + (i * W + w) * LANES) * b[i];
+}
+
+// One position: `to` from `from`, y = q^T to where READ, and u = ahead^T to, which the next position erases.
+// `z` is what is written along k; on entry `u` is what is erased along a.
+template <int FORM, int W, bool READ>
+static INLINE void advance(const float* from, float* to, const float* decay, const float* q, const float* k,
+                           const float* a, const float* ahead, const Vector (&z)[W], Vector (&u)[W], Vector (&y)[W],
+                           int64_t keys) {
+  enum { TURNS = W == 1 ? 4 : W == 2 ? 2 : 1 };  // sums in turns, lest each addition wait for the one before
+  Vector reads[TURNS][W], nexts[TURNS][W];
+  for (int c = 0; c < TURNS; c++) zero(reads[c]), zero(nexts[c]);
+  const auto row = [&](int64_t i, int c) __attribute__((always_inline)) {
+    for (int w = 0; w < W; w++) {
+      Vector x = load(from + (i * W + w) * LANES) * decay[i] + z[w] * k[i];
+      if (FORM == ERASE) x += u[w] * a[i];
+      store(to + (i * W + w) * LANES, x);
+      if (READ) reads[c][w] += x * q[i];
+      if (FORM != PLAIN) nexts[c][w] += x * ahead[i];
+    }
+  };
+  int64_t i = 0;
+  for (; i + TURNS <= keys; i += TURNS)
+    for (int c = 0; c < TURNS; c++) row(i + c, c);
+  for (; i < keys; i++) row(i, 0);
+  for (int w = 0; w < W; w++) {
+    for (int c = 1; c < TURNS; c++) reads[0][w] += reads[c][w], nexts[0][w] += nexts[c][w];
+    if (READ) y[w] = reads[0][w];
+    if (FORM != PLAIN) u[w] = nexts[0][w];
+  }
+}
+
+template <int FORM, int W>
+static void forward(const Recurrence& r, const Cut& cut, int64_t item, float* scratch) {
+  const Head head(r, item);
+  float *state = scratch, *decay = state + cut.state, *nothing = decay + round_up(r.key);
+  for (int64_t i = 0; i < r.key; i++) nothing[i] = 0;
+  for (int64_t tile = 0; tile < cut.tiles; tile++) {
+    const int64_t column = tile * cut.columns, count = r.value - column;
+    for (int64_t i = 0; i < r.key; i++) {
+      Vector row[W];
+      load_row(row, r.state + head.matrix() + i * r.value + column, count);
+      store_row(state + i * cut.columns, row, cut.columns);
+    }
+    Vector u[W], y[W], z[W];
+    zero(u);
+    if (FORM != PLAIN && r.time) read(u, state, head.at(r.b, 0), r.key);
+    for (int64_t t = 0; t < r.time; t++) {
+      if (r.kept && t % cut.segment == 0) {
+        const int64_t place = (item * cut.tiles + tile) * cut.segments + t / cut.segment;
+        memcpy(r.kept + place * cut.state, state, sizeof(float) * cut.state);
+      }
+      const float* a = head.at(r.a, t);
+      head.decay(decay, t);
+      load_row(z, head.at(r.v, t) + column, count);
+      if (FORM == REWRITE)
+        for (int w = 0; w < W; w++) z[w] += u[w] * *a;
+      advance<FORM, W, true>(state, state, decay, head.at(r.q, t), head.at(r.k, t), a,
+                             t + 1 < r.time ? head.at(r.b, t + 1) : nothing, z, u, y, r.key);
+      store_row(r.y + head.place(t) * r.value + column, y, count);
+    }
+    for (int64_t i = 0; i < r.key; i++) {
+      Vector row[W];
+      load_row(row, state + i * cut.columns, cut.columns);
+      store_row(r.last + head.matrix() + i * r.value + column, row, count);
+    }
+  }
+}
+
+// What one segment of one tile needs to go back through it. Of the position behind it, t + 1: the gradient of its
+// state in `grad`, its decay and b, and in `gu` the gradient of what it erased.
+template <int W>
+struct Segment {
+  float *states, *u, *z, *decay, *grad, *behind, *nothing, *rows[5], *line;
+  static int64_t size(const Recurrence& r, const Cut& cut) {
+    const int64_t keys = round_up(r.key);
+    return (cut.segment + 2) * cut.state + cut.segment * (2 * cut.columns + keys) + (3 + 5 * LANES) * keys;
+  }
+  Segment(const Recurrence& r, const Cut& cut, float* scratch) {
+    const int64_t keys = round_up(r.key);
+    states = scratch;
+    grad = states + (cut.segment + 1) * cut.state;
+    u = grad + cut.state;
+    z = u + cut.segment * cut.columns;
+    decay = z + cut.segment * cut.columns;
+    behind = decay + cut.segment * keys;
+    nothing = behind + keys;
+    line = nothing + keys;
+    for (int i = 0; i < 5; i++) rows[i] = line + keys + i * keys * LANES;
+    for (int64_t i = 0; i < keys; i++) nothing[i] = 0;
+    for (int64_t i = r.key * LANES; i < keys * LANES; i++)
+      for (int j = 0; j < 5; j++) rows[j][i] = 0;
+  }
+  // The sums of the rows of `from`, each one number of `to`.
+  static void gather(float* to, const float* from, int64_t keys, bool fresh) {
+    for (int64_t i = 0; i < keys; i += LANES) add(to + i, sums(from + i * LANES), keys - i, fresh);
+  }
+};
+
+enum { OF_Q, OF_K, OF_G, OF_B, OF_A };
+
+// Back by one position: the gradient of the state before the next position becomes that of the state after this one.
+template <int FORM, int W>
+static INLINE void step_back(const Segment<W>& s, const float* before, const float* after, const float* decay,
+                           const float* b, const float* q, const float* k, const float* a, const Vector (&gy)[W],
+                           const Vector (&z)[W], const Vector (&u)[W], Vector (&gu)[W], Vector (&gz)[W], int64_t keys) {
+  Vector next[W];
+  zero(gz), zero(next);
+  for (int64_t i = 0; i < keys; i++) {
+    Vector of_q = {}, of_k = {}, of_g = {}, of_b = {}, of_a = {};
+    for (int w = 0; w < W; w++) {
+      const int64_t place = (i * W + w) * LANES;
+      const Vector now = load(after + place);
+      Vector g = load(s.grad + place) * decay[i];
+      if (FORM != PLAIN) {
+        g += gu[w] * b[i];
+        of_b += now * gu[w];
+      }
+      g += gy[w] * q[i];
+      store(s.grad + place, g);
+      of_q += now * gy[w];
+      of_k += g * z[w];
+      of_g += g * load(before + place);
+      gz[w] += g * k[i];
+      if (FORM == ERASE) {
+        of_a += g * u[w];
+        next[w] += g * a[i];
+      }
+    }
+    store(s.rows[OF_Q] + i * LANES, of_q);
+    store(s.rows[OF_K] + i * LANES, of_k);
+    store(s.rows[OF_G] + i * LANES, of_g);
+    if (FORM != PLAIN) store(s.rows[OF_B] + i * LANES, of_b);
+    if (FORM == ERASE) store(s.rows[OF_A] + i * LANES, of_a);
+  }
+  if (FORM == ERASE)
+    for (int w = 0; w < W; w++) gu[w] = next[w];
+}
+
+// The states of the positions from `start` to `end`, what they erase and what they write.
+template <int FORM, int W>
+static INLINE void recompute(const Head& head, const Cut& cut, const Segment<W>& s, int64_t start, int64_t end,
+                         int64_t column) {
+  const Recurrence& r = head.r;
+  Vector u[W], z[W], y[W];
+  zero(u);
+  if (FORM != PLAIN) read(u, s.states, head.at(r.b, start), r.key);
+  for (int64_t t = start; t < end; t++) {
+    const int64_t i = t - start;
+    float *state = s.states + i * cut.state, *decay = s.decay + i * round_up(r.key);
+    const float* a = head.at(r.a, t);
+    head.decay(decay, t);
+    load_row(z, head.at(r.v, t) + column, r.value - column);
+    if (FORM == REWRITE)
+      for (int w = 0; w < W; w++) z[w] += u[w] * *a;
+    store_row(s.u + i * cut.columns, u, cut.columns);
+    store_row(s.z + i * cut.columns, z, cut.columns);
+    advance<FORM, W, false>(state, state + cut.state, decay, nullptr, head.at(r.k, t), a,
+                            t + 1 < end ? head.at(r.b, t + 1) : s.nothing, z, u, y, r.key);
+  }
+}
+
+// Gradients that sum over the columns: those of position t, and that of b at t + 1.
+template <int FORM, int W>
+static INLINE void sum_columns(const Head& head, const Segment<W>& s, const float* decay, int64_t t, bool fresh) {
+  const Recurrence& r = head.r;
+  const int64_t place = head.place(t) * r.key;
+  s.gather(r.gq + place, s.rows[OF_Q], r.key, fresh);
+  s.gather(r.gk + place, s.rows[OF_K], r.key, fresh);
+  if (FORM == ERASE) s.gather(r.ga + place, s.rows[OF_A], r.key, fresh);
+  if (FORM != PLAIN && t + 1 < r.time) s.gather(r.gb + head.place(t + 1) * r.key, s.rows[OF_B], r.key, fresh);
+  if (!r.decays) return;
+  s.gather(s.line, s.rows[OF_G], r.key, true);
+  if (r.decays > 1) {
+    for (int64_t i = 0; i < r.key; i += LANES)
+      add(r.gg + place + i, load(s.line + i) * load(decay + i), r.key - i, fresh);
+  } else {
+    float total = fresh ? 0 : r.gg[head.place(t)];
+    for (int64_t i = 0; i < r.key; i++) total += s.line[i] * decay[i];
+    r.gg[head.place(t)] = total;
+  }
+}
+
+template <int FORM, int W>
+static void backward(const Recurrence& r, const Cut& cut, int64_t item, float* scratch) {
+  const Head head(r, item);
+  const Segment<W> s(r, cut, scratch);
+  for (int64_t tile = 0; tile < cut.tiles; tile++) {
+    const int64_t column = tile * cut.columns, count = r.value - column;
+    Vector row[W], gu[W], gz[W], gy[W], u[W], z[W];
+    for (int64_t i = 0; i < r.key; i++) {
+      load_row(row, r.glast + head.matrix() + i * r.value + column, count);
+      store_row(s.grad + i * cut.columns, row, cut.columns);
+      s.behind[i] = 1;
+    }
+    zero(gu);
+    const float* b = s.nothing;
+    for (int64_t segment = cut.segments - 1; segment >= 0; segment--) {
+      const int64_t start = segment * cut.segment, end = least(start + cut.segment, r.time);
+      const float* kept = r.kept + ((item * cut.tiles + tile) * cut.segments + segment) * cut.state;
+      memcpy(s.states, kept, sizeof(float) * cut.state);
+      recompute<FORM, W>(head, cut, s, start, end, column);
+      const float* behind = s.behind;
+      for (int64_t t = end - 1; t >= start; t--) {
+        const float *before = s.states + (t - start) * cut.state, *a = head.at(r.a, t);
+        float* decay = s.decay + (t - start) * round_up(r.key);
+        load_row(gy, r.gy + head.place(t) * r.value + column, count);
+        load_row(u, s.u + (t - start) * cut.columns, cut.columns);
+        load_row(z, s.z + (t - start) * cut.columns, cut.columns);
+        step_back<FORM, W>(s, before, before + cut.state, behind, b, head.at(r.q, t), head.at(r.k, t), a, gy, z, u, gu,
+                         gz, r.key);
+        if (FORM == REWRITE) {
+          Vector of_w = {};
+          for (int w = 0; w < W; w++) of_w += gz[w] * u[w], gu[w] = gz[w] * *a;
+          float& gw = r.ga[head.place(t)];
+          gw = (tile ? gw : 0) + sum(of_w);
+        }
+        store_row(r.gv + head.place(t) * r.value + column, gz, count);
+        sum_columns<FORM, W>(head, s, decay, t, tile == 0);
+        behind = decay, b = FORM == PLAIN ? nullptr : head.at(r.b, t);
+      }
+      memcpy(s.behind, s.decay, sizeof(float) * r.key);
+    }
+    // the state before all: the gradient behind it, and that of the first b
+    for (int64_t i = 0; i < r.key; i++) {
+      Vector of_b = {};
+      load_row(row, s.grad + i * cut.columns, cut.columns);
+      for (int w = 0; w < W; w++) {
+        row[w] *= s.behind[i];
+        if (FORM == PLAIN || !r.time) continue;
+        row[w] += gu[w] * b[i];
+        of_b += gu[w] * load(s.states + i * cut.columns + w * LANES);
+      }
+      store_row(r.gstate + head.matrix() + i * r.value + column, row, count);
+      store(s.rows[OF_B] + i * LANES, of_b);
+    }
+    if (FORM != PLAIN && r.time) s.gather(r.gb + head.place(0) * r.key, s.rows[OF_B], r.key, tile == 0);
+  }
+}
+
+template <int FORM, int W>
+static int recur(const Recurrence& r, const Cut& cut, bool back) {
+  const int64_t items = r.batch * r.heads, size = items * r.time * r.key * r.value;
+  if (!back)
+    return run_parallel(items, size, r.threads, cut.state + 2 * round_up(r.key),
+                 [&](int64_t item, float* scratch) { forward<FORM, W>(r, cut, item, scratch); });
+  return run_parallel(items, size, r.threads, Segment<W>::size(r, cut),
+               [&](int64_t item, float* scratch) { backward<FORM, W>(r, cut, item, scratch); });
+}
+
+template <int FORM>
+static int recur(const Recurrence& r, bool back) {
+  const Cut cut(r);
+  switch (cut.vectors) {
+    case 1: return recur<FORM, 1>(r, cut, back);
+    case 2: return recur<FORM, 2>(r, cut, back);
+    case 3: return recur<FORM, 3>(r, cut, back);
+    default: return recur<FORM, WIDEST>(r, cut, back);
+  }
+}
+
+static int recur(const Recurrence& r, bool back) {
+  return r.form == PLAIN ? recur<PLAIN>(r, back) : r.form == REWRITE ? recur<REWRITE>(r, back) : recur<ERASE>(r, back);
+}
+
+extern "C" int64_t recurrence_kept(const Recurrence* r) { return Cut(*r).kept(*r); }
+extern "C" int recurrence_forward(const Recurrence* r) { return recur(*r, false); }
+extern "C" int recurrence_backward(const Recurrence* r) { return recur(*r, true); }
+
+// The selective scan: h' = exp(dt A) h + dt u B,  y = C . h'  in each channel.
+
+enum { SELECTIVE_SEGMENT = 16 };
+
+struct Selective {
+  int64_t batch, time, channels, modes;
+  int64_t sharing, threads;  // so many sequences in a row share one A
+  const float *dt, *u;       // (batch, time, channels), dense as y
+  const float* rate;         // A: (batch / sharing, modes, channels)
+  const float *b, *c;        // (batch, time, modes), the last axis dense
+  int64_t b_batch, b_time, c_batch, c_time;
+  const float* state;  // (batch, modes, channels), as `last` and their gradients
+  float *y, *last, *kept;
+  const float *gy, *glast;
+  float *gdt, *gu, *grate, *gb_c, *gstate;  // of A for each sequence; of B and C as (batch, time, modes, 2)
+};
+
+static INLINE int64_t selective_segments(const Selective& r) {
+  return (r.time + SELECTIVE_SEGMENT - 1) / SELECTIVE_SEGMENT;
+}
+
+// MODES numbers of the state, from `mode` on, of the channels from `channel` on
+template <int MODES>
+static INLINE void selective_forward(const Selective& r, int64_t batch, int64_t channel, int64_t mode) {
+  const int64_t count = r.channels - channel, wide = round_up(r.channels), segments = selective_segments(r);
+  Vector h[MODES], rate[MODES];
+  for (int n = 0; n < MODES; n++) {
+    rate[n] = LOG2_E * load(r.rate + (batch / r.sharing * r.modes + mode + n) * r.channels + channel, count);
+    h[n] = load(r.state + (batch * r.modes + mode + n) * r.channels + channel, count);
+  }
+  for (int64_t t = 0; t < r.time; t++) {
+    if (r.kept && t % SELECTIVE_SEGMENT == 0)
+      for (int n = 0; n < MODES; n++)
+        store(r.kept + ((batch * segments + t / SELECTIVE_SEGMENT) * r.modes + mode + n) * wide + channel, h[n]);
+    const int64_t place = (batch * r.time + t) * r.channels + channel;
+    const float *b = r.b + batch * r.b_batch + t * r.b_time + mode, *c = r.c + batch * r.c_batch + t * r.c_time + mode;
+    const Vector dt = load(r.dt + place, count), x = dt * load(r.u + place, count);
+    Vector y = {};
+    for (int n = 0; n < MODES; n++) {
+      h[n] = power(dt * rate[n]) * h[n] + x * b[n];
+      y += h[n] * c[n];
+    }
+    add(r.y + place, y, count, mode == 0);
+  }
+  for (int n = 0; n < MODES; n++) store(r.last + (batch * r.modes + mode + n) * r.channels + channel, h[n], count);
+}
+
+// The memory of the backward pass of one sequence. What is used together lies together: arrays apart by a multiple of
+// 4,096 bytes would make loads of one wait for stores to the other.
+struct Scratch {
+  float* of_b_c;           // (segment, modes, 2, lanes): sums over channels
+  float* states;           // (segment + 1, modes of a block, 2, lanes): the decay at a position and the state after it
+  float *carry, *of_rate;  // (modes, channels)
+  static int64_t segment(const Selective& r) { return round_up(SELECTIVE_SEGMENT * r.modes * 2) * LANES; }
+  static int64_t whole(const Selective& r) { return r.modes * round_up(r.channels); }
+  enum { BLOCK = (SELECTIVE_SEGMENT + 1) * MOST_MODES * 2 * LANES };
+  static int64_t size(const Selective& r) { return segment(r) + BLOCK + 2 * whole(r); }
+  Scratch(const Selective& r, float* scratch) {
+    of_b_c = scratch;
+    states = of_b_c + segment(r);
+    carry = states + BLOCK;
+    of_rate = carry + whole(r);
+  }
+};
+
+template <int MODES>
+static INLINE void selective_backward(const Selective& r, const Scratch& s, int64_t batch, int64_t segment,
+                                      int64_t channel, int64_t mode) {
+  const int64_t count = r.channels - channel, wide = round_up(r.channels), segments = selective_segments(r);
+  const int64_t start = segment * SELECTIVE_SEGMENT, end = least(start + SELECTIVE_SEGMENT, r.time);
+  Vector h[MODES], rate[MODES];
+  for (int n = 0; n < MODES; n++) {
+    rate[n] = LOG2_E * load(r.rate + (batch / r.sharing * r.modes + mode + n) * r.channels + channel, count);
+    h[n] = load(r.kept + ((batch * segments + segment) * r.modes + mode + n) * wide + channel);
+    store(s.states + (2 * n + 1) * LANES, h[n]);
+  }
+  for (int64_t t = start; t < end; t++) {
+    const int64_t place = (batch * r.time + t) * r.channels + channel;
+    const float* b = r.b + batch * r.b_batch + t * r.b_time + mode;
+    const Vector dt = load(r.dt + place, count), x = dt * load(r.u + place, count);
+    float* states = s.states + (t - start + 1) * MODES * 2 * LANES;
+    for (int n = 0; n < MODES; n++) {
+      const Vector decay = power(dt * rate[n]);
+      h[n] = decay * h[n] + x * b[n];
+      store(states + 2 * n * LANES, decay);
+      store(states + (2 * n + 1) * LANES, h[n]);
+    }
+  }
+  Vector carry[MODES], of_rate[MODES];
+  for (int n = 0; n < MODES; n++) {
+    carry[n] = load(s.carry + (mode + n) * wide + channel);
+    of_rate[n] = load(s.of_rate + (mode + n) * wide + channel);
+    rate[n] = load(r.rate + (batch / r.sharing * r.modes + mode + n) * r.channels + channel, count);
+  }
+  for (int64_t t = end - 1; t >= start; t--) {
+    const int64_t place = (batch * r.time + t) * r.channels + channel;
+    const float *before = s.states + (t - start) * MODES * 2 * LANES, *after = before + MODES * 2 * LANES;
+    float* of_b_c = s.of_b_c + ((t - start) * r.modes + mode) * 2 * LANES;
+    const float *b = r.b + batch * r.b_batch + t * r.b_time + mode, *c = r.c + batch * r.c_batch + t * r.c_time + mode;
+    const Vector dt = load(r.dt + place, count), u = load(r.u + place, count), gy = load(r.gy + place, count);
+    const Vector x = dt * u;
+    Vector of_x = {}, of_dt = {};
+    for (int n = 0; n < MODES; n++) {
+      float *of_b = of_b_c + 2 * n * LANES, *of_c = of_b + LANES;
+      const Vector g = carry[n] + gy * c[n];
+      store(of_b, load(of_b) + g * x);
+      store(of_c, load(of_c) + gy * load(after + (2 * n + 1) * LANES));
+      of_x += g * b[n];
+      carry[n] = g * load(after + 2 * n * LANES);
+      const Vector slope = carry[n] * load(before + (2 * n + 1) * LANES);
+      of_dt += slope * rate[n];
+      of_rate[n] += slope * dt;
+    }
+    add(r.gdt + place, of_dt + of_x * u, count, mode == 0);
+    add(r.gu + place, of_x * dt, count, mode == 0);
+  }
+  for (int n = 0; n < MODES; n++) {
+    store(s.carry + (mode + n) * wide + channel, carry[n]);
+    store(s.of_rate + (mode + n) * wide + channel, of_rate[n]);
+  }
+}
+
+// Call block<so many>(from mode) until all modes are done.
+#define IN_BLOCKS(modes, most, block)                               \
+  for (int64_t mode = 0, left = (modes); left > 0;) {               \
+    if ((most) >= 16 && left >= 16) { block(16); mode += 16, left -= 16; } \
+    else if (left >= 8) { block(8); mode += 8, left -= 8; }              \
+    else if (left >= 4) { block(4); mode += 4, left -= 4; }         \
+    else if (left >= 2) { block(2); mode += 2, left -= 2; }         \
+    else { block(1); mode += 1, left -= 1; }                        \
+  }
+
+static void selective_backward(const Selective& r, int64_t batch, float* scratch) {
+  const Scratch s(r, scratch);
+  const int64_t wide = round_up(r.channels);
+  for (int64_t n = 0; n < r.modes; n++)
+    for (int64_t d = 0; d < wide; d += LANES) {
+      store(s.carry + n * wide + d, load(r.glast + (batch * r.modes + n) * r.channels + d, r.channels - d));
+      store(s.of_rate + n * wide + d, Vector{});
+    }
+  for (int64_t segment = selective_segments(r) - 1; segment >= 0; segment--) {
+    memset(s.of_b_c, 0, sizeof(float) * Scratch::segment(r));
+    for (int64_t channel = 0; channel < r.channels; channel += LANES) {
+#define BLOCK(MODES) selective_backward<MODES>(r, s, batch, segment, channel, mode)
+      IN_BLOCKS(r.modes, 8, BLOCK)
+#undef BLOCK
+    }
+    const int64_t start = segment * SELECTIVE_SEGMENT, place = (batch * r.time + start) * r.modes * 2;
+    const int64_t here = least(SELECTIVE_SEGMENT, r.time - start) * r.modes * 2;
+    for (int64_t i = 0; i < here; i += LANES) store(r.gb_c + place + i, sums(s.of_b_c + i * LANES), here - i);
+  }
+  for (int64_t n = 0; n < r.modes; n++)
+    for (int64_t d = 0; d < wide; d += LANES) {
+      const int64_t place = (batch * r.modes + n) * r.channels + d;
+      store(r.gstate + place, load(s.carry + n * wide + d), r.channels - d);
+      store(r.grate + place, load(s.of_rate + n * wide + d), r.channels - d);
+    }
+}
+
+static INLINE int64_t selective_size(const Selective& r) { return r.batch * r.time * r.channels * r.modes; }
+
+extern "C" int64_t selective_kept(const Selective* r) {  // of a sequence
+  return selective_segments(*r) * r->modes * round_up(r->channels);
+}
+
+extern "C" int selective_forward(const Selective* given) {
+  const Selective& r = *given;
+  const int64_t tiles = round_up(r.channels) / LANES;
+  return run_parallel(r.batch * tiles, selective_size(r), r.threads, 0, [&](int64_t item, float*) {
+    const int64_t batch = item / tiles, channel = item % tiles * LANES;
+#define BLOCK(MODES) selective_forward<MODES>(r, batch, channel, mode)
+    IN_BLOCKS(r.modes, MOST_MODES, BLOCK)
+#undef BLOCK
+  });
+}
+
+extern "C" int selective_backward(const Selective* r) {
+  return run_parallel(r->batch, selective_size(*r), r->threads, Scratch::size(*r),
+               [&](int64_t batch, float* scratch) { selective_backward(*r, batch, scratch); });
+}
+
+// The elementwise recurrence: h' = a h + x.
+
+struct Scan {
+  int64_t batch, time, channels, threads;
+  const float *a, *x;  // (batch, time, channels), dense as h
+  const float* state;  // (batch, channels)
+  float* h;
+  const float* gh;
+  float *ga, *gx, *gstate;
+};
+
+enum { ABREAST = 4 };  // vectors of channels
+
+template <class Work>
+static int scan(const Scan& r, const Work& work) {
+  const int64_t columns = ABREAST * LANES, tiles = (r.channels + columns - 1) / columns;
+  return run_parallel(r.batch * tiles, r.batch * r.time * r.channels, r.threads, 0,
+               [&](int64_t item, float*) { work(item / tiles, item % tiles * columns); });
+}
+
+extern "C" int scan_forward(const Scan* given) {
+  const Scan& r = *given;
+  return scan(r, [&](int64_t batch, int64_t channel) {
+    const int64_t count = r.channels - channel;
+    Vector h[ABREAST];
+    load_row(h, r.state + batch * r.channels + channel, count);
+    for (int64_t t = 0; t < r.time; t++) {
+      const int64_t place = (batch * r.time + t) * r.channels + channel;
+      Vector a[ABREAST], x[ABREAST];
+      load_row(a, r.a + place, count);
+      load_row(x, r.x + place, count);
+      for (int w = 0; w < ABREAST; w++) h[w] = a[w] * h[w] + x[w];
+      store_row(r.h + place, h, count);
+    }
+  });
+}
+
+extern "C" int scan_backward(const Scan* given) {
+  const Scan& r = *given;
+  return scan(r, [&](int64_t batch, int64_t channel) {
+    const int64_t count = r.channels - channel;
+    Vector carry[ABREAST], state[ABREAST], h[ABREAST];
+    zero(carry);
+    load_row(state, r.state + batch * r.channels + channel, count);
+    for (int64_t t = r.time - 1; t >= 0; t--) {
+      const int64_t place = (batch * r.time + t) * r.channels + channel;
+      Vector a[ABREAST], gh[ABREAST];
+      load_row(a, r.a + place, count);
+      load_row(gh, r.gh + place, count);
+      if (t > 0) load_row(h, r.h + place - r.channels, count);
+      for (int w = 0; w < ABREAST; w++) {
+        const Vector gx = gh[w] + carry[w];
+        gh[w] = gx;
+        carry[w] = a[w] * gx;
+        a[w] = gx * (t > 0 ? h[w] : state[w]);
+      }
+      store_row(r.gx + place, gh, count);
+      store_row(r.ga + place, a, count);
+    }
+    store_row(r.gstate + batch * r.channels + channel, carry, count);
+  });
+}
+
+extern "C" int lanes(void) { return LANES; }

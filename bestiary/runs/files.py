@@ -1,0 +1,68 @@
+"""Reading and writing the small files of a run. Each is written whole or not at all."""
+
+import json
+import os
+import stat
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
+"""What reading a damaged file may raise."""
+
+
+def write_file(place: Path, content: Any) -> None:
+    """Write text, or anything else as JSON. After a crash the file is there whole or not at all."""
+    beside = place.with_name(f".{place.name}-{uuid.uuid4().hex}")
+    try:
+        with beside.open("w") as file:
+            file.write(content if isinstance(content, str) else json.dumps(content, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(place)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def read_bytes(place: Path | str) -> bytes:
+    """The content of a regular file; anything else, such as a pipe, could make the reader wait for ever."""
+    descriptor = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is not a file")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)
+
+
+def read_json(place: Path) -> Any:
+    """What a JSON file holds."""
+    return json.loads(place.read_text())
+
+
+def read_fields(place: Path | str, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """A JSON object that has these fields of these types, and maybe more. Raises ValueError that names the file."""
+    name = os.path.basename(place)
+    try:
+        content = json.loads(read_bytes(place))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds {type(content).__name__}, not fields")
+        for field, kind in kinds.items():
+            if not isinstance(content.get(field), kind):
+                raise ValueError(f"its field {field!r} is {content.get(field)!r:.40}")
+    except FAULTS as fault:
+        raise ValueError(f"{name}: {reason(fault)}") from None
+    return content
+
+
+def reason(fault: BaseException) -> str:
+    """One line that says what is wrong, without the name of the file."""
+    if isinstance(fault, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(fault, OSError) and fault.strerror:
+        return fault.strerror
+    return (str(fault).splitlines() or [type(fault).__name__])[0]

@@ -1,0 +1,251 @@
+"""Names for things that can be built: a file, and keyword options for the one class it defines.
+
+The folder is the registry: `bestiary/mixers/attention.py` is the mixer `attention`. The signature is the
+schema: the keyword-only arguments of the one public class are the options, checked by name and by type.
+A file of your own is named by its path, `./my_mixer.py`; an installed package adds names through the entry
+point groups `bestiary.mixers` and `bestiary.tasks`.
+
+A file of your own is run only if you have named it: in a pattern that you typed, or to `trust`. A path that comes
+with data, such as a stored recipe, is never run: specs read from there keep their options as they were stored, and
+are built from the file that you named, if that has the same content.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator, InstanceOf
+
+from bestiary.spec.grammar import LAYERS, PATH, read_pattern
+from bestiary.spec.loading import (
+    READING,
+    TRUSTED,
+    as_tuples,
+    check,
+    file_path,
+    find_class,
+    load,
+    locate,
+    named_version,
+    names,
+    nearest,
+    reading_data,
+    schema,
+    shortened,
+    signature,
+    source,
+    trust,
+)
+
+__all__ = [
+    "LAYERS",
+    "Depth",
+    "Mixers",
+    "Natural",
+    "Positive",
+    "Spec",
+    "Tasks",
+    "is_pattern",
+    "load",
+    "locate",
+    "names",
+    "nearest",
+    "parse",
+    "read_specs",
+    "reading_data",
+    "schema",
+    "spec",
+    "trust",
+]
+
+NESTED = 16  # how deep patterns may stand within patterns
+
+Positive = Annotated[int, Gt(0), Le(2**53)]  # above, a number is not exact in the JSON of others
+Natural = Annotated[int, Ge(0), Le(2**53)]
+Depth = Annotated[int, Gt(0), Le(LAYERS)]
+
+NESTING: ContextVar[int] = ContextVar("nesting", default=0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What to build, every option written out, so that equal specs are the same build.
+
+    >>> print(spec("mixers", "attention", heads=2, window=None))
+    attention(heads=2)
+    """
+
+    kind: str
+    name: str
+    options: tuple[tuple[str, Any], ...]
+    changed: tuple[str, ...] = ()  # the options that differ from their defaults
+    source: str = ""  # what else the build depends on: the digest of a user's file, the version of a package
+    named: bool = field(default=False, compare=False, repr=False)  # by the user, so that workers may run its file
+
+    def build(self, *arguments: Any) -> Any:
+        """The object itself; `arguments` are the positional ones of its class (a mixer's width).
+
+        Raises LookupError for a file that nobody has named, ValueError for one that has changed since.
+        """
+        if self.named:
+            TRUSTED.setdefault((Path(self.name).stem, self.source), file_path(self.name).resolve())
+        return find_class(self.kind, self.name, self.source)(*arguments, **dict(self.options))
+
+    def __str__(self) -> str:
+        written = {option: ", ".join(map(str, v)) if is_pattern(v) else v for option, v in self.options}
+        given = ", ".join(f"{option}={written[option]!r}" for option in written if option in self.changed)
+        name = repr(self.name) if self.name.endswith(".py") and not PATH.fullmatch(self.name) else self.name
+        return f"{name}({given})" if given else name
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes two specs the same, wherever a user's file lies, as JSON."""
+        name = Path(self.name).stem if self.source else self.name
+        return {"name": name, "options": self.options_json(lambda part: part.identity), "source": self.source}
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """As JSON from which `read_specs` makes the spec again."""
+        options = self.options_json(lambda part: part.stored)
+        return {"text": str(self), "name": self.name, "options": options, "source": self.source}
+
+    def options_json(self, write: Callable[["Spec"], Any]) -> dict[str, Any]:
+        """The options, specs within them written as JSON."""
+        return {name: [write(s) for s in value] if is_pattern(value) else value for name, value in self.options}
+
+    @property
+    def key(self) -> str:
+        """A short name, equal exactly for equal builds."""
+        return hashlib.sha256(json.dumps([self.kind, self.identity]).encode()).hexdigest()[:12]
+
+
+def is_pattern(value: Any) -> bool:
+    """Whether an option's value is made of specs."""
+    return isinstance(value, tuple) and bool(value) and isinstance(value[0], Spec)
+
+
+def spec(kind: str, name: str, **options: Any) -> Spec:
+    """A checked spec. Raises LookupError for an unknown name, TypeError for an unknown or wrong option."""
+    if name.endswith(".py"):
+        return checked(kind, name, options, named_version(name) if READING.get() else trust(name))
+    return checked(kind, name, options, source(kind, name))
+
+
+def checked(kind: str, name: str, options: Mapping[str, Any], version: str) -> Spec:
+    """The spec of a class that may be loaded, its options checked."""
+    cls = find_class(kind, name, version)
+    defaults = {option: default for option, (_, default) in signature(cls).items()}
+    given = {option: check(cls, name, option, value) for option, value in options.items()}
+    changed = tuple(sorted(option for option, value in given.items() if value != defaults[option]))
+    return Spec(kind, name, tuple(sorted((defaults | given).items())), changed, version, name.endswith(".py"))
+
+
+def parse(kind: str, text: str) -> tuple[Spec, ...]:
+    """Read `3*gated_delta, attention(window=64), ./mine.py(size=2), mqar.mamba2(pairs=8)`. Nothing is evaluated.
+
+    A path with other characters than letters, digits and `_./~+-` stands in quotes, as in
+    `"my mixers/a b.py"(size=2)`, with the escapes of Python; as the whole of a pattern it needs none.
+    A file that is named here is run, except within `reading_data`.
+    """
+    return parse_anew(kind, text) if ".py" in text or "\\" in text else parse_cached(kind, text)
+
+
+def parse_anew(kind: str, text: str) -> tuple[Spec, ...]:
+    """`parse`, anew: a user's file may have changed."""
+    known: dict[int, Spec] = {}  # parts that are repeated are made once
+    calls = read_pattern(text)
+    for call in calls:
+        if id(call) not in known:
+            options = preset_options(kind, call.name, call.preset) if call.preset else {}
+            known[id(call)] = spec(kind, call.name, **(options | call.options))
+    return bounded(tuple(known[id(call)] for call in calls))
+
+
+parse_cached = cache(parse_anew)
+
+
+def bounded(found: tuple[Spec, ...]) -> tuple[Spec, ...]:
+    """The specs, if they are not more than can be built. Raises ValueError."""
+    count, left = 0, list(found)
+    while left:
+        count += 1
+        if count > LAYERS:
+            raise ValueError(f"a pattern has more than {LAYERS:,} layers, those within others included")
+        left += [part for _, value in left.pop().options if is_pattern(value) for part in value]
+    return found
+
+
+def preset_options(kind: str, name: str, preset: str) -> dict[str, Any]:
+    """The options that a task's preset stands for. Raises LookupError."""
+    plain = spec(kind, name)
+    presets = getattr(find_class(kind, name, plain.source), "presets", {})
+    if preset not in presets:
+        raise LookupError(f"{name} has no preset {preset!r} {nearest(preset, presets)}")
+    (found,) = parse(kind, f"{plain}({presets[preset]})")
+    return dict(found.options)
+
+
+def read_specs(kind: str, given: Any) -> tuple[Spec, ...]:
+    """Specs from specs, from their text, or from the JSON that they are stored as. Raises ValueError, LookupError."""
+    if isinstance(given, Spec):
+        return (given,)
+    if not isinstance(given, list | tuple | str):
+        raise ValueError(f"{shortened(given)} is no {kind.removesuffix('s')}, nor a list or a text of some")
+    before = NESTING.set(NESTING.get() + 1)
+    try:
+        if NESTING.get() > NESTED:
+            raise ValueError(f"patterns stand within patterns more than {NESTED} deep")
+        items = [given] if isinstance(given, str) else given
+        return bounded(tuple(part for item in items for part in read_item(kind, item)))
+    except RecursionError:
+        raise ValueError("a pattern is nested too deep") from None
+    finally:
+        NESTING.reset(before)
+
+
+def read_item(kind: str, item: Any) -> tuple[Spec, ...]:
+    """The specs of one item of a list: a spec, a text, or the JSON of one."""
+    if isinstance(item, Spec):
+        return (item,)
+    if isinstance(item, str):
+        return parse(kind, item)
+    match item:
+        case {"name": str(), "options": dict(), "source": str()}:
+            with reading_data():
+                return (read_stored(kind, item["name"], item["options"], item["source"], str(item.get("text", ""))),)
+    raise ValueError(f"{shortened(item)} is no {kind.removesuffix('s')} as they are stored")
+
+
+def read_stored(kind: str, name: str, options: dict[str, Any], version: str, text: str) -> Spec:
+    """A spec as it was made before: with the same file or package it is checked, otherwise taken as it stands."""
+    if name.endswith(".py"):
+        if not version:
+            raise ValueError(f"{shortened(name)} is stored without the digest of the file")
+        path = TRUSTED.get((Path(name).stem, version))
+        if path is not None:
+            here = file_path(name, missing_ok=True)  # it keeps the name that it was stored by, if that is the same file
+            same = here is not None and here.resolve() == path
+            return checked(kind, name if same else str(path), options, version)
+    elif not version or version == source(kind, name):
+        return checked(kind, name, options, version)
+    values = {o: read_specs(kind, v) if is_stored_pattern(v) else as_tuples(v) for o, v in options.items()}
+    try:
+        changed = tuple(sorted(values.keys() & {option for call in read_pattern(text) for option in call.options}))
+    except ValueError:
+        changed = tuple(sorted(values))
+    return Spec(kind, name, tuple(sorted(values.items())), changed, version)
+
+
+def is_stored_pattern(value: Any) -> bool:
+    """Whether an option was stored as specs."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and "source" in v for v in value)
+
+
+Tasks = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("tasks", given))]
+Mixers = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("mixers", given))]
