@@ -10,10 +10,11 @@ sys.path[:0] = [str(HERE / "_extensions"), str(HERE.parent)]
 from bestiary._version import __version__  # noqa: E402
 
 project, author, release = "Bestiary", "The Bestiary developers", __version__
+copyright = "2026, The Bestiary developers"
+highlight_language = "none"  # where a block of code does not name its language
 extensions = ["myst_nb", "generate"]
 exclude_patterns = ["_extensions"]
 nitpicky = True
-suppress_warnings = ["toc.empty_glob"]  # pages of a pattern that there need not be
 nitpick_ignore_regex = [("py:.*", r"(?!bestiary\.).*")]  # types of PyTorch, NumPy and the standard library
 
 myst_enable_extensions = ["colon_fence", "deflist", "html_admonition"]

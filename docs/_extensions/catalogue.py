@@ -32,26 +32,26 @@ def slug(text: str) -> str:
     return text.replace(" ", "-")
 
 
+COLUMNS = {
+    "mixers": ("mixer", "family", "year", f"state at {TIME:,}", "weights", "what it is"),
+    "tasks": ("task", "family", "year", "scored", "chance", "what it is"),
+}
+NOTES = {
+    "mixers": f"States are numbers kept after {TIME:,} tokens at width {WIDTH}, measured; weights are at that width.",
+    "tasks": "Scored is how many positions of how many are asked on average; chance is the accuracy of the best single "
+    "answer.",
+}
+
+
 def index(kind: str, families: dict[str, list[dict[str, Any]]]) -> str:
-    columns = {
-        "mixers": ("mixer", "family", "year", f"state at {TIME:,}", "weights", "what it is"),
-        "tasks": ("task", "family", "year", "scored", "chance", "what it is"),
-    }[kind]
-    rows = [
-        f"| [`{e['name']}`](#{kind}-{e['name']}) | [{family}]({slug(family)}.md) | {e['year']} | {e['size']} | {e['share']} | {cell(e['line'])} |"
-        for family, members in families.items()
-        for e in members
-    ]
+    """The table of a kind."""
+    rows = [index_row(kind, family, member) for family, members in families.items() for member in members]
     pages = "\n".join(slug(family) for family in families)
-    head = "| " + " | ".join(columns) + " |\n|" + "---|" * len(columns)
-    note = {
-        "mixers": f"States are numbers kept after {TIME:,} tokens at width {WIDTH}, measured; weights are counted at that width.",
-        "tasks": "`scored` is how many positions of how many are asked on average; `chance` is the accuracy of the best single answer.",
-    }[kind]
+    head = f"| {' | '.join(COLUMNS[kind])} |\n|{len(COLUMNS[kind]) * '---|'}"
     return f"""# All {kind}
 
-{sum(map(len, families.values()))} {kind} in {len(families)} families, from their docstrings.
-{note}
+{len(rows)} {kind} in {len(families)} families, from their docstrings.
+{NOTES[kind]}
 
 {head}
 {chr(10).join(rows)}
@@ -62,6 +62,12 @@ def index(kind: str, families: dict[str, list[dict[str, Any]]]) -> str:
 {pages}
 ```
 """
+
+
+def index_row(kind: str, family: str, member: dict[str, Any]) -> str:
+    name = f"[`{member['name']}`](#{kind}-{member['name']})"
+    cells = [name, f"[{family}]({slug(family)}.md)", member["year"], member["size"], member["share"]]
+    return f"| {' | '.join([*cells, cell(member['line'])])} |"
 
 
 def family_page(kind: str, family: str, members: list[dict[str, Any]]) -> str:
@@ -101,7 +107,8 @@ def mixer(package: Package, name: str) -> dict[str, Any]:
     with torch.device("meta"):
         weights = sum(weight.numel() for weight in spec.build(WIDTH).parameters())
     state = memory(lambda: spec.build(WIDTH), time=TIME, dim=WIDTH)
-    facts = f"At width {WIDTH}: {weights:,} weights; {state.numbers:,} numbers ({state.bytes:,} bytes) of state after {TIME:,} tokens."
+    facts = f"At width {WIDTH}: {weights:,} weights; after {TIME:,} tokens, a state of {state.numbers:,} numbers, "
+    facts += f"{state.bytes:,} bytes."
     formula = class_doc(found, equations=True)
     text = [found["head"], found["doc"], formula, table_of_options("mixers", name), facts]
     return found | {"size": f"{state.numbers:,}", "share": f"{weights:,}", "text": "\n\n".join(filter(None, text))}
@@ -174,11 +181,8 @@ def settings(built: Any) -> Iterator[str]:
     rows = [f"| preset | `{name}` | `{value}` |" for name, value in built.presets.items()]
     rows += [f"| axis | `{name}` | `{', '.join(map(str, values))}` |" for name, values in built.axes.items()]
     if rows:
-        yield (
-            "<details><summary>Presets and axes</summary>\n\n| | name | options, or values from easy to hard |\n|---|---|---|\n"
-            + "\n".join(rows)
-            + "\n\n</details>"
-        )
+        head = "| | name | options, or values from easy to hard |\n|---|---|---|"
+        yield "\n".join(["<details><summary>Presets and axes</summary>\n", head, *rows, "\n</details>"])
 
 
 def drawn(built: Any, batch: Any, most: int = 40) -> str:

@@ -1,4 +1,4 @@
-"""Equations as the docstrings write them, `S_t = alpha_t S_{t-1} + k_t v_t^T`, as MathML, which browsers draw offline."""
+"""Equations as docstrings write them, `S_t = alpha_t S_{t-1} + k_t v_t^T`, as MathML, which browsers draw offline."""
 
 import re
 from html import escape

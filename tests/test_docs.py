@@ -1,0 +1,164 @@
+"""What the documentation shows is what there is: examples hold, pages agree with the code, public names explain."""
+
+import ast
+import re
+import shlex
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from bestiary import laws
+from bestiary.cli import app
+from bestiary.spec import parse
+from bestiary.training.recipe import NAMED
+
+ROOT = Path(__file__).parents[1]
+DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
+sys.path.append(str(DOCS / "_extensions"))
+
+from equations import equation_block, math  # noqa: E402
+from prose import blocks, markdown  # noqa: E402
+from source import Member, Module, Package  # noqa: E402
+from test_order import ORDER  # noqa: E402
+
+
+def code(page: str, language: str) -> list[str]:
+    """The blocks of code of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("mixers", "my_mixer"), ("mixers", "my_memory"), ("tasks", "my_task")])
+def test_examples_obey_every_law(kind: str, name: str) -> None:
+    for checked in laws.variants(kind, str(EXAMPLES / f"{name}.py")):
+        assert {law: fault for law, fault in laws.check(checked) if fault} == {}
+
+
+def test_the_example_that_peeks_is_caught_as_the_page_says() -> None:
+    (checked,) = parse("mixers", str(EXAMPLES / "leaky_mixer.py"))
+    for law, fault in laws.check(checked):
+        shown = f"BROKEN  {law}: {fault}" if fault else f"ok      {law}"
+        assert fault is None or f"  {shown}\n" in (DOCS / "own-mixer.md").read_text()
+
+
+def test_the_experiment_of_the_page_trains_and_draws(tmp_path: Path) -> None:
+    folders = ["--store", str(tmp_path / "runs"), "--figures", str(tmp_path)]
+    given = ["run", str(EXAMPLES / "my_experiment.py"), "--scale", "smoke", "--workers", "1", *folders]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "my_experiment-smoke.csv").read_text().count("\n") == 5
+    assert (tmp_path / "my_experiment-smoke.png").exists()
+
+
+def test_the_training_loop_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile("\n".join(code("training-loop.md", "python")), "training-loop.md", "exec"), {"__name__": "page"})
+    accuracy, near, losses = capsys.readouterr().out.splitlines()
+    assert accuracy.startswith("accuracy 0.0")
+    assert near.startswith("accuracy within 16 tokens: 0.0")
+    one, two = map(float, losses.split())
+    assert one == pytest.approx(two)
+
+
+def test_the_run_of_zoology_can_be_built_here() -> None:
+    (command,) = re.findall(
+        r"```\n(\./lab train --task .*?steer=test.*?)```", (DOCS / "from-zoology.md").read_text(), re.S
+    )
+    words = shlex.split(command.replace("\\\n", " "))
+    options = dict(zip(words[2::2], words[3::2], strict=False))
+    fields = dict(word.split("=", 1) for word in words if re.match(r"[a-z_]+=", word))
+
+    def value(text: str) -> object:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return text
+
+    recipe = NAMED["clean"](options["--layers"], train=options["--task"], **{n: value(v) for n, v in fields.items()})
+    recipe.check()
+    assert recipe.steps == 100 * sum(recipe.distinct)
+
+
+def test_the_architecture_names_the_parts_in_order() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    assert tuple(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == ORDER
+
+
+def test_every_public_name_says_what_it_is() -> None:
+    silent = Package().undocumented()
+    assert not silent, f"{len(silent)} public names have no docstring: {', '.join(silent)}"
+
+
+def test_a_silent_name_is_found_and_an_inherited_docstring_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, said = Package(), "bestiary.spec.parse"
+    before = set(package.undocumented())
+    assert said not in before
+    monkeypatch.setattr(package.listed[said], "doc", "")
+    assert set(package.undocumented()) - before == {said}
+    assert package.listed["bestiary.tasks.mqar.MQAR.sample"].doc == ""
+    assert package.inherited("bestiary.tasks.mqar.MQAR", "sample").startswith("Draw `count` fresh sequences")
+
+
+def test_the_reference_has_every_verb_and_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    import api
+    import commands
+
+    pages: dict[str, str] = {}
+    for module in (api, commands):
+        monkeypatch.setattr(module, "put", lambda file, text: pages.update({file.name: text}))
+    api.write(Package(), DOCS / "generated" / "api", ORDER)
+    commands.write(DOCS / "generated")
+    verbs = set(get_command(app).commands)  # pyright: ignore[reportAttributeAccessIssue]
+    assert set(re.findall(r"^## (\w+)$", pages["commands.md"], re.MULTILINE)) == verbs
+    rooms = {name.removesuffix(".md").removesuffix("-room").removeprefix("bestiary.") for name in pages}
+    assert set(ORDER) - {"cli"} <= rooms
+    assert "{py:class} Recipe" in pages["bestiary.training.recipe.md"]
+    assert "train(recipe: bestiary.training.recipe.Recipe," in pages["bestiary.training.train.md"]
+
+
+def test_signatures_stand_as_written_with_names_in_full() -> None:
+    import api
+
+    package = Package()
+    module = next(m for m in package.modules if m.name == "bestiary.model")
+    parts: dict[str, Member] = {part.name: part for part in module.members}
+    forward = next(part for part in parts["Model"].members if part.name == "Model.forward")
+    wanted = "tokens: bestiary.tasks._task.Tokens, state: bestiary.model.ModelState | None=None"
+    assert api.signature(package, module, forward) == (
+        f"Model.forward({wanted}) -> tuple[Float[Tensor, 'batch time vocab'], bestiary.model.ModelState]"
+    )
+
+
+def test_a_docstring_becomes_markdown() -> None:
+    doc = "Reads a*b*c from `here`.\n\n    y = W x\n    z = y\n\nAnd 1_000 more."
+    shown = markdown(doc, lambda name: f"[{name}]")
+    assert shown == "Reads a\\*b\\*c from [here].\n\n```text\ny = W x\nz = y\n```\n\nAnd 1\\_000 more."
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("S_t", "<msub><mi>S</mi><mrow><mi>t</mi></mrow></msub>"),
+        ("x^2", "<msup><mi>x</mi><mrow><mn>2</mn></mrow></msup>"),
+        ("v_t^T", "<msubsup><mi>v</mi><mrow><mi>t</mi></mrow><mrow><mi>T</mi></mrow></msubsup>"),
+        ("beta * k", "<mi>β</mi><mo>⊙</mo><mi>k</mi>"),
+        ("sqrt(d)", "<msqrt><mrow><mi>d</mi></mrow></msqrt>"),
+        ("e^i_t", "<msup><mi>e</mi><mrow><msub><mi>i</mi><mrow><mi>t</mi></mrow></msub></mrow></msup>"),
+        ("a short one", '<mtext>a</mtext><mspace width="0.3em"></mspace><mtext>short</mtext>'),
+    ],
+)
+def test_equations_become_mathml(text: str, wanted: str) -> None:
+    assert wanted in math(text)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "bestiary" / "mixers").glob("[!_]*.py")), ids=lambda file: file.stem)
+def test_every_equation_of_a_mixer_is_whole(file: Path) -> None:
+    equations = [text for kind, text in blocks(Module(file).doc) if kind == "code"]
+    assert equations
+    for text in equations:
+        for row in equation_block(text).split("\n\n"):
+            if row.startswith("<div"):
+                shown = "".join(ElementTree.fromstring(row).itertext())
+                assert not set(shown) & {"_", "^"}, shown
