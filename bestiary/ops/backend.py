@@ -3,9 +3,9 @@
 `torch` is the reference and runs anywhere. `native` is our own kernels for CPUs, compiled at first use. `compiled` is
 the reference through torch.compile: compiled anew for each shape, which takes a minute, so it pays in long runs. `fla`
 is the Triton kernels of flash-linear-attention, on CUDA. `auto` is what `use` has set; otherwise `fla` on a CUDA device
-that has it, `native` on a CPU where it is faster, and `torch` everywhere else. The choice is logged once for each engine
-and device. In float64 it is always `torch`, and under `torch.func` transforms too, except that `native` knows vmap and
-one gradient.
+that has it, `native` on a CPU where it is faster, and `torch` everywhere else. The choice is logged once for each
+engine and device. In float64 it is always `torch`, and under `torch.func` transforms too, except that `native` knows
+vmap and one gradient.
 """
 
 import logging
