@@ -3,8 +3,8 @@
 `torch` is the reference and runs anywhere. `compiled` is the reference through torch.compile: compiled anew for each
 shape, which takes a minute, so it pays in long runs. `fla` is the Triton kernels of flash-linear-attention, on CUDA.
 `auto` is what `use` has set; otherwise `fla` on a CUDA device that has it, and `torch` everywhere else. The choice is
-logged once for each engine and device. Under `torch.func` transforms and in float64 it is always `torch`, because the
-kernels support neither.
+logged once for each engine and device. Under `torch.func` transforms, in float64, and inside torch.compile and
+torch.export it is always `torch`, because kernels support neither.
 """
 
 import logging
@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 Backend = Literal["auto", "torch", "compiled", "fla"]
 ENGINES: dict[str, tuple[Backend, ...]] = {"recurrence": ("compiled", "fla"), "scan": ("compiled",)}
@@ -46,11 +47,12 @@ def choose(engine: str, backend: Backend, given: Tensor) -> Backend:
         require_fla(given.device)
     elif backend == "auto":
         backend = _set[0] if _set[0] in able else "auto"
-        if given.is_meta or given.dtype == torch.float64 or under_transform():
+        if given.is_meta or given.dtype == torch.float64 or under_transform() or is_compiling():
             backend = "torch"
         elif backend == "auto":
             backend = "fla" if "fla" in able and given.is_cuda and has_fla() else "torch"
-        log_backend(engine, given.device.type, backend)
+        if not is_compiling():
+            log_backend(engine, given.device.type, backend)
     return backend
 
 
