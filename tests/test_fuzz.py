@@ -281,7 +281,7 @@ def _nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "pretrain", lambda *_, **__: iter(()))
     monkeypatch.setattr(laws, "check", lambda *_: iter(()))
     monkeypatch.setattr(size, "matched", lambda *_, **__: {})
-    monkeypatch.setattr(train, "step_seconds", lambda _, device: 0.01 * len(str(train.found_device(device))))
+    monkeypatch.setattr(train, "step_seconds", lambda _, device: 0.01 * len(str(train.find_device(device))))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 

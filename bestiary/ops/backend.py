@@ -60,7 +60,8 @@ def choose(engine: str, backend: Backend, *given: Tensor, pays: bool = True) -> 
             raise ValueError(f"backend 'native' cannot compute this {engine}: {why}")
     elif backend == "auto":
         backend = choose_automatically(able, given, pays)
-        log_backend(engine, given[0].device.type, backend)
+        if not torch.compiler.is_compiling():
+            log_backend(engine, given[0].device.type, backend)
     return backend
 
 
@@ -69,7 +70,7 @@ def choose_automatically(able: tuple[Backend, ...], given: tuple[Tensor, ...], p
     chosen, first = _set[0], given[0]
     if chosen not in able and chosen != "torch":
         chosen = "auto"
-    if chosen == "torch" or first.is_meta or first.dtype == torch.float64:
+    if chosen == "torch" or first.is_meta or first.dtype == torch.float64 or torch.compiler.is_compiling():
         return "torch"
     if chosen == "native" or (chosen == "auto" and pays and "native" in able and first.device.type == "cpu"):
         return "native" if _native.refusal(*given) is None else "torch"

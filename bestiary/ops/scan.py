@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from bestiary.ops import _native
 from bestiary.ops.backend import Backend, choose, compile_once
@@ -53,7 +54,7 @@ def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto", backend: Bac
         h = compile_once(tree)(a, x, state)
     elif chosen == "native":
         h = _native.scan(a, x, state)
-    elif way == "loop" or (way == "auto" and x.device.type == "cpu"):
+    elif not is_compiling() and (way == "loop" or (way == "auto" and x.device.type == "cpu")):
         h = loop(a, x, state)
     else:
         h = tree(a, x, state)
