@@ -194,13 +194,22 @@ class Memory(NamedTuple):
 
 
 def memory(build: Callable[[], nn.Module], *, time: int, dim: int | None = None) -> Memory:
-    """What must be kept of one sequence after `time` tokens to produce the next: measured, not derived.
+    """The most that must be kept of one sequence of up to `time` tokens to produce the next: measured, not derived.
 
-    Runs the model (or, given its width `dim`, the mixer) on the meta device, where tensors have shapes only.
+    Runs the model (or, given its width `dim`, the mixer) on the meta device, where tensors have shapes only: to the
+    end, and to where a mixer says that its state is larger than there (`Mixer.largest_state`).
     """
     with torch.device("meta"):
+        model = build()
+    lengths = {time, *(part.largest_state(time) for part in model.modules() if isinstance(part, Mixer))}
+    return max(memory_after(model, length, dim) for length in lengths)
+
+
+def memory_after(model: nn.Module, time: int, dim: int | None = None) -> Memory:
+    """The size of the state of one sequence after exactly `time` tokens, of a model (or a mixer) on the meta device."""
+    with torch.device("meta"):
         given = torch.zeros(1, time, dtype=torch.long) if dim is None else torch.zeros(1, time, dim)
-        _, state = build()(given)
+        _, state = model(given)
     return measure_state(state)
 
 

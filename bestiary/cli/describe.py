@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bestiary.model import memory
+from bestiary.mixers._mixer import Mixer
+from bestiary.model import memory, memory_after
 from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
 from bestiary.spec import Spec, load, locate, names, nearest, parse, schema, trust
@@ -18,7 +19,7 @@ from bestiary.spec.grammar import read_pattern
 from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
 from bestiary.training.recipe import NAMED, SPECS
 
-LENGTHS = (1, 100, 1000, 10000)  # no powers of two, at which log-linear states are small
+LENGTHS = (1, 100, 1000, 10000)
 SCALES = ("smoke", "small", "paper")
 
 
@@ -95,14 +96,21 @@ def mixer_lines(found: Spec, *, dim: int) -> Iterator[str]:
     yield from option_lines(found)
     weights = sum(weight.numel() for weight in found.build(dim).parameters())
     yield ""
-    yield f"at width {dim}: {weights:,} weights; state of one sequence, measured, after"
+    yield f"at width {dim}: {weights:,} weights; the most that the state of one sequence holds, measured, up to"
+    with torch.device("meta"):
+        shrinks = any(part.largest_state(64) < 64 for part in found.build(dim).modules() if isinstance(part, Mixer))
     before = None
     for length in LENGTHS:
         size = memory(lambda: found.build(dim), time=length, dim=dim)
         counts = {"token": (6, length), "number": (12, size.numbers), "byte": (12, size.bytes)}
-        yield "".join(
+        line = "".join(
             f"  {count:>{wide},} {what}{' ' if count == 1 else 's'}" for what, (wide, count) in counts.items()
         )
+        if shrinks:
+            with torch.device("meta"):
+                least = memory_after(found.build(dim), 1 << (length.bit_length() - 1), dim).numbers
+            line += f"  (at some lengths only {least:,})" if least < size.numbers else ""
+        yield line
         if size == before and length >= 1000:  # it has stopped growing; longer would take minutes for some mixers
             break
         before = size

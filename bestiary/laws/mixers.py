@@ -215,6 +215,21 @@ def meta(checked: Spec) -> None:
             raise Broken(f"after {time} positions the state has {measured} numbers on meta, {real} elsewhere")
 
 
+def largest_state(checked: Spec) -> None:
+    """No state on the way to a length is larger than what is measured as the most up to that length."""
+    with torch.device("meta"):
+        mixer = checked.build(DIM)
+        state, most = None, 0
+        for time in range(1, 20):
+            _, state = mixer(torch.zeros(1, 1, DIM), state)
+            most = max(most, measure_state(state).numbers)
+            if time not in (1, 15, 16, 17, 19):
+                continue
+            measured = memory(lambda: mixer, time=time, dim=DIM).numbers
+            if measured != most:
+                raise Broken(f"up to {time} positions the state holds at most {most} numbers, measured are {measured}")
+
+
 def stacking(checked: Spec) -> None:
     """Several sets of weights stacked under torch.func.vmap compute what a loop over them computes."""
     mixers, x = [build_perturbed(checked, seed=seed) for seed in range(3)], random_inputs(2, 37)
@@ -274,6 +289,7 @@ MIXER_LAWS: dict[str, Law] = {
     "float32 range": float_range,
     "zero inputs": zero_inputs,
     "meta": meta,
+    "largest state": largest_state,
     "stacking": stacking,
     "seeding": seeding,
     "options": options,

@@ -71,6 +71,10 @@ class Mixer(nn.Module):
         """
         return take(self(x)[0], where)
 
+    def largest_state(self, time: int) -> int:
+        """The length, at most `time`, after which the state is largest; `time` unless the state also shrinks."""
+        return time
+
     def empty_output(self, x: Tensor) -> Tensor:
         """The output for an input of length 0."""
         return x.clone()

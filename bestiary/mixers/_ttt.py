@@ -55,6 +55,9 @@ class TTT(Mixer):
         y, after = self.read_tokens(x, self.initial_state(x) if state is None else state)
         return self.read(y, x), after
 
+    def largest_state(self, time: int) -> int:
+        return time if time % self.minibatch or self.minibatch == 1 else time - 1  # a mini-batch is under way
+
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.read(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
 

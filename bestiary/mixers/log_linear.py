@@ -70,6 +70,9 @@ class LogLinear(Mixer):
         y, conv, blocks = self.recall(x, conv, blocks, time)
         return self.read(y, x), self.Memory(conv, blocks, time + x.shape[1])
 
+    def largest_state(self, time: int) -> int:
+        return 2 ** (time + 1).bit_length() // 2 - 1  # all bits are set
+
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.read(take(self.recall(x, None, (), 0)[0], where), take(x, where))
 

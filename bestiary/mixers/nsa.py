@@ -81,6 +81,11 @@ class NSA(CachedAttention):
         y, kept = super().forward(x, state)
         return y, kept._replace(near=kept.near[..., max(0, kept.near.shape[-2] - self.window + 1) :, :])
 
+    def largest_state(self, time: int) -> int:
+        return (
+            time // self.block * self.block - 1 if time >= self.block > 1 else time
+        )  # just before a block is complete
+
     def update_cache(self, x: Features, state: State) -> Any:
         branches, place = (
             self.kv(x).unflatten(-1, (3, 2, self.groups, -1)).movedim(1, -2).unbind(1),

@@ -65,6 +65,9 @@ class Titans(Mixer):
         y, after = self.read_tokens(x, self.initial_state(x) if state is None else state)
         return self.answer(y, x), after
 
+    def largest_state(self, time: int) -> int:
+        return time if time % self.chunk or self.chunk == 1 else time - 1  # a chunk is under way
+
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.answer(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
 
