@@ -57,6 +57,12 @@ BROKEN_MIXERS = {  # how to break a token shift, and the laws that must notice
         {"zero inputs"},
     ),
     "asks for numbers": ("pass", "y = (x + before) * (1 + float(x.sum()) * 0)", {"meta"}),
+    "holds most on the way": (
+        "pass",
+        "y = x + before[:, -x.shape[1]:]; after = torch.cat([past, x], 1); "
+        "after = after if after.shape[1] < 7 else after[:, -1:]",
+        {"largest state"},
+    ),
     "draws outside torch": (
         "import random; self.odd = nn.Parameter(torch.tensor(random.random()))",
         "y = (x + before) * self.odd",
