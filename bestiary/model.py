@@ -153,6 +153,7 @@ class Layer(nn.Module):
         return self.mix_channels(x + y), state
 
     def parallel(self, x: Features, where: Where | None = None, tokens: Tokens | None = None) -> Chosen:
+        """Outputs of a whole sequence at the positions `where`, or at all, without the state that follows."""
         mixed = self.mixer.parallel(self.before_mixer(x), where, **token_kwargs(self.mixer, tokens))
         return self.mix_channels(take(x, where) + mixed)
 

@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, ShortConv, State
+from bestiary.mixers._mixer import FastWeight, Features, ShortConv, State, normalize
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -27,7 +27,7 @@ class Fading(FastWeight):
         x, local = self.conv(x, local)
         q, k, v = self.project(x).unflatten(-1, (3 * self.shape[0], -1)).chunk(3, dim=2)
         decay = F.logsigmoid(self.gate(x) + 3).unsqueeze(-1)  # begins near 0.95 a token
-        return Drive(F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, decay), local
+        return Drive(normalize(q), normalize(k), v, decay), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
         return self.out(y.flatten(2))

@@ -56,12 +56,15 @@ class HarnessModel(HFLM):
         return [tuple(answer) if isinstance(answer, list) else answer for answer in answers]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        """Log-likelihoods of continuations, and whether greedy decoding gives them, one for each request."""
         return self.answer("loglikelihood", super().loglikelihood, requests)
 
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        """Log-likelihoods of whole texts, one for each request."""
         return self.answer("loglikelihood_rolling", super().loglikelihood_rolling, requests)
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+        """Continuations up to a stop text, one for each request."""
         return self.answer("generate_until", super().generate_until, requests)
 
     def _loglikelihood_tokens(self, requests: Any, **options: Any) -> Any:
@@ -70,6 +73,7 @@ class HarnessModel(HFLM):
         return super()._loglikelihood_tokens(requests, **options)
 
     def tok_batch_encode(self, strings: Any, left_truncate_len: int | None = None, **options: Any) -> Any:
+        """Tokenise a batch, noting the texts that are too long and will be cut from the left."""
         if left_truncate_len is not None and left_truncate_len < UNLIMITED // 2:
             self.too_long |= {text for text in strings if len(self.tok_encode(text)) > left_truncate_len}
         return super().tok_batch_encode(strings, left_truncate_len=left_truncate_len, **options)

@@ -50,6 +50,7 @@ class GSA(Mixer):
         return self.read(take(self.recall(x, self.initial_state(x))[0], where))
 
     def initial_state(self, x: Features) -> Memory:
+        """The state before the first token."""
         width = x.shape[-1] // self.heads
         shapes = (width, self.slots), (self.slots, width)
         return self.Memory(*(x.new_zeros(len(x), self.heads, *shape) for shape in shapes))
@@ -64,6 +65,7 @@ class GSA(Mixer):
         return y, self.Memory(keys, values)
 
     def read(self, y: Float[Tensor, "batch _ heads value"]) -> Chosen:
+        """The output from what was read out of memory."""
         return self.out(self.norm(F.silu(y.flatten(2))))
 
 

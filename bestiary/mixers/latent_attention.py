@@ -73,6 +73,7 @@ class LatentAttention(CachedAttention):
         return k.unsqueeze(1).expand(-1, self.heads, -1, -1), v.unsqueeze(1).expand(-1, self.heads, -1, -1)
 
     def read(self, y: Float[Tensor, "batch heads asked latent"]) -> Chosen:
+        """The output from what was read out of memory."""
         return self.out(merge_heads(y @ self.key_value_maps()[1].mT))
 
     def key_value_maps(self) -> tuple[Float[Tensor, "heads head latent"], Float[Tensor, "heads head latent"]]:

@@ -96,6 +96,7 @@ class LogLinear(Mixer):
         return y.transpose(1, 2).flatten(2), kept, blocks
 
     def read(self, y: Float[Tensor, "batch _ inner"], x: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         return self.out(self.norm(y * F.silu(self.gate(x))))
 
 

@@ -45,4 +45,5 @@ class LongConv(Mixer):
         return self.weight.sign() * F.relu(self.weight.abs() - self.squash)
 
     def read(self, mixed: Chosen, x: Chosen) -> Chosen:
+        """The output from the convolved input and the input itself."""
         return F.glu(self.out(F.gelu(mixed + self.skip * x)))

@@ -73,5 +73,6 @@ class Longhorn(Mixer):
         return scan(1 - size * k.square(), size * inner.unsqueeze(-1) * k, h)[0], q
 
     def read(self, states: Tensor, q: Tensor, inner: Tensor, x: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         y = (states @ q.unsqueeze(-1)).squeeze(-1) + self.skip * inner
         return self.out(y * F.silu(self.gate(x)))

@@ -63,5 +63,6 @@ class LRU(Mixer):
         return torch.cat([states.real, states.imag], dim=-1).to(x.dtype), last
 
     def read(self, parts: Parts, x: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         y = self.c(parts) + self.skip * x
         return F.glu(self.out(F.gelu(y)), dim=-1)

@@ -75,4 +75,5 @@ class Mamba(Mixer):
         return y + self.skip * take(inner, where), h
 
     def read(self, y: Float[Tensor, "batch _ inner"], x: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         return self.out(y * F.silu(self.gate(x)))

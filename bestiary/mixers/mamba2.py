@@ -81,5 +81,6 @@ class Mamba2(Mixer):
         return Drive(c, b, dt * inner, -dt * self.rate.exp().unsqueeze(-1)), inner, past
 
     def read(self, y: Heads, inner: Heads, x: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         y = (y + self.skip.unsqueeze(-1) * inner).flatten(2)
         return self.out(self.norm(y * F.silu(self.gate(x))))

@@ -77,6 +77,7 @@ class Mamba3(Mixer):
         return self.read(take(self.mix(x, self.initial_state(x))[0], where), take(x, where))
 
     def initial_state(self, x: Features) -> Memory:
+        """The state before the first token."""
         heads, key, value = self.shape
         return self.Memory(*(x.new_zeros(len(x), *shape) for shape in (self.shape, (key,), (heads, value))))
 
@@ -99,6 +100,7 @@ class Mamba3(Mixer):
         return y, self.Memory(rotate_pairs(matrix.mT, -angle[:, -1].unsqueeze(2)).mT, b[:, -1], v[:, -1])
 
     def read(self, y: Heads, x: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         return self.out(y.flatten(2) * F.silu(self.gate(x)))
 
 

@@ -60,6 +60,7 @@ class MesaNet(Mixer):
         return self.answer(take(self.recur(x, self.initial_state(x))[0], where), take(x, where))
 
     def initial_state(self, x: Features) -> Memory:
+        """The state before the first token."""
         heads, width, _ = self.shape
         return self.Memory(None, x.new_zeros(len(x), heads, width * (width + 1) // 2), x.new_zeros(len(x), *self.shape))
 

@@ -63,6 +63,7 @@ class MLSTM(Mixer):
         return self.read(take(run(drive, matrix)[0], where), take(ms, where), take(x, where))
 
     def initial_state(self, x: Features) -> Memory:
+        """The state before the first token."""
         return self.Memory(x.new_zeros(len(x), *self.shape), x.new_zeros(len(x), self.shape[0]))
 
     def drive(self, x: Features, m: Float[Tensor, "batch heads"]) -> tuple[Drive, Peaks]:
@@ -77,6 +78,7 @@ class MLSTM(Mixer):
         return Drive(q * q.shape[-1] ** -0.5, k, F.pad(v, (0, 1), value=1.0), g.unsqueeze(-1)), ms
 
     def read(self, y: Float[Tensor, "batch _ heads value"], ms: Float[Tensor, "batch _ heads"], x: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         least = (-ms).clamp(max=60.0).exp().unsqueeze(-1)  # beyond e^60 nothing is left of h anyway
         h = y[..., :-1] / (torch.maximum(y[..., -1:].abs(), least) + 1e-6)
         return self.out(self.gate(x).sigmoid() * F.layer_norm(h, h.shape[-1:], eps=1e-6).flatten(2) * self.scale)

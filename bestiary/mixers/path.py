@@ -73,6 +73,7 @@ class PaTH(Mixer):
         return self.attend(take(scores, where), places, after.v)
 
     def initial_state(self, x: Features) -> Memory:
+        """The state before the first token."""
         return self.Memory(
             None, x.new_zeros(len(x), self.heads, self.head, 0), x.new_zeros(len(x), self.heads, 0, self.head)
         )
@@ -89,5 +90,6 @@ class PaTH(Mixer):
         return scores, self.Memory(conv, keys, torch.cat([state.v, split_heads(self.v(x), self.heads)], dim=2))
 
     def attend(self, scores: Float[Tensor, "batch asked heads keys"], where: Positions, v: Tensor) -> Chosen:
+        """The output from the logits: the values, weighed by their masked softmax."""
         scores = scores.transpose(1, 2) * self.head**-0.5
         return self.out(merge_heads(scores.masked_fill(~causal_mask(where, v.shape[2]), -torch.inf).softmax(-1) @ v))

@@ -71,4 +71,5 @@ class RGLRU(Mixer):
         return scan(log_a.exp(), new, torch.zeros_like(x[:, 0]) if h is None else h)[0]
 
     def read(self, states: Inner, x: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         return self.out(states * F.gelu(self.gate(x), approximate="tanh"))

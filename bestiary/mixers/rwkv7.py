@@ -72,6 +72,7 @@ class RWKV7(Mixer):
         return self.read(take(y, where), take(bonus, where), take(gate, where))
 
     def initial_state(self, x: Features) -> Memory:
+        """The state before the first token."""
         return self.Memory(torch.zeros_like(x[:, 0]), x.new_zeros(len(x), *self.shape))
 
     def recur(self, x: Features, state: Memory) -> tuple[Features, Features, Features, Memory]:
@@ -89,6 +90,7 @@ class RWKV7(Mixer):
         return y.flatten(2), bonus.flatten(2), self.gate(for_g), self.Memory(x[:, -1], matrix)
 
     def read(self, y: Chosen, bonus: Chosen, gate: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         return self.out(gate * (self.norm(y.flatten(0, 1)).view_as(y) + bonus))
 
 

@@ -48,4 +48,5 @@ class S4D(Mixer):
         return self.diagonal(x.unsqueeze(-1), state).squeeze(-1) + self.skip * x
 
     def read(self, y: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         return F.glu(self.out(F.gelu(y)), dim=-1)

@@ -65,6 +65,7 @@ class S5(Mixer):
         return torch.cat([states.real, states.imag], dim=-1).to(x.dtype), last
 
     def read(self, parts: Parts, x: Chosen) -> Chosen:
+        """The output from what was read out of memory."""
         v = F.gelu(2 * self.c(parts) + self.skip * x)
         return v * self.out(v).sigmoid()
 

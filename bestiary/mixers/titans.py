@@ -72,6 +72,7 @@ class Titans(Mixer):
         return self.answer(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
 
     def initial_state(self, x: Features) -> Memory:
+        """The state before the first token."""
         weights = self.network.initial(len(x))
         return self.Memory(None, weights, tuple(torch.zeros_like(weight) for weight in weights), (), 0)
 

@@ -34,5 +34,6 @@ class TokenShift(Mixer):
         return self.out(take(self.mix_previous(x, None), where))
 
     def mix_previous(self, x: Features, last: Last | None) -> Features:
+        """Each input mixed with the one before it."""
         first = torch.zeros_like(x[:, :1]) if last is None else last.unsqueeze(1)
         return torch.lerp(torch.cat([first, x[:, :-1]], dim=1), x, self.mix)

@@ -108,6 +108,7 @@ class Tracker:
         self.seen: dict[str, list[Measurement]] = {}  # measurements of the current step
 
     def follow(self, event: Event) -> None:
+        """Pass an event on to the track of its run."""
         key = event.recipe.key
         if event.kind == "started":
             if key in self.tracks:  # its worker died, or it was taken out of a stack
@@ -138,6 +139,7 @@ class Tracker:
         self.tracks.pop(key).end(end)
 
     def close(self) -> None:
+        """End every track that is left, as stopped."""
         for key in list(self.tracks):
             self.end(key, {"outcome": "stopped"})
 
@@ -187,17 +189,20 @@ class TensorBoard:
         self.writer.add_text("recipe", f"```json\n{json.dumps(recipe.json(), indent=1)}\n```", 0)
 
     def write(self, *summaries: Any) -> None:
+        """Add summaries to the run's file."""
         file = self.writer.file_writer
         assert file is not None, "until it is closed"
         for summary in summaries:
             file.add_summary(summary)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
+        """Record numbers at a step."""
         for name, number in numbers.items():
             self.writer.add_scalar(name, number, step)
         self.writer.flush()
 
     def end(self, end: dict[str, Any]) -> None:
+        """Record how the run ended, and close the track."""
         self.writer.add_text("outcome", ", ".join(f"{name} {value}" for name, value in end.items() if value != ""), 0)
         if end["outcome"] in GOOD:
             self.write(self.success)
@@ -221,9 +226,11 @@ class WeightsAndBiases:
         self.run = wandb.init(**named, reinit="create_new", settings=quiet)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
+        """Record numbers at a step."""
         self.run.log(numbers, step=step)
 
     def end(self, end: dict[str, Any]) -> None:
+        """Record how the run ended, and close the track."""
         self.run.summary.update(end)
         self.run.finish(exit_code=0 if end["outcome"] in GOOD else 1)
 
@@ -241,10 +248,12 @@ class Trackio:
         self.step = 0
 
     def log(self, numbers: dict[str, float], step: int) -> None:
+        """Record numbers at a step."""
         self.step = step
         self.run.log(numbers, step=step)
 
     def end(self, end: dict[str, Any]) -> None:
+        """Record how the run ended, and close the track."""
         self.run.log(end, step=self.step)
         with redirect_stdout(io.StringIO()):
             self.run.finish()

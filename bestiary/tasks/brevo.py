@@ -75,6 +75,7 @@ class Brevo(Task):
         return draw_in_blocks(self.draw_block, count, largest, rng, most=BLOCK)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         words, size = self.words.draw(count, self.nodes, rng), draw_sizes(count, self.sizes, rng)
         depends = draw_graph(size, self.nodes, rng)
         chosen = dependences_of(depends, size - 1)

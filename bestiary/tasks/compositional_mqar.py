@@ -80,6 +80,7 @@ class CompositionalMQAR(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         one = 1 + distinct(count, self.side, self.third - 1, rng)
         two = self.third + distinct(count, self.side, self.third, rng)
         values = 2 * self.third + distinct(count, self.pairs, self.vocab - 2 * self.third, rng)

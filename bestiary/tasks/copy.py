@@ -80,6 +80,8 @@ class Copy(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
+
         def draw(least: int, most: int, *shape: int) -> Tensor:
             return torch.randint(least, most + 1, (count, *shape), generator=rng, device=rng.device)
 

@@ -80,6 +80,7 @@ class FuzzyRecall(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         words, device = self.length // (self.shortest + 1) + 1, rng.device  # the probe, and as many as a body may hold
         key_size = torch.randint(self.shortest, self.key_size + 1, (count, words), generator=rng, device=device)
         value_size = torch.randint(1, self.value_size + 1, (count, words), generator=rng, device=device)

@@ -57,6 +57,7 @@ class JustReadTwice(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         keys = 2 + distinct(count, self.pairs, self.half - 2, rng)
         values = self.half + distinct(count, self.pairs, self.vocab - self.half, rng)
         asked = random_orders(count, self.pairs, rng)[:, : self.queries]

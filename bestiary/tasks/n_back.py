@@ -66,6 +66,8 @@ class NBack(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
+
         def draw(among: int) -> Tensor:
             return torch.randint(among, (count, self.length), generator=rng, device=rng.device)
 

@@ -84,6 +84,7 @@ class OverwritingMQAR(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         keys = 1 + distinct(count, self.pairs, self.half - 1, rng)
         order, values = self.assignments(count, rng)
         context = torch.stack([keys.gather(1, order), values], dim=2).flatten(1)

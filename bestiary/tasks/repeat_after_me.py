@@ -82,6 +82,7 @@ class RepeatAfterMe(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         size = torch.randint(self.least, self.most + 1, (count, 1), generator=rng, device=rng.device)
         string = torch.randint(self.letters, (count, self.most), generator=rng, device=rng.device)
         if self.form == "duplicate":

@@ -68,6 +68,7 @@ class SelectiveCopying(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         letters = torch.randint(self.vocab - 2, (count, self.copied), generator=rng, device=rng.device)
         where = self.where(count, rng)
         tokens = torch.full((count, self.length), self.vocab - 2, device=rng.device).scatter_(1, where, letters)

@@ -55,6 +55,7 @@ class SetDisjointness(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         drawn = 4 + distinct(count, self.first + self.second, self.vocab - 4, rng)
         here = torch.randint(self.first, (count, 1), generator=rng, device=rng.device)
         there = torch.randint(self.second, (count, 1), generator=rng, device=rng.device)

@@ -63,6 +63,7 @@ class Stacks(Task):
         return draw_in_blocks(self.draw_block, count, self.length, rng)
 
     def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         shape, device = (count, self.operations), rng.device
         wanted, lottery = (torch.rand(shape, generator=rng, device=device) for _ in range(2))
         which = torch.randint(self.stacks, shape, generator=rng, device=device)

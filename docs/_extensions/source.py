@@ -84,6 +84,8 @@ class Module:
         match node:
             case ast.FunctionDef() | ast.AsyncFunctionDef() if not node.name.startswith("_"):
                 marks = {ast.unparse(mark) for mark in node.decorator_list}
+                if any("validator" in mark for mark in marks):  # pydantic calls it, nobody else does
+                    return
                 kind = ("property" if marks & {"property", "cached_property"} else "method") if inside else "function"
                 yield Member(kind, inside + node.name, node, ast.get_docstring(node) or "")
             case ast.ClassDef() if not node.name.startswith("_"):
