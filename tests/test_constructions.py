@@ -210,7 +210,8 @@ def test_without_negative_eigenvalues_the_first_one_wipes_parity() -> None:
     seen = (batch.tokens == 1).cumsum(1) > 0
     logits, _ = made(batch.tokens)
     assert right(made, batch)[(~seen)[:, 1:].flatten()].all()
-    assert logits[seen].abs().max() < 1e-9 < 0.1 < logits[~seen].abs().max()
+    # what is left is the epsilon of the keys' norm, 1e-6, at each position that wipes
+    assert logits[seen].abs().max() < 1e-4 < 0.1 < logits[~seen].abs().max()
 
 
 def test_one_reflection_a_token_follows_swaps_but_no_cycle() -> None:

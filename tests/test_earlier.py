@@ -76,7 +76,7 @@ def test_recipes_and_measurements_are_those_that_were_stored() -> None:
 def test_what_is_done_is_not_done_again() -> None:
     for layers in ("attention", "base_conv, based"):
         told = bestiary("train", *SETTINGS, *TASK, "--layers", layers, "--keep", "--store", "store")
-        assert "1 of 1 runs are done already" in told
+        assert "1 of 1 run done already" in told
 
 
 @pytest.mark.slow

@@ -47,8 +47,11 @@ def with_facet(name: str, found: pd.DataFrame) -> pd.DataFrame:
     return found if facet is None else found.merge(pd.DataFrame({facet: [3, 17]}), how="cross")
 
 
+PAPER_IS_SLOW = [pytest.param(scale, marks=pytest.mark.slow) if scale == "paper" else scale for scale in SCALES]
+
+
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", PAPER_IS_SLOW)
 def test_recipes_are_distinct_and_can_be_built(name: str, scale: str) -> None:
     made = recipes(name, scale)
     assert len({recipe.key for recipe in made}) == len(made)
@@ -60,7 +63,7 @@ def test_recipes_are_distinct_and_can_be_built(name: str, scale: str) -> None:
 
 
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("scale", PAPER_IS_SLOW)
 def test_a_table_and_figures_come_of_all_runs_and_of_a_few(name: str, scale: str) -> None:
     module = experiment(name)
     made = recipes(name, scale)[:: max(1, len(recipes(name, scale)) // 500)]

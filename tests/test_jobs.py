@@ -106,6 +106,7 @@ def test_a_group_with_a_fault_of_its_own_fails_run_by_run_each_with_its_tracebac
     assert all("no room" in (store.failure(recipe.key) or "") for recipe in asked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", ["always", "never"])
 def test_a_worker_killed_once_costs_nothing(together: Any, tmp_path: Path) -> None:
     asked, store = recipes(4, steps=400), Store(tmp_path)
@@ -125,6 +126,7 @@ def test_a_worker_killed_once_costs_nothing(together: Any, tmp_path: Path) -> No
         assert len({tuple(line[name] for name in ("step", "split", "facet", "value")) for line in log}) == len(log)
 
 
+@pytest.mark.slow
 def test_two_sweeps_on_one_store_at_once_do_every_run_once(tmp_path: Path) -> None:
     asked, store, seen = recipes(8, steps=200), Store(tmp_path), [Counter(), Counter()]
 

@@ -182,7 +182,6 @@ def test_the_verb_says_which_rates_work(tmp_path: Path, monkeypatch: pytest.Monk
         (["search", "--low", "1", "--high", "0.1"], "give 0 < low < high"),
         (["search", "--layers", "atention"], "did you mean 'attention'"),
         (["match", "dim=8", "--like", "attention"], "give patterns to match"),
-        (["match", "s5(state=64)", "--like", "attention", "dim=64"], "has no width within 20%"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:

@@ -109,7 +109,7 @@ def test_a_run_that_another_worker_has_is_waited_for(tmp_path: Path) -> None:
     with other:
         events = sweep([recipe], store)
         assert next(events).kind == "waiting"
-        other.end("finished")
+        other.end("diverged")
     assert [event.kind for event in events if event.kind != "waiting"] == ["ended"]
 
 
@@ -133,6 +133,7 @@ def program(tmp_path: Path, folder: Path) -> list[str]:
     return [sys.executable, str(file)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", range(2))
 def test_a_sweep_killed_at_a_random_moment_goes_on_where_it_was(trial: int, tmp_path: Path) -> None:
     asked, folder = recipes(6, steps=600), tmp_path / "runs"

@@ -64,7 +64,12 @@ def same(recipes: list[Recipe]) -> None:
             assert one.loss == pytest.approx(other.loss, rel=1e-8, abs=1e-8, nan_ok=True)
 
 
-@pytest.mark.parametrize("name", names("mixers"))
+# One mixer of each family, engine and way to fail at it; the others are slow.
+FAST = ("attention", "based", "base_conv", "gated_delta", "kda", "lstm", "mamba", "selected", "serial", "ttt_linear")
+EVERY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names("mixers")]
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_members_measure_what_they_would_alone(name: str) -> None:
     same(members(name))
 

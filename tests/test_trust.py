@@ -242,6 +242,7 @@ def test_a_report_knows_the_size_of_a_model_whose_file_is_named(canary: Canary, 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A corpus, and a model trained on it for two steps with a file that leaves a mark."""
+    pytest.importorskip("transformers")
     here = tmp_path_factory.mktemp("models")
     made = Canary(here)
     texts = [json.dumps({"text": f"Ada has {i} of 9. Bob has 8 of {i}. " * 4}) + "\n" for i in range(200)]
