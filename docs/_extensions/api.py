@@ -9,6 +9,8 @@ from pathlib import Path
 from prose import linker, markdown
 from source import CATALOGUED, CONTRACTS, PACKAGE, Member, Module, Package
 
+WRITTEN: set[Path] = set()  # every page of this build, so that those of things that are gone can be removed
+
 
 def write(package: Package, out: Path, order: tuple[str, ...]) -> None:
     """Write the pages, rooms in the order in which they may import each other."""
@@ -40,6 +42,7 @@ def is_file(room: str) -> bool:
 def put(file: Path, text: str) -> None:
     """Write a page unless it says so already, so that Sphinx reads again only what has changed."""
     file.parent.mkdir(parents=True, exist_ok=True)
+    WRITTEN.add(file)
     if not file.exists() or file.read_text() != text:
         file.write_text(text)
 

@@ -122,9 +122,14 @@ def class_doc(found: dict[str, Any], *, equations: bool = False) -> str:
     if equations and "=" in first:
         from equations import row
 
-        first = f'<div class="equation"><div class="equation-row">{row(first.replace(chr(10), " "))}</div></div>'
+        first = f'<div class="equation"><div class="equation-row">{row(spread(first))}</div></div>'
         return "In one line, as its class says:\n\n" + first + ("\n\n" + markdown(rest, found["link"]) if rest else "")
     return markdown(doc, found["link"])
+
+
+def spread(line: str) -> str:
+    """A class's equation with gaps where words begin that say more about it, so that it may break there."""
+    return re.sub(r"([,;]) (?=[a-z]{2,}|[A-Za-z]\w* = )", r"\1   ", line.replace("\n", " ").rstrip("."))
 
 
 def table_of_options(kind: str, name: str) -> str:
@@ -133,8 +138,16 @@ def table_of_options(kind: str, name: str) -> str:
     known = schema(kind, name)
     if not known:
         return "It has no options."
-    rows = [f"| `{option}` | {cell(readable(type_))} | `{value!r}` |" for option, (type_, value) in known.items()]
+    rows = [f"| `{option}` | {cell(readable(type_))} | `{shown(value)}` |" for option, (type_, value) in known.items()]
     return "| option | type | default |\n|---|---|---|\n" + "\n".join(rows)
+
+
+def shown(value: Any) -> str:
+    """A default as one would type it; mixers as a pattern."""
+    from bestiary import Spec
+
+    specs = isinstance(value, tuple) and value and all(isinstance(part, Spec) for part in value)
+    return repr(", ".join(map(str, value)) if specs else value)
 
 
 def readable(kind: Any) -> str:
@@ -147,6 +160,7 @@ def readable(kind: Any) -> str:
         (r"Annotated\[float, Ge\(ge=0\), Le\(le=1\)\]", "float from 0 to 1"),
         (r"Annotated\[tuple\[.*Spec.*", "mixers"),
         (r"Literal\[(.*?)\]", r"\1"),
+        (r"Optional\[(.*)\]", r"\1 or None"),
         (r"Annotated\[(\w+), (.*)\]", r"\1, \2"),
         (r" \| ", " or "),
     ):

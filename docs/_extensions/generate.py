@@ -1,5 +1,6 @@
 """Writes the pages that come from the code, and refuses public names that say nothing, before Sphinx reads any page."""
 
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,15 @@ def order() -> tuple[str, ...]:
 def generate(app: Any) -> None:
     """Write everything below `generated/`."""
     out = Path(app.srcdir) / "generated"
+    getLogger("bestiary").setLevel("WARNING")  # which backend computes what is no news here
     package = Package()
     for name in package.undocumented() if app.config.bestiary_undocumented else ():
         log.warning("%s is public and has no docstring", name, type="bestiary", subtype="undocumented")
     api.write(package, out / "api", order())
     commands.write(out)
     catalogue.write(package, out)
+    for stale in set(out.rglob("*.md")) - api.WRITTEN:
+        stale.unlink()
 
 
 def look_up_exactly(app: Any, doctree: nodes.document) -> None:

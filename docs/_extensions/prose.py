@@ -61,7 +61,7 @@ def markdown(doc: str, link: Callable[[str], str], *, equations: bool = False) -
 
 def escaped(text: str) -> str:
     """Prose in which Markdown finds nothing but code between backticks and lists."""
-    parts = re.split(r"(`[^`]*`)", text)
+    parts = re.split(r"(`[^`]*`|(?<![\w*])\*[A-Za-z][\w -]*\*(?![\w*]))", text)  # code, and *words* in italics
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"([*_\[\]<>|~#\\])", r"\\\1", parts[i])
         parts[i] = re.sub(r"^(\s*)([+=-]|\d+[.)])", r"\1\\\2", parts[i], flags=re.M) if i == 0 else parts[i]
