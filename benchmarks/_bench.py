@@ -11,16 +11,18 @@ from typing import Any
 import torch
 
 
-def interleaved(ways: dict[str, Callable[[], Any]], *, rounds: int) -> dict[str, list[float]]:
+def interleaved(
+    ways: dict[str, Callable[[], Any]], *, rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds of each call, after one that warms up, the ways taking turns."""
     for way in ways.values():
         way()
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            begun = time.perf_counter()
+            begun = clock()
             way()
-            taken[name].append(time.perf_counter() - begun)
+            taken[name].append(clock() - begun)
     return taken
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, check_rank, take
-from bestiary.ops.scan import scan
+from bestiary.ops.scan import selective_scan
 from bestiary.spec import Positive
 
 
@@ -54,25 +54,24 @@ class Longhorn(Mixer):
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, h = (None, x.new_zeros(len(x), *self.shape)) if state is None else state
         mixed, conv = self.conv(self.into(x), conv)
-        states, q = self.states(F.silu(mixed), h)
-        return self.read(states, q, F.silu(mixed), x), self.Memory(conv, states[:, -1])
+        y, h = self.mix(F.silu(mixed), h, None)
+        return self.read(y, x), self.Memory(conv, h)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         inner = F.silu(self.conv(self.into(x), None)[0])
-        states, q = self.states(inner, x.new_zeros(len(x), *self.shape))
-        return self.read(take(states, where), take(q, where), take(inner, where), take(x, where))
+        y, _ = self.mix(inner, x.new_zeros(len(x), *self.shape), where)
+        return self.read(y, take(x, where))
 
-    def states(
-        self, inner: Float[Tensor, "batch time inner"], h: Tensor
-    ) -> tuple[Float[Tensor, "batch time inner state"], Tensor]:
-        """Every h_t, and the q_t that read them."""
+    def mix(
+        self, inner: Float[Tensor, "batch time inner"], h: Float[Tensor, "batch inner state"], where: Where | None
+    ) -> tuple[Float[Tensor, "batch _ inner"], Float[Tensor, "batch inner state"]]:
+        """q_t . h_t + D x_t at the positions asked for, and the last h."""
         low, k, q = self.low(inner).split(self.widths, dim=-1)
         beta = self.beta(low).sigmoid()
-        size = (beta / (1 + beta * k.square().sum(-1, keepdim=True))).unsqueeze(-1)
-        k = k.unsqueeze(-2)
-        return scan(1 - size * k.square(), size * inner.unsqueeze(-1) * k, h)[0], q
+        size = beta / (1 + beta * k.square().sum(-1, keepdim=True))
+        y, h = selective_scan(size, inner, None, k, q, h, where)
+        return y + self.skip * take(inner, where), h
 
-    def read(self, states: Tensor, q: Tensor, inner: Tensor, x: Chosen) -> Chosen:
+    def read(self, y: Float[Tensor, "batch _ inner"], x: Chosen) -> Chosen:
         """The output from what was read out of memory."""
-        y = (states @ q.unsqueeze(-1)).squeeze(-1) + self.skip * inner
         return self.out(y * F.silu(self.gate(x)))

@@ -74,7 +74,7 @@ def pointers(names: str) -> list[tuple[str, Any]]:
 
 RECURRENCE = structure(
     "Recurrence",
-    "batch time heads key value decays form threads",
+    "batch time heads key value decays shared form threads",
     [
         *((name, Rows) for name in ["q", "k", "v", "g", "a", "b"]),
         *pointers("state y last kept gy glast gq gk gv gg ga gb gstate"),
@@ -126,6 +126,11 @@ def part(info: Any, found: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[
     return tuple(x.unflatten(0, (info.batch_size, -1)) for x in found), (0,) * len(found)
 
 
+def fill(grads: Sequence[Tensor | None], *like: Tensor) -> list[Tensor]:
+    """Gradients, zeros where there is none."""
+    return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, like, strict=False)]
+
+
 class _Gradient(torch.autograd.Function):
     """A gradient, which has no gradient itself."""
 
@@ -154,7 +159,9 @@ def run(drive: Drive, state: Matrix) -> tuple[Value, Matrix]:
     q, k, v, g, erase, rewrite = drive
     heads = v.shape[2]
     form: Form = "rewrite" if rewrite is not None else "erase" if erase is not None else "plain"
-    parts = [x.expand(-1, -1, heads, -1) for x in (q, k, v, *(rewrite or erase or ()))]
+    if form != "plain" or q.shape[2] != k.shape[2]:
+        q, k = (x.expand(-1, -1, heads, -1) for x in (q, k))
+    parts = [q, k, v, *(x.expand(-1, -1, heads, -1) for x in (rewrite or erase or ()))]
     parts += [state] if g is None else [state, g]
     y, last, _ = _Recurrence.apply(form, wants_gradient(parts), *parts)
     return y, last
@@ -165,10 +172,9 @@ def recurrence(form: Form, parts: Sequence[Tensor], **further: Tensor) -> tuple[
     q, k, v, *rest = (dense_rows(x) for x in parts)
     (a, b), rest = (rest[:2], rest[2:]) if form != "plain" else ((None, None), rest)
     state, g = rest[0].contiguous(), (rest[1] if len(rest) > 1 else None)
-    batch, time, heads, key = q.shape
-    decays = 0 if g is None else g.shape[-1]
-    sizes = (batch, time, heads, key, v.shape[-1], decays, FORMS.index(form), torch.get_num_threads())
-    views = (Rows() if x is None else rows(x) for x in (q, k, v, g, a, b))
+    (batch, time, heads, value), key, decays = v.shape, q.shape[-1], 0 if g is None else g.shape[-1]
+    sizes = (batch, time, heads, key, value, decays, q.shape[2] < heads, FORMS.index(form), torch.get_num_threads())
+    views = (Rows() if x is None else rows(x.expand(-1, -1, heads, -1)) for x in (q, k, v, g, a, b))
     given = RECURRENCE(*sizes, *views, state.data_ptr())
     for name, x in further.items():
         setattr(given, name, x.data_ptr())
@@ -193,11 +199,14 @@ class _Recurrence(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.form, _, *parts = inputs
         ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)  # or `kept` gets zeros
         ctx.save_for_backward(*parts, output[2])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, None, *_RecurrenceGradient.apply(ctx.form, *grads[:2], *ctx.saved_tensors)
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        saved = ctx.saved_tensors
+        outer = fill(grads, saved[2], saved[3 if ctx.form == "plain" else 5])
+        return None, None, *_RecurrenceGradient.apply(ctx.form, *outer, *saved)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -227,32 +236,36 @@ class _RecurrenceGradient(_Gradient):
 # The selective scan
 
 
-def selective_scan(dt: Tensor, u: Tensor, rate: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def selective_scan(
+    dt: Tensor, u: Tensor, a: Tensor | None, b: Tensor, c: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
     """`scan.selective_scan` in float32."""
-    parts = (dt, u, rate.mT.unsqueeze(0), b, c, state.mT)
+    parts = [dt, u, b, c, state.mT, *([] if a is None else [a.mT.unsqueeze(0)])]
     y, last, _ = _Selective.apply(wants_gradient(parts), *parts)
     return y, last.mT
 
 
 def selective(parts: Sequence[Tensor], **further: Tensor) -> tuple[ctypes.Structure, Any]:
     """What the library is given, and the tensors that must live as long."""
-    dt, u, rate, b, c, state = parts
-    dt, u, rate, state = (x.contiguous() for x in (dt, u, rate, state))
+    dt, u, b, c, state, *rates = parts
+    dt, u, state, *rates = (x.contiguous() for x in (dt, u, state, *rates))
     b, c = dense_rows(b), dense_rows(c)
-    sizes = (*dt.shape, b.shape[-1], max(1, len(dt) // max(1, len(rate))), torch.get_num_threads())
+    sharing = max(1, len(dt) // max(1, len(rates[0]))) if rates else 1
+    sizes = (*dt.shape, b.shape[-1], sharing, torch.get_num_threads())
+    rate = rates[0].data_ptr() if rates else None
     strides = (*b.stride()[:2], *c.stride()[:2])
-    given = SELECTIVE(*sizes, *(x.data_ptr() for x in (dt, u, rate, b, c)), *strides, state.data_ptr())
+    given = SELECTIVE(*sizes, dt.data_ptr(), u.data_ptr(), rate, b.data_ptr(), c.data_ptr(), *strides, state.data_ptr())
     for name, x in further.items():
         setattr(given, name, x.data_ptr())
-    return given, (dt, u, rate, b, c, state, further)
+    return given, (dt, u, rates, b, c, state, further)
 
 
 class _Selective(torch.autograd.Function):
-    """y, the last state and what is kept; of dt, u, the rates (one set of each vmap), B, C, the state."""
+    """y, the last state and what is kept; of dt, u, B, C, the state, and A if there is one (under vmap one a model)."""
 
     @staticmethod
     def forward(keep: bool, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dt, state = parts[0], parts[-1]
+        dt, state = parts[0], parts[4]
         y, last = dt.new_empty(dt.shape), dt.new_empty(state.shape)
         given, held = selective(parts, y=y, last=last)
         kept = dt.new_empty(len(dt), kept_size("selective", given) if keep else 0)
@@ -265,11 +278,13 @@ class _Selective(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         _, *parts = inputs
         ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(*parts, output[2])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[2], *parts)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, *_SelectiveGradient.apply(*grads[:2], *ctx.saved_tensors)
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        saved = ctx.saved_tensors
+        return None, *_SelectiveGradient.apply(*fill(grads, saved[1], saved[5]), *saved)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -281,17 +296,17 @@ class _SelectiveGradient(_Gradient):
     """The gradient of each part."""
 
     @staticmethod
-    def forward(gy: Tensor, glast: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
-        *parts, kept = saved
-        dt, u, rate, b, _, state = parts
+    def forward(gy: Tensor, glast: Tensor, kept: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+        dt, u, b, _, state, *rates = parts
         gdt, gu, gstate = (x.new_empty(x.shape) for x in (dt, u, state))
-        grate, gb_c = rate.new_empty(len(dt), *rate.shape[1:]), b.new_empty(*b.shape, 2)
-        grads = {"gdt": gdt, "gu": gu, "grate": grate, "gb_c": gb_c, "gstate": gstate}
+        gb_c = b.new_empty(*b.shape, 2)
+        grates = [x.new_empty(len(dt), *x.shape[1:]) for x in rates]
+        grads = {"gdt": gdt, "gu": gu, "gb_c": gb_c, "gstate": gstate, **({"grate": grates[0]} if rates else {})}
         given, held = selective(parts, gy=gy.contiguous(), glast=glast.contiguous(), kept=kept, **grads)
         call("selective_backward", given)
         del held
-        grate = grate.unflatten(0, (len(rate), len(dt) // len(rate))).sum(1)
-        return gdt, gu, grate, *gb_c.unbind(-1), gstate
+        grates = [g.unflatten(0, (len(x), len(dt) // len(x))).sum(1) for g, x in zip(grates, rates, strict=True)]
+        return gdt, gu, *gb_c.unbind(-1), gstate, *grates
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> Any:

@@ -213,29 +213,31 @@ enum Form { PLAIN = 0, REWRITE = 1, ERASE = 2 };  // nothing erased; a = w k; a 
 struct Recurrence {
   int64_t batch, time, heads, key, value;
   int64_t decays;  // per head: 0, 1, or as many as keys
+  int64_t shared;  // whether all heads have one q and one k, of which the gradients are sums over heads
   int64_t form, threads;
   Rows q, k, v, g, a, b;  // of REWRITE, w in the place of a
   const float* state;     // (batch, heads, key, value), as `last` and their gradients
   float *y, *last, *kept;
   const float *gy, *glast;
-  float *gq, *gk, *gv, *gg, *ga, *gb, *gstate;  // dense, all with the full number of heads
+  float *gq, *gk, *gv, *gg, *ga, *gb, *gstate;  // dense
 };
 
-// How the columns of the state are cut into tiles of so many vectors, and time into segments: the states of one
+// Time is cut into segments and the columns of the state into tiles of at most WIDEST vectors, so that the states of one
 // segment of one tile fit the second cache.
 struct Cut {
-  int64_t vectors, tiles, segment, segments, columns, state;
+  int64_t vectors, tiles, segment, segments;
   explicit Cut(const Recurrence& r) {
-    const int64_t all = round_up(r.value) / LANES;
-    tiles = (all + WIDEST - 1) / WIDEST;
-    vectors = tiles ? (all + tiles - 1) / tiles : 1;
-    columns = vectors * LANES;
-    state = r.key * columns;
-    const int64_t fit = (512 << 10) / (4 * (state ? state : 1)) - 1;
+    vectors = round_up(r.value) / LANES;
+    tiles = (vectors + WIDEST - 1) / WIDEST;
+    const int64_t size = 4 * r.key * LANES * (tiles ? (vectors + tiles - 1) / tiles : 1);
+    const int64_t fit = (512 << 10) / (size ? size : 1) - 1;
     segment = fit < 16 ? 16 : fit > 32 ? 32 : fit;
     segments = (r.time + segment - 1) / segment;
   }
-  int64_t kept(const Recurrence& r) const { return r.heads * tiles * segments * r.key * columns; }  // of a sequence
+  int64_t begin(int64_t tile) const {  // in vectors; the first tiles are wider by one if need be
+    return tile * (vectors / tiles) + least(tile, vectors % tiles);
+  }
+  int64_t kept(const Recurrence& r) const { return segments * r.key * vectors * LANES; }  // numbers, of a head
 };
 
 template <int W>
@@ -253,17 +255,26 @@ static INLINE void zero(Vector (&x)[W]) {
   for (int w = 0; w < W; w++) x[w] = Vector{};
 }
 
-// One head of one sequence.
+// Some columns of one head of one sequence.
 struct Head {
   const Recurrence& r;
-  int64_t b, h;
-  Head(const Recurrence& given, int64_t item) : r(given), b(item / given.heads), h(item % given.heads) {}
+  const Cut& cut;
+  int64_t b, h, column, count;  // the first column, and how many there are from it to the last
+
+  Head(const Recurrence& r, const Cut& cut, int64_t index, int64_t tile)
+      : r(r), cut(cut), b(index / r.heads), h(index % r.heads), column(cut.begin(tile) * LANES),
+        count(r.value - column) {}
 
   const float* at(const Rows& rows, int64_t t) const {
     return rows.first ? rows.first + b * rows.batch + t * rows.time + h * rows.head : nullptr;
   }
   int64_t place(int64_t t) const { return (b * r.time + t) * r.heads + h; }  // in a dense tensor
-  int64_t matrix() const { return (b * r.heads + h) * r.key * r.value; }
+  int64_t place_of_qk(int64_t t) const { return (r.shared ? b * r.time + t : place(t)) * r.key; }
+  int64_t row(int64_t i) const { return ((b * r.heads + h) * r.key + i) * r.value + column; }  // of the state
+  bool fresh() const { return column == 0; }  // whether gradients that sum over columns have no terms yet
+  float* kept(int64_t segment, int64_t columns) const {
+    return r.kept + (b * r.heads + h) * cut.kept(r) + (cut.segments * column + segment * columns) * r.key;
+  }
 
   // e^g for each key; `to` holds whole vectors
   void decay(float* to, int64_t t) const {
@@ -315,39 +326,33 @@ static INLINE void advance(const float* from, float* to, const float* decay, con
 }
 
 template <int FORM, int W>
-static void forward(const Recurrence& r, const Cut& cut, int64_t item, float* scratch) {
-  const Head head(r, item);
-  float *state = scratch, *decay = state + cut.state, *nothing = decay + round_up(r.key);
+static void forward(const Head& head, float* scratch) {
+  enum { COLUMNS = W * LANES };
+  const Recurrence& r = head.r;
+  float *state = scratch, *decay = state + r.key * COLUMNS, *nothing = decay + round_up(r.key);
   for (int64_t i = 0; i < r.key; i++) nothing[i] = 0;
-  for (int64_t tile = 0; tile < cut.tiles; tile++) {
-    const int64_t column = tile * cut.columns, count = r.value - column;
-    for (int64_t i = 0; i < r.key; i++) {
-      Vector row[W];
-      load_row(row, r.state + head.matrix() + i * r.value + column, count);
-      store_row(state + i * cut.columns, row, cut.columns);
-    }
-    Vector u[W], y[W], z[W];
-    zero(u);
-    if (FORM != PLAIN && r.time) read(u, state, head.at(r.b, 0), r.key);
-    for (int64_t t = 0; t < r.time; t++) {
-      if (r.kept && t % cut.segment == 0) {
-        const int64_t place = (item * cut.tiles + tile) * cut.segments + t / cut.segment;
-        memcpy(r.kept + place * cut.state, state, sizeof(float) * cut.state);
-      }
-      const float* a = head.at(r.a, t);
-      head.decay(decay, t);
-      load_row(z, head.at(r.v, t) + column, count);
-      if (FORM == REWRITE)
-        for (int w = 0; w < W; w++) z[w] += u[w] * *a;
-      advance<FORM, W, true>(state, state, decay, head.at(r.q, t), head.at(r.k, t), a,
-                             t + 1 < r.time ? head.at(r.b, t + 1) : nothing, z, u, y, r.key);
-      store_row(r.y + head.place(t) * r.value + column, y, count);
-    }
-    for (int64_t i = 0; i < r.key; i++) {
-      Vector row[W];
-      load_row(row, state + i * cut.columns, cut.columns);
-      store_row(r.last + head.matrix() + i * r.value + column, row, count);
-    }
+  Vector u[W], y[W], z[W];
+  for (int64_t i = 0; i < r.key; i++) {
+    load_row(z, r.state + head.row(i), head.count);
+    store_row(state + i * COLUMNS, z, COLUMNS);
+  }
+  zero(u);
+  if (FORM != PLAIN && r.time) read(u, state, head.at(r.b, 0), r.key);
+  for (int64_t t = 0; t < r.time; t++) {
+    if (r.kept && t % head.cut.segment == 0)
+      memcpy(head.kept(t / head.cut.segment, COLUMNS), state, sizeof(float) * r.key * COLUMNS);
+    const float* a = head.at(r.a, t);
+    head.decay(decay, t);
+    load_row(z, head.at(r.v, t) + head.column, head.count);
+    if (FORM == REWRITE)
+      for (int w = 0; w < W; w++) z[w] += u[w] * *a;
+    advance<FORM, W, true>(state, state, decay, head.at(r.q, t), head.at(r.k, t), a,
+                           t + 1 < r.time ? head.at(r.b, t + 1) : nothing, z, u, y, r.key);
+    store_row(r.y + head.place(t) * r.value + head.column, y, head.count);
+  }
+  for (int64_t i = 0; i < r.key; i++) {
+    load_row(z, state + i * COLUMNS, COLUMNS);
+    store_row(r.last + head.row(i), z, head.count);
   }
 }
 
@@ -356,17 +361,18 @@ static void forward(const Recurrence& r, const Cut& cut, int64_t item, float* sc
 template <int W>
 struct Segment {
   float *states, *u, *z, *decay, *grad, *behind, *nothing, *rows[5], *line;
+  enum { COLUMNS = W * LANES };
   static int64_t size(const Recurrence& r, const Cut& cut) {
     const int64_t keys = round_up(r.key);
-    return (cut.segment + 2) * cut.state + cut.segment * (2 * cut.columns + keys) + (3 + 5 * LANES) * keys;
+    return (cut.segment + 2) * r.key * COLUMNS + cut.segment * (2 * COLUMNS + keys) + (3 + 5 * LANES) * keys;
   }
   Segment(const Recurrence& r, const Cut& cut, float* scratch) {
     const int64_t keys = round_up(r.key);
     states = scratch;
-    grad = states + (cut.segment + 1) * cut.state;
-    u = grad + cut.state;
-    z = u + cut.segment * cut.columns;
-    decay = z + cut.segment * cut.columns;
+    grad = states + (cut.segment + 1) * r.key * COLUMNS;
+    u = grad + r.key * COLUMNS;
+    z = u + cut.segment * COLUMNS;
+    decay = z + cut.segment * COLUMNS;
     behind = decay + cut.segment * keys;
     nothing = behind + keys;
     line = nothing + keys;
@@ -423,34 +429,34 @@ static INLINE void step_back(const Segment<W>& s, const float* before, const flo
 
 // The states of the positions from `start` to `end`, what they erase and what they write.
 template <int FORM, int W>
-static INLINE void recompute(const Head& head, const Cut& cut, const Segment<W>& s, int64_t start, int64_t end,
-                         int64_t column) {
+static INLINE void recompute(const Head& head, const Segment<W>& s, int64_t start, int64_t end) {
   const Recurrence& r = head.r;
   Vector u[W], z[W], y[W];
   zero(u);
   if (FORM != PLAIN) read(u, s.states, head.at(r.b, start), r.key);
   for (int64_t t = start; t < end; t++) {
     const int64_t i = t - start;
-    float *state = s.states + i * cut.state, *decay = s.decay + i * round_up(r.key);
+    float *state = s.states + i * r.key * s.COLUMNS, *decay = s.decay + i * round_up(r.key);
     const float* a = head.at(r.a, t);
     head.decay(decay, t);
-    load_row(z, head.at(r.v, t) + column, r.value - column);
+    load_row(z, head.at(r.v, t) + head.column, head.count);
     if (FORM == REWRITE)
       for (int w = 0; w < W; w++) z[w] += u[w] * *a;
-    store_row(s.u + i * cut.columns, u, cut.columns);
-    store_row(s.z + i * cut.columns, z, cut.columns);
-    advance<FORM, W, false>(state, state + cut.state, decay, nullptr, head.at(r.k, t), a,
+    store_row(s.u + i * s.COLUMNS, u, s.COLUMNS);
+    store_row(s.z + i * s.COLUMNS, z, s.COLUMNS);
+    advance<FORM, W, false>(state, state + r.key * s.COLUMNS, decay, nullptr, head.at(r.k, t), a,
                             t + 1 < end ? head.at(r.b, t + 1) : s.nothing, z, u, y, r.key);
   }
 }
 
 // Gradients that sum over the columns: those of position t, and that of b at t + 1.
 template <int FORM, int W>
-static INLINE void sum_columns(const Head& head, const Segment<W>& s, const float* decay, int64_t t, bool fresh) {
+static INLINE void sum_columns(const Head& head, const Segment<W>& s, const float* decay, int64_t t) {
   const Recurrence& r = head.r;
+  const bool fresh = head.fresh(), first = fresh && (head.h == 0 || !r.shared);
   const int64_t place = head.place(t) * r.key;
-  s.gather(r.gq + place, s.rows[OF_Q], r.key, fresh);
-  s.gather(r.gk + place, s.rows[OF_K], r.key, fresh);
+  s.gather(r.gq + head.place_of_qk(t), s.rows[OF_Q], r.key, first);
+  s.gather(r.gk + head.place_of_qk(t), s.rows[OF_K], r.key, first);
   if (FORM == ERASE) s.gather(r.ga + place, s.rows[OF_A], r.key, fresh);
   if (FORM != PLAIN && t + 1 < r.time) s.gather(r.gb + head.place(t + 1) * r.key, s.rows[OF_B], r.key, fresh);
   if (!r.decays) return;
@@ -466,92 +472,97 @@ static INLINE void sum_columns(const Head& head, const Segment<W>& s, const floa
 }
 
 template <int FORM, int W>
-static void backward(const Recurrence& r, const Cut& cut, int64_t item, float* scratch) {
-  const Head head(r, item);
-  const Segment<W> s(r, cut, scratch);
-  for (int64_t tile = 0; tile < cut.tiles; tile++) {
-    const int64_t column = tile * cut.columns, count = r.value - column;
-    Vector row[W], gu[W], gz[W], gy[W], u[W], z[W];
-    for (int64_t i = 0; i < r.key; i++) {
-      load_row(row, r.glast + head.matrix() + i * r.value + column, count);
-      store_row(s.grad + i * cut.columns, row, cut.columns);
-      s.behind[i] = 1;
-    }
-    zero(gu);
-    const float* b = s.nothing;
-    for (int64_t segment = cut.segments - 1; segment >= 0; segment--) {
-      const int64_t start = segment * cut.segment, end = least(start + cut.segment, r.time);
-      const float* kept = r.kept + ((item * cut.tiles + tile) * cut.segments + segment) * cut.state;
-      memcpy(s.states, kept, sizeof(float) * cut.state);
-      recompute<FORM, W>(head, cut, s, start, end, column);
-      const float* behind = s.behind;
-      for (int64_t t = end - 1; t >= start; t--) {
-        const float *before = s.states + (t - start) * cut.state, *a = head.at(r.a, t);
-        float* decay = s.decay + (t - start) * round_up(r.key);
-        load_row(gy, r.gy + head.place(t) * r.value + column, count);
-        load_row(u, s.u + (t - start) * cut.columns, cut.columns);
-        load_row(z, s.z + (t - start) * cut.columns, cut.columns);
-        step_back<FORM, W>(s, before, before + cut.state, behind, b, head.at(r.q, t), head.at(r.k, t), a, gy, z, u, gu,
-                         gz, r.key);
-        if (FORM == REWRITE) {
-          Vector of_w = {};
-          for (int w = 0; w < W; w++) of_w += gz[w] * u[w], gu[w] = gz[w] * *a;
-          float& gw = r.ga[head.place(t)];
-          gw = (tile ? gw : 0) + sum(of_w);
-        }
-        store_row(r.gv + head.place(t) * r.value + column, gz, count);
-        sum_columns<FORM, W>(head, s, decay, t, tile == 0);
-        behind = decay, b = FORM == PLAIN ? nullptr : head.at(r.b, t);
-      }
-      memcpy(s.behind, s.decay, sizeof(float) * r.key);
-    }
-    // the state before all: the gradient behind it, and that of the first b
-    for (int64_t i = 0; i < r.key; i++) {
-      Vector of_b = {};
-      load_row(row, s.grad + i * cut.columns, cut.columns);
-      for (int w = 0; w < W; w++) {
-        row[w] *= s.behind[i];
-        if (FORM == PLAIN || !r.time) continue;
-        row[w] += gu[w] * b[i];
-        of_b += gu[w] * load(s.states + i * cut.columns + w * LANES);
-      }
-      store_row(r.gstate + head.matrix() + i * r.value + column, row, count);
-      store(s.rows[OF_B] + i * LANES, of_b);
-    }
-    if (FORM != PLAIN && r.time) s.gather(r.gb + head.place(0) * r.key, s.rows[OF_B], r.key, tile == 0);
+static void backward(const Head& head, float* scratch) {
+  const Recurrence& r = head.r;
+  const Segment<W> s(r, head.cut, scratch);
+  const int64_t size = r.key * s.COLUMNS;
+  Vector row[W], gu[W], gz[W], gy[W], u[W], z[W];
+  for (int64_t i = 0; i < r.key; i++) {
+    load_row(row, r.glast + head.row(i), head.count);
+    store_row(s.grad + i * s.COLUMNS, row, s.COLUMNS);
+    s.behind[i] = 1;
   }
+  zero(gu);
+  const float* b = s.nothing;
+  for (int64_t segment = head.cut.segments - 1; segment >= 0; segment--) {
+    const int64_t start = segment * head.cut.segment, end = least(start + head.cut.segment, r.time);
+    memcpy(s.states, head.kept(segment, s.COLUMNS), sizeof(float) * size);
+    recompute<FORM, W>(head, s, start, end);
+    const float* behind = s.behind;
+    for (int64_t t = end - 1; t >= start; t--) {
+      const int64_t i = t - start;
+      const float *before = s.states + i * size, *a = head.at(r.a, t), *decay = s.decay + i * round_up(r.key);
+      load_row(gy, r.gy + head.place(t) * r.value + head.column, head.count);
+      load_row(u, s.u + i * s.COLUMNS, s.COLUMNS);
+      load_row(z, s.z + i * s.COLUMNS, s.COLUMNS);
+      step_back<FORM, W>(s, before, before + size, behind, b, head.at(r.q, t), head.at(r.k, t), a, gy, z, u, gu, gz,
+                         r.key);
+      if (FORM == REWRITE) {
+        Vector of_w = {};
+        for (int w = 0; w < W; w++) {
+          of_w += gz[w] * u[w];
+          gu[w] = gz[w] * *a;
+        }
+        float& gw = r.ga[head.place(t)];
+        gw = (head.fresh() ? 0 : gw) + sum(of_w);
+      }
+      store_row(r.gv + head.place(t) * r.value + head.column, gz, head.count);
+      sum_columns<FORM, W>(head, s, decay, t);
+      behind = decay;
+      b = FORM == PLAIN ? nullptr : head.at(r.b, t);
+    }
+    memcpy(s.behind, s.decay, sizeof(float) * r.key);
+  }
+  for (int64_t i = 0; i < r.key; i++) {  // before all: the gradients of the state given and of the first b
+    Vector of_b = {};
+    load_row(row, s.grad + i * s.COLUMNS, s.COLUMNS);
+    for (int w = 0; w < W; w++) {
+      row[w] *= s.behind[i];
+      if (FORM == PLAIN || !r.time) continue;
+      row[w] += gu[w] * b[i];
+      of_b += gu[w] * load(s.states + i * s.COLUMNS + w * LANES);
+    }
+    store_row(r.gstate + head.row(i), row, head.count);
+    store(s.rows[OF_B] + i * LANES, of_b);
+  }
+  if (FORM != PLAIN && r.time) s.gather(r.gb + head.place(0) * r.key, s.rows[OF_B], r.key, head.fresh());
 }
 
 template <int FORM, int W>
-static int recur(const Recurrence& r, const Cut& cut, bool back) {
-  const int64_t items = r.batch * r.heads, size = items * r.time * r.key * r.value;
-  if (!back)
-    return run_parallel(items, size, r.threads, cut.state + 2 * round_up(r.key),
-                 [&](int64_t item, float* scratch) { forward<FORM, W>(r, cut, item, scratch); });
-  return run_parallel(items, size, r.threads, Segment<W>::size(r, cut),
-               [&](int64_t item, float* scratch) { backward<FORM, W>(r, cut, item, scratch); });
+static void recur(const Head& head, bool back, float* scratch) {
+  if (back) backward<FORM, W>(head, scratch);
+  else forward<FORM, W>(head, scratch);
 }
 
 template <int FORM>
 static int recur(const Recurrence& r, bool back) {
   const Cut cut(r);
-  switch (cut.vectors) {
-    case 1: return recur<FORM, 1>(r, cut, back);
-    case 2: return recur<FORM, 2>(r, cut, back);
-    case 3: return recur<FORM, 3>(r, cut, back);
-    default: return recur<FORM, WIDEST>(r, cut, back);
-  }
+  const int64_t together = r.shared ? r.heads : 1, items = r.batch * r.heads / together;
+  const int64_t size = r.batch * r.heads * r.time * r.key * r.value;
+  return run_parallel(items, size, r.threads, Segment<WIDEST>::size(r, cut), [&](int64_t item, float* scratch) {
+    for (int64_t index = item * together; index < (item + 1) * together; index++)
+      for (int64_t tile = 0; tile < cut.tiles; tile++) {
+        const Head head(r, cut, index, tile);
+        switch (cut.begin(tile + 1) - cut.begin(tile)) {
+          case 1: recur<FORM, 1>(head, back, scratch); break;
+          case 2: recur<FORM, 2>(head, back, scratch); break;
+          case 3: recur<FORM, 3>(head, back, scratch); break;
+          default: recur<FORM, WIDEST>(head, back, scratch);
+        }
+      }
+  });
 }
 
 static int recur(const Recurrence& r, bool back) {
   return r.form == PLAIN ? recur<PLAIN>(r, back) : r.form == REWRITE ? recur<REWRITE>(r, back) : recur<ERASE>(r, back);
 }
 
-extern "C" int64_t recurrence_kept(const Recurrence* r) { return Cut(*r).kept(*r); }
+extern "C" int64_t recurrence_kept(const Recurrence* r) { return r->heads * Cut(*r).kept(*r); }  // of a sequence
 extern "C" int recurrence_forward(const Recurrence* r) { return recur(*r, false); }
 extern "C" int recurrence_backward(const Recurrence* r) { return recur(*r, true); }
 
-// The selective scan: h' = exp(dt A) h + dt u B,  y = C . h'  in each channel.
+// The selective scan: h' = decay h + dt u B,  y = C . h'  in each channel, where the decay is exp(dt A), or 1 - dt B^2 if
+// there is no A.
 
 enum { SELECTIVE_SEGMENT = 16 };
 
@@ -559,7 +570,7 @@ struct Selective {
   int64_t batch, time, channels, modes;
   int64_t sharing, threads;  // so many sequences in a row share one A
   const float *dt, *u;       // (batch, time, channels), dense as y
-  const float* rate;         // A: (batch / sharing, modes, channels)
+  const float* rate;         // A: (batch / sharing, modes, channels), or null
   const float *b, *c;        // (batch, time, modes), the last axis dense
   int64_t b_batch, b_time, c_batch, c_time;
   const float* state;  // (batch, modes, channels), as `last` and their gradients
@@ -573,12 +584,13 @@ static INLINE int64_t selective_segments(const Selective& r) {
 }
 
 // MODES numbers of the state, from `mode` on, of the channels from `channel` on
-template <int MODES>
+template <int MODES, bool RATES>
 static INLINE void selective_forward(const Selective& r, int64_t batch, int64_t channel, int64_t mode) {
   const int64_t count = r.channels - channel, wide = round_up(r.channels), segments = selective_segments(r);
+  const float* rates = RATES ? r.rate + (batch / r.sharing * r.modes + mode) * r.channels + channel : nullptr;
   Vector h[MODES], rate[MODES];
   for (int n = 0; n < MODES; n++) {
-    rate[n] = LOG2_E * load(r.rate + (batch / r.sharing * r.modes + mode + n) * r.channels + channel, count);
+    rate[n] = RATES ? LOG2_E * load(rates + n * r.channels, count) : Vector{};
     h[n] = load(r.state + (batch * r.modes + mode + n) * r.channels + channel, count);
   }
   for (int64_t t = 0; t < r.time; t++) {
@@ -590,7 +602,7 @@ static INLINE void selective_forward(const Selective& r, int64_t batch, int64_t 
     const Vector dt = load(r.dt + place, count), x = dt * load(r.u + place, count);
     Vector y = {};
     for (int n = 0; n < MODES; n++) {
-      h[n] = power(dt * rate[n]) * h[n] + x * b[n];
+      h[n] = (RATES ? power(dt * rate[n]) : 1.0f - dt * (b[n] * b[n])) * h[n] + x * b[n];
       y += h[n] * c[n];
     }
     add(r.y + place, y, count, mode == 0);
@@ -616,14 +628,15 @@ struct Scratch {
   }
 };
 
-template <int MODES>
+template <int MODES, bool RATES>
 static INLINE void selective_backward(const Selective& r, const Scratch& s, int64_t batch, int64_t segment,
                                       int64_t channel, int64_t mode) {
   const int64_t count = r.channels - channel, wide = round_up(r.channels), segments = selective_segments(r);
   const int64_t start = segment * SELECTIVE_SEGMENT, end = least(start + SELECTIVE_SEGMENT, r.time);
+  const float* rates = RATES ? r.rate + (batch / r.sharing * r.modes + mode) * r.channels + channel : nullptr;
   Vector h[MODES], rate[MODES];
   for (int n = 0; n < MODES; n++) {
-    rate[n] = LOG2_E * load(r.rate + (batch / r.sharing * r.modes + mode + n) * r.channels + channel, count);
+    rate[n] = RATES ? LOG2_E * load(rates + n * r.channels, count) : Vector{};
     h[n] = load(r.kept + ((batch * segments + segment) * r.modes + mode + n) * wide + channel);
     store(s.states + (2 * n + 1) * LANES, h[n]);
   }
@@ -633,7 +646,7 @@ static INLINE void selective_backward(const Selective& r, const Scratch& s, int6
     const Vector dt = load(r.dt + place, count), x = dt * load(r.u + place, count);
     float* states = s.states + (t - start + 1) * MODES * 2 * LANES;
     for (int n = 0; n < MODES; n++) {
-      const Vector decay = power(dt * rate[n]);
+      const Vector decay = RATES ? power(dt * rate[n]) : 1.0f - dt * (b[n] * b[n]);
       h[n] = decay * h[n] + x * b[n];
       store(states + 2 * n * LANES, decay);
       store(states + (2 * n + 1) * LANES, h[n]);
@@ -643,7 +656,7 @@ static INLINE void selective_backward(const Selective& r, const Scratch& s, int6
   for (int n = 0; n < MODES; n++) {
     carry[n] = load(s.carry + (mode + n) * wide + channel);
     of_rate[n] = load(s.of_rate + (mode + n) * wide + channel);
-    rate[n] = load(r.rate + (batch / r.sharing * r.modes + mode + n) * r.channels + channel, count);
+    if (RATES) rate[n] = load(rates + n * r.channels, count);
   }
   for (int64_t t = end - 1; t >= start; t--) {
     const int64_t place = (batch * r.time + t) * r.channels + channel;
@@ -656,13 +669,20 @@ static INLINE void selective_backward(const Selective& r, const Scratch& s, int6
     for (int n = 0; n < MODES; n++) {
       float *of_b = of_b_c + 2 * n * LANES, *of_c = of_b + LANES;
       const Vector g = carry[n] + gy * c[n];
-      store(of_b, load(of_b) + g * x);
-      store(of_c, load(of_c) + gy * load(after + (2 * n + 1) * LANES));
-      of_x += g * b[n];
+      const Vector h = load(before + (2 * n + 1) * LANES);
       carry[n] = g * load(after + 2 * n * LANES);
-      const Vector slope = carry[n] * load(before + (2 * n + 1) * LANES);
-      of_dt += slope * rate[n];
-      of_rate[n] += slope * dt;
+      of_x += g * b[n];
+      store(of_c, load(of_c) + gy * load(after + (2 * n + 1) * LANES));
+      if (RATES) {
+        const Vector slope = carry[n] * h;
+        of_dt += slope * rate[n];
+        of_rate[n] += slope * dt;
+        store(of_b, load(of_b) + g * x);
+      } else {
+        const Vector slope = g * h * b[n];
+        of_dt -= slope * b[n];
+        store(of_b, load(of_b) + g * x - 2.0f * dt * slope);
+      }
     }
     add(r.gdt + place, of_dt + of_x * u, count, mode == 0);
     add(r.gu + place, of_x * dt, count, mode == 0);
@@ -673,14 +693,20 @@ static INLINE void selective_backward(const Selective& r, const Scratch& s, int6
   }
 }
 
-// Call block<so many>(from mode) until all modes are done.
-#define IN_BLOCKS(modes, most, block)                               \
-  for (int64_t mode = 0, left = (modes); left > 0;) {               \
-    if ((most) >= 16 && left >= 16) { block(16); mode += 16, left -= 16; } \
-    else if (left >= 8) { block(8); mode += 8, left -= 8; }              \
-    else if (left >= 4) { block(4); mode += 4, left -= 4; }         \
-    else if (left >= 2) { block(2); mode += 2, left -= 2; }         \
-    else { block(1); mode += 1, left -= 1; }                        \
+// Call kernel<so many modes, whether there is an A>(...) from `mode` on until all modes are done.
+#define BLOCK(modes, r, kernel, ...)                                                                   \
+  {                                                                                                    \
+    (r).rate ? kernel<modes, true>(__VA_ARGS__) : kernel<modes, false>(__VA_ARGS__);                   \
+    mode += modes;                                                                                     \
+  }
+#define IN_BLOCKS(r, most, kernel, ...)                                                                \
+  for (int64_t mode = 0; mode < (r).modes;) {                                                          \
+    const int64_t left = (r).modes - mode;                                                             \
+    if (most >= 16 && left >= 16) BLOCK((most >= 16 ? 16 : 8), r, kernel, __VA_ARGS__)                 \
+    else if (left >= 8) BLOCK(8, r, kernel, __VA_ARGS__)                                               \
+    else if (left >= 4) BLOCK(4, r, kernel, __VA_ARGS__)                                               \
+    else if (left >= 2) BLOCK(2, r, kernel, __VA_ARGS__)                                               \
+    else BLOCK(1, r, kernel, __VA_ARGS__)                                                              \
   }
 
 static void selective_backward(const Selective& r, int64_t batch, float* scratch) {
@@ -694,9 +720,7 @@ static void selective_backward(const Selective& r, int64_t batch, float* scratch
   for (int64_t segment = selective_segments(r) - 1; segment >= 0; segment--) {
     memset(s.of_b_c, 0, sizeof(float) * Scratch::segment(r));
     for (int64_t channel = 0; channel < r.channels; channel += LANES) {
-#define BLOCK(MODES) selective_backward<MODES>(r, s, batch, segment, channel, mode)
-      IN_BLOCKS(r.modes, 8, BLOCK)
-#undef BLOCK
+      IN_BLOCKS(r, 8, selective_backward, r, s, batch, segment, channel, mode)
     }
     const int64_t start = segment * SELECTIVE_SEGMENT, place = (batch * r.time + start) * r.modes * 2;
     const int64_t here = least(SELECTIVE_SEGMENT, r.time - start) * r.modes * 2;
@@ -706,7 +730,7 @@ static void selective_backward(const Selective& r, int64_t batch, float* scratch
     for (int64_t d = 0; d < wide; d += LANES) {
       const int64_t place = (batch * r.modes + n) * r.channels + d;
       store(r.gstate + place, load(s.carry + n * wide + d), r.channels - d);
-      store(r.grate + place, load(s.of_rate + n * wide + d), r.channels - d);
+      if (r.rate) store(r.grate + place, load(s.of_rate + n * wide + d), r.channels - d);
     }
 }
 
@@ -721,9 +745,7 @@ extern "C" int selective_forward(const Selective* given) {
   const int64_t tiles = round_up(r.channels) / LANES;
   return run_parallel(r.batch * tiles, selective_size(r), r.threads, 0, [&](int64_t item, float*) {
     const int64_t batch = item / tiles, channel = item % tiles * LANES;
-#define BLOCK(MODES) selective_forward<MODES>(r, batch, channel, mode)
-    IN_BLOCKS(r.modes, MOST_MODES, BLOCK)
-#undef BLOCK
+    IN_BLOCKS(r, MOST_MODES, selective_forward, r, batch, channel, mode)
   });
 }
 

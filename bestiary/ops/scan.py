@@ -64,7 +64,7 @@ def scan(a: Tensor, x: Tensor, state: Tensor, *, way: Way = "auto", backend: Bac
 def selective_scan(
     dt: Channels,
     u: Channels,
-    a: Float[Tensor, "channels modes"],
+    a: Float[Tensor, "channels modes"] | None,
     b: Shared,
     c: Shared,
     state: State,
@@ -74,15 +74,16 @@ def selective_scan(
 ) -> tuple[Float[Tensor, "batch _ channels"], State]:
     """y_t = C_t . h_t at the positions `where` or at all, and the last h, of h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t.
 
-    Every channel has a state of its own, of so many modes. Half precision as in `scan`. Raises ValueError for a backend
-    that is not there or cannot compute this.
+    Every channel has a state of its own, of so many modes. Without A the decay is 1 - dt_t B_t^2 (`longhorn`). Half
+    precision as in `scan`. Raises ValueError for a backend that is not there or cannot compute this.
     """
-    chosen = choose("scan", backend, u, dt, a, b, c, state)
+    chosen = choose("scan", backend, *(x for x in (u, dt, a, b, c, state) if x is not None))
     if chosen == "native":
-        y, last = _native.selective_scan(*(upcast(x) for x in (dt, u, a, b, c, state)))
+        y, last = _native.selective_scan(*(None if x is None else upcast(x) for x in (dt, u, a, b, c, state)))
         return take(y, where).to(u.dtype), last
-    dt = dt.unsqueeze(-1)
-    states, last = scan(torch.exp(dt * a), dt * u.unsqueeze(-1) * b.unsqueeze(-2), state, backend=chosen)
+    dt, b = dt.unsqueeze(-1), b.unsqueeze(-2)
+    decay = 1 - dt * b.square() if a is None else torch.exp(dt * a)
+    states, last = scan(decay, dt * u.unsqueeze(-1) * b, state, backend=chosen)
     return (take(states, where) @ take(c, where).unsqueeze(-1)).squeeze(-1), last
 
 
