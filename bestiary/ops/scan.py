@@ -79,7 +79,9 @@ def selective_scan(
     """
     chosen = choose("scan", backend, *(x for x in (u, dt, a, b, c, state) if x is not None))
     if chosen == "native":
-        y, last = _native.selective_scan(*(None if x is None else upcast(x) for x in (dt, u, a, b, c, state)))
+        y, last = _native.selective_scan(
+            upcast(dt), upcast(u), None if a is None else upcast(a), upcast(b), upcast(c), upcast(state)
+        )
         return take(y, where).to(u.dtype), last
     dt, b = dt.unsqueeze(-1), b.unsqueeze(-2)
     decay = 1 - dt * b.square() if a is None else torch.exp(dt * a)
