@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 from bestiary.laws import variants
-from bestiary.laws.mixers import build_perturbed
+from bestiary.laws.mixers import build_perturbed, random_inputs
 from bestiary.ops import _build, _native, backend, recurrence
 from bestiary.ops.drive import Drive
 from bestiary.ops.recurrence import run
@@ -493,7 +493,7 @@ def test_without_a_compiler_torch_computes_and_the_reason_is_told(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    backend.announce.cache_clear()
+    backend.log_backend.cache_clear()
     given, state = drive("kda", 1.0).map(Tensor.float), torch.randn(2, 3, 8, 5)
     with caplog.at_level(logging.INFO, logger="bestiary.ops"):
         y, _ = run(given, state)
