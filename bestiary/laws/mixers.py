@@ -16,7 +16,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 from bestiary.laws._law import DIM, Broken, Law, options
 from bestiary.mixers._mixer import Mixer, take
-from bestiary.model import measure_state, memory, state_leaves
+from bestiary.model import measure_state, memory, memory_after, state_leaves
 from bestiary.spec import Spec
 from bestiary.tasks._task import stream
 
@@ -208,7 +208,8 @@ def zero_inputs(checked: Spec) -> None:
 def meta(checked: Spec) -> None:
     """The state on the meta device is as large as elsewhere, so that shapes are enough to measure memory."""
     for time in (1, 40):
-        measured = memory(lambda: checked.build(DIM), time=time, dim=DIM).numbers
+        with torch.device("meta"):
+            measured = memory_after(checked.build(DIM), time, DIM).numbers
         _, state = run_mixer(build_perturbed(checked), random_inputs(1, time))
         real = measure_state(state).numbers
         if measured != real:
