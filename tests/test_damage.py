@@ -23,7 +23,7 @@ from stores import line
 from bestiary.runs.store import Store
 from bestiary.training.recipe import Recipe, clean
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.hostile, pytest.mark.timeout(1800)]
 
 STORE, MODEL, CONVERTED, CORPUS, CHECKPOINT = 1000, 420, 120, 420, 60
 TASK = "mqar(vocab=20, length=12, pairs=2)"

@@ -24,7 +24,7 @@ hypothesis = pytest.importorskip("hypothesis")
 st = pytest.importorskip("hypothesis.strategies")
 from hypothesis import HealthCheck, given, settings  # noqa: E402
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 
 REFUSED = (ValueError, TypeError, LookupError)
 KINDS = ("mixers", "tasks")

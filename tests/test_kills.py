@@ -18,7 +18,7 @@ from in_process import command
 from bestiary.runs.store import Store
 from bestiary.training.recipe import Recipe, clean
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.hostile, pytest.mark.timeout(1800)]
 
 RUNS, MODELS, CORPORA, FILES = 26, 14, 10, 10
 SIZES: dict[str, Any] = {"dim": 16, "steps": 40, "every": 4, "batch": 16, "selection_rows": 40, "test_rows": 50}
