@@ -53,7 +53,7 @@ StoreFolder = Annotated[Path, typer.Option("--store", help="Folder of the runs."
 FiguresFolder = Annotated[Path, typer.Option("--figures", help="Folder for the figures.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")]
 Backend = Annotated[
-    str, typer.Option(help="Who computes the engines: torch, compiled, fla (CUDA), or auto, which chooses by device.")
+    str, typer.Option(help="Who computes the engines: torch, native (CPU), compiled, fla (CUDA), or auto: by device.")
 ]
 Ray = Annotated[str, typer.Option(help="Carry the runs out on a Ray cluster: auto, host:port or ray://host:port.")]
 Gpus = Annotated[float | None, typer.Option(min=0, help="GPUs of each worker on Ray, as in 0.25.")]
