@@ -3,6 +3,7 @@
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 EVERY = 10.0  # seconds between lines where stderr is no terminal
 
@@ -17,7 +18,7 @@ class StatusLine:
         self.every, self.printed, self.text = every, time.monotonic(), ""
         self.live = sys.stderr.isatty()
 
-    def __enter__(self) -> "StatusLine":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
