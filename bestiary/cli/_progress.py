@@ -3,7 +3,6 @@
 import sys
 import time
 from types import TracebackType
-from typing import Self
 
 EVERY = 10.0  # seconds between lines where stderr is no terminal
 
@@ -18,7 +17,7 @@ class StatusLine:
         self.every, self.printed, self.text = every, time.monotonic(), ""
         self.live = sys.stderr.isatty()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StatusLine":
         return self
 
     def __exit__(
@@ -53,6 +52,9 @@ class Progress(StatusLine):
     def __init__(self, what: str, *, every: float = 3 * EVERY) -> None:
         super().__init__(every=every)
         self.what, self.first, self.started = what, -1, 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()
