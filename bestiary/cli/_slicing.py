@@ -1,13 +1,12 @@
 """What `slice`, `probe` and `evaluate` do with trained runs, Hugging Face models and files of log-probabilities."""
 
-import math
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import typer
+
+from bestiary.cli._progress import Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,38 +86,6 @@ def file_states(folder: Path) -> str:
     return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
 
 
-class ProgressLine:
-    """Shows what is done, of how much, and the time left: on one line of a terminal, or on a line now and then."""
-
-    EVERY = 30.0  # seconds between lines where stderr is no terminal
-
-    def __init__(self, noun: str) -> None:
-        self.noun, self.began, self.first, self.shown = noun, time.monotonic(), None, -math.inf
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show so many of all as done."""
-        now = time.monotonic()
-        if self.first is None:
-            self.first = done  # what was there already says nothing of the speed
-            if not done:
-                return
-        live = sys.stderr.isatty()
-        if done < total and now - self.shown < (0.1 if live else self.EVERY):
-            return
-        self.shown = now
-        line = f"{done:,} of {total:,} {self.noun}"
-        if self.first < done < total:
-            line += f", {duration((now - self.began) * (total - done) / (done - self.first))} left"
-        typer.echo(f"\r{line:60}" if live else line, nl=not live or done == total, err=True)
-
-
-def duration(seconds: float) -> str:
-    """A time to wait, in words."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
 def claim_folder(out: Path) -> None:
     """Make sure, before any work, that results can be written to a folder and that no one else's are in it.
 
@@ -173,8 +140,8 @@ def measured(source: LossSource, contexts: "NDArray", out: Path) -> "NDArray":
 
     if not source.identity:
         return source.losses(contexts)
-    progress = ProgressLine(f"contexts of {source.name}")
-    return measure(source.losses, contexts, out / "measured", identity=source.identity, progress=progress)
+    with Progress(f"contexts of {source.name}") as progress:
+        return measure(source.losses, contexts, out / "measured", identity=source.identity, progress=progress)
 
 
 def bits_per_byte_lines(
