@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bestiary.cli._slicing import MARK, ProgressLine, claim_folder, duration
+from bestiary.cli._progress import Progress
+from bestiary.cli._slicing import MARK, claim_folder
 from bestiary.slices import measuring
 from bestiary.slices.measuring import measure
 
@@ -143,14 +144,13 @@ def test_a_folder_of_ones_own_is_taken_again_also_one_of_an_earlier_version(tmp_
 def test_progress_tells_the_time_left_by_what_was_done_now(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = iter([0.0, 0.0, 10.0, 45.0, 50.0, 60.0])
-    monkeypatch.setattr("bestiary.cli._slicing.time.monotonic", lambda: next(clock))
-    progress = ProgressLine("contexts of a")
-    for done in (1000, 1010, 1050, 1055, 1100):
+    now = 0.0
+    monkeypatch.setattr("bestiary.cli._progress.time.monotonic", lambda: now)
+    progress = Progress("contexts of a")
+    for now, done in ((0.0, 1000), (10.0, 1010), (45.0, 1050), (50.0, 1055), (60.0, 1100)):
         progress(done, 1100)
     assert capsys.readouterr().err.splitlines() == [
         "1,000 of 1,100 contexts of a",
-        "1,050 of 1,100 contexts of a, 45 s left",  # 50 in 45 seconds
+        "1,050 of 1,100 contexts of a, about 45 s left",  # 50 in 45 seconds
         "1,100 of 1,100 contexts of a",
     ]
-    assert [duration(seconds) for seconds in (5.0, 89.0, 600.0, 9000.0)] == ["5 s", "89 s", "10 min", "2.5 h"]
