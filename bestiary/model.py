@@ -17,6 +17,11 @@ from bestiary.tasks._task import SILENT, Batch, Tokens
 Channel = Literal["mlp", "swiglu", "none", "copy"]
 SEGMENT = 2**14  # tokens
 
+# torch lists what a device context applies to at its first use. transformers replaces torch.linspace while it loads a
+# model; a first use inside that would leave the real one out, and no state could be measured afterwards.
+with torch.device("meta"):
+    torch.empty(0)
+
 
 class Model(nn.Module):
     """Layer i mixes time with `pattern[i % len(pattern)]`, then channels as `channel` says; the head is tied.

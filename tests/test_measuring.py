@@ -144,10 +144,11 @@ def test_a_folder_of_ones_own_is_taken_again_also_one_of_an_earlier_version(tmp_
 def test_progress_tells_the_time_left_by_what_was_done_now(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = 0.0
-    monkeypatch.setattr("bestiary.cli._progress.time.monotonic", lambda: now)
+    clock = [0.0]
+    monkeypatch.setattr("bestiary.cli._progress.time.monotonic", lambda: clock[0])
     progress = Progress("contexts of a")
     for now, done in ((0.0, 1000), (10.0, 1010), (45.0, 1050), (50.0, 1055), (60.0, 1100)):
+        clock[0] = now
         progress(done, 1100)
     assert capsys.readouterr().err.splitlines() == [
         "1,000 of 1,100 contexts of a",

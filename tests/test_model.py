@@ -1,5 +1,7 @@
 """The model around the mixers: the law, asked positions, channels, positions, memory."""
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -121,3 +123,19 @@ def test_memory_is_the_most_that_a_state_holds_on_the_way_and_not_what_it_holds_
         sizes = [memory_after(built, time, 32).numbers for time in range(1, 65)]
     assert memory(lambda: mixer.build(32), time=64, dim=32).numbers == max(sizes) > sizes[-1]
     assert memory(lambda: Model(20, dim=32, depth=1, pattern=(mixer,)), time=64).numbers == max(sizes)
+
+
+def test_a_state_can_be_measured_after_another_library_has_replaced_a_constructor() -> None:
+    code = """
+import torch
+import bestiary.model
+real = torch.linspace
+torch.linspace = lambda *given, **options: real(*given, **options)  # as transformers does while it loads a model
+with torch.device("meta"):
+    torch.empty(1)
+torch.linspace = real
+from bestiary import memory, spec
+print(memory(lambda: spec("mixers", "hyena").build(8), time=4, dim=8).numbers)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

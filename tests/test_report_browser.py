@@ -237,7 +237,7 @@ def test_markup_in_a_name_is_shown_as_text(browser: Any, tmp_path: Path) -> None
     (tmp_path / "report.html").write_text(report(store, title="<b>x</b>").html)
     opened = Reader(browser, f"{(tmp_path / 'report.html').as_uri()}#run-{made.key}")
     assert opened.count("img, b") == 0
-    assert "No command line says this recipe" in opened.page.locator("dialog").text_content()
+    assert "onerror=alert(1)" in opened.page.locator("dialog pre").first.text_content()
     assert "onerror=alert(1)" in opened.page.locator("#summary").text_content()
     assert opened.errors == []
 
