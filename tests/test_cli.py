@@ -16,6 +16,7 @@ import pytest
 from bestiary.cli._progress import StatusLine, format_seconds
 from bestiary.runs.store import Store
 from tests.fake_runs import fill_store
+from tests.in_process import command
 
 SMALL = [
     "train=mqar(vocab=20,length=12,pairs=2)",
@@ -219,6 +220,8 @@ def test_an_experiment_ends_with_a_table_and_figures_and_goes_on_where_it_stoppe
     write_experiment(tmp_path)
     done = run_cli("run", "./question.py", folder=tmp_path)
     assert "[4/4]" in done.stdout
+    listed = run_cli("run", "./question.py", "--dry-run", folder=tmp_path).stdout
+    assert listed == "4 of 4 runs done already, in runs\n"
     *_, csv, svg, png = done.stdout.splitlines()
     assert (svg, png, csv) == tuple(f"figures/question-small.{kind}" for kind in ("svg", "png", "csv"))
     assert (tmp_path / csv).read_text().startswith("length,pairs,mixer,")
@@ -229,6 +232,50 @@ def test_an_experiment_ends_with_a_table_and_figures_and_goes_on_where_it_stoppe
     again = run_cli("plot", "./question.py", folder=tmp_path)
     assert (tmp_path / svg).exists()
     assert "accuracy" in again.stdout
+
+
+def test_a_file_is_checked_under_the_options_that_it_asks_for(tmp_path: Path) -> None:
+    text = Path("examples/my_task.py").read_text()
+    (tmp_path / "odd name.py").write_text(text)
+    done = command("check", "./odd name.py", folder=tmp_path)
+    assert (done.status, done.out.count("odd name.py")) == (0, 3)
+    assert "(items=20, symbols=40)" in done.out
+    again = command("check", "'./odd name.py'(items=3, symbols=5)", folder=tmp_path)
+    assert (again.status, again.out.count("odd name.py")) == (0, 1)
+    (tmp_path / "task.py").write_text(text.replace("items=20", "itms=20"))
+    wrong = command("check", "./task.py", folder=tmp_path)
+    assert (wrong.status, wrong.err.count("\n")) == (2, 1)
+    assert "has no option 'itms'" in wrong.err
+
+
+def test_a_file_of_an_experiment_is_shown_and_not_checked(tmp_path: Path) -> None:
+    write_experiment(tmp_path)
+    shown = command("show", "./question.py", folder=tmp_path)
+    assert "Does a small model remember two pairs?" in shown.out
+    assert "small      4 runs" in shown.out
+    checked = command("check", "./question.py", folder=tmp_path)
+    assert checked.status == 2
+    assert "an experiment is run by `bestiary run`" in checked.err
+
+
+def test_a_column_that_the_results_lack_is_named_with_those_there_are(tmp_path: Path) -> None:
+    file = write_experiment(tmp_path, steps=1)
+    file.write_text(
+        file.read_text().replace("figures, summary", "figures") + "def summary(table): return table['rtae']"
+    )
+    done = command("run", "./question.py", "--scale", "smoke", "--workers", "1", folder=tmp_path)
+    assert done.status == 2
+    assert "`summary` asks for 'rtae', which is no column of the results; those are " in done.err
+    assert ", rate, " in done.err
+
+
+def test_runs_on_several_tasks_are_told_apart() -> None:
+    from bestiary.cli.console import ProgressDisplay
+    from bestiary.training.recipe import clean
+
+    made = [clean("attention", train=f"mqar(pairs={pairs})") for pairs in (2, 4)]
+    assert ProgressDisplay("", made).label(made[0]).endswith("seed=0 mqar(pairs=2)")
+    assert ProgressDisplay("", made[:1]).label(made[0]).endswith("seed=0")
 
 
 def test_a_dry_run_estimates_and_runs_nothing(tmp_path: Path) -> None:

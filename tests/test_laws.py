@@ -140,6 +140,21 @@ BROKEN_TASKS = {
     ),
     "is easier than it says": ("tokens[:, 0] = tokens[:, 0] // 2", "tokens[:, 0]", "chance"),
 }
+ATTRIBUTES = {
+    "del self.plateau": "a task sets `plateau`, a number; it does not set it",
+    "self.vocab = 50.0": "a task sets `vocab`, a number; it is 50.0",
+    "self.length = 0": "`length` is 0; it must be at least 1",
+    "self.chance = 2.0": "`chance` is 2.0; it must be from 0 to 1",
+    "self.chance = float('nan')": "`chance` is nan; it must be from 0 to 1",
+}
+
+
+@pytest.mark.parametrize("change", ATTRIBUTES)
+def test_a_law_names_the_attribute_that_a_task_lacks(change: str, tmp_path: Path) -> None:
+    file = tmp_path / "lacking.py"
+    file.write_text(TASK.format(sample="pass", solve="tokens[:, 0]").replace("1.0\n", f"1.0\n        {change}\n", 1))
+    (found,) = parse("tasks", str(file))
+    assert dict(check(found))["attributes"] == ATTRIBUTES[change]
 
 
 @pytest.mark.parametrize("fault", BROKEN_TASKS)

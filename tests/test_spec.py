@@ -161,6 +161,13 @@ def test_an_option_without_type_or_default_is_refused(tmp_path: Path) -> None:
         spec("mixers", str(file))
 
 
+def test_an_option_that_is_not_keyword_only_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("class Mine:\n    def __init__(self, dim, size: int = 3): ...\n")
+    with pytest.raises(TypeError, match="'size' of Mine must be keyword-only: put `\\*, ` before it"):
+        spec("mixers", str(file))
+
+
 def test_installed_packages_add_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "plugin_package.py").write_text(GOOD)
     meta = tmp_path / "plugin_package-1.2.dist-info"

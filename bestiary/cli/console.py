@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 from rich.console import Console
@@ -22,9 +22,10 @@ out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty()
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def recipe_label(recipe: Recipe) -> str:
-    """A run in a few words: its mixers, width, learning rate and seed."""
-    return f"{', '.join(map(str, recipe.pattern))}  dim={recipe.dim} rate={recipe.rate:g} seed={recipe.seed}"
+def recipe_label(recipe: Recipe, *, task: bool = False) -> str:
+    """A run in a few words: its mixers, width, learning rate and seed, and on demand what it is trained on."""
+    label = f"{', '.join(map(str, recipe.pattern))}  dim={recipe.dim} rate={recipe.rate:g} seed={recipe.seed}"
+    return f"{label} {', '.join(map(str, recipe.train))}" if task else label
 
 
 class ProgressDisplay:
@@ -34,7 +35,9 @@ class ProgressDisplay:
     that a pipe or a log file shows the same course as a terminal.
     """
 
-    def __init__(self, name: str, *, total: int, done: int = 0, detail: bool = False) -> None:
+    def __init__(self, name: str, recipes: Sequence[Recipe], *, done: int = 0, detail: bool = False) -> None:
+        self.several_tasks = len({recipe.train for recipe in recipes}) > 1
+        total = len(recipes)
         columns = (
             BarColumn(bar_width=16),
             MofNCompleteColumn(),
@@ -52,6 +55,10 @@ class ProgressDisplay:
         self.total, self.done, self.detail = total, done, detail
         self.failures: list[Recipe] = []
 
+    def label(self, recipe: Recipe) -> str:
+        """A run in a few words, by which it is known from the others."""
+        return recipe_label(recipe, task=self.several_tasks)
+
     def follow(self, events: Iterable[Event]) -> int:
         """Show every event. Returns how many runs failed."""
         with self.progress:
@@ -60,9 +67,7 @@ class ProgressDisplay:
                     case "started":
                         self.remove_bar(recipe)
                         self.started[recipe.key] = time.monotonic()
-                        self.lines[recipe.key] = self.progress.add_task(
-                            recipe_label(recipe), total=recipe.steps, news=""
-                        )
+                        self.lines[recipe.key] = self.progress.add_task(self.label(recipe), total=recipe.steps, news="")
                     case "measured":
                         self.show_measurement(recipe, what)
                     case "ended":
@@ -77,7 +82,7 @@ class ProgressDisplay:
                             recipe, f"not trained together with others of its shape: {what}", style="yellow"
                         )
                     case "waiting" if recipe.key not in self.lines:
-                        waiting = f"{recipe_label(recipe)}  (another worker has it)"
+                        waiting = f"{self.label(recipe)}  (another worker has it)"
                         self.lines[recipe.key] = self.progress.add_task(waiting, total=None, news="")
         return len(self.failures)
 
@@ -113,7 +118,7 @@ class ProgressDisplay:
     def print_note(self, recipe: Recipe, news: str, *, style: str) -> None:
         """Print a line about a run that goes on."""
         self.remove_bar(recipe)
-        self.progress.console.print(escape(f"{recipe_label(recipe)}: {news}"), style=style)
+        self.progress.console.print(escape(f"{self.label(recipe)}: {news}"), style=style)
 
     def remove_bar(self, recipe: Recipe) -> None:
         """Take the bar of a run off the screen."""
@@ -125,7 +130,7 @@ class ProgressDisplay:
         self.remove_bar(recipe)
         self.progress.update(self.bar, completed=self.done)
         counted = f"[{self.done + len(self.failures)}/{self.total}]"
-        self.progress.console.print(escape(f"{counted} {recipe_label(recipe)}: {news}"), style=style)
+        self.progress.console.print(escape(f"{counted} {self.label(recipe)}: {news}"), style=style)
 
 
 def print_table(table: pd.DataFrame) -> None:

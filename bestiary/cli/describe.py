@@ -1,5 +1,6 @@
 """What `bestiary show` says about a mixer, a task, an experiment, a recipe or a run, line by line."""
 
+import ast
 import inspect
 import json
 import re
@@ -16,6 +17,7 @@ from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
 from bestiary.spec import Spec, load, locate, names, nearest, parse, schema, trust
 from bestiary.spec.grammar import read_pattern
+from bestiary.spec.loading import file_path
 from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
 from bestiary.training.recipe import NAMED, SPECS
 
@@ -29,7 +31,7 @@ def describe(text: str, *, dim: int) -> Iterator[str]:
     parts: list[tuple[str, Iterator[str]]] = []
     if text in NAMED:
         parts.append(("recipe", recipe_lines(text)))
-    if text in names("experiments"):
+    if text in names("experiments") or is_experiment_file(text):
         parts.append(("experiment", experiment_lines(text)))
     if not parts or name in [*names("mixers"), *names("tasks")]:
         for found in find_specs(text):
@@ -40,6 +42,19 @@ def describe(text: str, *, dim: int) -> Iterator[str]:
         if len(parts) > 1:
             yield f"--- {kind} {name} ---"
         yield from lines
+
+
+def is_experiment_file(text: str) -> bool:
+    """Whether this is a file that says which runs answer a question, rather than one of a mixer or task."""
+    path = file_path(text, missing_ok=True)
+    if path is None:
+        return False
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError):  # said by whoever runs it
+        return False
+    defined = {node.name for node in body if isinstance(node, ast.FunctionDef)}
+    return bool(defined & {"recipes", "measure"})
 
 
 def find_specs(text: str) -> tuple[Spec, ...]:

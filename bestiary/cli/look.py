@@ -99,12 +99,14 @@ def check(
     """Hold mixers and tasks to the laws."""
     from bestiary import laws
     from bestiary.cli.describe import find_specs
-    from bestiary.spec import names
+    from bestiary.spec import names, spec
 
     with user_input():
-        checked = [found for target in targets or () for found in find_specs(target)]
-    if not targets:
-        checked = [found for kind in ("mixers", "tasks") for n in names(kind) for found in laws.variants(kind, n)]
+        named = [found for target in targets or () for found in find_specs(target)]
+        if not targets:
+            named = [spec(kind, name) for kind in ("mixers", "tasks") for name in names(kind)]
+        # What is named without options is also held to the laws under the options that it asks for.
+        checked = [found for one in named for found in ((one,) if one.changed else laws.variants(one.kind, one.name))]
     broken = 0
     for found in checked:
         typer.echo(str(found))

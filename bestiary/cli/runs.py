@@ -1,6 +1,7 @@
 """Verbs that make runs and read them: train, run, status and plot."""
 
 import ast
+import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -158,7 +159,11 @@ def run(
     if dry_run:
         with user_input():
             check_recipes(recipes, device, backend, elsewhere=False)
-        list_runs(recipes, device=device, threads=threads)
+        left = [recipe for recipe in recipes if recipe not in open_store(store)]
+        if len(left) < len(recipes):
+            typer.echo(f"{len(recipes) - len(left)} of {count_noun(len(recipes), 'run')} done already, in {store}")
+        if left:
+            list_runs(left, device=device, threads=threads)
         return
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
     how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track, "patience": patience}
@@ -297,7 +302,7 @@ def run_recipes(
     if done:
         typer.echo(f"{done} of {count_noun(len(recipes), 'run')} done already, in {folder}")
     display, events = (
-        ProgressDisplay(name, total=len(recipes), done=done, detail=detail),
+        ProgressDisplay(name, recipes, done=done, detail=detail),
         follow_events(events, trackers),
     )
     try:
@@ -378,7 +383,12 @@ def show_results(
     from bestiary.runs.table import brief
 
     if not table.empty:
-        shown = brief(table) if experiment is None else experiment.summary(table)
+        try:
+            shown = brief(table) if experiment is None else experiment.summary(table)
+        except KeyError as fault:
+            if os.environ.get("BESTIARY_TRACEBACK"):
+                raise
+            refuse(f"`summary` asks for {fault}, which is no column of the results; those are {', '.join(table)}")
         print_table(shown)
         if experiment is not None:
             from bestiary.report.plot import mark_smoke, save_figure

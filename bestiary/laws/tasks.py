@@ -19,6 +19,22 @@ def draw_batch(checked: Spec, *path: Any, rows: int = ROWS) -> tuple[Task, Batch
     return task, task.draw(rows, *path)
 
 
+NUMBERS = {"vocab": int, "length": int, "chance": float, "plateau": float}  # what every task must set
+
+
+def attributes(checked: Spec) -> None:
+    """A task sets its vocabulary, length, chance and plateau."""
+    task = checked.build()
+    for name, kind in NUMBERS.items():
+        found = getattr(task, name, None)
+        if not isinstance(found, (int, float) if kind is float else int) or isinstance(found, bool):
+            given = "it does not set it" if found is None else f"it is {found!r}"
+            raise Broken(f"a task sets `{name}`, a number; {given}")
+        if found < 1 if kind is int else not 0 <= found <= 1:
+            wanted = "at least 1" if kind is int else "from 0 to 1"
+            raise Broken(f"`{name}` is {found}; it must be {wanted}")
+
+
 def determinism(checked: Spec) -> None:
     """A batch is a function of its stream alone, and draws from nothing else."""
     task, one = draw_batch(checked, "laws", 0, rows=50)
@@ -43,8 +59,10 @@ def shapes(checked: Spec) -> None:
     if shape != wanted + ((task.features,) if task.features else ()) or any(
         x.shape != wanted for x in (batch.targets, *batch.facets.values())
     ):
-        shapes = [tuple(x.shape) for x in (batch.tokens, batch.targets, *batch.facets.values())]
-        raise Broken(f"a batch of {ROWS} rows of length {task.length} has shapes {shapes}")
+        parts = {"tokens": batch.tokens, "targets": batch.targets, **batch.facets}
+        shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in parts.items())
+        hint = "; a facet with one number a row is `.expand_as(tokens)`" if batch.facets else ""
+        raise Broken(f"a batch of {ROWS} rows of length {task.length} has {shapes}{hint}")
     asked = batch.targets != SILENT
     symbols = {} if task.features else {"tokens": batch.tokens}
     for name, found in {**symbols, "targets": batch.targets[asked]}.items():
@@ -150,6 +168,7 @@ def correct_per_row(task: Task, batch: Batch, answer: int) -> Tensor:
 
 
 TASK_LAWS: dict[str, Law] = {
+    "attributes": attributes,
     "determinism": determinism,
     "shapes": shapes,
     "oracle": oracle,

@@ -134,7 +134,11 @@ def diverged_as_zero(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def curve(table: "pd.DataFrame", *, group: Sequence[str], value: str = "accuracy") -> "pd.DataFrame":
-    """Mean over seeds of each group, with a 95 % interval, the number of seeds and of answers."""
+    """Mean over seeds of each group, with a 95 % interval, the number of seeds and of answers.
+
+    `solves` counts the seeds that reached a selection accuracy of 0.99; `solved` is the median step at which they did,
+    missing unless all did; `seconds` is the mean time of a run.
+    """
     import pandas as pd
 
     rows = []

@@ -122,7 +122,11 @@ def signature(cls: type) -> dict[str, tuple[Any, Any]]:
 def validators(cls: type) -> dict[str, Any]:
     """What checks each option of a class. Raises TypeError for an option without a type or a default."""
     hints = get_type_hints(cls.__init__, include_extras=True)
-    options = [p for p in inspect.signature(cls).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    parameters = list(inspect.signature(cls).parameters.values())
+    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for given in parameters:
+        if given.kind is given.POSITIONAL_OR_KEYWORD and given.default is not given.empty:
+            raise TypeError(f"option {given.name!r} of {cls.__name__} must be keyword-only: put `*, ` before it")
     for option in options:
         if option.default is option.empty or option.name not in hints:
             raise TypeError(f"option {option.name!r} of {cls.__name__} needs a type and a default")
@@ -211,7 +215,8 @@ def only_class(found: ModuleType | type) -> type:
     own = [c for c in public.values() if c.__module__ == found.__name__]
     if len(own) != 1:
         given = ", ".join(c.__name__ for c in own) or "none"
-        raise LookupError(f"{found.__file__} must define one public class (others as _Name), it defines {given}")
+        hint = "; an experiment is run by `bestiary run`" if hasattr(found, "recipes") else ""
+        raise LookupError(f"{found.__file__} must define one public class (others as _Name), it defines {given}{hint}")
     return own[0]
 
 
