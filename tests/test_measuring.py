@@ -78,7 +78,12 @@ def test_a_file_that_was_cut_is_gone_on_with(size: int, tmp_path: Path) -> None:
 
 def test_another_model_or_text_is_measured_for_itself(tmp_path: Path) -> None:
     run(Model(), tmp_path)
-    for how in ({"identity": ("b",)}, {"contexts": CONTEXTS[::-1]}, {"contexts": CONTEXTS[:, :-1]}):
+    changes: list[dict[str, Any]] = [
+        {"identity": ("b",)},
+        {"contexts": CONTEXTS[::-1]},
+        {"contexts": CONTEXTS[:, :-1]},
+    ]
+    for how in changes:
         other = Model()
         found = run(other, tmp_path, **how)
         assert (found == Model()(how.get("contexts", CONTEXTS))).all()
