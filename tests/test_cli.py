@@ -1,5 +1,6 @@
 """The command line, as a user sees it: what it prints, its exit status, and one line for each mistake."""
 
+import errno
 import json
 import os
 import re
@@ -90,9 +91,10 @@ def write_experiment(folder: Path, *, layers: str = "'attention'", steps: int = 
     ],
 )
 def test_a_mistake_is_answered_in_one_line_with_status_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = run_cli(*arguments, folder=tmp_path, status=2)
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    done = command(*arguments, folder=tmp_path)
+    assert (done.status, done.trace) == (2, "")
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
 
 
@@ -109,48 +111,44 @@ def test_an_error_without_sense_says_where_it_arose(tmp_path: Path) -> None:
             f"def recipes(scale):\n    yield {fault}\n\ndef eof():\n    import pickle\n    pickle.loads(b'')\n"
             "def nest(x):\n    nest(x)\nsummary = figures = print\n"
         )
-        done = run_cli("run", "./mine.py", folder=tmp_path, status=2)
-        assert message.format(file=file) in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+        done = command("run", "./mine.py", folder=tmp_path)
+        assert done.status == 2
+        assert message.format(file=file) in done.err
+        assert len(done.err.strip().splitlines()) == 1
 
 
 def test_a_message_that_was_written_for_the_user_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "def recipes(scale):\n    raise KeyError('no such scale')\nsummary = figures = print\n"
     )
-    assert run_cli("run", "./mine.py", folder=tmp_path, status=2).stderr == "bestiary: no such scale\n"
-
-
-DISK = (
-    "import errno, sys; from bestiary import cli; from bestiary.corpus import corpus, prepare\n"
-    "def full(*given, **named): raise OSError(errno.{code}, '{text}', 'somewhere')\n"
-    "prepare.prepare = corpus.open_corpus = full\n"
-    "if 'convert' in sys.argv: from bestiary.lm import conversion; conversion.export_run = full\n"
-    "from pathlib import Path; Path.write_text = full\n"
-    "sys.argv = ['bestiary', *sys.argv[1:]]; cli.main()\n"
-)
+    assert command("run", "./mine.py", folder=tmp_path).err == "bestiary: no such scale\n"
 
 
 @pytest.mark.parametrize("verb", [["corpus"], ["pretrain", "attention"], ["convert", "a", "b"], ["report"]])
-def test_a_disk_that_is_full_or_read_only_is_told_by_every_verb(verb: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("ENOSPC", "the disk is full ([Errno 28] No space left on device: 'somewhere'); free"),
+        ("EROFS", "'somewhere' cannot be used (Read-only file system); name a place"),
+    ],
+)
+def test_a_disk_that_is_full_or_read_only_is_told_by_every_verb(
+    verb: list[str], code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number := getattr(errno, code), os.strerror(number), "somewhere")
+
     if verb[0] == "convert":
         pytest.importorskip("transformers")
+        monkeypatch.setattr("bestiary.lm.conversion.export_run", fail)
     if verb == ["report"]:
         fill_store(Store(tmp_path / "runs"), 2)
-    for code, text, message in (
-        (
-            "ENOSPC",
-            "No space left on device",
-            "the disk is full ([Errno 28] No space left on device: 'somewhere'); free",
-        ),
-        ("EROFS", "Read-only file system", "'somewhere' cannot be used (Read-only file system); name a place"),
-    ):
-        (tmp_path / "program.py").write_text(DISK.format(code=code, text=text))
-        command = [sys.executable, "program.py", *verb]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == 1, done.stderr
-        assert done.stderr.startswith(f"bestiary: {message}")
-        assert len(done.stderr.splitlines()) == 1
+    for place in ("bestiary.corpus.prepare.prepare", "bestiary.corpus.corpus.open_corpus", "pathlib.Path.write_text"):
+        monkeypatch.setattr(place, fail)
+    done = command(*verb, folder=tmp_path)
+    assert (done.status, done.trace) == (1, "")
+    assert done.err.startswith(f"bestiary: {message}")
+    assert len(done.err.splitlines()) == 1
 
 
 def test_completion_of_the_shell_knows_verbs_and_experiments() -> None:
