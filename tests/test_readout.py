@@ -35,3 +35,28 @@ def test_no_answers_cost_nothing() -> None:
     loss, right = readout.cross_entropy(x, weight, torch.zeros(0, dtype=torch.long))
     loss.backward()
     assert (loss.item(), right.item(), weight.grad is not None and weight.grad.abs().max()) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_among_equal_logits_the_first_is_the_answer(shape: tuple[int, ...]) -> None:
+    x, weight = torch.ones(*shape, 6, 2), torch.zeros(*shape, 5, 2)
+    targets = torch.tensor([0, 1, 4, 3, 2, SILENT]).expand(*shape, 6)
+    assert (readout.cross_entropy(x, weight, targets)[1] == 1).all()  # all are equal: 0 is said
+    weight[..., [1, 3], :] = 2.0  # 1 and 3 are equal: 1 is said
+    assert (readout.cross_entropy(x, weight, targets)[1] == 1).all()
+    weight[..., 3, :] = 40.0  # far above the others
+    assert (readout.cross_entropy(x, weight, targets)[1] == 1).all()
+    assert (readout.cross_entropy(x, weight, torch.full_like(targets, 3))[1] == 6).all()
+    assert (readout.cross_entropy(x, weight, torch.full_like(targets, 1))[1] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(), (2,)])
+def test_products_in_half_precision_give_nearly_the_same_in_float32(shape: tuple[int, ...]) -> None:
+    x, weight = ((torch.randn(*shape, n, 64) / 4).requires_grad_() for n in (300, 1000))
+    targets = torch.randint(1000, (*shape, 300))
+    found, wanted = (readout.cross_entropy(x, weight, targets, dtype=dtype)[0] for dtype in (torch.bfloat16, None))
+    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=0)
+    one, two = (torch.autograd.grad(loss.sum(), (x, weight)) for loss in (found, wanted))
+    for rough, exact in zip(one, two, strict=True):
+        assert rough.dtype == torch.float32
+        assert 1e-4 < (rough - exact).norm() / exact.norm() < 0.01

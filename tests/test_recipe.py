@@ -27,6 +27,15 @@ def test_a_stored_recipe_is_the_recipe_again(name: str) -> None:
     assert read.key == made.key
 
 
+def test_fields_that_came_later_leave_the_keys_of_earlier_runs() -> None:
+    assert recipe(precision="float32").key == recipe().key
+    assert "precision" not in recipe().json()
+    assert recipe(precision="bfloat16").json()["precision"] == "bfloat16"
+    assert recipe(precision="bfloat16").key != recipe().key
+    with pytest.raises(ValueError, match="precision"):
+        recipe(precision="float16")
+
+
 def test_keys_are_equal_exactly_for_equal_runs() -> None:
     assert recipe(dim=64).key == recipe().key == clean("attention(heads=1)").key
     assert recipe(rate=1).key == recipe(rate=1.0).key

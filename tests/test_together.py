@@ -96,6 +96,19 @@ def test_members_of_other_regimes_measure_what_they_would_alone() -> None:
     same(members("attention", train="majority(length=15)"))
 
 
+@pytest.mark.parametrize("pattern", ["attention", "kda", "mamba"])
+def test_members_share_the_precision_of_their_products(pattern: str) -> None:
+    recipes = members(pattern, precision="bfloat16", steps=2, every=1)
+    seen: list[list[Any]] = [[] for _ in recipes]
+    for place, what in train_together(recipes, [recipe.build() for recipe in recipes]):
+        seen[place].append(what)
+    exact = list(train(recipes[0].model_copy(update={"precision": "float32"})))
+    for recipe, found in zip(recipes, seen, strict=True):
+        wanted = [one.loss for one in train(recipe)]
+        assert [one.loss for one in found if isinstance(one, Measurement)] == pytest.approx(wanted, rel=0.005)
+    assert seen[0][0].loss != exact[0].loss
+
+
 def test_members_of_one_seed_share_their_dropout() -> None:
     rates = [clean("attention(dropout=0.2)", **SMALL, dropout=0.1, rate=rate) for rate in (1e-3, 1e-2)]
     assert rates[0].stack_key == rates[1].stack_key

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from bestiary.spec import names
 from bestiary.tasks._task import SILENT, Batch
 from bestiary.training.recipe import Recipe, clean
 from bestiary.training.train import (
@@ -43,6 +44,28 @@ def recipe(**changes: Any) -> Recipe:
 def test_the_same_recipe_measures_the_same() -> None:
     assert list(train(recipe())) == list(train(recipe()))
     assert list(train(recipe())) != list(train(recipe(seed=1)))
+
+
+@pytest.mark.parametrize("pattern", ["attention", "kda", "mamba"])
+def test_products_in_bfloat16_train_nearly_alike(pattern: str) -> None:
+    half_precision_trains_nearly_alike(pattern)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", names("mixers"))
+def test_every_mixer_trains_nearly_alike_in_bfloat16(pattern: str) -> None:
+    half_precision_trains_nearly_alike(pattern)
+
+
+def half_precision_trains_nearly_alike(pattern: str) -> None:
+    made = clean(pattern, **(SMALL | {"dim": 32, "steps": 2, "every": 1}))
+    half = made.model_copy(update={"precision": "bfloat16"})
+    assert half.key != made.key
+    model = half.build()
+    wanted, found = [m.loss for m in train(made)], [m.loss for m in train(half, model)]
+    assert wanted[0] != found[0]
+    assert found == pytest.approx(wanted, rel=0.02)
+    assert {weight.dtype for weight in model.parameters()} <= {torch.float32, torch.complex64}
 
 
 def test_the_global_stream_is_left_alone() -> None:

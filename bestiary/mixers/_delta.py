@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Past, ShortConv, linear, step_sizes
+from bestiary.mixers._norm import RMSNorm
 
 Heads = Float[Tensor, "batch _ heads value"]
 
@@ -55,7 +56,7 @@ class GatedOutput(nn.Module):
         activation: Callable[[Tensor], Tensor] = torch.sigmoid,
     ) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(value, eps=1e-5)
+        self.norm = RMSNorm(value, eps=1e-5)
         self.gate, self.activation = gate, activation
         self.out = linear(heads * value, dim)
 

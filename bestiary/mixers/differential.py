@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, State, head_width
+from bestiary.mixers._norm import RMSNorm
 from bestiary.mixers._softmax import CachedAttention, Positions, append_cache, merge_heads, new_positions, split_heads
 from bestiary.ops.attention import attend, rotate
 from bestiary.spec import Positive
@@ -43,7 +44,7 @@ class Differential(CachedAttention):
         self.heads, self.start = heads, 0.8 - 0.6 * math.exp(-0.3 * layer)
         self.q, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
         self.balance = nn.Parameter(0.1 * torch.randn(2, 2, dim // heads // 2))  # [[a, b], [a', b']]
-        self.norm = nn.RMSNorm(dim // heads, eps=1e-5)
+        self.norm = RMSNorm(dim // heads, eps=1e-5)
 
     def update_cache(self, x: Features, state: State) -> Any:
         k = rotate(split_heads(self.k(x), 2 * self.heads), new_positions(x, state))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, ShortConv, State, normalize, step_sizes
+from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -47,7 +48,7 @@ class GatedDelta(FastWeight):
         self.decay, self.beta = nn.Linear(dim, heads, bias=False), nn.Linear(dim, heads)
         self.rate = nn.Parameter(torch.empty(heads).uniform_(0, 16).log())
         self.dt = nn.Parameter(step_sizes((heads,)))
-        self.gate, self.norm = nn.Linear(dim, heads * value, bias=False), nn.RMSNorm(value, eps=1e-5)
+        self.gate, self.norm = nn.Linear(dim, heads * value, bias=False), RMSNorm(value, eps=1e-5)
         self.out = nn.Linear(heads * value, dim, bias=False)
         for part in (
             *self.qkv.weight.split(self.widths),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, State, check_rank, head_width
+from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -34,7 +35,7 @@ class GLA(FastWeight):
         keys = heads * self.shape[1]
         self.q, self.k, self.v = (nn.Linear(dim, width, bias=False) for width in (keys, keys, dim))
         self.low, self.decay = nn.Linear(dim, rank, bias=False), nn.Linear(rank, keys)
-        self.gate, self.norm = nn.Linear(dim, dim, bias=False), nn.RMSNorm(value, eps=1e-5)
+        self.gate, self.norm = nn.Linear(dim, dim, bias=False), RMSNorm(value, eps=1e-5)
         self.out = nn.Linear(dim, dim, bias=False)
         for part in (self.q, self.k, self.v, self.low, self.decay, self.gate, self.out):
             nn.init.xavier_uniform_(part.weight, gain=2**-2.5)

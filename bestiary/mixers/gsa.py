@@ -12,10 +12,11 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, linear, take
+from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Drive, Key, Matrix, Value
 from bestiary.ops.recurrence import chunk_states, decayed_sum, run, split_chunks
 from bestiary.spec import Positive
@@ -40,7 +41,7 @@ class GSA(Mixer):
         width = head_width(dim, heads)
         self.heads, self.slots = heads, width if slots is None else slots
         self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
-        self.forget, self.norm = linear(dim, heads * self.slots), nn.RMSNorm(dim, eps=1e-5)
+        self.forget, self.norm = linear(dim, heads * self.slots), RMSNorm(dim, eps=1e-5)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         y, state = self.recall(x, self.initial_state(x) if state is None else state)

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, State, check_rank, head_width, linear
+from bestiary.mixers._norm import RMSNorm
 from bestiary.mixers._softmax import CachedAttention, Positions, append_cache, merge_heads, new_positions, split_heads
 from bestiary.ops.attention import attend, rotate
 from bestiary.spec import Positive
@@ -42,11 +43,11 @@ class LatentAttention(CachedAttention):
         self.heads, self.head = heads, head_width(dim, heads)
         self.rotary, latent = 2 * max(1, self.head // 4), max(1, dim // 4) if latent is None else latent
         check_rank(dim, max(latent, queries or 0))
-        self.down, self.norm, self.turn = linear(dim, latent), nn.RMSNorm(latent, eps=1e-6), linear(dim, self.rotary)
+        self.down, self.norm, self.turn = linear(dim, latent), RMSNorm(latent, eps=1e-6), linear(dim, self.rotary)
         self.up = linear(latent, heads * 2 * self.head)
         self.low = nn.Sequential()
         if queries is not None:
-            self.low.extend([linear(dim, queries), nn.RMSNorm(queries, eps=1e-6)])
+            self.low.extend([linear(dim, queries), RMSNorm(queries, eps=1e-6)])
         self.q = linear(queries or dim, heads * (self.head + self.rotary))
         self.out = linear(dim, dim)
 

@@ -12,10 +12,11 @@ from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
+from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -33,7 +34,7 @@ class Lightning(FastWeight):
         width = head_width(dim, heads)
         self.shape, self.strength = (heads, width, width), 1 - layer / (layers - 1 + 1e-5) + 1e-5
         self.q, self.k, self.v, self.gate, self.out = (linear(dim, dim) for _ in range(5))
-        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.norm = RMSNorm(dim, eps=1e-6)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         heads = self.shape[0]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, linear, step_sizes, take
+from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Matrix
 from bestiary.spec import Positive
 
@@ -59,7 +60,7 @@ class LogLinear(Mixer):
         if inner % self.heads:
             raise ValueError(f"{self.heads} heads do not divide an inner width of {inner}")
         self.into, self.conv = linear(dim, sum(self.widths)), ShortConv(sum(self.widths), conv, bias=True)
-        self.gate, self.norm, self.out = linear(dim, inner), nn.RMSNorm(inner, eps=1e-5), linear(inner, dim)
+        self.gate, self.norm, self.out = linear(dim, inner), RMSNorm(inner, eps=1e-5), linear(inner, dim)
         self.dt, self.step = linear(dim, self.heads), nn.Parameter(step_sizes((self.heads,)))
         self.rate = nn.Parameter(torch.arange(1.0, self.heads + 1).log())
         self.skip = nn.Parameter(torch.ones(self.heads))

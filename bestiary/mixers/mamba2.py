@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, step_sizes, take
+from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Drive, Matrix
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
@@ -58,7 +59,7 @@ class Mamba2(Mixer):
         self.dt.bias.data.copy_(step_sizes((inner // head,)))
         self.rate = nn.Parameter(torch.empty(inner // head).uniform_(1, 16).log())
         self.skip = nn.Parameter(torch.ones(inner // head))
-        self.norm, self.out = nn.RMSNorm(inner, eps=1e-5), nn.Linear(inner, dim, bias=False)
+        self.norm, self.out = RMSNorm(inner, eps=1e-5), nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, matrix = (None, x.new_zeros(len(x), *self.shape)) if state is None else state

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, step_sizes, take
+from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Drive, Matrix
 from bestiary.ops.recurrence import outer, run
 from bestiary.spec import Positive
@@ -63,7 +64,7 @@ class Mamba3(Mixer):
         self.shape, self.widths = (heads, state, head), (state, state, heads, heads, heads, angles)
         self.value, self.gate = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
         self.into = nn.Linear(dim, sum(self.widths), bias=False)
-        self.norm_k, self.norm_q = nn.RMSNorm(state, eps=1e-5), nn.RMSNorm(state, eps=1e-5)
+        self.norm_k, self.norm_q = RMSNorm(state, eps=1e-5), RMSNorm(state, eps=1e-5)
         self.bias_k, self.bias_q = nn.Parameter(torch.ones(heads, state)), nn.Parameter(torch.ones(heads, state))
         self.dt = nn.Parameter(step_sizes((heads,)))
         self.skip = nn.Parameter(torch.ones(heads))

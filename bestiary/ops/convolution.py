@@ -32,7 +32,8 @@ def short(x: Features, filter: Filter, past: Past | None = None) -> Features:
         return x.clone()
     seen = x if past is None else torch.cat([past, x], dim=1)
     seen = F.pad(seen.mT, (len(filter) - 1 + x.shape[1] - seen.shape[1], 0))
-    return F.conv1d(seen, filter.flip(0).mT.unsqueeze(1), groups=x.shape[2]).mT
+    weight = filter.flip(0).mT.unsqueeze(1).to(seen.dtype)  # as autocast would do it, but not under vmap
+    return F.conv1d(seen, weight, groups=x.shape[2]).mT
 
 
 def long(x: Features, filter: Filter, past: Past | None = None) -> Features:

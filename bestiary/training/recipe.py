@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe 
 SPECS = ("train", "test", "select", "pattern")  # fields made of specs
 FORMAT = 1  # raised when training changes its meaning, so that old runs are not taken for new ones
 
+LATER = {"select": (), "precision": "float32"}  # fields that the first recipes did not have, with what those did
+
+Precision = Literal["float32", "bfloat16"]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
@@ -95,6 +98,7 @@ class Recipe(StrictModel):
     hold: Positive = 1  # steps between changes of the learning rate; some papers change it once an epoch
     weight_decay: Amount = 0.1
     decay: Literal["matrices", "all"] = "matrices"  # weights of two dimensions or more, or every parameter
+    precision: Precision = "float32"  # of products in training; weights and scoring stay in float32
     clip: Amount | None = 1.0  # the largest norm of the gradient; None for no limit
     seed: Natural = 0  # of the weights, the data and the dropout
 
@@ -197,8 +201,9 @@ class Recipe(StrictModel):
     def field_values(self, write: Callable[[Spec], Any]) -> dict[str, Any]:
         """The fields as plain values, each spec as `write` gives it."""
         plain = {name: getattr(self, name) for name in type(self).model_fields}
-        if not self.select:
-            del plain["select"]  # runs made before this field existed keep their keys
+        for name, default in LATER.items():
+            if plain[name] == default:
+                del plain[name]  # runs made before this field existed keep their keys
         return {n: [write(s) for s in v] if n in SPECS else v for n, v in plain.items()}
 
 

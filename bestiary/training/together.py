@@ -17,15 +17,18 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from bestiary.model import SEGMENT, Model
 from bestiary.ops.capture import CapturedFunction, capture_graph
+from bestiary.ops.precision import upcast
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, concatenate, stream
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import (
+    PRODUCTS,
     Answers,
     Diverged,
     Measurement,
     accuracy,
+    autocast,
     batches,
     decayed_weights,
     learning_rate,
@@ -156,8 +159,11 @@ class Stack:
 
     def gradient_step(self, tokens: Tensor, where: Tensor, targets: Tensor, counts: Tensor, pace: Tensor) -> Tensor:
         """`update` on the device. `pace` holds each member's learning rate, and the factor that weight decay leaves."""
-        hidden = self.hidden(tokens, where)
-        loss, right = cross_entropy(hidden.flatten(1, 2), self.weights["model.embed.weight"], targets.flatten(1))
+        first = self.recipes[0]
+        with autocast(first, tokens.device):
+            hidden = self.hidden(tokens, where)
+        heads, products = self.weights["model.embed.weight"], PRODUCTS[first.precision]
+        loss, right = cross_entropy(upcast(hidden).flatten(1, 2), heads, targets.flatten(1), dtype=products)
         grads = torch.autograd.grad((loss / counts).sum(), list(self.weights.values()), allow_unused=True)
         self.adam_step(grads, *pace)
         return torch.stack([loss.detach().double(), right.double(), counts.double()], dim=1)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
+from bestiary.ops.precision import upcast
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Task, stream
@@ -22,6 +23,7 @@ from bestiary.training.rows import CHUNK
 
 LOGITS = 2**25  # logits computed at a time when scoring
 TOKENS = 2**17  # tokens read at a time when scoring
+PRODUCTS = {"float32": None, "bfloat16": torch.bfloat16}  # the type of the read-out's products, if not its own
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 
 
@@ -86,14 +88,20 @@ def update(
     model.train()
     with torch.random.fork_rng([tokens.device] if tokens.is_cuda else []):
         torch.manual_seed(stream("dropout", recipe.seed, step).initial_seed())
-        hidden = model.hidden(tokens, where).flatten(0, 1)
-    loss, right = cross_entropy(hidden, model.embed.weight, targets)
+        with autocast(recipe, device):
+            hidden = model.hidden(tokens, where).flatten(0, 1)
+    loss, right = cross_entropy(upcast(hidden), model.embed.weight, targets, dtype=PRODUCTS[recipe.precision])
     optimizer.zero_grad()
     (loss / count).backward()
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
     return torch.stack([loss.detach().double(), right.double(), torch.full_like(right, count).double()])
+
+
+def autocast(recipe: Recipe, device: torch.device | str) -> torch.autocast:
+    """A context in which linear maps and attention are computed in the recipe's precision."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=recipe.precision == "bfloat16")
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
