@@ -1,7 +1,8 @@
-"""A training step that computes logits where something is asked, against the same step with logits everywhere.
+"""A training step that computes logits where something is asked, with products in float32 and in bfloat16, against
+the same step with logits everywhere.
 
 Two attention layers of width 64 without channel mixing, 512 rows of MQAR of length 64 with 4 pairs, vocabulary
-8,192. Prints the ratio, the share of this machine's float32 matrix rate that the step reaches, and the peak memory
+8,192. Prints the ratios, the share of this machine's float32 matrix rate that the step reaches, and the peak memory
 of a process that does nothing else.
 
     python benchmarks/step.py [rounds]
@@ -9,6 +10,7 @@ of a process that does nothing else.
 
 import statistics
 import sys
+import time
 
 import torch
 from _bench import alone, interleaved, machine, peak, ratio, told
@@ -17,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bestiary.lm.speed import measure_matmul_flops
 from bestiary.tasks._task import SILENT
-from bestiary.training.recipe import clean
+from bestiary.training.recipe import Recipe, clean
 from bestiary.training.train import batches, decay_groups, keep_freed_memory, update
 
 RECIPE = clean("attention", batch=512, steps=10_000)
@@ -25,11 +27,11 @@ RECIPE = clean("attention", batch=512, steps=10_000)
 
 def main(rounds: int) -> None:
     keep_freed_memory()
-    model, batch = RECIPE.build(), next(batches(RECIPE))
+    model, batch, half = RECIPE.build(), next(batches(RECIPE)), RECIPE.model_copy(update={"precision": "bfloat16"})
     optimizer = torch.optim.AdamW(decay_groups(RECIPE, model), lr=RECIPE.rate, fused=True)
 
-    def asked() -> None:
-        update(RECIPE, model, optimizer, batch, 1, "cpu")
+    def asked(recipe: Recipe = RECIPE) -> None:
+        update(recipe, model, optimizer, batch, 1, "cpu")
 
     def everywhere() -> None:
         logits = model.parallel(batch.tokens).flatten(0, 1)
@@ -45,7 +47,8 @@ def main(rounds: int) -> None:
         print(peak())
         return
     print(f"step: batch 512 x 64, width 64, vocabulary 8192, two attention layers; {machine()}")
-    taken = interleaved({"logits where asked": asked, "logits everywhere": everywhere}, rounds=rounds)
+    ways = {"logits where asked": asked, "the same in bfloat16": lambda: asked(half), "logits everywhere": everywhere}
+    taken = interleaved(ways, rounds=rounds, clock=time.process_time)
     print(told(taken))
     with FlopCounterMode(display=False) as counter:
         asked()
@@ -53,7 +56,8 @@ def main(rounds: int) -> None:
         counter.get_total_flops() / statistics.median(taken["logits where asked"]),
         measure_matmul_flops(torch.get_num_threads(), 2048),
     )
-    print(f"  ratio: {ratio(taken, 'logits everywhere', 'logits where asked'):.1f}")
+    print(f"  everywhere / where asked: {ratio(taken, 'logits everywhere', 'logits where asked'):.1f}")
+    print(f"  bfloat16 / float32: {ratio(taken, 'the same in bfloat16', 'logits where asked'):.2f}")
     print(
         f"  {speed / 1e9:.0f} of {rate / 1e9:.0f} GFLOP/s in matrix products: {speed / rate:.0%} of the machine's rate"
     )
