@@ -14,7 +14,7 @@ from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, linear
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Tokens
 
-Channel = Literal["mlp", "swiglu", "none", "copy"]
+Channel = Literal["mlp", "swiglu", "tanh_mlp", "none", "copy"]
 SEGMENT = 2**14  # tokens
 
 # torch lists what a device context applies to at its first use. transformers replaces torch.linspace while it loads a
@@ -26,7 +26,8 @@ with torch.device("meta"):
 class Model(nn.Module):
     """Layer i mixes time with `pattern[i % len(pattern)]`, then channels as `channel` says; the head is tied.
 
-    `channel="mlp"` is a GELU network four times as wide, `"swiglu"` the gated one of Llama, and `"none"` leaves it out.
+    `channel="mlp"` is a GELU network four times as wide, `"tanh_mlp"` one with tanh, `"swiglu"` the gated one of Llama,
+    and `"none"` leaves it out.
     `"copy"` adds the normalised stream to itself after each mixer, which is what the Identity state mixer of the
     original code amounts to.
     `positions` learned position vectors are added to the embeddings (0: none); `dropout` acts on their sum. Embeddings
@@ -151,7 +152,7 @@ class Layer(nn.Module):
         self.mixer: Mixer = mixer.build(dim)
         self.before_mixer = nn.LayerNorm(dim)
         self.before_channel = None if channel == "none" else nn.LayerNorm(dim)
-        self.channel = {"mlp": mlp, "swiglu": SwiGLU}.get(channel, lambda _: nn.Identity())(dim)
+        self.channel = CHANNELS.get(channel, lambda _: nn.Identity())(dim)
 
     def forward(self, x: Features, state: State, tokens: Tokens | None = None) -> tuple[Features, State]:
         y, state = self.mixer(self.before_mixer(x), state, **token_kwargs(self.mixer, tokens))
@@ -167,9 +168,14 @@ class Layer(nn.Module):
         return x if self.before_channel is None else x + self.channel(self.before_channel(x))
 
 
-def mlp(dim: int) -> nn.Module:
-    """A GELU network four times as wide."""
-    return nn.Sequential(linear(dim, 4 * dim, bias=True), nn.GELU(), linear(4 * dim, dim, bias=True))
+def mlp(dim: int, activation: Callable[[], nn.Module] = nn.GELU) -> nn.Module:
+    """A network four times as wide."""
+    return nn.Sequential(linear(dim, 4 * dim, bias=True), activation(), linear(4 * dim, dim, bias=True))
+
+
+def tanh_mlp(dim: int) -> nn.Module:
+    """The same with tanh, as the code of Zoology had it in October 2023."""
+    return mlp(dim, nn.Tanh)
 
 
 class SwiGLU(nn.Module):
@@ -183,6 +189,9 @@ class SwiGLU(nn.Module):
     def forward(self, x: Chosen) -> Chosen:
         gate, up = self.gate_up(x).split(self.inner, dim=-1)
         return self.out(F.silu(gate) * up)
+
+
+CHANNELS: dict[str, Callable[[int], nn.Module]] = {"mlp": mlp, "tanh_mlp": tanh_mlp, "swiglu": SwiGLU}
 
 
 def embedding(count: int, dim: int) -> nn.Embedding:

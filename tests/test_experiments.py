@@ -14,7 +14,7 @@ from bestiary.report.references import least_width, recalls, references
 from bestiary.runs.store import Outcome, Record
 from bestiary.runs.table import segment_rows
 from bestiary.spec import load, names, parse
-from bestiary.training.recipe import Recipe, clean, iclr24
+from bestiary.training.recipe import Recipe, clean, iclr24, zoology23
 
 SCALES = ("smoke", "small", "paper")
 TRAINED = [name for name in names("experiments") if not hasattr(load("experiments", name), "measure")]
@@ -77,19 +77,21 @@ def test_the_published_grid_has_448_runs_of_the_published_regime() -> None:
     made = recipes("figure2", "paper")
     assert len(made) == 448
     attention = next(recipe for recipe in made if str(recipe.pattern[0]).startswith("attention"))
-    expected = iclr24("attention(dropout=0.1, rotary=False)", dim=64, rate=1e-4)
+    expected = zoology23("attention(dropout=0.1, rotary=False)", dim=64, rate=1e-4)
     assert attention == expected
-    assert (attention.depth, attention.steps, attention.distinct) == (2, 64 * 196, (196,))
+    assert (attention.depth, attention.steps, attention.distinct) == (2, 64 * 391, (391,))
 
 
 def test_figure2_reports_the_rate_that_selection_prefers_and_draws_published_points() -> None:
     pattern = figure2.published_mixers(64)["BaseConv"]
-    made = [iclr24(pattern, dim=64, rate=rate) for rate in (1e-3, 1e-2)]
+    made = [zoology23(pattern, dim=64, rate=rate) for rate in (1e-3, 1e-2)]
     table = pd.DataFrame(rows(made[0], 900) + rows(made[1], 400))
     (row,) = figure2.summary(table).itertuples()
     assert (row.mixer, row.accuracy, row.rate, row.tried) == ("BaseConv", 0.9, 1e-3, 2)
     ((_, figure),) = figure2.figures(table)
     assert list(figure.axes[0].lines[1].get_ydata()) == list(figure2.PUBLISHED[64]["BaseConv"])
+    ((_, other),) = figure2.figures(pd.DataFrame(rows(iclr24(pattern, dim=64), 900)))
+    assert len(other.axes[0].lines) == len(figure.axes[0].lines) - 1
 
 
 def test_steps_to_solve_counts_seeds_and_marks_those_that_ran_out_of_steps() -> None:

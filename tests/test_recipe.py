@@ -11,7 +11,7 @@ import torch
 
 from bestiary.spec import trust
 from bestiary.spec.loading import TRUSTED
-from bestiary.training.recipe import NAMED, Recipe, based, clean, iclr24
+from bestiary.training.recipe import LATER, NAMED, Recipe, based, clean, iclr24, zoology23
 from bestiary.training.train import learning_rate, score
 
 
@@ -28,12 +28,38 @@ def test_a_stored_recipe_is_the_recipe_again(name: str) -> None:
 
 
 def test_fields_that_came_later_leave_the_keys_of_earlier_runs() -> None:
-    assert recipe(precision="float32").key == recipe().key
-    assert "precision" not in recipe().json()
+    for name, default in LATER.items():
+        assert recipe(**{name: default}).key == recipe().key
+        assert name not in recipe().json()
     assert recipe(precision="bfloat16").json()["precision"] == "bfloat16"
     assert recipe(precision="bfloat16").key != recipe().key
     with pytest.raises(ValueError, match="precision"):
         recipe(precision="float16")
+
+
+def test_the_floor_and_the_betas_are_checked() -> None:
+    with pytest.raises(ValueError, match="cannot end at floor=0.1 above rate=0.01"):
+        recipe(rate=0.01, floor=0.1)
+    with pytest.raises(ValueError, match="must be below 1"):
+        recipe(betas=(0.9, 1.0))
+    stored = recipe(betas=(0.9, 0.95), schedule="linear").json()
+    assert Recipe(**json.loads(json.dumps(stored))).betas == (0.9, 0.95)
+
+
+def test_recipes_of_muon_are_trained_alone() -> None:
+    one, other = (recipe(optimizer="muon", seed=seed) for seed in (0, 1))
+    assert one.stack_key != other.stack_key
+
+
+def test_the_regime_of_the_figure_doubles_its_convolutions() -> None:
+    conv = zoology23("base_conv, base_conv(filter='implicit', taps=64)")
+    assert [part.name for part in conv.pattern] == ["base_conv"] * 4
+    assert [dict(part.options)["filter"] for part in conv.pattern] == ["short", "short", "implicit", "implicit"]
+    assert (conv.depth, conv.channel, conv.batch, conv.steps, conv.weight_decay) == (8, "none", 1024, 6272, 0.01)
+    assert (conv.stop, conv.positions, conv.decay) == (None, 0, "all")
+    other = zoology23("attention", dim=128)
+    assert (other.depth, other.channel, other.batch, other.positions) == (2, "tanh_mlp", 256, 64)
+    assert zoology23("hyena", length=512, pairs=64).batch == 128
 
 
 def test_keys_are_equal_exactly_for_equal_runs() -> None:
@@ -69,7 +95,7 @@ def test_weights_come_from_the_seed_alone() -> None:
         ({"rate": "fast"}, "rate='fast': Input should be a valid number"),
         ({"rate": math.nan}, "finite number"),
         ({"dim": 0}, "dim=0: Input should be greater than 0"),
-        ({"channel": "mpl"}, "'mlp', 'swiglu', 'none' or 'copy'"),
+        ({"channel": "mpl"}, "'mlp', 'swiglu', 'tanh_mlp', 'none' or 'copy'"),
         ({"stop": 1.5}, "less than or equal to 1"),
         ({"distinct": (3, 4)}, "each of 1 segments"),
         ({"shuffle": "rows"}, "say how many batches are `distinct`"),

@@ -15,11 +15,13 @@ from bestiary.tasks._task import SILENT, Batch
 from bestiary.training.recipe import Recipe, clean
 from bestiary.training.train import (
     Diverged,
+    Optimizers,
     accuracy,
     batches,
     decay_groups,
     find_device,
     learning_rate,
+    make_optimizer,
     score,
     step_seconds,
     train,
@@ -66,6 +68,53 @@ def half_precision_trains_nearly_alike(pattern: str) -> None:
     assert wanted[0] != found[0]
     assert found == pytest.approx(wanted, rel=0.02)
     assert {weight.dtype for weight in model.parameters()} <= {torch.float32, torch.complex64}
+
+
+def test_the_rate_falls_by_the_schedule_from_its_height_to_the_floor() -> None:
+    made = recipe(steps=100, warmup=10, rate=1.0)
+    seen = {}
+    for schedule in ("cosine", "linear", "constant"):
+        for floor in (0.0, 0.2):
+            paced = made.model_copy(update={"schedule": schedule, "floor": floor})
+            seen[schedule, floor] = [learning_rate(paced, step) for step in (1, 10, 51, 101)]
+    assert seen["constant", 0.0] == [0.1, 1.0, 1.0, 1.0]
+    assert seen["linear", 0.0] == pytest.approx([0.1, 0.91, 0.5, 0.0])
+    assert seen["cosine", 0.0] == pytest.approx([0.1, 0.5 * (1 + math.cos(0.09 * math.pi)), 0.5, 0.0])
+    assert seen["linear", 0.2] == pytest.approx([0.1, 0.2 + 0.8 * 0.91, 0.6, 0.2])
+    assert seen["cosine", 0.2][2:] == pytest.approx([0.6, 0.2])
+
+
+def test_a_curriculum_gives_each_task_its_part_of_the_steps_in_order() -> None:
+    tasks = ", ".join(f"mqar(vocab=40, length={length}, pairs=2)" for length in (12, 16, 20))
+    lengths = [batch.tokens.shape[1] for batch in batches(recipe(train=tasks, curriculum=True, steps=7))]
+    assert lengths == [12, 12, 12, 16, 16, 20, 20]
+    with pytest.raises(ValueError, match="a curriculum is of fresh data"):
+        recipe(curriculum=True, distinct=(2,))
+
+
+def test_muon_takes_the_hidden_maps_and_adamw_the_rest() -> None:
+    made = clean("mamba", **SMALL, optimizer="muon", betas=(0.8, 0.9), weight_decay=0.3)
+    model = made.build()
+    optimizer = make_optimizer(made, model)
+    assert isinstance(optimizer, Optimizers)
+    muon, adam = optimizer.parts
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    taken, rest = ({names[id(w)] for group in part.param_groups for w in group["params"]} for part in (muon, adam))
+    assert {name.rpartition(".mixer.")[2] for name in taken} == {
+        f"{part}.weight" for part in ("into", "gate", "low", "dt", "out")
+    }
+    assert taken.isdisjoint(rest)
+    assert taken | rest == set(names.values())
+    assert "embed.weight" in rest
+    assert {group["weight_decay"] for group in muon.param_groups} == {0.3}
+    assert {group["betas"] for group in adam.param_groups} == {(0.8, 0.9)}
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    update(made, model, optimizer, next(batches(made)), 25, "cpu")
+    moved = {name for name, weight in model.named_parameters() if not torch.equal(before[name], weight)}
+    assert moved == set(names.values())
+    sizes = {name: (model.get_parameter(name) - before[name]).square().mean().sqrt().item() for name in taken}
+    rate = learning_rate(made, 25)
+    assert all(0.05 * rate < size < rate for size in sizes.values())
 
 
 def test_the_global_stream_is_left_alone() -> None:

@@ -18,7 +18,15 @@ if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe 
 SPECS = ("train", "test", "select", "pattern")  # fields made of specs
 FORMAT = 1  # raised when training changes its meaning, so that old runs are not taken for new ones
 
-LATER = {"select": (), "precision": "float32"}  # fields that the first recipes did not have, with what those did
+LATER = {  # fields that the first recipes did not have, with what those did
+    "select": (),
+    "precision": "float32",
+    "schedule": "cosine",
+    "floor": 0.0,
+    "optimizer": "adamw",
+    "betas": (0.9, 0.999),
+    "curriculum": False,
+}
 
 Precision = Literal["float32", "bfloat16"]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -87,7 +95,7 @@ class Recipe(StrictModel):
     pattern: Mixers
     dim: Positive = 64
     depth: Depth = 2
-    channel: Literal["mlp", "swiglu", "none", "copy"] = "none"
+    channel: Literal["mlp", "swiglu", "tanh_mlp", "none", "copy"] = "none"
     positions: Natural = 0  # number of learned position vectors; 0 for none
     dropout: Share = 0.0  # of the embeddings, in training
 
@@ -95,13 +103,18 @@ class Recipe(StrictModel):
     batch: Positive = 128  # rows
     rate: Amount = 3e-3  # the highest learning rate
     warmup: Natural = 50  # steps of linear rise
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the rate, after its rise
+    floor: Amount = 0.0  # the rate in the end
     hold: Positive = 1  # steps between changes of the learning rate; some papers change it once an epoch
+    optimizer: Literal["adamw", "muon"] = "adamw"  # of the hidden matrices; all else is AdamW's
+    betas: tuple[Share, Share] = (0.9, 0.999)  # of AdamW
     weight_decay: Amount = 0.1
     decay: Literal["matrices", "all"] = "matrices"  # weights of two dimensions or more, or every parameter
     precision: Precision = "float32"  # of products in training; weights and scoring stay in float32
     clip: Amount | None = 1.0  # the largest norm of the gradient; None for no limit
     seed: Natural = 0  # of the weights, the data and the dropout
 
+    curriculum: bool = False  # the tasks one after another, each for its part of the steps, and not in turns
     distinct: tuple[Positive, ...] = ()  # batches of each segment, for a finite training set; empty for fresh data
     shuffle: Literal["none", "batches", "rows"] = "none"  # what is shuffled in each epoch of a finite set
 
@@ -121,7 +134,7 @@ class Recipe(StrictModel):
         return {
             **given,
             "test": given.get("test") or given.get("train", ()),
-            "distinct": tuple(given.get("distinct", ())),
+            **{name: tuple(given[name]) for name in ("distinct", "betas") if isinstance(given.get(name), list)},
         }
 
     @model_validator(mode="after")
@@ -132,6 +145,12 @@ class Recipe(StrictModel):
             raise ValueError(f"`distinct` counts the batches of each of {len(self.train)} segments: {self.distinct}")
         if self.shuffle != "none" and not self.distinct:
             raise ValueError("only a finite set can be shuffled; say how many batches are `distinct`")
+        if self.curriculum and self.distinct:
+            raise ValueError("a curriculum is of fresh data; leave `distinct` empty")
+        if self.floor > self.rate:
+            raise ValueError(f"the rate cannot end at floor={self.floor:g} above rate={self.rate:g}")
+        if 1 in self.betas:
+            raise ValueError(f"betas={self.betas} must be below 1")
         return self
 
     def build(self) -> "Model":
@@ -191,8 +210,12 @@ class Recipe(StrictModel):
     def stack_key(self) -> str:
         """Equal exactly for recipes that can be trained as one stack: those that differ in rate, weight decay and seed.
 
+        Muon treats each matrix as a whole, so its recipes are trained alone.
+
         The seed must be equal too if there is dropout, which draws one mask for all, or if it orders several tasks.
         """
+        if self.optimizer != "adamw":
+            return self.key
         one_seed = (
             self.dropout > 0 or any(map(has_dropout, self.pattern)) or (self.shuffle != "none" and len(self.train) > 1)
         )
@@ -247,7 +270,9 @@ def clean(pattern: str, **changes: Any) -> Recipe:
 
 
 def iclr24(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) -> Recipe:
-    """The setting of Figure 2 of "Zoology" (Arora et al., 2023), as its code ran it for ICLR 2024.
+    """The setting of the code that "Zoology" (Arora et al., 2023) released for ICLR 2024.
+
+    Figure 2 of the paper was made by earlier code, another model and another regime: see `zoology23`.
 
     64 epochs over 100,000 rows, shuffled in each; zero filler; queries in the biased order of the original generator; a
     cosine by the epoch without warm-up; weight decay 0.1 on every parameter; dropout 0.1 on the embeddings; the
@@ -281,6 +306,37 @@ def iclr24(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) ->
         "selection_rows": 3000,
     }
     return Recipe(**(settings | changes))
+
+
+def zoology23(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) -> Recipe:
+    """The setting in which the runs of Figure 2 of "Zoology" (Arora et al., 2023) were made, in October and November.
+
+    As `iclr24`, but for what the code of those days did (commit 8486daf for BaseConv, 174d6cc for H3, d9429b3 for the
+    others): the state mixer was built as a second sequence mixer, so BaseConv and H3 stand twice in each layer and have
+    no other channel mixing, and the others have a tanh network; weight decay 0.01; batches of 1,024 rows (256 for
+    attention, 128 at length 512); no early stopping.
+    Departs from it: as `iclr24`; and mixers keep their own initialisation, where that code drew all linear maps
+    N(0, 0.02). BaseConv's is the same, and its logits equal that code's for the same weights.
+    """
+    parts = parse("mixers", pattern)
+    doubled = all(part.name in ("base_conv", "h3") for part in parts)
+    only_attention = all(part.name == "attention" for part in parts)
+    batch = 256 if only_attention else 128 if length >= 512 else 1024
+    epoch = math.ceil(100_000 / batch)
+    layers = 4 if any(part.name == "base_conv" for part in parts) else 2
+    settings = {
+        "depth": layers * (2 if doubled else 1),
+        "channel": "none" if doubled else "tanh_mlp",
+        "weight_decay": 0.01,
+        "batch": batch,
+        "distinct": (epoch,),
+        "steps": 64 * epoch,
+        "hold": epoch,
+        "every": epoch,
+        "stop": None,
+    }
+    every = ", ".join(str(part) for part in parts for _ in range(2 if doubled else 1))
+    return iclr24(every, length=length, pairs=pairs, **(settings | changes))
 
 
 def based(pattern: str, **changes: Any) -> Recipe:
@@ -317,4 +373,4 @@ def based(pattern: str, **changes: Any) -> Recipe:
     return Recipe(**(settings | changes))
 
 
-NAMED: dict[str, Callable[..., Recipe]] = {"clean": clean, "iclr24": iclr24, "based": based}
+NAMED: dict[str, Callable[..., Recipe]] = {"clean": clean, "iclr24": iclr24, "zoology23": zoology23, "based": based}

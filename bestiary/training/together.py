@@ -137,7 +137,9 @@ class Stack:
     def make_optimizer(self, size: int, state: dict[str, Tensor]) -> tuple[torch.optim.AdamW, Callable[..., Tensor]]:
         """AdamW on `size` numbers for each member, and the step function, a CUDA graph where that is possible."""
         change, cuda = nn.Parameter(self.first_weight.new_zeros(len(self.members), size)), self.first_weight.is_cuda
-        adam = torch.optim.AdamW([change], lr=1.0, weight_decay=0.0, fused=True, capturable=cuda)
+        adam = torch.optim.AdamW(
+            [change], lr=1.0, betas=self.recipes[0].betas, weight_decay=0.0, fused=True, capturable=cuda
+        )
         adam._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
         if state:
             adam.state[change] = state

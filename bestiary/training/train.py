@@ -52,7 +52,7 @@ def train(recipe: Recipe, model: Model | None = None, *, device: torch.device | 
     Diverged when the loss is no longer finite.
     """
     model = (recipe.build() if model is None else model).to(device)
-    optimizer = torch.optim.AdamW(decay_groups(recipe, model), lr=recipe.rate, fused=True)
+    optimizer = make_optimizer(recipe, model)
     sums, step = torch.zeros(3, dtype=torch.float64, device=device), 0
     for step, batch in enumerate(batches(recipe), start=1):
         sums += update(recipe, model, optimizer, batch, step, device)
@@ -73,7 +73,7 @@ def train(recipe: Recipe, model: Model | None = None, *, device: torch.device | 
 def update(
     recipe: Recipe,
     model: Model,
-    optimizer: torch.optim.Optimizer,
+    optimizer: "torch.optim.Optimizer | Optimizers",
     batch: Batch,
     step: int,
     device: torch.device | str,
@@ -105,9 +105,50 @@ def autocast(recipe: Recipe, device: torch.device | str) -> torch.autocast:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step, counted from 1: a linear warm-up times a cosine from 1 to 0."""
+    """The learning rate of a step, counted from 1: a linear warm-up, and a way from there to the floor."""
     done = (step - 1) // recipe.hold * recipe.hold / recipe.steps
-    return recipe.rate * min(1.0, step / max(1, recipe.warmup)) * 0.5 * (1 + math.cos(math.pi * done))
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[recipe.schedule]
+    return recipe.floor + (recipe.rate * min(1.0, step / max(1, recipe.warmup)) - recipe.floor) * left
+
+
+class Optimizers:
+    """Several optimizers, each of some of the weights, used as one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Those of all parts."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for part in self.parts:
+            part.zero_grad()
+
+    def step(self) -> None:
+        """Change the weights."""
+        for part in self.parts:
+            part.step()
+
+
+def make_optimizer(recipe: Recipe, model: Model) -> torch.optim.Optimizer | Optimizers:
+    """AdamW on all weights, or on all that Muon does not take.
+
+    Muon (Jordan et al., 2024) takes the weights of hidden linear maps; its updates are scaled to the size that AdamW's
+    have (Liu et al., 2025, "Muon is scalable for LLM training"), so that one rate serves both.
+    """
+    groups = decay_groups(recipe, model)
+    hidden = {id(layer.weight) for layer in model.layers.modules() if isinstance(layer, nn.Linear)}
+    if recipe.optimizer == "adamw" or not hidden:
+        return torch.optim.AdamW(groups, lr=recipe.rate, betas=recipe.betas, fused=True)
+    mine = [group | {"params": [w for w in group["params"] if id(w) in hidden]} for group in groups]
+    rest = [group | {"params": [w for w in group["params"] if id(w) not in hidden]} for group in groups]
+    return Optimizers(
+        torch.optim.Muon([group for group in mine if group["params"]], lr=recipe.rate, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=recipe.rate, betas=recipe.betas, fused=True),
+    )
 
 
 def decay_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
@@ -132,7 +173,8 @@ def batches(recipe: Recipe) -> Iterator[Batch]:
     tasks = [part.build() for part in recipe.train]
     if not recipe.distinct:
         for i in range(recipe.steps):
-            yield draw_batch(recipe, tasks[i % len(tasks)], i)
+            place = i * len(tasks) // recipe.steps if recipe.curriculum else i % len(tasks)
+            yield draw_batch(recipe, tasks[place], i)
         return
     segment_of = [segment for segment, count in enumerate(recipe.distinct) for _ in range(count)]
     deal = make_dealer(recipe, tasks, segment_of) if recipe.shuffle == "rows" else None
