@@ -134,6 +134,19 @@ def test_a_killed_run_goes_on_to_the_bit(text: Corpus, tmp_path: Path) -> None:
     assert loss_rows(read_log(place)) == whole
 
 
+def test_a_run_that_goes_on_has_no_weights_of_the_attempt_before(text: Corpus, tmp_path: Path) -> None:
+    place = tmp_path / small_recipe().key
+    for attempt in range(2):
+        rows = pretrain(small_recipe(), text, tmp_path)
+        next(rows)
+        assert not (place / "weights.safetensors").exists()
+        if attempt == 0:
+            (place / "weights.safetensors").write_bytes(b"as if it had been killed before it was done")
+        rows.close()
+    with pytest.raises(LookupError, match="holds no weights: the run is not done"):
+        open_run(place)
+
+
 def test_a_diverged_run_ends_as_such_and_does_not_open(text: Corpus, tmp_path: Path) -> None:
     given = small_recipe(rate=1e30, clip=None, warmup=0)
     rows = list(pretrain(given, text, tmp_path))
