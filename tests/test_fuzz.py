@@ -274,13 +274,12 @@ def _nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     from bestiary import laws, sweep
     from bestiary.lm import loop
     from bestiary.sweep import slurm
-    from bestiary.training import size, train
+    from bestiary.training import train
 
     monkeypatch.setattr(sweep, "sweep", lambda *_, **__: (event for event in ()))
     monkeypatch.setattr(slurm, "slurm_sweep", lambda *_, **__: (event for event in ()))
     monkeypatch.setattr(loop, "pretrain", lambda *_, **__: iter(()))
     monkeypatch.setattr(laws, "check", lambda *_: iter(()))
-    monkeypatch.setattr(size, "matched", lambda *_, **__: {})
     monkeypatch.setattr(train, "step_seconds", lambda _, device: 0.01 * len(str(train.find_device(device))))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
