@@ -35,6 +35,9 @@ def test_a_recipe_of_a_pretraining_survives_its_file_and_is_named_by_what_it_say
     assert len({given.key, small_recipe().key, small_recipe(floor=0.2).key, small_recipe(corpus="x").key}) == 4
     with pytest.raises(ValueError, match="did you mean 'steps'"):
         small_recipe(step=3)
+    for betas in (0.9, None, "89"):
+        with pytest.raises(ValueError, match=r"give a list, as in betas=\[0.9, 0.95\]"):
+            small_recipe(betas=betas)
 
 
 def test_an_epoch_reads_every_context_once_from_an_offset_and_in_an_order_of_its_own() -> None:

@@ -28,7 +28,14 @@ def describe_error(error: Any) -> str:
     field = ".".join(map(str, error["loc"]))
     if error["type"] in ("value_error", "missing"):
         return f"{field}: {message}" if error["type"] == "missing" else message
+    if error["type"] == "tuple_type":
+        message = f"give a list, as in {field}=[{'0.9, 0.95' if field == 'betas' else '3'}]"
     return f"{field}={error['input']!r}: {message}"
+
+
+def list_as_tuple(value: Any) -> Any:
+    """A list, as JSON has it, as a tuple; anything else as it is, for the field to accept or refuse."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 Stored = TypeVar("Stored", bound="StrictModel")
@@ -114,11 +121,8 @@ class Recipe(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def fill_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {
-            **given,
-            "test": given.get("test") or given.get("train", ()),
-            "distinct": tuple(given.get("distinct", ())),
-        }
+        distinct = list_as_tuple(given.get("distinct", ()))
+        return {**given, "test": given.get("test") or given.get("train", ()), "distinct": distinct}
 
     @model_validator(mode="after")
     def check_consistency(self) -> "Recipe":
