@@ -163,7 +163,7 @@ class Store:
 
     def read(self, key: str) -> Record:
         """A run's recipe, outcome and measurements. Raises DamagedRun if anything is wrong with them."""
-        return read_record(self.folder / key)
+        return read_record(f"{self.folder}/{key}")
 
     def run_keys(self) -> list[str]:
         """The keys of all runs that were started, in order. Folders with a dot in their name are set aside."""

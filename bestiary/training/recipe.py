@@ -206,11 +206,14 @@ class Recipe(StrictModel):
         return {n: [write(s) for s in v] if n in SPECS else v for n, v in plain.items()}
 
 
+ENCODER = json.JSONEncoder(sort_keys=True)
+
+
 def is_key_of(key: str, stored: dict[str, Any]) -> bool:
     """Whether a run of this name has this stored recipe. Imports nothing that the recipe names."""
     if not isinstance(stored, dict) or not {"pattern", "dim", "rate", "seed"} <= stored.keys():
         raise ValueError("it is no recipe")
-    fields = {name: stored_identities(value) for name, value in stored.items()}
+    fields = {name: stored_identities(value) if type(value) is list else value for name, value in stored.items()}
     return any(hashed_key(fields, number) == key for number in range(FORMAT, 0, -1))
 
 
@@ -221,7 +224,10 @@ def stored_identities(value: Any) -> Any:
     return [
         {
             "name": Path(part["name"]).stem if part["source"] else part["name"],
-            "options": {name: stored_identities(option) for name, option in part["options"].items()},
+            "options": {
+                name: stored_identities(value) if type(value) is list else value
+                for name, value in part["options"].items()
+            },
             "source": part["source"],
         }
         for part in value
@@ -230,8 +236,7 @@ def stored_identities(value: Any) -> Any:
 
 def hashed_key(fields: dict[str, Any], number: int) -> str:
     """The key of a recipe with these fields, under a format."""
-    identity = {"format": number, **fields}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(ENCODER.encode({"format": number, **fields}).encode()).hexdigest()[:12]
 
 
 def has_dropout(part: Spec) -> bool:
