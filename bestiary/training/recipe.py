@@ -50,7 +50,7 @@ class StrictModel(BaseModel):
         try:
             super().__init__(**given)
         except ValidationError as fault:
-            raise ValueError("; ".join(describe_error(error) for error in fault.errors())) from None
+            raise ValueError("; ".join(dict.fromkeys(map(describe_error, fault.errors())))) from None
 
     @model_validator(mode="before")
     @classmethod
