@@ -58,11 +58,12 @@ def segment_rows(record: Record, curve: "Sequence[tuple[int, float]] | None" = N
     curve = selection_curve(record.log) if curve is None else curve
     assert ended is not None
     tested = {line["segment"]: line for line in record.log if line["split"] == "test" and not line["facet"]}
+    plain = {name: value for name, value in recipe.items() if name not in SPECS}
     for segment, task in enumerate(recipe["test"]):
         line = tested.get(segment, {"right": 0, "asked": math.nan, "loss": math.nan})  # a diverged run has none
         yield {
             **task["options"],
-            **{name: value for name, value in recipe.items() if name not in SPECS},
+            **plain,
             "pattern": pattern_text(record),
             "key": record.key,
             "task": task["text"],

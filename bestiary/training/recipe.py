@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import marshal
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -213,8 +215,21 @@ def is_key_of(key: str, stored: dict[str, Any]) -> bool:
     """Whether a run of this name has this stored recipe. Imports nothing that the recipe names."""
     if not isinstance(stored, dict) or not {"pattern", "dim", "rate", "seed"} <= stored.keys():
         raise ValueError("it is no recipe")
-    fields = {name: stored_identities(value) if type(value) is list else value for name, value in stored.items()}
-    return any(hashed_key(fields, number) == key for number in range(FORMAT, 0, -1))
+    lists = {name: encode_identities(marshal.dumps(part, 2)) for name, part in stored.items() if type(part) is list}
+    fields = stored | dict.fromkeys(lists)
+    for number in range(FORMAT, 0, -1):
+        text = ENCODER.encode({"format": number, **fields})
+        for name, part in lists.items():  # nothing else is written so: quotes within a text have a backslash
+            text = text.replace(f'"{name}": null', f'"{name}": {part}', 1)
+        if digest_of(text) == key:
+            return True
+    return False
+
+
+@lru_cache(maxsize=512)
+def encode_identities(content: bytes) -> str:
+    """The identities of stored specs as JSON; a store has few different ones, and `status` reads them for each run."""
+    return ENCODER.encode(stored_identities(marshal.loads(content)))
 
 
 def stored_identities(value: Any) -> Any:
@@ -236,7 +251,12 @@ def stored_identities(value: Any) -> Any:
 
 def hashed_key(fields: dict[str, Any], number: int) -> str:
     """The key of a recipe with these fields, under a format."""
-    return hashlib.sha256(ENCODER.encode({"format": number, **fields}).encode()).hexdigest()[:12]
+    return digest_of(ENCODER.encode({"format": number, **fields}))
+
+
+def digest_of(text: str) -> str:
+    """The key of a recipe that is written so."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def has_dropout(part: Spec) -> bool:
