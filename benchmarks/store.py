@@ -3,23 +3,35 @@
 One short run is trained, and its files are copied to the keys of other seeds. Cold is without the cache of the store,
 with the files of the runs in the page cache; warm is with the cache that the cold question left.
 
-python benchmarks/store.py [RUNS]
+Digests: the same runs lie in two stores, with their digests and without, as version 0.1 left them; both are asked in
+turns in one process. Given a folder with the source of version 0.1 or any commit of its time (`git archive`), its
+`status` and data of a report are also timed against those of now, on the store without digests for it and with them
+for now, in processes that take turns.
+
+python benchmarks/store.py [RUNS [FOLDER]]
 """
 
 import json
+import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from _bench import machine
+from _bench import interleaved, machine, ratio, told
 
+from bestiary.report.runs import gather_runs
 from bestiary.runs.digests import digest
 from bestiary.runs.index import NAME
 from bestiary.runs.store import Store
+from bestiary.runs.table import run_states
 from bestiary.training.recipe import Recipe, clean
 from bestiary.training.train import train
 
@@ -33,7 +45,11 @@ REPORT = (
     "from bestiary.runs.store import Store; from bestiary.report.runs import gather_runs; "
     "s = Store({!r}); gather_runs(s, s.run_keys())"
 )
+OLD_REPORT = (
+    "from bestiary.store import Store; from bestiary.report.runs import gather; s = Store({!r}); gather(s, s.begun())"
+)
 ROUNDS = 3
+TURNS = 7  # rounds of what is compared
 CLAIMS = 200
 
 
@@ -62,11 +78,78 @@ def copy_run(store: Store, recipe: Recipe, runs: int) -> None:
         (place / "done").write_text(json.dumps(ended._asdict(), indent=1) + "\n")
 
 
+def link_without_digests(store: Store, folder: Path) -> Store:
+    """A store of the same runs, as links to the same files, but without digests."""
+    for key in store.run_keys():
+        (folder / key).mkdir(parents=True)
+        for name in ("recipe.json", "origin.json", "log.jsonl"):
+            (folder / key / name).hardlink_to(store.folder / key / name)
+        done = json.loads((store.folder / key / "done").read_text())
+        done.pop("digests")
+        (folder / key / "done").write_text(json.dumps(done, indent=1) + "\n")
+    return Store(folder)
+
+
 def seconds(program: str) -> float:
     """How long a program takes in its own process."""
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     return time.perf_counter() - start
+
+
+def cpu_seconds(program: str, source: Path) -> float:
+    """How long the processor works on a program that uses the package in a folder."""
+    start = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, cwd=source, env=environment)
+    end = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime
+
+
+def compare(ways: dict[str, Callable[[], Any]], *, clock: Callable[[], float] = time.process_time) -> None:
+    """Print how much longer the second of two ways takes than the first, the median over rounds in turns."""
+    taken = interleaved(ways, rounds=TURNS, clock=clock)
+    first, second = ways
+    print(told(taken))
+    print(f"    {second} / {first}: {ratio(taken, second, first):.2f}")
+
+
+def compare_digests(store: Store, plain: Store) -> None:
+    """What checking digests costs `status` and a report, cold and warm."""
+
+    def ask(question: Callable[[Store], Any], asked: Store, *, cold: bool) -> None:
+        if cold:
+            (asked.folder / NAME).unlink(missing_ok=True)
+        question(asked)
+
+    questions: dict[str, Callable[[Store], Any]] = {
+        "states": run_states,
+        "report": lambda asked: gather_runs(asked, asked.run_keys()),
+    }
+    for name, question in questions.items():
+        for cold in (True, False) if name == "states" else (True,):  # a report does not use the cache
+            print("  data of a report" if name == "report" else f"  status, {'cold' if cold else 'warm'}")
+            compare({
+                "without digests": partial(ask, question, plain, cold=cold),
+                "with digests": partial(ask, question, store, cold=cold),
+            })  # fmt: skip
+
+
+def compare_versions(store: Store, plain: Store, before: Path) -> None:
+    """What `status` and the data of a report take now and before, each in processes of their own."""
+    now = Path(__file__).parents[1]
+    for name, old, new in (("status", STATUS, STATUS), ("data of a report", OLD_REPORT, REPORT)):
+        for cold in (True, False) if name == "status" else (True,):
+            print(f"  {name}, {'cold' if cold else 'warm'}, as a process, seconds of work")
+            taken: dict[str, list[float]] = {"before": [], "now": []}
+            for _ in range(TURNS + 1):
+                for way, program, asked, source in (("before", old, plain, before), ("now", new, store, now)):
+                    for index in asked.folder.glob(".index*") if cold else ():
+                        index.unlink()
+                    taken[way].append(cpu_seconds(program.format(str(asked.folder)), source))
+            taken = {way: times[1:] for way, times in taken.items()}
+            print(told(taken))
+            print(f"    now / before: {ratio(taken, 'now', 'before'):.2f}")
 
 
 def time_claim(store: Store, recipe: Recipe) -> float:
@@ -85,7 +168,7 @@ def print_times(name: str, times: list[float], *, scale: float = 1.0, unit: str 
     print(f"  {name:24} {middle:7.2f} {unit:2}  ({low:.2f} to {high:.2f}, {len(times)} rounds)")
 
 
-def main(runs: int) -> None:
+def main(runs: int, before: Path | None = None) -> None:
     recipe = clean("attention", train=TASKS, dim=8, steps=60, batch=64, every=10, selection_rows=64, test_rows=64)
     with TemporaryDirectory() as folder:
         store = Store(Path(folder) / "runs")
@@ -101,10 +184,15 @@ def main(runs: int) -> None:
                 warm.append(seconds(program.format(str(store.folder))))
             print_times(f"{name}, cold", cold)
             print_times(f"{name}, warm", warm)
-        print(f"  the cache has {(store.folder / NAME).stat().st_size / 2**20:.0f} MiB")
+        plain = link_without_digests(store, Path(folder) / "plain")
+        compare_digests(store, plain)
+        if before is not None:
+            compare_versions(store, plain, before)
+        run_states(store)  # which writes the cache
+        print(f"  the cache has {(store.folder / NAME).stat().st_size / 2**20:.1f} MiB")
         others = [recipe.model_copy(update={"seed": runs + n}) for n in range(CLAIMS)]
         print_times("a claim and its end", [time_claim(store, other) for other in others], scale=1e3, unit="ms")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if sys.argv[1:] else 10_000)
+    main(int(sys.argv[1]) if sys.argv[1:] else 10_000, Path(sys.argv[2]).absolute() if sys.argv[2:] else None)

@@ -14,6 +14,14 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What the large suites counted, also where they ran in other processes."""
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if getattr(report, "when", "") == "call":
+            for text in (value for name, value in report.user_properties if name == "counts"):
+                terminalreporter.write_line(text)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -8,7 +8,14 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
+SHARE = float(os.environ.get("HOSTILE", "1"))  # of the counts: CI takes a quarter, `./lab test -m hostile` all
+Recorder = Callable[[str, object], None]  # the fixture `record_property`
 DEEP = b"[" * 100_000 + b"]" * 100_000
+
+
+def share_of(count: int) -> int:
+    """How many of so many are carried out."""
+    return max(1, round(SHARE * count))
 
 
 class Damage(NamedTuple):

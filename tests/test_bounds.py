@@ -103,3 +103,11 @@ def test_the_table_says_more_about_a_state_and_how_sure_it_is() -> None:
 def test_sizes_that_mean_nothing_are_refused(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # pyright: ignore[reportCallIssue]
+
+
+def test_what_is_too_large_to_simulate_is_not_and_says_so() -> None:
+    found = bounds.table(2**40, 2**48, 2**48)
+    assert list(found["sure"])[-3:] == ["too large to simulate"] * 3
+    assert found["number"][:-3].notna().all()
+    assert found["number"][-3:].isna().all()
+    assert bounds.table(64, 8192, 4096)["number"].notna().all()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from in_process import command
 
 from bestiary.corpus import corpus as opening
 from bestiary.corpus.corpus import SPLITS, Corpus, open_corpus
@@ -284,6 +285,15 @@ def test_too_little_text_for_the_shares_is_refused_and_enough_without_them(token
 
 
 # bytes
+
+
+def test_a_refusal_stands_on_a_line_of_its_own_after_progress(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": "Ada has 3. " * 9}) + "\n" for _ in range(9)))
+    done = command("corpus", "text.jsonl", "--out", "corpus", "--tokenizer", "bytes", "--limit", "100", folder=tmp_path)
+    assert done.status == 2
+    assert any(line.startswith("bestiary: text.jsonl has too little") for line in done.err.splitlines()), done.err
+    assert "piece)" in done.err
+    assert "\r" not in done.err
 
 
 def word_level() -> Tokenizer:

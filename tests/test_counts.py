@@ -260,8 +260,14 @@ def test_another_tokenizer_is_refused_by_both_hashes(tmp_path: Path) -> None:
         lambda place: (place / "counts.json").write_text("{}"),
         lambda place: (place / "counts.json").write_text('{"format": 1'),
         lambda place: (place / "counts.json").write_text('"counts"'),
-        lambda place: (place / "counts.json").write_text(
-            json.dumps(json.loads((place / "counts.json").read_text()) | {"format": 99})
+        lambda place: (place / "counts.json").write_text("[" * 100_000 + "]" * 100_000),
+        *(
+            lambda place, field=field: change_header(place, **field)
+            for field in ({"format": 99}, {"vocab": True}, {"vocab": 10**30}, {"total": 898}, {"digest": "0"})
+        ),
+        *(
+            lambda place, field=field: change_header(place, **field, digest=None)  # as before there were digests
+            for field in ({"vocab": True}, {"vocab": 10**30}, {"vocab": "300"}, {"tokenizer": 3}, {"checksums": 1})
         ),
     ],
 )
@@ -270,6 +276,27 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path, harm: Any) -> N
     harm(tmp_path)
     with pytest.raises(ValueError, match=r"is damaged \(.+\): remove it, count again$"):
         open_counts(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["null", "3", '"x"', "[]", "{}", "NaN", "[" * 100_000 + "]" * 100_000])
+def test_counts_that_do_not_say_of_what_they_are_are_refused_by_name(tmp_path: Path, content: str) -> None:
+    tokens = draw_tokens(900, 300)
+    count(tokens, 300, folder=tmp_path / "counts")
+    (tmp_path / "counts" / "source.json").write_text(content)
+    with pytest.raises(ValueError, match=f"{tmp_path / 'counts'} has a count of other tokens"):
+        count(tokens, 300, folder=tmp_path / "counts")
+
+
+def test_counts_before_there_were_digests_are_read(tmp_path: Path) -> None:
+    found = count(draw_tokens(900, 300), 300, folder=tmp_path)
+    change_header(tmp_path, digest=None)
+    assert as_dictionary(open_counts(tmp_path)) == as_dictionary(found)
+
+
+def change_header(place: Path, **fields: Any) -> None:
+    """Change fields of counts.json, and take out those that are None."""
+    header = json.loads((place / "counts.json").read_text()) | fields
+    (place / "counts.json").write_text(json.dumps({n: value for n, value in header.items() if value is not None}))
 
 
 def test_folders_without_finished_counts_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ damaged is shown as before; and what is damaged is shown as before too, or is re
 
 import csv
 import json
-import sys
+import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from pathlib import Path
@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from damaging import Damage, Findings, Folder, damages
-from in_process import alarm, command
+from damaging import Damage, Findings, Folder, Recorder, damages, share_of
+from in_process import LONGEST, SLOWEST, alarm, command
 from stores import line
 
 from bestiary.runs.store import Store
@@ -25,7 +25,7 @@ from bestiary.training.recipe import Recipe, clean
 
 pytestmark = [pytest.mark.slow, pytest.mark.hostile, pytest.mark.timeout(1800)]
 
-STORE, MODEL, CONVERTED, CORPUS, CHECKPOINT = 1000, 420, 120, 420, 60
+STORE, MODEL, CONVERTED, CORPUS, CHECKPOINT = map(share_of, (1000, 420, 120, 420, 60))
 TASK = "mqar(vocab=20, length=12, pairs=2)"
 SIZES: dict[str, Any] = {"dim": 8, "depth": 1, "steps": 20, "every": 10, "selection_rows": 40, "test_rows": 50}
 EXPERIMENT = f'''"""Does a small model remember two pairs?"""
@@ -42,11 +42,10 @@ SMALL = ("context=8", "batch=2", "steps=4", "every=1", "dim=8", "depth=1", "sele
 READ = (ValueError, LookupError, OSError, TypeError)
 
 
-def tell(capsys: pytest.CaptureFixture[str], what: str, findings: Findings) -> None:
+def tell(record_property: Recorder, what: str, findings: Findings) -> None:
     """Print the counts, and fail with the list of what went wrong."""
     told = f"{findings.tried} damages to {what}: {findings.refused} refused, {len(findings.found)} kinds of faults"
-    with capsys.disabled():
-        sys.stdout.write(f"\n{told}\n")
+    record_property("counts", told)
     assert not findings.found, f"{told}\n{findings}"
 
 
@@ -121,7 +120,7 @@ def exported(folder: Path) -> tuple[Any, dict[str, list[dict[str, Any]]]]:
     return done, rows_of(folder / "out.csv")
 
 
-def test_damage_to_a_store(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_to_a_store(store: Path, record_property: Recorder) -> None:
     _, before = exported(store)
     whole, findings, others = Folder(store / "runs"), Findings(), cycle(OTHERS)
     assert len(before) == 4
@@ -149,7 +148,7 @@ def test_damage_to_a_store(store: Path, capsys: pytest.CaptureFixture[str]) -> N
         elif done.status and not any(key in done.err + done.out for key in keys):
             findings.note(f"{verb[0]} names no run: {done.err.strip()[:100]!r}", f"runs/{damage}")
     whole.restore()
-    tell(capsys, "a store", findings)
+    tell(record_property, "a store", findings)
 
 
 def judge(
@@ -197,9 +196,9 @@ def read_all(
         whole.restore()
         damage.apply(folder / damage.file)
         findings.tried += 1
-        shown = f"{folder.name}/{damage}"
+        shown, begun = f"{folder.name}/{damage}", time.process_time()
         try:
-            with alarm(60):
+            with alarm(LONGEST):
                 after = read()
         except READ as error:
             findings.refused += 1
@@ -213,6 +212,8 @@ def read_all(
         else:
             if not same(before, after):
                 findings.note("a number has changed without a word", shown)
+        if time.process_time() - begun > SLOWEST:
+            findings.note(f"it takes more than {SLOWEST} s", shown)
         if number % every == 0:
             verb = next(verbs)
             done = command(*verb, folder=folder.parent)
@@ -235,7 +236,7 @@ def same(one: Any, other: Any) -> bool:
 GENERATE = ("generate", "model", "Ada has", "--count", "3", "--temperature", "0")
 
 
-def test_damage_to_a_model(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_to_a_model(models: Path, record_property: Recorder) -> None:
     from bestiary.corpus.tokenizers import open_tokenizer
     from bestiary.lm.pretraining import open_run
 
@@ -245,11 +246,11 @@ def test_damage_to_a_model(models: Path, capsys: pytest.CaptureFixture[str]) -> 
         return {"recipe": recipe.json(), "tokens": tokens.tolist()} | {n: w for n, w in model.state_dict().items()}
 
     verbs = cycle([GENERATE, GENERATE, GENERATE, GENERATE, ("convert", "model", "out")])
-    tell(capsys, "a model", read_all(models / "model", MODEL, 2, read, verbs, every=4))
+    tell(record_property, "a model", read_all(models / "model", MODEL, 2, read, verbs, every=4))
 
 
 @pytest.mark.hf
-def test_damage_to_a_converted_model(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_to_a_converted_model(models: Path, record_property: Recorder) -> None:
     pytest.importorskip("transformers")
     from bestiary.lm.huggingface import open_causal
 
@@ -260,10 +261,14 @@ def test_damage_to_a_converted_model(models: Path, capsys: pytest.CaptureFixture
             return {"tokens": tokens, "logits": model(tokens).logits}
 
     probe = ("probe", "converted", "--rows", "4", "--shots", "0", "--entries", "2", "--words", "0")
-    tell(capsys, "a converted model", read_all(models / "converted", CONVERTED, 3, read, cycle([probe]), every=20))
+    tell(
+        record_property,
+        "a converted model",
+        read_all(models / "converted", CONVERTED, 3, read, cycle([probe]), every=20),
+    )
 
 
-def test_damage_to_a_corpus(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_to_a_corpus(models: Path, record_property: Recorder) -> None:
     from bestiary.corpus.corpus import open_corpus
 
     folder = models / "corpus"
@@ -286,10 +291,10 @@ def test_damage_to_a_corpus(models: Path, capsys: pytest.CaptureFixture[str]) ->
             ("slice", "model", "corpus", "--length", "60", "--limit", "2", "--threshold", "9999", "--out", "sliced"),
         ]
     )
-    tell(capsys, "a corpus", read_all(folder, CORPUS, 4, read, verbs, every=15))
+    tell(record_property, "a corpus", read_all(folder, CORPUS, 4, read, verbs, every=15))
 
 
-def test_damage_to_a_checkpoint(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damage_to_a_checkpoint(models: Path, record_property: Recorder) -> None:
     """A run goes on to the weights that it would have had, or is refused."""
     from bestiary.corpus.corpus import open_corpus
     from bestiary.lm.loop import pretrain
@@ -318,4 +323,4 @@ def test_damage_to_a_checkpoint(models: Path, capsys: pytest.CaptureFixture[str]
             findings.note("a number has changed without a word", shown)
         elif done.status and recipe.key not in done.err:
             findings.note(f"the file is not named: {done.err.strip()[:120]!r}", shown)
-    tell(capsys, "a checkpoint", findings)
+    tell(record_property, "a checkpoint", findings)

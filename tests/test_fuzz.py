@@ -6,13 +6,13 @@ The failures of a suite are listed together, each with the shortest thing that s
 import json
 import shlex
 import string
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
+from damaging import Recorder, share_of
 from in_process import command
 from stores import finished, recipe
 
@@ -28,10 +28,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.hostile]
 
 REFUSED = (ValueError, TypeError, LookupError)
 KINDS = ("mixers", "tasks")
-COMMANDS = 2000
+COMMANDS = share_of(2000)
 NONSENSE = ("list index out of range", "has no attribute", "NoneType", "unexpected keyword", "not subscriptable")
 quickly = settings(
-    max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=share_of(400), deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -274,20 +274,19 @@ def _nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     from bestiary import laws, sweep
     from bestiary.lm import loop
     from bestiary.sweep import slurm
-    from bestiary.training import size, train
+    from bestiary.training import train
 
     monkeypatch.setattr(sweep, "sweep", lambda *_, **__: (event for event in ()))
     monkeypatch.setattr(slurm, "slurm_sweep", lambda *_, **__: (event for event in ()))
     monkeypatch.setattr(loop, "pretrain", lambda *_, **__: iter(()))
     monkeypatch.setattr(laws, "check", lambda *_: iter(()))
-    monkeypatch.setattr(size, "matched", lambda *_, **__: {})
     monkeypatch.setattr(train, "step_seconds", lambda _, device: 0.01 * len(str(train.find_device(device))))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_nothing_is_trained")
-def test_command_lines_are_carried_out_or_refused_in_a_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_lines_are_carried_out_or_refused_in_a_line(place: Path, record_property: Recorder) -> None:
     faults: dict[str, list[str]] = {}
     counts = {0: 0, 1: 0, 2: 0}
     drawn = lines(Random(14), recipe("attention", seed=0).key)
@@ -298,9 +297,8 @@ def test_command_lines_are_carried_out_or_refused_in_a_line(place: Path, capsys:
         fault = done.fault or (is_told_badly(done.err) if done.status == 2 else "")
         if fault:
             faults.setdefault(fault, []).append(shlex.join(["bestiary", *line]))
-    with capsys.disabled():
-        told = f"{counts[0]} carried out, {counts[1] + counts[2]} refused, {len(faults)} faults"
-        sys.stdout.write(f"\n{COMMANDS} command lines: {told}\n")
+    told = f"{counts[0]} carried out, {counts[1] + counts[2]} refused, {len(faults)} kinds of faults"
+    record_property("counts", f"{COMMANDS} command lines: {told}")
     assert not faults, listed(faults)
 
 

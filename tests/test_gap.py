@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from bestiary.corpus.corpus import open_corpus
 from bestiary.experiments import _pretrained as pretrained
 from bestiary.experiments import gap, hybrids
+from bestiary.runs.store import Store
 
 
 def test_models_of_gap_and_hybrids_can_be_built_and_differ() -> None:
@@ -67,7 +69,7 @@ def test_the_gap_is_trained_sliced_and_shown_and_done_once(small: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_model_that_fails_is_named_and_the_others_are_trained(small: Path) -> None:
+def test_a_model_that_fails_is_named_and_the_others_are_trained(small: Path, capfd: pytest.CaptureFixture[str]) -> None:
     corpus = pretrained.open_or_prepare(gap.SETTINGS["smoke"].source, Path("corpora/small"))
     recipes = gap.models("smoke", corpus)
     broken = recipes["attention"].model_copy(update={"corpus": "another"})
@@ -75,3 +77,35 @@ def test_a_model_that_fails_is_named_and_the_others_are_trained(small: Path) -> 
         list(pretrained.train_models({"attention": broken, "base_conv": recipes["base_conv"]}, corpus))
     assert json.loads((small / "models" / recipes["base_conv"].key / "done").read_text())["outcome"] == "finished"
     assert open_corpus("corpora/small").hash == corpus.hash
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (ZeroDivisionError("nothing\nto divide"), "ZeroDivisionError: nothing (the traceback is in {file})"),
+        (ValueError("the recipe is for corpus another"), "ValueError: the recipe is for corpus another"),
+    ],
+)
+def test_a_worker_that_fails_says_so_in_one_line_with_the_place_of_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], fault: Exception, line: str
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise fault
+
+    from bestiary.corpus import corpus
+    from bestiary.lm import loop
+
+    monkeypatch.setattr(loop, "pretrain", fail)
+    monkeypatch.setattr(corpus, "open_corpus", lambda _: None)
+    recipe = gap.models("smoke", SimpleNamespace(hash="0" * 12, vocab=4096))["attention"]  # pyright: ignore
+    said: Queue[Any] = Queue()
+    with pytest.raises(SystemExit, match="1"):
+        pretrained.train_in_process("attention", recipe, tmp_path, tmp_path / "models", said)
+    file = tmp_path / "models" / recipe.key / "failure.txt"
+    assert said.get_nowait() == ("attention", line.format(file=file))
+    assert capfd.readouterr().err == ""
+    assert file.exists() == ("traceback" in line)
+    if file.exists():
+        assert "Traceback" in file.read_text()
+        assert Store(tmp_path / "models").run_keys() == [recipe.key]

@@ -12,15 +12,15 @@ from random import Random
 from typing import Any
 
 import pytest
-from damaging import Findings
-from in_process import command
+from damaging import Findings, Recorder, share_of
+from in_process import LONGEST, command
 
 from bestiary.runs.store import Store
 from bestiary.training.recipe import Recipe, clean
 
 pytestmark = [pytest.mark.slow, pytest.mark.hostile, pytest.mark.timeout(1800)]
 
-RUNS, MODELS, CORPORA, FILES = 26, 14, 10, 10
+RUNS, MODELS, CORPORA, FILES = map(share_of, (26, 14, 10, 10))
 SIZES: dict[str, Any] = {"dim": 16, "steps": 40, "every": 4, "batch": 16, "selection_rows": 40, "test_rows": 50}
 SMALL = ("context=8", "batch=2", "steps=30", "every=3", "dim=8", "depth=1", "selection_rows=2", "test_rows=2")
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -55,6 +55,8 @@ def carried_out(target: Callable[..., None], *arguments: Any) -> float:
     process = CONTEXT.Process(target=target, args=arguments)
     begun = time.monotonic()
     process.start()
+    process.join(LONGEST)
+    process.kill()  # if it hangs; what is killed here takes a second or two
     process.join()
     assert process.exitcode == 0, f"{target.__name__}{arguments} ended with {process.exitcode}"
     return time.monotonic() - begun
@@ -108,13 +110,12 @@ def kill_often(
     return done, findings
 
 
-def tell(capsys: pytest.CaptureFixture[str], what: str, done: int, findings: Findings) -> None:
-    with capsys.disabled():
-        sys.stdout.write(f"\n{done} kills of {what}: {len(findings.found)} kinds of faults\n")
+def tell(record_property: Recorder, what: str, done: int, findings: Findings) -> None:
+    record_property("counts", f"{done} kills of {what}: {len(findings.found)} kinds of faults")
     assert not findings.found, str(findings)
 
 
-def test_runs_that_are_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_are_killed(tmp_path: Path, record_property: Recorder) -> None:
     recipe = clean("base_conv, attention", train="mqar(vocab=20, length=12, pairs=2)", **SIZES)
     folder = tmp_path / "runs"
     carried_out(train, str(tmp_path / "whole"), recipe)
@@ -134,7 +135,11 @@ def test_runs_that_are_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     def again() -> dict[str, bytes]:
         return contents(folder, *names)
 
-    tell(capsys, "runs", *kill_often(RUNS, 1, train_unless_done, (str(folder), recipe), whole, again, between, start))
+    tell(
+        record_property,
+        "runs",
+        *kill_often(RUNS, 1, train_unless_done, (str(folder), recipe), whole, again, between, start),
+    )
 
 
 def train_unless_done(folder: str, recipe: Recipe) -> None:
@@ -152,7 +157,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def test_models_that_are_killed(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_that_are_killed(corpus: Path, record_property: Recorder) -> None:
     def given(store: str) -> tuple[str, ...]:
         rest = ("--corpus", "corpus", "--store", store, "--save-every", "3")
         return (str(corpus), "pretrain", "attention", *SMALL, *rest)
@@ -174,10 +179,10 @@ def test_models_that_are_killed(corpus: Path, capsys: pytest.CaptureFixture[str]
     done = kill_often(
         MODELS, 2, verb, given("models"), seen("whole"), lambda: seen("models"), between, start
     )  # fmt: skip
-    tell(capsys, "pretraining", *done)
+    tell(record_property, "pretraining", *done)
 
 
-def test_corpora_that_are_killed(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_corpora_that_are_killed(corpus: Path, record_property: Recorder) -> None:
     given = (str(corpus), "corpus", "text.jsonl", "--out", "again", "--vocab", "260")
     names = ("*.bin", "*.npy", "manifest.json", "tokenizer.json")
 
@@ -186,10 +191,10 @@ def test_corpora_that_are_killed(corpus: Path, capsys: pytest.CaptureFixture[str
 
     whole = contents(corpus / "corpus", *names)
     found = kill_often(CORPORA, 3, verb, given, whole, lambda: contents(corpus / "again", *names), lambda: "", start)
-    tell(capsys, "corpora", *found)
+    tell(record_property, "corpora", *found)
 
 
-def test_files_are_there_whole_or_not_at_all(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_are_there_whole_or_not_at_all(corpus: Path, record_property: Recorder) -> None:
     carried_out(verb, str(corpus), "pretrain", "attention", *SMALL, "--corpus", "corpus", "--store", "files")
     recipe = clean("attention", train="mqar(vocab=20, length=12, pairs=2)", **SIZES)
     carried_out(train, str(corpus / "runs"), recipe)
@@ -214,8 +219,8 @@ def test_files_are_there_whole_or_not_at_all(corpus: Path, capsys: pytest.Captur
         def seen(place: str = place, names: tuple[str, ...] = names) -> Any:
             return contents(corpus / place, *names)
 
-        done, found = kill_often(FILES // 2, 4, verb, (str(corpus), *given), whole, seen, between, start)
+        done, found = kill_often(max(1, FILES // 2), 4, verb, (str(corpus), *given), whole, seen, between, start)
         total += done
         for fault, shown in found.found.items():
             findings.note(f"{given[0]}: {fault}", shown[0])
-    tell(capsys, "files", total, findings)
+    tell(record_property, "files", total, findings)

@@ -35,6 +35,9 @@ def test_a_recipe_of_a_pretraining_survives_its_file_and_is_named_by_what_it_say
     assert len({given.key, small_recipe().key, small_recipe(floor=0.2).key, small_recipe(corpus="x").key}) == 4
     with pytest.raises(ValueError, match="did you mean 'steps'"):
         small_recipe(step=3)
+    for betas in (0.9, None, "89"):
+        with pytest.raises(ValueError, match=r"give a list, as in betas=\[0.9, 0.95\]"):
+            small_recipe(betas=betas)
 
 
 def test_an_epoch_reads_every_context_once_from_an_offset_and_in_an_order_of_its_own() -> None:
@@ -132,6 +135,19 @@ def test_a_killed_run_goes_on_to_the_bit(text: Corpus, tmp_path: Path) -> None:
     assert max(row["step"] for row in read_log(place)) == 15
     list(pretrain(small_recipe(), text, tmp_path / "cut"))
     assert loss_rows(read_log(place)) == whole
+
+
+def test_a_run_that_goes_on_has_no_weights_of_the_attempt_before(text: Corpus, tmp_path: Path) -> None:
+    place = tmp_path / small_recipe().key
+    for attempt in range(2):
+        rows = pretrain(small_recipe(), text, tmp_path)
+        next(rows)
+        assert not (place / "weights.safetensors").exists()
+        if attempt == 0:
+            (place / "weights.safetensors").write_bytes(b"as if it had been killed before it was done")
+        rows.close()
+    with pytest.raises(LookupError, match="holds no weights: the run is not done"):
+        open_run(place)
 
 
 def test_a_diverged_run_ends_as_such_and_does_not_open(text: Corpus, tmp_path: Path) -> None:

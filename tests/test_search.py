@@ -193,6 +193,15 @@ def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
     assert done.output.count("\n") == 1
 
 
+@pytest.mark.parametrize("option", ["--seeds", "--coarse", "--refine", "--trials"])
+def test_a_search_without_end_is_refused_before_it_is_laid_out(option: str) -> None:
+    from bestiary.cli import app
+
+    done = CliRunner().invoke(app, ["search", option, "99999999999999999999"])
+    assert done.exit_code == 2
+    assert option in done.output
+
+
 def test_match_prints_the_widths_and_the_ratio_reached() -> None:
     from bestiary.cli import app
 

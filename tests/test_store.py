@@ -14,7 +14,7 @@ import pytest
 
 from bestiary.cli import _app
 from bestiary.runs.claims import STALE_AFTER
-from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store, machine, process_start, write_file
+from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store, machine, process_start, verified, write_file
 from bestiary.training.recipe import Recipe, clean
 from tests.fake_runs import run_on_other_disk
 
@@ -130,6 +130,37 @@ def test_a_failure_keeps_its_traceback_and_may_be_tried_again(store: Store, reci
     with claimed(store, recipe) as run:
         run.end("finished")
     assert store.failure(recipe.key) is None
+
+
+def test_an_attempt_keeps_nothing_of_the_one_before(store: Store) -> None:
+    mine = clean("examples/my_mixer.py", dim=8)
+    place = store.folder / mine.key
+    with pytest.raises(ZeroDivisionError), claimed(store, mine) as run:
+        run.append(LINE)
+        run.save_weights(mine.build())
+        (place / "source" / "other.py").touch()
+        1 / 0  # noqa: B018
+    assert (place / "weights.safetensors").exists()
+    with claimed(store, mine) as run:
+        run.end("diverged")
+    assert sorted(path.name for path in place.iterdir() if path.is_file()) == [
+        "done",
+        "log.jsonl",
+        "origin.json",
+        "recipe.json",
+    ]
+    assert [path.name for path in (place / "source").iterdir()] == ["my_mixer.py"]
+
+
+def test_an_owner_that_was_overtaken_leaves_the_weights_of_the_other(store: Store, recipe: Recipe) -> None:
+    other = recipe.model_copy(update={"seed": 1})
+    with pytest.raises(ClaimLost), claimed(store, recipe) as slow:
+        (store.folder / recipe.key / "claim-0" / "released").touch()  # as if its machine had gone silent
+        with claimed(store, recipe) as quick:
+            quick.finish(recipe.build())
+        slow.save_weights(other.build())
+    assert verified(store.folder / recipe.key, "weights.safetensors")
+    assert not list((store.folder / recipe.key).glob(".weights*"))
 
 
 def test_an_interrupted_run_is_released_and_is_no_failure(store: Store, recipe: Recipe) -> None:

@@ -13,6 +13,8 @@ from bestiary.cli._trust import TrustFiles
 if TYPE_CHECKING:
     from bestiary.runs.store import Store
 
+LARGEST = 2**48  # pairs, tokens and numbers in a state that `bound` is asked about
+
 
 @app.command("list")
 def list_names(
@@ -120,9 +122,11 @@ def check(
 
 @app.command()
 def bound(
-    pairs: Annotated[int, typer.Option(min=1, help="Pairs to recall.")],
-    vocab: Annotated[int, typer.Option(min=4, help="Tokens, half of which are values.")],
-    state: Annotated[int | None, typer.Option(min=1, help="Numbers in a state, to see what they can hold.")] = None,
+    pairs: Annotated[int, typer.Option(min=1, max=LARGEST, help="Pairs to recall.")],
+    vocab: Annotated[int, typer.Option(min=4, max=LARGEST, help="Tokens, half of which are values.")],
+    state: Annotated[
+        int | None, typer.Option(min=1, max=LARGEST, help="Numbers in a state, to see what they can hold.")
+    ] = None,
 ) -> None:
     """Say what recall of so many pairs needs at least, and what a state can hold."""
     from bestiary.cli.console import print_table

@@ -45,10 +45,10 @@ def search(
     recipe: RecipeName = "clean",
     low: Annotated[float, typer.Option(help="The lowest learning rate.")] = 1e-4,
     high: Annotated[float, typer.Option(help="The highest learning rate.")] = 1e-1,
-    coarse: Annotated[int, typer.Option(min=2, help="Rates of the first grid (grid and halving).")] = 7,
-    refine: Annotated[int, typer.Option(min=0, help="How often the window's edges are halved (grid).")] = 2,
-    trials: Annotated[int, typer.Option(min=1, help="Rates that Optuna asks for.")] = 20,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds of each rate.")] = 3,
+    coarse: Annotated[int, typer.Option(min=2, max=1000, help="Rates of the first grid (grid and halving).")] = 7,
+    refine: Annotated[int, typer.Option(min=0, max=16, help="How often the window's edges are halved (grid).")] = 2,
+    trials: Annotated[int, typer.Option(min=1, max=10_000, help="Rates that Optuna asks for.")] = 20,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Seeds of each rate.")] = 3,
     by: Annotated[
         SearchMethod, typer.Option(help="A grid refined at its edges, successive halving, or Optuna.")
     ] = SearchMethod.grid,

@@ -1,13 +1,13 @@
 """Verbs on real text: corpus, pretrain, slice, generate, probe, convert and evaluate."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bestiary.cli._app import Device, app, refuse, user_input
+from bestiary.cli._progress import StatusLine
 from bestiary.cli._trust import TrustFiles
 from bestiary.cli.runs import parse_settings
 
@@ -58,20 +58,16 @@ def corpus(
 
 
 def prepared(source: str, out: Path, **how: Any) -> "Corpus":
-    """A corpus, written if it is not there, with news on the way."""
+    """A corpus, written if it is not there, with progress on the way."""
     from bestiary.corpus.prepare import prepare
+    from bestiary.slices.tables import plural
 
-    return prepare(source, out, **how, progress=news("documents", "tokens"))
+    with StatusLine() as line:
 
+        def progress(documents: int, tokens: int) -> None:
+            line.show(f"{plural(documents, 'document')}, {plural(tokens, 'token')}")
 
-def news(*names: str) -> Callable[..., None]:
-    """Tells of progress on one line of the terminal."""
-
-    def tell(*counts: Any) -> None:
-        typer.echo("\r" + ", ".join(f"{count:,} {name}" for name, count in zip(names, counts, strict=False)), nl=False,
-                   err=True)  # fmt: skip
-
-    return tell
+        return prepare(source, out, **how, progress=progress)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """How often each bigram of a corpus occurs: exact, by sorting, in bounded memory, also for corpora larger than that.
 
-    <folder>/counts.json    written last: vocabulary, tokenizer, bigrams counted, and checksums of the other two
+    <folder>/counts.json    written last: vocabulary, tokenizer, bigrams counted, checksums of the other two, a digest
              keys.npy       each bigram seen, as first * vocab + second, ascending
              counts.npy     how often it was seen
              source.json    which tokens are counted here, written first
@@ -12,6 +12,7 @@ interrupted resumes after its last complete part. Where numpy sorts with vector 
 a table of vocab * vocab counters (benchmarks/text.py), which would not fit in memory for a large vocabulary.
 """
 
+import json
 import shutil
 import uuid
 import zlib
@@ -26,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from bestiary.runs.store import read_json, write_file
+from bestiary.runs.digests import digest_bytes
+from bestiary.runs.files import FAULTS, read_fields, write_file
 
 FORMAT = 1  # incremented when the files change their meaning
 MEMORY = 2**30  # bytes, the default for counting
@@ -200,7 +202,7 @@ def open_counts(folder: Path | str, tokenizer: str | None = None, *, vocab: int 
     try:
         counts, checksums = read_counts(folder)
         intact = [zlib.crc32(values.data) for values in (counts.keys, counts.counts)] == checksums
-    except (OSError, ValueError, TypeError, LookupError, RecursionError) as fault:
+    except FAULTS as fault:
         raise ValueError(f"{folder} is damaged ({str(fault).splitlines()[0]}): remove it, count again") from None
     if not intact:
         raise ValueError(f"{folder} is damaged (its checksums do not hold): remove it, count again")
@@ -212,11 +214,21 @@ def open_counts(folder: Path | str, tokenizer: str | None = None, *, vocab: int 
 
 def read_counts(folder: Path) -> tuple[Counts, list[int]]:
     """The counts in a folder, and the checksums that were stored with them."""
-    header = read_json(folder / "counts.json")
+    header = read_fields(folder / "counts.json", format=int, vocab=int, tokenizer=str, total=int, checksums=list)
     if header["format"] != FORMAT:
         raise ValueError(f"its format is {header['format']}, not {FORMAT}")
+    if header.get("digest") not in (None, header_digest(header)):  # None in counts before 0.2
+        raise ValueError("counts.json: its digest is not that of its content")
+    if isinstance(header["vocab"], bool) or not 1 <= header["vocab"] <= MAX_VOCAB:
+        raise ValueError(f"counts.json: a vocabulary of {header['vocab']}")
     keys, counts = (np.asarray(open_array(folder / name)) for name in ("keys.npy", "counts.npy"))
     return Counts(header["vocab"], header["tokenizer"], header["total"], keys, counts), header["checksums"]
+
+
+def header_digest(header: dict[str, Any]) -> str:
+    """The digest of everything else in counts.json, which it holds as "digest"."""
+    content = {name: value for name, value in header.items() if name != "digest"}
+    return digest_bytes(json.dumps(content, sort_keys=True).encode())
 
 
 def write_counts(folder: Path, chunks: Iterable[Chunk], header: Header, total: int) -> Counts:
@@ -229,7 +241,8 @@ def write_counts(folder: Path, chunks: Iterable[Chunk], header: Header, total: i
             keys.append(chunk_keys)
             counts.append(chunk_counts)
     checks = {"distinct": keys.length, "checksums": [keys.checksum, counts.checksum]}
-    write_file(folder / "counts.json", {"format": FORMAT, **header._asdict(), "total": total, **checks})
+    content = {"format": FORMAT, **header._asdict(), "total": total, **checks}
+    write_file(folder / "counts.json", content | {"digest": header_digest(content)})
     return read_counts(folder)[0]
 
 
@@ -303,8 +316,8 @@ def fingerprint(tokens: np.ndarray) -> dict[str, int]:
 def check_source(folder: Path, source: dict[str, Any]) -> None:
     """Raises ValueError if a folder has counts of something else, or of something unknown."""
     stored = dict[str, Any]()
-    with suppress(OSError, ValueError):
-        stored = read_json(folder / "source.json")
+    with suppress(*FAULTS):
+        stored = read_fields(folder / "source.json")
     if name := next((name for name in source if stored.get(name) != source[name]), None):
         raise ValueError(
             f"{folder} has a count of other tokens ({name} {stored.get(name, 'unknown')} there, {source[name]} given): "

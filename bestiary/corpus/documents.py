@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
+from bestiary.corpus.hub import skip_without_network
 from bestiary.spec import nearest
 
 NAMED_SOURCES = {  # short names for well-known data sets
@@ -330,6 +331,8 @@ def read_hub(name: str) -> Iterator[tuple[str, Any]]:
     folder = Path(path).expanduser()
     address = (str(folder), None) if folder.exists() else (f"{owner}/{repository}".strip("/"), configuration or None)
     try:
+        if not Path(address[0]).exists():
+            skip_without_network()
         stream = datasets.load_dataset(address[0], address[1], split=split or "train", streaming=True)
         for number, row in enumerate(stream, start=1):
             yield f"hf:{name}, row {number}", row

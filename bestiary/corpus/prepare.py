@@ -292,8 +292,8 @@ def check_splits(request: CorpusRequest, parts: list[SplitWriter], log: ReadingL
     if empty := [part.split for part in parts if shares[part.split] and not part.documents]:
         raise EmptySplit(
             f"{request.source} has too little text to split: {' and '.join(empty)} would be empty, even with documents "
-            f"cut into pieces of {PIECES[-1]} bytes ({count:,} pieces); give more text, or other shares "
-            "(--selection and --test, 0 for none)"
+            f"cut into pieces of {PIECES[-1]} bytes ({count:,} piece{'s' * (count != 1)}); give more text, or other "
+            "shares (--selection and --test, 0 for none)"
         )
 
 

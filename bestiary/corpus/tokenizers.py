@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from bestiary.corpus.hub import skip_without_network
 from bestiary.runs.store import write_file
 
 if TYPE_CHECKING:
@@ -304,6 +305,7 @@ def download(name: str, file: str) -> Path | None:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError
 
+    skip_without_network()
     try:
         return Path(hf_hub_download(name, file))
     except (HFValidationError, OSError):  # all its errors about the network, the name and the file

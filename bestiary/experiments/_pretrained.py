@@ -2,14 +2,18 @@
 
 import math
 import multiprocessing
+import sys
+import time
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from bestiary.runs.digests import digest
+from bestiary.runs.store import Store
 from bestiary.sweep import cores
 
 if TYPE_CHECKING:
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from bestiary.lm.pretraining import Pretraining
     from bestiary.slices.losses import Text
 
+REFUSALS = (ValueError, LookupError, OSError)  # one line says all of them: no traceback is kept
 CORPUS, MODELS = Path("corpora/stdlib"), Path("models")  # where experiments keep them
 
 
@@ -72,19 +77,31 @@ def train_models(
 
 
 def train_in_process(name: str, recipe: "Pretraining", corpus: Path, folder: Path, queue: Any) -> None:
-    """Train one model in a process of its own; puts its rows on the queue, then None, or a message if it failed."""
+    """Train one model in a process of its own; puts its rows on the queue, then None, or a message if it failed.
+
+    The message is one line, and names the file with the traceback if there is one.
+    """
     import torch
 
     from bestiary.corpus.corpus import open_corpus
     from bestiary.lm.loop import pretrain
 
     torch.set_num_threads(1)
+    store, begun = Store(folder), time.time()
     try:
         for row in pretrain(recipe, open_corpus(corpus), folder):
             queue.put((name, row))
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as fault:
-        queue.put((name, f"{type(fault).__name__}: {fault}"))
-        raise
+        told = store.failure(recipe.key, since=begun) is not None  # by the run itself, if it came as far as that
+        if not told and not isinstance(fault, REFUSALS):
+            store.record_failure(cast(Any, recipe), traceback.format_exc())
+            told = True
+        place = f" (the traceback is in {folder / recipe.key / 'failure.txt'})" if told else ""
+        first = (str(fault).splitlines() or [""])[0]
+        queue.put((name, f"{type(fault).__name__}: {first}{place}"))
+        sys.exit(1)
     queue.put((name, None))
 
 

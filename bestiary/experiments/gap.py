@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._pretrained import MODELS, cached_losses, open_or_prepare, train_models
-from bestiary.runs.store import read_json
+from bestiary.lm.files import read_object
 from bestiary.slices import tables
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def closed_columns(found: Any, name: str) -> dict[str, Any]:
 
 def run_result(recipe: "Pretraining") -> dict[str, Any]:
     """How the run of a recipe ended, as stored."""
-    return read_json(MODELS / recipe.key / "done")
+    return read_object(MODELS / recipe.key / "done")
 
 
 def outcome(recipe: "Pretraining") -> str:

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bestiary.corpus.hub import skip_without_network
 from bestiary.lm.journal import Journal
 from bestiary.spec import nearest
 
@@ -80,6 +81,7 @@ def load_tasks(tasks: list[str], include: Path | str | None) -> tuple[list[Any],
     for name in tasks:
         if name not in manager.all_tasks:
             raise LookupError(f"the harness has no task {name!r} {suggest_task(name, manager.all_tasks)}")
+    skip_without_network()
     try:
         return list(manager.load(tasks)["tasks"].values()), manager
     except Exception as fault:  # the hub, its client and `datasets` each raise their own

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from bestiary.corpus.hub import skip_without_network
 from bestiary.lm.files import DIGESTS, check_digests, read_object
 from bestiary.lm.names import check_name, is_path
 from bestiary.mixers._cost import weighted_costs
@@ -264,6 +265,8 @@ def open_causal(
     if is_path(name):
         name = Path(name).expanduser()
         check_folder(name, trust=trust)
+    else:
+        skip_without_network()
     options = {"trust_remote_code": trust}
     try:
         config = AutoConfig.from_pretrained(str(name), **options)

@@ -112,7 +112,8 @@ class ResumableRun(Run):
     """A run that resumes from a checkpoint, its log cut back to what the checkpoint knows of it."""
 
     def open(self) -> None:
-        (self.place / "failure.txt").unlink(missing_ok=True)
+        for name in ("failure.txt", WEIGHTS):  # a run that is not done has no weights: they come from its checkpoint
+            (self.place / name).unlink(missing_ok=True)
         write_file(self.place / "recipe.json", self.recipe.json())
         write_file(self.place / "origin.json", origin() | self.details)
         for part in self.recipe.pattern:
@@ -252,6 +253,7 @@ class TrainingLoop:
         shutil.copytree(self.corpus.folder / "tokenizer", self.folder / "tokenizer", dirs_exist_ok=True)
         trained = self.recipe.build()
         trained.load_state_dict(weights)
+        run.check_held()
         write_tensors(self.folder / WEIGHTS, trained.state_dict())
         tokenizer = sorted(path for path in (self.folder / "tokenizer").rglob("*") if path.is_file())
         run.kept += [WEIGHTS, *(str(path.relative_to(self.folder)) for path in tokenizer)]

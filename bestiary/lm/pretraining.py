@@ -21,7 +21,7 @@ from pydantic import model_validator
 from bestiary.lm.files import load_weights, read_object
 from bestiary.runs.store import verified
 from bestiary.spec import Depth, Mixers, Natural, Positive
-from bestiary.training.recipe import Amount, Share, StrictModel
+from bestiary.training.recipe import Amount, Share, StrictModel, list_as_tuple
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
@@ -73,7 +73,7 @@ class Pretraining(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def betas_from_list(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {**given, "betas": tuple(given["betas"])} if "betas" in given else given
+        return {**given, "betas": list_as_tuple(given["betas"])} if "betas" in given else given
 
     @model_validator(mode="after")
     def check_consistency(self) -> "Pretraining":

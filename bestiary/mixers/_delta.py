@@ -13,6 +13,15 @@ from bestiary.mixers._norm import RMSNorm
 Heads = Float[Tensor, "batch _ heads value"]
 
 
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)).
+
+    torch.compile is shown another formula: it takes the gradient of torch's own for contiguous where it is not, and
+    what follows in the backward fails with "view size is not compatible" (torch 2.13, the backend aot_eager).
+    """
+    return -F.logsigmoid(-x) if torch.compiler.is_compiling() else F.softplus(x)
+
+
 class Streams(nn.Module):
     """SiLU(short convolution(W x)), cut into streams of so many channels for each head."""
 
@@ -40,7 +49,7 @@ class Decay(nn.Module):
         self.dt = nn.Parameter(step_sizes((heads * width,)))
 
     def forward(self, x: Features) -> Float[Tensor, "batch time heads width"]:
-        steps = F.softplus(self.project(x) + self.dt).unflatten(-1, (len(self.rate), -1))
+        steps = softplus(self.project(x) + self.dt).unflatten(-1, (len(self.rate), -1))
         return -self.rate.exp().unsqueeze(-1) * steps
 
 

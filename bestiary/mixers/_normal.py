@@ -71,7 +71,10 @@ def conjugate_gradients(maps: NormalEquations, q: Tensor, steps: int) -> Tensor:
 
 
 class _Inverse(torch.autograd.Function):
-    """Zero, whose gradient is the inverse of the symmetric map applied to the gradient."""
+    """Zero, whose gradient is the inverse of the symmetric map applied to the gradient.
+
+    torch.export keeps the zero and not the gradient: an exported model is for reading, not for training.
+    """
 
     generate_vmap_rule = True
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bestiary.mixers._delta import softplus
 from bestiary.mixers._mixer import FastWeight, Features, ShortConv, State, normalize, step_sizes
 from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Drive
@@ -61,7 +62,7 @@ class GatedDelta(FastWeight):
         mixed, local = self.conv(self.qkv(x), local)
         q, k, v = (z.unflatten(-1, (self.shape[0], -1)) for z in F.silu(mixed).split(self.widths, dim=-1))
         q, k, beta = normalize(q), normalize(k), self.most * self.beta(x).sigmoid().unsqueeze(-1)
-        g = (-self.rate.exp() * F.softplus(self.decay(x) + self.dt)).unsqueeze(-1)
+        g = (-self.rate.exp() * softplus(self.decay(x) + self.dt)).unsqueeze(-1)
         return Drive(q, k, beta * v, g, rewrite=(-beta, g.exp() * k)), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bestiary.report.command import pattern_text
+from bestiary.runs.files import no_collections
 from bestiary.runs.store import DamagedRun, Record, Store, damaged_run
 from bestiary.runs.table import segment_rows, selection_curve
 from bestiary.spec import locate
@@ -32,6 +33,7 @@ class RunData(NamedTuple):
     damaged: list[str]
 
 
+@no_collections()
 def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
     """The finished runs among the keys."""
     known = set(store.run_keys())
@@ -56,8 +58,8 @@ def add_run(data: RunData, record: Record, store: Store) -> list[dict[str, Any]]
     recipe = {name: value for name, value in record.recipe.items() if name not in ("rate", "seed")}
     check_stored(recipe)
     cell = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    rows = [{**row, "cell": cell, "task": task_line(recipe)} for row in segment_rows(record)]
-    curve, distances = selection_curve(record.log), distance_counts(record.log)
+    curve, distances, task = selection_curve(record.log), distance_counts(record.log), task_line(recipe)
+    rows = [{**row, "cell": cell, "task": task} for row in segment_rows(record, curve)]
     origin = read_origin(store.folder / record.key / "origin.json")
     data.recipes[cell] = recipe
     data.curves[record.key], data.distances[record.key], data.origins[record.key] = curve, distances, origin

@@ -1,15 +1,29 @@
 """Reading and writing the small files of a run. Each is written whole or not at all."""
 
+import gc
 import json
 import os
 import stat
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What reading a damaged file may raise."""
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Without Python's collector of cycles while many files are read: JSON has no cycles for it to find."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def write_file(place: Path, content: Any) -> None:
@@ -31,10 +45,13 @@ def read_bytes(place: Path | str) -> bytes:
     """The content of a regular file; anything else, such as a pipe, could make the reader wait for ever."""
     descriptor = os.open(place, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a file")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read()
+        parts = [os.read(descriptor, status.st_size + 1)]  # the whole file, in one call, unless it grows meanwhile
+        while parts[-1]:
+            parts.append(os.read(descriptor, 2**20))
+        return b"".join(parts)
     finally:
         os.close(descriptor)
 

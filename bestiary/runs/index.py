@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bestiary.runs.files import FAULTS
+from bestiary.runs.files import FAULTS, no_collections
 from bestiary.runs.record import DamagedRun, Record, damaged_run
 from bestiary.runs.store import Store
 
@@ -34,6 +34,7 @@ BATCH = 1000  # runs written in one transaction
 BROKEN_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+@no_collections()
 def cached_parts(
     store: Store, keys: Iterable[str], compute: Callable[[Record], dict[str, Any]], *, part: str
 ) -> dict[str, Any]:

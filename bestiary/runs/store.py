@@ -163,7 +163,7 @@ class Store:
 
     def read(self, key: str) -> Record:
         """A run's recipe, outcome and measurements. Raises DamagedRun if anything is wrong with them."""
-        return read_record(self.folder / key)
+        return read_record(f"{self.folder}/{key}")
 
     def run_keys(self) -> list[str]:
         """The keys of all runs that were started, in order. Folders with a dot in their name are set aside."""
@@ -204,9 +204,10 @@ class Run:
         return self
 
     def open(self) -> None:
-        """Write recipe and origin, and start an empty log."""
-        (self.place / "failure.txt").unlink(missing_ok=True)
-        (self.place / "log.jsonl").unlink(missing_ok=True)  # a former owner may go on writing, but nobody reads it
+        """Write recipe and origin, and start an empty log; what an earlier attempt has left is deleted."""
+        for name in ("failure.txt", WEIGHTS, "log.jsonl"):
+            (self.place / name).unlink(missing_ok=True)  # a former owner may go on writing the log, but nobody reads it
+        shutil.rmtree(self.place / "source", ignore_errors=True)
         write_file(self.place / "recipe.json", self.recipe.json())
         write_file(self.place / "origin.json", origin() | self.details)
         for part in self.recipe.train + self.recipe.test + self.recipe.select + self.recipe.pattern:
@@ -244,15 +245,19 @@ class Run:
             raise ClaimLost(f"{self.place} was taken over by another worker")
 
     def save_weights(self, model: "nn.Module") -> None:
-        """Write the model's weights."""
+        """Write the model's weights. Raises ClaimLost if another worker holds the run now."""
         from safetensors.torch import save_file
 
         beside = self.place / f".weights-{uuid.uuid4().hex}"
-        beside.touch()
-        mode = beside.stat().st_mode  # as the umask has it; `save_file` lets only the owner read
-        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
-        beside.chmod(mode)
-        beside.replace(self.place / WEIGHTS)
+        try:
+            beside.touch()
+            mode = beside.stat().st_mode  # as the umask has it; `save_file` lets only the owner read
+            save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
+            beside.chmod(mode)
+            self.check_held()
+            beside.replace(self.place / WEIGHTS)
+        finally:
+            beside.unlink(missing_ok=True)
         self.kept.append(WEIGHTS)
 
     def release(self) -> None:

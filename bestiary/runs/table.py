@@ -42,7 +42,7 @@ def index_parts(record: Record) -> dict[str, Any]:
     so_far |= {name: record.recipe[name] for name in ("dim", "rate", "seed")}
     so_far |= {"checked": record.ended is None or bool(record.ended.digests)}
     so_far |= {"step": record.log[-1]["step"] if record.log else 0, "selection": curve[-1][1] if curve else math.nan}
-    return {"so far": so_far, "segments": list(segment_rows(record)) if record.ended else []}
+    return {"so far": so_far, "segments": list(segment_rows(record, curve)) if record.ended else []}
 
 
 def pattern_text(record: Record) -> str:
@@ -50,18 +50,20 @@ def pattern_text(record: Record) -> str:
     return ", ".join(part["text"] for part in record.recipe["pattern"])
 
 
-def segment_rows(record: Record) -> Iterator[dict[str, Any]]:
-    """The rows of a finished run in `results`, one for each test segment."""
+def segment_rows(record: Record, curve: "Sequence[tuple[int, float]] | None" = None) -> Iterator[dict[str, Any]]:
+    """The rows of a finished run in `results`, one for each test segment; `curve` is its selection curve, if known."""
     from bestiary.training.recipe import SPECS
 
-    recipe, ended, curve = record.recipe, record.ended, selection_curve(record.log)
+    recipe, ended = record.recipe, record.ended
+    curve = selection_curve(record.log) if curve is None else curve
     assert ended is not None
     tested = {line["segment"]: line for line in record.log if line["split"] == "test" and not line["facet"]}
+    plain = {name: value for name, value in recipe.items() if name not in SPECS}
     for segment, task in enumerate(recipe["test"]):
         line = tested.get(segment, {"right": 0, "asked": math.nan, "loss": math.nan})  # a diverged run has none
         yield {
             **task["options"],
-            **{name: value for name, value in recipe.items() if name not in SPECS},
+            **plain,
             "pattern": pattern_text(record),
             "key": record.key,
             "task": task["text"],

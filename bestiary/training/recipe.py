@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import marshal
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -39,7 +41,14 @@ def describe_error(error: Any) -> str:
     field = ".".join(map(str, error["loc"]))
     if error["type"] in ("value_error", "missing"):
         return f"{field}: {message}" if error["type"] == "missing" else message
+    if error["type"] == "tuple_type":
+        message = f"give a list, as in {field}=[{'0.9, 0.95' if field == 'betas' else '3'}]"
     return f"{field}={error['input']!r}: {message}"
+
+
+def list_as_tuple(value: Any) -> Any:
+    """A list, as JSON has it, as a tuple; anything else as it is, for the field to accept or refuse."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 Stored = TypeVar("Stored", bound="StrictModel")
@@ -54,7 +63,7 @@ class StrictModel(BaseModel):
         try:
             super().__init__(**given)
         except ValidationError as fault:
-            raise ValueError("; ".join(describe_error(error) for error in fault.errors())) from None
+            raise ValueError("; ".join(dict.fromkeys(map(describe_error, fault.errors())))) from None
 
     @model_validator(mode="before")
     @classmethod
@@ -131,11 +140,8 @@ class Recipe(StrictModel):
     @model_validator(mode="before")
     @classmethod
     def fill_defaults(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return {
-            **given,
-            "test": given.get("test") or given.get("train", ()),
-            **{name: tuple(given[name]) for name in ("distinct", "betas") if isinstance(given.get(name), list)},
-        }
+        lists = {name: list_as_tuple(given[name]) for name in ("distinct", "betas") if name in given}
+        return {**given, "test": given.get("test") or given.get("train", ()), **lists}
 
     @model_validator(mode="after")
     def check_consistency(self) -> "Recipe":
@@ -230,12 +236,28 @@ class Recipe(StrictModel):
         return {n: [write(s) for s in v] if n in SPECS else v for n, v in plain.items()}
 
 
+ENCODER = json.JSONEncoder(sort_keys=True)
+
+
 def is_key_of(key: str, stored: dict[str, Any]) -> bool:
     """Whether a run of this name has this stored recipe. Imports nothing that the recipe names."""
     if not isinstance(stored, dict) or not {"pattern", "dim", "rate", "seed"} <= stored.keys():
         raise ValueError("it is no recipe")
-    fields = {name: stored_identities(value) for name, value in stored.items()}
-    return any(hashed_key(fields, number) == key for number in range(FORMAT, 0, -1))
+    lists = {name: encode_identities(marshal.dumps(part, 2)) for name, part in stored.items() if type(part) is list}
+    fields = stored | dict.fromkeys(lists)
+    for number in range(FORMAT, 0, -1):
+        text = ENCODER.encode({"format": number, **fields})
+        for name, part in lists.items():  # nothing else is written so: quotes within a text have a backslash
+            text = text.replace(f'"{name}": null', f'"{name}": {part}', 1)
+        if digest_of(text) == key:
+            return True
+    return False
+
+
+@lru_cache(maxsize=512)
+def encode_identities(content: bytes) -> str:
+    """The identities of stored specs as JSON; a store has few different ones, and `status` reads them for each run."""
+    return ENCODER.encode(stored_identities(marshal.loads(content)))
 
 
 def stored_identities(value: Any) -> Any:
@@ -245,7 +267,10 @@ def stored_identities(value: Any) -> Any:
     return [
         {
             "name": Path(part["name"]).stem if part["source"] else part["name"],
-            "options": {name: stored_identities(option) for name, option in part["options"].items()},
+            "options": {
+                name: stored_identities(value) if type(value) is list else value
+                for name, value in part["options"].items()
+            },
             "source": part["source"],
         }
         for part in value
@@ -254,8 +279,12 @@ def stored_identities(value: Any) -> Any:
 
 def hashed_key(fields: dict[str, Any], number: int) -> str:
     """The key of a recipe with these fields, under a format."""
-    identity = {"format": number, **fields}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return digest_of(ENCODER.encode({"format": number, **fields}))
+
+
+def digest_of(text: str) -> str:
+    """The key of a recipe that is written so."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def has_dropout(part: Spec) -> bool:
