@@ -69,6 +69,11 @@ class Network(nn.Module):
         return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
+def repeat_length(time: int, *, settled: int, period: int) -> int:
+    """The shortest length from `settled` on that differs from `time` by multiples of `period`; `time` if it is less."""
+    return time if time <= settled else settled + (time - settled) % period
+
+
 def split_aligned(streams: Sequence[Tensor], size: int, time: int) -> Iterator[list[Tensor]]:
     """The streams (axis 2 is time) chunk by chunk, where chunks begin at multiples of `size` and time has come so far.
 

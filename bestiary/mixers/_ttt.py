@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, head_width, linear, take
-from bestiary.mixers._test_time import Network, Weights, split_aligned
+from bestiary.mixers._test_time import Network, Weights, repeat_length, split_aligned
 from bestiary.ops.attention import rotate
 from bestiary.spec import Positive
+
+CONV = 4  # taps
 
 
 class TTT(Mixer):
@@ -46,7 +48,7 @@ class TTT(Mixer):
         self.pace = nn.Parameter(torch.zeros(minibatch))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         if self.mamba:
-            self.conv_q, self.conv_k = ShortConv(dim, 4, bias=True), ShortConv(dim, 4, bias=True)
+            self.conv_q, self.conv_k = ShortConv(dim, CONV, bias=True), ShortConv(dim, CONV, bias=True)
             self.gate = linear(dim, dim)
         else:
             self.k = linear(dim, dim)
@@ -57,6 +59,9 @@ class TTT(Mixer):
 
     def largest_state(self, time: int) -> int:
         return time if time % self.minibatch or self.minibatch == 1 else time - 1  # a mini-batch is under way
+
+    def equal_state(self, time: int) -> int:
+        return repeat_length(time, settled=CONV, period=self.minibatch)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.read(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))

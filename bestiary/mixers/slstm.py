@@ -69,6 +69,9 @@ class SLSTM(Mixer):
         y = F.layer_norm(torch.stack(outputs, dim=1), h.shape[-1:]).flatten(2)
         return y.to(x.dtype) * self.norm, self.Memory(conv, h, mean, weight)
 
+    def equal_state(self, time: int) -> int:
+        return min(time, len(self.conv.filter))
+
     def initial_state(self, x: Features) -> tuple[None, Heads, Heads, Heads]:
         """The memory before any input: an average of nothing, of a weight that anything exceeds."""
         zero = torch.zeros_like(upcast(x[:, 0])).unflatten(-1, self.again.shape[:2])

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from bestiary.mixers._delta import GatedOutput, Heads, Streams
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, normalize, take
-from bestiary.mixers._test_time import Network, Weights, split_aligned
+from bestiary.mixers._test_time import Network, Weights, repeat_length, split_aligned
 from bestiary.spec import Positive
 
 
@@ -54,7 +54,7 @@ class Titans(Mixer):
     ) -> None:
         super().__init__()
         width = head_width(dim, heads)
-        self.chunk, self.width = chunk, width
+        self.chunk, self.conv, self.width = chunk, conv, width
         self.network = Network(heads, (width, *(4 * width for _ in range(depth - 1)), width))
         self.streams = Streams(dim, heads, (width, width, width), conv)
         self.theta, self.eta, self.alpha = (linear(dim, heads, bias=True) for _ in range(3))
@@ -67,6 +67,9 @@ class Titans(Mixer):
 
     def largest_state(self, time: int) -> int:
         return time if time % self.chunk or self.chunk == 1 else time - 1  # a chunk is under way
+
+    def equal_state(self, time: int) -> int:
+        return repeat_length(time, settled=self.conv, period=self.chunk)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.answer(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
