@@ -1,4 +1,4 @@
-"""A store of many runs: how long `status`, the table of results and the data of a report take, and one claim.
+"""A store of many runs: how long `status`, the table of results, a report and its data take, and one claim.
 
 One short run is trained, and its files are copied to the keys of other seeds. Cold is without the cache of the store,
 with the files of the runs in the page cache; warm is with the cache that the cold question left.
@@ -32,6 +32,11 @@ RESULTS = (
 REPORT = (
     "from bestiary.runs.store import Store; from bestiary.report.runs import gather_runs; "
     "s = Store({!r}); gather_runs(s, s.run_keys())"
+)
+PAGE = (
+    "import time; t = time.process_time(); from bestiary.runs.store import Store; from bestiary.report import report; "
+    "page = report(Store({!r})).html; from pathlib import Path; status = Path('/proc/self/status').read_text(); "
+    "print(time.process_time() - t, float(status.partition('VmHWM:')[2].split()[0]) / 1024, len(page) / 1e6)"
 )
 ROUNDS = 3
 CLAIMS = 200
@@ -69,6 +74,15 @@ def seconds(program: str) -> float:
     return time.perf_counter() - start
 
 
+def print_page(store: Store) -> None:
+    """Print CPU seconds, peak memory and the size of the page of a report in its own process, cold and warm."""
+    (store.folder / NAME).unlink(missing_ok=True)
+    for name in ("cold", "warm"):
+        done = subprocess.run([sys.executable, "-c", PAGE.format(str(store.folder))], check=True, capture_output=True)
+        taken, most, size = map(float, done.stdout.split())
+        print(f"  report, {name:16} {taken:7.2f} CPU s, imports included; peak {most:.0f} MiB; page {size:.2f} MB")
+
+
 def time_claim(store: Store, recipe: Recipe) -> float:
     """How long it takes to claim a run, to enter it and to end it, without training."""
     start = time.perf_counter()
@@ -101,6 +115,7 @@ def main(runs: int) -> None:
                 warm.append(seconds(program.format(str(store.folder))))
             print_times(f"{name}, cold", cold)
             print_times(f"{name}, warm", warm)
+        print_page(store)
         print(f"  the cache has {(store.folder / NAME).stat().st_size / 2**20:.0f} MiB")
         others = [recipe.model_copy(update={"seed": runs + n}) for n in range(CLAIMS)]
         print_times("a claim and its end", [time_claim(store, other) for other in others], scale=1e3, unit="ms")
