@@ -1,8 +1,6 @@
-"""Layers that are loops over time or over mini-batches: forward and backward, against the form that they had before.
+"""The LSTM, forward and backward: PyTorch's fused one against our loop.
 
-The LSTM by PyTorch's fused one against our loop.
-
-    python benchmarks/recurrent.py
+python benchmarks/recurrent.py
 """
 
 import time
@@ -23,7 +21,7 @@ def main() -> None:
         mixer, x = LSTM(DIM), torch.randn(batch, LENGTH, DIM)
 
         def in_loop(mixer: LSTM = mixer, x: torch.Tensor = x) -> None:
-            with mock.patch.object(mixer, "can_fuse", lambda *_: False):
+            with mock.patch.object(mixer, "can_fuse", return_value=False):
                 mixer(x)[0].square().mean().backward()
 
         def fused(mixer: LSTM = mixer, x: torch.Tensor = x) -> None:
