@@ -1,4 +1,4 @@
-"""A store of many runs: how long `status`, the table of results and the data of a report take, and one claim.
+"""A store of many runs: how long `status`, the table of results, a report and its data take, and one claim.
 
 One short run is trained, and its files are copied to the keys of other seeds. Cold is without the cache of the store,
 with the files of the runs in the page cache; warm is with the cache that the cold question left.
@@ -47,6 +47,11 @@ REPORT = (
 )
 OLD_REPORT = (
     "from bestiary.store import Store; from bestiary.report.runs import gather; s = Store({!r}); gather(s, s.begun())"
+)
+PAGE = (
+    "import time; t = time.process_time(); from bestiary.runs.store import Store; from bestiary.report import report; "
+    "page = report(Store({!r})).html; from pathlib import Path; status = Path('/proc/self/status').read_text(); "
+    "print(time.process_time() - t, float(status.partition('VmHWM:')[2].split()[0]) / 1024, len(page) / 1e6)"
 )
 ROUNDS = 3
 TURNS = 7  # rounds of what is compared
@@ -152,6 +157,15 @@ def compare_versions(store: Store, plain: Store, before: Path) -> None:
             print(f"    now / before: {ratio(taken, 'now', 'before'):.2f}")
 
 
+def print_page(store: Store) -> None:
+    """Print CPU seconds, peak memory and the size of the page of a report in its own process, cold and warm."""
+    (store.folder / NAME).unlink(missing_ok=True)
+    for name in ("cold", "warm"):
+        done = subprocess.run([sys.executable, "-c", PAGE.format(str(store.folder))], check=True, capture_output=True)
+        taken, most, size = map(float, done.stdout.split())
+        print(f"  report, {name:16} {taken:7.2f} CPU s, imports included; peak {most:.0f} MiB; page {size:.2f} MB")
+
+
 def time_claim(store: Store, recipe: Recipe) -> float:
     """How long it takes to claim a run, to enter it and to end it, without training."""
     start = time.perf_counter()
@@ -184,6 +198,7 @@ def main(runs: int, before: Path | None = None) -> None:
                 warm.append(seconds(program.format(str(store.folder))))
             print_times(f"{name}, cold", cold)
             print_times(f"{name}, warm", warm)
+        print_page(store)
         plain = link_without_digests(store, Path(folder) / "plain")
         compare_digests(store, plain)
         if before is not None:

@@ -10,13 +10,16 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from statistics import median
+from time import process_time
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from _bench import interleaved, machine, ratio, told
 from numpy.typing import NDArray
 
-from bestiary.corpus.counts import CHUNK, MEMORY, Counts, bigram_keys, count
+from bestiary.corpus import counts as counts_module
+from bestiary.corpus.counts import MEMORY, TABLE_BYTES, Counts, bigram_keys, count
 from bestiary.slices.hits import facets
 from bestiary.slices.slices import Estimates, Sums, share_or_reason
 
@@ -24,7 +27,7 @@ TOKENS = 2**26
 LOOKUPS = 2**20
 ROUNDS = 3
 CONTEXTS, LENGTH, THRESHOLD = 4096, 256, 50
-VOCABS = (4_096, 50_257, 128_256)  # ours, of GPT-2, of Llama 3
+VOCABS = (257, 1_024, 4_096, 50_257, 128_256)  # bytes, small, ours, of GPT-2, of Llama 3
 
 
 def zipf_tokens(length: int, vocab: int) -> NDArray[np.integer]:
@@ -36,28 +39,26 @@ def zipf_tokens(length: int, vocab: int) -> NDArray[np.integer]:
     return np.resize(names[ranks], length)
 
 
-def table_of_counters(tokens: NDArray[np.integer], vocab: int) -> Callable[[], Any]:
-    """Counting into one counter for each pair of tokens."""
+def count_with_tables(tokens: NDArray[np.integer], vocab: int, memory: int, most: int) -> Callable[[], Counts]:
+    """Counting with tables of at most so many counters, 0 for sorting alone."""
 
-    def counting() -> None:
-        counters = np.zeros(vocab**2, dtype=np.uint32)
-        for at in range(0, len(tokens) - 1, CHUNK):
-            some = tokens[at : at + CHUNK + 1]
-            np.add.at(counters, some[:-1].astype(np.int64) * vocab + some[1:], np.uint32(1))
+    def counting() -> Counts:
+        with mock.patch.object(counts_module, "TABLE", most):
+            return count(tokens, vocab, memory=memory)
 
     return counting
 
 
 def benchmark_counting(name: str, tokens: NDArray[np.integer], vocab: int) -> Counts:
-    """Tokens a second in plenty and in little memory, against a table of counters where that fits in memory."""
-    sizes = {f"sorting in {memory >> 20} MiB": memory for memory in (MEMORY, MEMORY // 16)}
-    ways: dict[str, Callable[[], Any]] = {
-        way: lambda memory=memory: count(tokens, vocab, memory=memory) for way, memory in sizes.items()
+    """Tokens a second in plenty and in little memory, by sorting alone and with a table where that fits in memory."""
+    ways: dict[str, Callable[[], Counts]] = {
+        f"sorting in {memory >> 20} MiB": count_with_tables(tokens, vocab, memory, 0)
+        for memory in (MEMORY, MEMORY // 16)
     }
-    if 4 * vocab**2 <= MEMORY:
-        ways["a table of counters"] = table_of_counters(tokens, vocab)
+    if TABLE_BYTES * vocab**2 <= MEMORY:
+        ways["a table of counters"] = count_with_tables(tokens, vocab, MEMORY, vocab**2)
     print(f"counting: {len(tokens):,} tokens, {name}, vocabulary {vocab:,}; {machine()}")
-    taken, (plenty, *_) = interleaved(ways, rounds=ROUNDS), sizes
+    taken, (plenty, *_) = interleaved(ways, rounds=ROUNDS, clock=process_time), ways
     print(told(taken))
     print("  " + ", ".join(f"{way}: {len(tokens) / median(t) / 1e6:.0f} M tokens/s" for way, t in taken.items()))
     if "a table of counters" in taken:

@@ -212,12 +212,28 @@ def memory(build: Callable[[], nn.Module], *, time: int, dim: int | None = None)
     """The most that must be kept of one sequence of up to `time` tokens to produce the next: measured, not derived.
 
     Runs the model (or, given its width `dim`, the mixer) on the meta device, where tensors have shapes only: to the
-    end, and to where a mixer says that its state is larger than there (`Mixer.largest_state`).
+    end, and to where a mixer says that its state is larger than there (`Mixer.largest_state`); in place of a long
+    sequence to a shorter one after which a mixer says that its state is as large (`Mixer.equal_state`).
     """
     with torch.device("meta"):
         model = build()
     lengths = {time, *(part.largest_state(time) for part in model.modules() if isinstance(part, Mixer))}
-    return max(memory_after(model, length, dim) for length in lengths)
+    return max(_memory_of_equal_state(model, length, dim) for length in lengths)
+
+
+def _memory_of_equal_state(model: nn.Module, time: int, dim: int | None) -> Memory:
+    """`memory_after`, measured on as short a sequence as each mixer allows."""
+    if not isinstance(model, Model):
+        return memory_after(model, model.equal_state(time) if isinstance(model, Mixer) else time, dim)
+    states = []
+    with torch.device("meta"):
+        given = torch.zeros(1, time, dtype=torch.long) if dim is None else torch.zeros(1, time, dim)
+        x, tokens = model.embed_tokens(given, 0), model.mixer_tokens(given)
+        for layer in cast(Iterable[Layer], model.layers):
+            length = layer.mixer.equal_state(time)
+            known = None if tokens is None else tokens[:, :length]
+            states.append(layer.mixer(x[:, :length], None, **token_kwargs(layer.mixer, known))[1])
+    return measure_state(states)
 
 
 def memory_after(model: nn.Module, time: int, dim: int | None = None) -> Memory:

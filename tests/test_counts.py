@@ -53,6 +53,31 @@ def test_counts_equal_a_dictionary(vocab: int, memory: int) -> None:
     assert found.distinct == len(count_by_dictionary(tokens))
 
 
+@pytest.mark.parametrize("vocab", [3, 257, 300])
+def test_a_table_counts_what_sorting_counts(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "CHUNK", 1000)
+    tokens = draw_tokens(200_001, vocab)
+    tokens[-2:] = vocab - 1
+    ways = [dict[int, int](), dict[int, int]()]
+    for found, way in zip(ways, (counts.count_in_table, counts.count_by_sorting), strict=True):
+        for keys, numbers in way(tokens, vocab):
+            assert keys.dtype == counts.key_dtype(vocab)
+            assert (np.diff(keys.astype(np.int64)) > 0).all()
+            found |= zip(keys.tolist(), numbers.tolist(), strict=True)
+    assert ways[0] == ways[1] == {one * vocab + two: n for (one, two), n in count_by_dictionary(tokens).items()}
+
+
+@pytest.mark.parametrize(("vocab", "memory", "table"), [(256, 2**30, 1), (256, 2**20, 0), (2048, 2**30, 0)])
+def test_a_table_is_chosen_where_it_fits_the_memory_and_a_cache(
+    vocab: int, memory: int, table: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called, way = [], counts.count_in_table
+    monkeypatch.setattr(counts, "count_in_table", lambda *given: called.append(1) or way(*given))
+    tokens = draw_tokens(100_000, vocab)
+    assert as_dictionary(count(tokens, vocab, memory=memory)) == count_by_dictionary(tokens)
+    assert len(called) == table
+
+
 def test_a_key_more_frequent_than_a_look_is_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counts, "CHUNK", 64)
     tokens = np.repeat(draw_tokens(40, 3), 100)

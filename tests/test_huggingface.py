@@ -125,7 +125,9 @@ def test_padding_is_refused_where_it_would_change_the_numbers() -> None:
 
 
 @pytest.mark.parametrize("build", SMALL_MODELS)
-def test_the_loss_of_each_token_is_the_cross_entropy(build: Any, tmp_path: Path) -> None:
+def test_the_loss_of_each_token_is_the_cross_entropy(
+    build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from bestiary.lm.huggingface import open_causal, token_losses
 
     tokenizer = small_tokenizer()
@@ -142,6 +144,9 @@ def test_the_loss_of_each_token_is_the_cross_entropy(build: Any, tmp_path: Path)
     with pytest.raises(ValueError, match="the text has token 9999"):
         token_losses(model, np.full((1, 3), 9999))
     assert token_losses(model, contexts[:0]).shape == (0, 12)
+    for rows in (1, 5):
+        monkeypatch.setattr("bestiary.lm.huggingface.BLOCK", rows * len(tokenizer))
+        np.testing.assert_array_equal(token_losses(model, contexts, numbers=2 * 13 * len(tokenizer)), found)
 
 
 def test_what_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from bestiary.model import Layer, Memory, Model, embedding, measure_state, memory
-from bestiary.spec import parse
+from bestiary.model import Layer, Memory, Model, embedding, measure_state, memory, memory_after
+from bestiary.spec import Spec, parse
 from bestiary.tasks._task import SILENT, Batch, stream
 from bestiary.tasks.mqar import MQAR
 
@@ -115,13 +116,21 @@ def test_a_model_that_answers_from_its_last_output_has_none_without_tokens() -> 
     assert made.parallel(torch.zeros(0, 9, dtype=torch.long)).shape == (0, 9, 50)
 
 
+def sizes_on_the_way(mixer: Spec, time: int) -> list[int]:
+    """The numbers that the state holds after 1, 2, ... `time` tokens, read one by one."""
+    state, sizes = None, []
+    with torch.device("meta"):
+        built = mixer.build(32)
+        for _ in range(time):
+            _, state = built(torch.zeros(1, 1, 32), state)
+            sizes.append(measure_state(state).numbers)
+    return sizes
+
+
 @pytest.mark.parametrize("name", ["log_linear", "ttt_linear", "ttt_mlp", "titans", "nsa"])
 def test_memory_is_the_most_that_a_state_holds_on_the_way_and_not_what_it_holds_at_the_end(name: str) -> None:
     (mixer,) = parse("mixers", name)
-    built, state, sizes = mixer.build(32), None, []
-    for token in torch.randn(64, 1, 1, 32):
-        _, state = built(token, state)
-        sizes.append(measure_state(state).numbers)
+    sizes = sizes_on_the_way(mixer, 64)
     assert memory(lambda: mixer.build(32), time=64, dim=32).numbers == max(sizes) > sizes[-1]
     assert memory(lambda: Model(20, dim=32, depth=1, pattern=(mixer,)), time=64).numbers == max(sizes)
 
@@ -140,3 +149,34 @@ print(memory(lambda: spec("mixers", "hyena").build(8), time=4, dim=8).numbers)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+SHORTENED = [
+    *("lstm", "slstm", "slstm(conv=1)", "slstm(conv=9)", "log_linear", "log_linear(conv=1)", "log_linear(conv=7)"),
+    *("titans", "titans(chunk=1)", "titans(chunk=5, conv=8)", "ttt_linear", "ttt_linear(minibatch=3)"),
+    *("ttt_mlp", 'ttt_mlp(minibatch=5, backbone="transformer")'),
+]
+
+
+@pytest.mark.parametrize("text", SHORTENED)
+def test_a_mixer_names_a_short_sequence_after_which_its_state_has_the_same_size(text: str) -> None:
+    (mixer,) = parse("mixers", text)
+    sizes, built = sizes_on_the_way(mixer, 40), mixer.build(32)
+    shorter = [built.equal_state(time) for time in range(1, 41)]
+    assert [sizes[length - 1] for length in shorter] == sizes
+    assert all(length <= time for time, length in enumerate(shorter, start=1))
+    assert max(shorter) < 40
+    assert memory_after(built.to("meta"), 40, 32).numbers == sizes[-1]
+
+
+def test_the_memory_of_a_model_is_that_of_its_layers_after_the_same_length() -> None:
+    pattern = parse("mixers", 'titans(chunk=4), attention, log_linear, selected(select="repeat")')
+    made = partial(Model, 20, dim=32, depth=4, pattern=pattern)
+    with torch.device("meta"):
+        stepped, state, sizes = made(), None, []
+        for _ in range(24):
+            _, state = stepped(torch.zeros(1, 1, dtype=torch.long), state)
+            sizes.append(measure_state(state).numbers)
+    assert memory(made, time=24).numbers == max(sizes[time - 1] for time in (15, 23, 24))
+    with pytest.raises(ValueError, match="the model has 8 positions, the input needs 9"):
+        memory(partial(made, positions=8), time=9)

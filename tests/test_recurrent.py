@@ -73,6 +73,40 @@ def test_lstm_is_pytorchs_own() -> None:
     assert_same(state.c, c[0])
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_fused_lstm_is_the_loop_in_outputs_states_and_gradients(
+    begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixer, drawn, fused, found = build_mixer("lstm"), inputs(), [], []
+    monkeypatch.setattr(torch._VF, "lstm", lambda *given, run=torch._VF.lstm: fused.append(1) or run(*given))
+    for able in (True, False):
+        if not able:
+            monkeypatch.setattr(mixer, "can_fuse", lambda *_: False)
+        x = drawn.clone().requires_grad_()
+        state = [torch.full((BATCH, DIM), size, dtype=torch.float64, requires_grad=True) for size in (0.3, -0.7)]
+        mixer.zero_grad()
+        y, (h, c) = mixer(x, mixer.Memory(*state) if begun else None)
+        assert len(fused) == 1
+        (y.sin().sum() + h.exp().sum() + c.cos().sum()).backward()
+        given = [x, *(state if begun else []), *mixer.parameters()]
+        found.append([y.detach(), h.detach(), c.detach(), *(leaf.grad for leaf in given)])
+    for one, other in zip(*found, strict=True):
+        assert_same(one, other)
+
+
+def test_the_lstm_is_fused_only_where_that_can_be_differentiated_and_transformed() -> None:
+    mixer, x = build_mixer("lstm"), inputs()
+    assert mixer.can_fuse(x)
+    assert not mixer.can_fuse(x.float())
+    assert not mixer.can_fuse(x.to("meta"))
+    assert not mixer.can_fuse(x[:0])
+    seen = []
+    torch.func.vmap(lambda one: (seen.append(mixer.can_fuse(one)), one)[1])(x[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        seen.append(mixer.can_fuse(x))
+    assert seen == [False, False]
+
+
 def test_slstm() -> None:
     heads, width = 4, 16
     mixer, x = build_mixer("slstm(heads=4, conv=3)"), inputs()

@@ -30,10 +30,11 @@ from bestiary.report import command, report
 from bestiary.report.contents import mean_curve, report_data
 from bestiary.report.latex import escape_latex, format_column
 from bestiary.report.pdf import pdf_figures
-from bestiary.report.runs import distance_counts, family, gather_runs, tasks_text
+from bestiary.report.runs import family, gather_runs, tasks_text
 from bestiary.report.serve import make_server
 from bestiary.report.words import summary
 from bestiary.runs.store import Store
+from bestiary.runs.table import distance_counts
 from bestiary.training.recipe import Recipe, based, clean, iclr24
 
 
@@ -62,7 +63,13 @@ def summary_text(store: Store, **stands: int) -> str:
 def data_of(html: str) -> dict[str, Any]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.S)
     assert found is not None
-    return json.loads(found[1])
+    data = json.loads(found[1])
+    columns, commands = data["runs"]["columns"], data["runs"]["commands"]
+    runs = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    for run in runs:
+        around = None if run["command"] is None else commands[run["command"]]
+        run["command"] = around and f" seed={run['seed']}".join(around)
+    return data | {"runs": runs}
 
 
 RECIPES = {
@@ -378,6 +385,29 @@ def test_text_from_a_recipe_never_becomes_markup(tmp_path: Path) -> None:
     assert "<i>odd" not in made.html
     assert "<script>alert" in data_of(made.html)["cells"][0]["mixer"]
     assert r"\textless{}script\textgreater{}" in made.latex
+
+
+def test_of_very_many_seeds_the_lowest_the_highest_and_some_between_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    for seed in range(30):
+        finished(store, recipe(seed=seed), 0.5, selection=(7 * seed % 30) / 100)
+    (cell,) = gather_data(store)["cells"]
+    assert len(cell["curves"]) == 30
+    monkeypatch.setattr("bestiary.report.contents.CURVES", 10)
+    (cell,) = gather_data(store)["cells"]
+    assert [curve[-1][1] for curve in cell["curves"]] == [0, 0.03, 0.06, 0.1, 0.13, 0.16, 0.19, 0.23, 0.26, 0.29]
+    assert cell["seeds"] == 30
+
+
+def test_the_page_says_of_each_run_what_is_known(tmp_path: Path) -> None:
+    store = several(tmp_path)
+    finished(store, recipe(rate=1 / 3, seed=2**53), 0.5)
+    runs = gather_data(store)["runs"]
+    assert data_of(report(store).html)["runs"] == runs
+    made = next(run for run in runs if run["seed"] == 2**53)
+    assert made["command"] == command(recipe(rate=1 / 3, seed=2**53))
 
 
 def test_the_name_of_the_machine_stays_out_of_the_page(tmp_path: Path) -> None:

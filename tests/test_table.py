@@ -126,7 +126,13 @@ def test_what_is_kept_of_a_run_is_json_to_the_bit() -> None:
         **{"outcome": "solved", "pattern": "attention", "dim": 8, "rate": 0.1, "seed": 2},
         **{"step": 9, "selection": 1.0, "checked": False},
     }
+    assert json.loads(kept["report"].pop("recipe")) == {
+        name: recipe[name] for name in recipe if name not in ("rate", "seed")
+    }
+    assert kept["report"]["curve"] == [[5, 0.7], [9, 1.0]]
+    assert kept["report"]["distances"] == []
     unfinished = index_parts(Record("key", recipe, None, log()[:2]))
+    assert unfinished["report"] is None
     assert (unfinished["segments"], unfinished["so far"]["outcome"], unfinished["so far"]["step"]) == ([], None, 5)
 
 

@@ -1,4 +1,4 @@
-"""How often each bigram of a corpus occurs: exact, by sorting, in bounded memory, also for corpora larger than that.
+"""How often each bigram of a corpus occurs: exact, in bounded memory, also for corpora larger than that.
 
     <folder>/counts.json    written last: vocabulary, tokenizer, bigrams counted, checksums of the other two, a digest
              keys.npy       each bigram seen, as first * vocab + second, ascending
@@ -7,9 +7,9 @@
              parts/0-9000/  the same files for the bigrams that begin at tokens 0 to 8999, until all are counted
              lock           held by the process that counts
 
-A part is as many bigrams as fit in memory, sorted and counted; parts are merged chunk by chunk. A count that was
-interrupted resumes after its last complete part. Where numpy sorts with vector instructions, this is nearly as fast as
-a table of vocab * vocab counters (benchmarks/text.py), which would not fit in memory for a large vocabulary.
+A part is as many bigrams as fit in memory, counted in a table of vocab * vocab counters where a cache holds that, and
+sorted where not; parts are merged chunk by chunk. A count that was interrupted resumes after its last complete part.
+Where numpy sorts with vector instructions, sorting is faster than a larger table (benchmarks/text.py).
 """
 
 import json
@@ -35,6 +35,8 @@ MEMORY = 2**30  # bytes, the default for counting
 MIN_PART = 1024  # bigrams in a part, however little memory is given
 CHUNK = 2**18  # sorted keys processed at a time
 MERGE_BYTES = 80  # of memory that merging needs for each key it holds
+TABLE = 2**20  # counters of the largest table: 8 MiB, which a cache holds; beyond that sorting is faster
+TABLE_BYTES = 24  # of memory that a table needs for each counter: the table, a block of keys, and the counts of those
 MAX_PARTS = 16  # parts on disk before they are merged into one
 SAMPLED_TOKENS = 1024  # tokens that identify a corpus among others of the same length
 MAX_VOCAB = 3_037_000_499  # the largest vocabulary whose square is an int64
@@ -163,7 +165,7 @@ def count_into(
     size = max(MIN_PART, memory // (2 * key_dtype(header.vocab).itemsize))
     for at in range(parts[-1].end if parts else start, end, size):
         until = min(at + size, end)
-        found = count_in_memory(np.asarray(tokens[at : until + 1]), header.vocab)
+        found = count_in_memory(np.asarray(tokens[at : until + 1]), header.vocab, memory)
         parts.append(Part(at, until, write_counts(part_folder(folder, at, until), found, header, until - at)))
         while len(parts) >= MAX_PARTS and parts[-MAX_PARTS].span <= 2 * parts[-1].span:
             parts[-MAX_PARTS:] = [join_parts(folder, parts[-MAX_PARTS:], memory)]
@@ -361,9 +363,30 @@ def join_parts(folder: Path, parts: list[Part], memory: int) -> Part:
     return Part(start, end, whole)
 
 
-def count_in_memory(tokens: np.ndarray, vocab: int) -> Iterator[Chunk]:
-    """Count the bigrams of tokens that fit in memory, by sorting."""
+def count_in_memory(tokens: np.ndarray, vocab: int, memory: int) -> Iterator[Chunk]:
+    """Count the bigrams of tokens that fit in memory: in a table if it is small, by sorting otherwise."""
     check_tokens(tokens, vocab)
+    small = vocab**2 <= min(TABLE, len(tokens)) and TABLE_BYTES * max(CHUNK, vocab**2) <= memory
+    return count_in_table(tokens, vocab) if small else count_by_sorting(tokens, vocab)
+
+
+def count_in_table(tokens: np.ndarray, vocab: int) -> Iterator[Chunk]:
+    """Count bigrams by a counter for each pair of tokens, in blocks that are at least as long as the table."""
+    size, block = vocab**2, max(CHUNK, vocab**2)
+    table = np.zeros(size, dtype=np.int64)
+    for at in range(0, len(tokens) - 1, block):
+        some = tokens[at : at + block + 1]
+        keys = some[:-1].astype(np.intp)
+        keys *= vocab
+        np.add(keys, some[1:], out=keys, dtype=keys.dtype, casting="unsafe")
+        table += np.bincount(keys, minlength=size)
+    for at in range(0, size, CHUNK):
+        seen = np.flatnonzero(table[at : at + CHUNK])
+        yield (seen + at).astype(key_dtype(vocab)), table[at : at + CHUNK][seen]
+
+
+def count_by_sorting(tokens: np.ndarray, vocab: int) -> Iterator[Chunk]:
+    """Count bigrams by sorting them."""
     keys = bigram_keys(tokens[:-1], tokens[1:], vocab)
     keys.sort()
     start = 0

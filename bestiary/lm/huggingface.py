@@ -44,6 +44,7 @@ FORWARD_ARGUMENTS = (
     "logits_to_keep",
     "return_dict",
 )
+BLOCK = 2**20  # logits whose losses are computed at a time: 4 MiB
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -348,6 +349,13 @@ def token_losses(
         for start in range(0, len(contexts), size):
             tokens = torch.from_numpy(contexts[start : start + size].astype(np.int64)).to(model.device)  # pyright: ignore
             logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none")
+            loss = block_losses(logits.flatten(0, 1), tokens[:, 1:].flatten())
             losses.append(loss.view(len(tokens), -1).cpu().numpy())
     return np.concatenate(losses) if losses else np.zeros((0, contexts.shape[1] - 1), dtype=np.float32)
+
+
+def block_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy (n,) of logits (n, vocab), as many rows at a time as a cache holds: the same numbers."""
+    rows = max(1, BLOCK // logits.shape[1])
+    pairs = zip(logits.split(rows), targets.split(rows), strict=True)
+    return torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in pairs])

@@ -56,9 +56,8 @@ class Mixer(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Let `forward` and `parallel` pass over inputs of length 0."""
         super().__init_subclass__(**kwargs)
-        for name, guard in (("forward", _forward_if_any), ("parallel", _parallel_if_any)):
-            if name in cls.__dict__:
-                setattr(cls, name, guard(cls.__dict__[name]))
+        for name in {"forward", "parallel"} & set(cls.__dict__):
+            setattr(cls, name, _unless_empty(name, cls.__dict__[name]))
 
     @abstractmethod
     def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
@@ -75,31 +74,25 @@ class Mixer(nn.Module):
         """The length, at most `time`, after which the state is largest; `time` unless the state also shrinks."""
         return time
 
+    def equal_state(self, time: int) -> int:
+        """A length, at most `time` and short if a mixer knows one, after which the state is as large as after it."""
+        return time
+
     def empty_output(self, x: Tensor) -> Tensor:
         """The output for an input of length 0."""
         return x.clone()
 
 
-def _forward_if_any(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward`, but for an input of length 0 an empty output and the same state."""
+def _unless_empty(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` or `parallel`, but for an input of length 0 an empty output, and with `forward` the same state."""
 
-    @wraps(forward)
+    @wraps(method)
     def guarded(self: Mixer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if x.shape[1] == 0:
+        if x.shape[1]:
+            return method(self, x, *args, **kwargs)
+        if name == "forward":
             return self.empty_output(x), args[0] if args else kwargs.get("state")
-        return forward(self, x, *args, **kwargs)
-
-    return guarded
-
-
-def _parallel_if_any(parallel: Callable[..., Any]) -> Callable[..., Any]:
-    """`parallel`, but for an input of length 0 an empty output."""
-
-    @wraps(parallel)
-    def guarded(self: Mixer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if x.shape[1] == 0:
-            return take(self.empty_output(x), args[0] if args else kwargs.get("where"))
-        return parallel(self, x, *args, **kwargs)
+        return take(self.empty_output(x), args[0] if args else kwargs.get("where"))
 
     return guarded
 

@@ -33,9 +33,8 @@ class NormalEquations(NamedTuple):
 
     def multiply(self, p: Tensor) -> Tensor:
         """(H_i + Lambda) p_i at every position."""
-        return (
-            (p * self.decay_from_start) @ self.starts + ((p @ self.weighted.mT) * self.decay) @ self.k + self.ridge * p
-        )
+        start = torch.addcmul(self.ridge * p, self.decay_from_start, p @ self.starts)
+        return start + ((p @ self.weighted.mT) * self.decay) @ self.k
 
 
 def normal_equations(
@@ -43,7 +42,7 @@ def normal_equations(
 ) -> tuple[NormalEquations, Matrix]:
     """The maps, and H after the last position."""
     chunk = 2 ** (min(chunk, k.shape[1]) - 1).bit_length()
-    k, weighted, g = (split_chunks(x, chunk) for x in (k, weighted, g))
+    k, weighted, g = (split_chunks(x, chunk).contiguous() for x in (k, weighted, g))  # one copy for all products
     total = g.cumsum(-2)
     end, one = total[..., -1:, :], torch.ones_like(total)
     starts, gram = chunk_states(end.exp(), (weighted * (end - total).exp()).mT @ k, gram)
@@ -64,9 +63,9 @@ def conjugate_gradients(maps: NormalEquations, q: Tensor, steps: int) -> Tensor:
     for _ in range(steps):
         ahead = maps.multiply(p)
         pace = size / ((p * ahead).sum(-1, keepdim=True) + tiny)
-        x, r, last = x + pace * p, r - pace * ahead, size
+        x, r, last = torch.addcmul(x, pace, p), torch.addcmul(r, pace, ahead, value=-1), size
         size = r.square().sum(-1, keepdim=True)
-        p = r + size / (last + tiny) * p
+        p = torch.addcmul(r, size / (last + tiny), p)
     return x
 
 

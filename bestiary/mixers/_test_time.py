@@ -10,7 +10,6 @@ is learnt there one of 1 / EPS, which multiplies from mini-batch to mini-batch. 
 learnt where the variance is below EPS; values are those of the formula.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import ClassVar
@@ -54,7 +53,8 @@ class Network(nn.Module):
         slope = away / (variance + EPS).sqrt()
         slopes = [torch.where(variance < EPS, slope.detach(), slope)]  # the slope of a slope is 1 / EPS there
         for weight, before in zip(weights[:0:-1], left[-2::-1], strict=True):
-            slopes.insert(0, slopes[0] @ weight[..., :-1, :].mT * gelu_gradient(before))
+            passed = slopes[0] @ weight[..., :-1, :].mT
+            slopes.insert(0, torch.ops.aten.gelu_backward(passed, before, approximate="tanh"))
         return entered, slopes
 
     def apply_layers(self, q: Tensor, layers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
@@ -69,24 +69,42 @@ class Network(nn.Module):
         return F.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
-def split_aligned(streams: Sequence[Tensor], size: int, time: int) -> Iterator[list[Tensor]]:
-    """The streams (axis 2 is time) chunk by chunk, where chunks begin at multiples of `size` and time has come so far.
+def repeat_length(time: int, *, settled: int, period: int) -> int:
+    """The shortest length from `settled` on that differs from `time` by multiples of `period`; `time` if it is less."""
+    return time if time <= settled else settled + (time - settled) % period
 
-    Split, not sliced: the gradient of a slice is as large as the whole, for each chunk.
+
+def split_aligned(streams: Sequence[Tensor], size: int, time: int) -> Iterator[list[Tensor]]:
+    """The streams (axis 2 is time) chunk by chunk; chunks begin at multiples of `size` and time has come so far."""
+    return (now for group in group_aligned(streams, size, time) for now in unbind_chunks(group))
+
+
+def group_aligned(streams: Sequence[Tensor], size: int, time: int) -> Iterator[list[Tensor]]:
+    """The streams in at most three groups of chunks of one length: the rest of a chunk, whole chunks, a begun one.
+
+    Axis 2 is time; in a group it is which chunk, and axis 3 is time within it. What does not depend on the chunk before
+    can be computed for a group at once. Split, not sliced: the gradient of a slice is as large as the whole.
     """
     length = streams[0].shape[2]
-    first = min(length, size - time % size)
-    sizes = [first, *(min(size, length - start) for start in range(first, length, size))]
-    return map(list, zip(*(z.split(sizes, dim=2) for z in streams), strict=True))
+    first = min(length, -time % size)
+    rest = (length - first) % size
+    parts = zip(*(z.split([first, length - first - rest, rest], dim=2) for z in streams), strict=True)
+    for chunk, group in zip((first, size, rest), parts, strict=True):
+        if group[0].shape[2]:
+            yield [z.unflatten(2, (-1, chunk)) for z in group]
+
+
+def unbind_chunks(group: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The chunks of a group one by one."""
+    return map(list, zip(*(z.unbind(2) for z in group), strict=True))
+
+
+def minus_product(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """x - left @ right, with batch and heads before the last two axes, without the product apart."""
+    flat = (z.flatten(0, 1) for z in (x, left, right))
+    return torch.baddbmm(*flat, alpha=-1).unflatten(0, x.shape[:2])
 
 
 def append_one(x: Tensor) -> Tensor:
     """For the bias."""
     return F.pad(x, (0, 1), value=1.0)
-
-
-def gelu_gradient(x: Tensor) -> Tensor:
-    """The derivative of the GELU in its tanh form."""
-    scale, cubic = math.sqrt(2 / math.pi), 0.044715
-    bend = torch.tanh(scale * (x + cubic * x**3))
-    return 0.5 * (1 + bend) + 0.5 * x * (1 - bend**2) * scale * (1 + 3 * cubic * x**2)

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, head_width, linear, take
-from bestiary.mixers._test_time import Network, Weights, split_aligned
+from bestiary.mixers._test_time import Network, Weights, minus_product, repeat_length, split_aligned
 from bestiary.ops.attention import rotate
 from bestiary.spec import Positive
+
+CONV = 4  # taps
 
 
 class TTT(Mixer):
@@ -46,7 +48,7 @@ class TTT(Mixer):
         self.pace = nn.Parameter(torch.zeros(minibatch))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         if self.mamba:
-            self.conv_q, self.conv_k = ShortConv(dim, 4, bias=True), ShortConv(dim, 4, bias=True)
+            self.conv_q, self.conv_k = ShortConv(dim, CONV, bias=True), ShortConv(dim, CONV, bias=True)
             self.gate = linear(dim, dim)
         else:
             self.k = linear(dim, dim)
@@ -58,6 +60,9 @@ class TTT(Mixer):
     def largest_state(self, time: int) -> int:
         return time if time % self.minibatch or self.minibatch == 1 else time - 1  # a mini-batch is under way
 
+    def equal_state(self, time: int) -> int:
+        return repeat_length(time, settled=CONV, period=self.minibatch)
+
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.read(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
 
@@ -68,11 +73,15 @@ class TTT(Mixer):
         """The answers f(q_t; W_t), mini-batch by mini-batch, bounded by absolute positions."""
         past, weights, learned, time = state
         streams, past = self.streams(x, past, time)
-        parts = []
+        pace = 1 / torch.arange(1, self.minibatch + 1, device=x.device, dtype=x.dtype)
+        pace, parts = (pace + self.pace).clamp(min=0).unsqueeze(-1), []
         for now in split_aligned(streams, self.minibatch, time):
-            y, weights, learned = self.read_minibatch(now, weights, learned, time % self.minibatch)
+            place = time % self.minibatch
+            end = place + now[0].shape[2]
+            last = end == self.minibatch
+            y, weights, learned = self.read_minibatch(now, weights, learned, pace[place:end], last=last)
             parts.append(y)
-            time += y.shape[2]
+            time += end - place
         y = torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
         return y, self.Memory(past, weights, learned, time)
 
@@ -89,25 +98,25 @@ class TTT(Mixer):
         return [rotate(q, where), rotate(k, where), v, eta.mT.unsqueeze(-1)], after
 
     def read_minibatch(
-        self, streams: list[Tensor], weights: Weights, learned: Weights, place: int
+        self, streams: list[Tensor], weights: Weights, learned: Weights, pace: Tensor, *, last: bool
     ) -> tuple[Float[Tensor, "batch heads time width"], Weights, Weights]:
-        """Tokens of one mini-batch, from its place-th on."""
+        """Tokens of one mini-batch, at their paces; whether the last of it is among them."""
         q, k, v, eta = streams
-        end = place + q.shape[2]
-        pace = (1 / torch.arange(1, self.minibatch + 1, device=q.device, dtype=q.dtype) + self.pace).clamp(min=0)
-        pace = pace[place:end, None]
         entered, slopes = self.network.gradients(k, v, weights)
         slopes = [eta * slope for slope in slopes]
-        learned = learned or tuple(torch.zeros_like(weight) for weight in weights)
 
         def layer(i: int, x: Tensor) -> Tensor:
-            return x @ weights[i] - pace * (x @ learned[i] + (x @ entered[i].mT).tril() @ slopes[i])
+            before = x @ weights[i] - pace * (x @ learned[i]) if learned else x @ weights[i]
+            return minus_product(before, pace * (x @ entered[i].mT).tril(), slopes[i])
 
         y = self.network.apply_layers(q, [lambda x, i=i: layer(i, x) for i in range(len(weights))])
-        after = tuple(s + x.mT @ slope for s, x, slope in zip(learned, entered, slopes, strict=True))
-        if end < self.minibatch:
-            return y, weights, after
-        return y, tuple(w - pace[-1] * s for w, s in zip(weights, after, strict=True)), ()
+        parts = list(zip(entered, slopes, strict=True))
+        if not last:
+            new = tuple(x.mT @ slope for x, slope in parts)
+            return y, weights, tuple(s + more for s, more in zip(learned, new, strict=True)) if learned else new
+        kept = tuple(w - pace[-1] * s for w, s in zip(weights, learned, strict=True)) if learned else weights
+        after = (minus_product(w, pace[-1] * x.mT, slope) for w, (x, slope) in zip(kept, parts, strict=True))
+        return y, tuple(after), ()
 
     def read(self, y: Chosen, x: Chosen) -> Chosen:
         y = self.norm(y)

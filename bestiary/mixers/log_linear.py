@@ -15,6 +15,7 @@ Departs from the paper: levels beyond the last (the authors': 2^14 positions) sh
 output map is not scaled down by the number of layers.
 """
 
+from itertools import count
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -73,6 +74,10 @@ class LogLinear(Mixer):
 
     def largest_state(self, time: int) -> int:
         return 2 ** (time + 1).bit_length() // 2 - 1  # all bits are set
+
+    def equal_state(self, time: int) -> int:
+        shortest = min(time, len(self.conv.filter))
+        return next(length for length in count(shortest) if length.bit_count() == time.bit_count())
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.read(take(self.recall(x, None, (), 0)[0], where), take(x, where))

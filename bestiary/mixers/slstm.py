@@ -57,17 +57,22 @@ class SLSTM(Mixer):
         conv, h, mean, weight = self.initial_state(x) if state is None else state
         mixed, conv = self.conv(x, conv)
         parts = headwise_linear(F.silu(mixed), self.mixed), headwise_linear(x, self.plain)
-        outputs = []
-        again = upcast(self.again)
-        for now in upcast(torch.cat(parts, dim=-1) + self.bias).unbind(1):
-            i, f, z, o = (now + torch.einsum("bhi,hio->bho", h, again)).chunk(4, dim=-1)
+        given = upcast(torch.cat(parts, dim=-1) + self.bias)
+        h, mean, weight = (z.transpose(0, 1) for z in (h, mean, weight))  # heads first, for one product a step
+        outputs, again = [], upcast(self.again)
+        for now in given.permute(1, 2, 0, 3).contiguous().unbind(0):
+            i, f, z, o = torch.baddbmm(now, h, again).chunk(4, dim=-1)
             kept = F.logsigmoid(f) + weight
             weight = torch.logaddexp(kept, i)
-            mean = (kept - weight).exp() * mean + (i - weight).exp() * z.tanh()
+            mean = torch.lerp(z.tanh(), mean, (kept - i).sigmoid())  # e^kept / (e^kept + e^i) of the old
             h = o.sigmoid() * mean
             outputs.append(h)
-        y = F.layer_norm(torch.stack(outputs, dim=1), h.shape[-1:]).flatten(2)
-        return y.to(x.dtype) * self.norm, self.Memory(conv, h, mean, weight)
+        y = F.layer_norm(torch.stack(outputs), h.shape[-1:]).permute(2, 0, 1, 3).flatten(2)
+        state = self.Memory(conv, *(z.transpose(0, 1) for z in (h, mean, weight)))
+        return y.to(x.dtype) * self.norm, state
+
+    def equal_state(self, time: int) -> int:
+        return min(time, len(self.conv.filter))
 
     def initial_state(self, x: Features) -> tuple[None, Heads, Heads, Heads]:
         """The memory before any input: an average of nothing, of a weight that anything exceeds."""

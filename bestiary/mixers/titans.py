@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from bestiary.mixers._delta import GatedOutput, Heads, Streams
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, normalize, take
-from bestiary.mixers._test_time import Network, Weights, split_aligned
+from bestiary.mixers._test_time import Network, Weights, group_aligned, minus_product, repeat_length, unbind_chunks
 from bestiary.spec import Positive
 
 
@@ -54,7 +54,7 @@ class Titans(Mixer):
     ) -> None:
         super().__init__()
         width = head_width(dim, heads)
-        self.chunk, self.width = chunk, width
+        self.chunk, self.conv, self.width = chunk, conv, width
         self.network = Network(heads, (width, *(4 * width for _ in range(depth - 1)), width))
         self.streams = Streams(dim, heads, (width, width, width), conv)
         self.theta, self.eta, self.alpha = (linear(dim, heads, bias=True) for _ in range(3))
@@ -67,6 +67,9 @@ class Titans(Mixer):
 
     def largest_state(self, time: int) -> int:
         return time if time % self.chunk or self.chunk == 1 else time - 1  # a chunk is under way
+
+    def equal_state(self, time: int) -> int:
+        return repeat_length(time, settled=self.conv, period=self.chunk)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.answer(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
@@ -84,12 +87,13 @@ class Titans(Mixer):
         rates = (theta, F.logsigmoid(self.eta(x)), F.logsigmoid(-self.alpha(x)))
         streams = [z.transpose(1, 2) for z in (normalize(q), normalize(k), v, *(rate.unsqueeze(-1) for rate in rates))]
         parts = []
-        for now in split_aligned(streams, self.chunk, time):
-            anchor = anchor or weights
-            y, weights, momentum = self.read_chunk(now, weights, momentum, anchor)
-            parts.append(y)
-            time += y.shape[2]
-            anchor = anchor if time % self.chunk else ()
+        for q, k, v, theta, moving, keeping in group_aligned(streams, self.chunk, time):
+            for now in unbind_chunks((q, k, v, *decays(theta, moving, keeping))):
+                anchor = anchor or weights
+                y, weights, momentum = self.read_chunk(now, weights, momentum, anchor)
+                parts.append(y)
+                time += y.shape[2]
+                anchor = anchor if time % self.chunk else ()
         y = torch.cat(parts, dim=2).transpose(1, 2)
         return y, self.Memory(past, weights, momentum, anchor, time)
 
@@ -97,22 +101,31 @@ class Titans(Mixer):
         self, streams: list[Tensor], weights: Weights, momentum: Weights, anchor: Weights
     ) -> tuple[Tensor, Weights, Weights]:
         """Tokens of one chunk, and M and S after the last."""
-        q, k, v, theta, moving, keeping = streams
-        moved, kept = decay_matrix(moving), decay_matrix(keeping)
-        push, mix = kept @ moving.cumsum(-2).exp(), kept @ (moved * theta.mT)
-        keep, hold, last = keeping.cumsum(-2).exp(), moving.sum(-2, keepdim=True).exp(), moved[..., -1:, :] * theta.mT
+        q, k, v, keep, push, mix, hold, last = streams
         entered, slopes = self.network.gradients(k, v, anchor)
 
         def layer(i: int, x: Tensor) -> Tensor:
-            return keep * (x @ weights[i]) + push * (x @ momentum[i]) - ((x @ entered[i].mT) * mix) @ slopes[i]
+            before = torch.addcmul(keep * (x @ weights[i]), push, x @ momentum[i])
+            return minus_product(before, (x @ entered[i].mT) * mix, slopes[i])
 
         y = self.network.apply_layers(q, [lambda x, i=i: layer(i, x) for i in range(len(weights))])
+        held, pushed, wrote = keep[..., -1:, :], push[..., -1:, :], mix[..., -1:, :]
         parts = list(zip(weights, momentum, entered, slopes, strict=True))
         after = tuple(
-            keep[..., -1:, :] * m + push[..., -1:, :] * s - (x.mT * mix[..., -1:, :]) @ slope
-            for m, s, x, slope in parts
+            minus_product(torch.addcmul(held * m, pushed, s), x.mT * wrote, slope) for m, s, x, slope in parts
         )
-        return y, after, tuple(hold * s - (x.mT * last) @ slope for _, s, x, slope in parts)
+        return y, after, tuple(minus_product(hold * s, x.mT * last, slope) for _, s, x, slope in parts)
+
+
+def decays(theta: Tensor, moving: Tensor, keeping: Tensor) -> tuple[Tensor, ...]:
+    """How much of M and S is left in M at each token of a chunk, how much of what each token learned; the same for S.
+
+    The last two are of S after the chunk: how much of it is left, and of what each token learned.
+    """
+    moved, kept = decay_matrix(moving), decay_matrix(keeping)
+    push, mix = kept @ moving.cumsum(-2).exp(), kept @ (moved * theta.mT)
+    hold, last = moving.sum(-2, keepdim=True).exp(), moved[..., -1:, :] * theta.mT
+    return keeping.cumsum(-2).exp(), push, mix, hold, last
 
 
 def decay_matrix(log: Tensor) -> Tensor:

@@ -10,20 +10,27 @@ from bestiary.training.recipe import Recipe, clean
 SHOWN = ("dim", "rate", "seed")  # said even where they are the defaults
 
 
-@reading_data()
 def command(recipe: Recipe | Mapping[str, Any]) -> str:
     """The `bestiary train ...` that makes exactly this recipe: the same key, given the same files of the user.
 
     Takes a recipe, or a recipe as stored. Raises ValueError, TypeError or LookupError if no command line says it,
     because a file is gone, has changed, or has a name that cannot stand in a pattern.
     """
+    seed = recipe.seed if isinstance(recipe, Recipe) else recipe["seed"]
+    return str(seed).join(command_around_seed(recipe))
+
+
+@reading_data()
+def command_around_seed(recipe: Recipe | Mapping[str, Any]) -> tuple[str, str]:
+    """What `command` gives before and after the seed: the same for runs that differ in their seeds alone."""
     built = recipe if isinstance(recipe, Recipe) else Recipe.read(recipe)
     changes = settings(built)
     train, pattern = pattern_text(built.train), pattern_text(built.pattern)
     if clean(pattern, train=train, **changes).key != built.key:
         raise ValueError(f"no command line says {pattern} on {train} with {changes}")
-    settings_text = " ".join(shell_quote(f"{name}={value}") for name, value in changes.items())
-    return f"bestiary train --task {shell_quote(train)} --layers {shell_quote(pattern)} {settings_text}"
+    words = {name: shell_quote(f"{name}={value}") for name, value in changes.items()}
+    before, _, after = " ".join({**words, "seed": "\0"}.values()).partition("\0")
+    return f"bestiary train --task {shell_quote(train)} --layers {shell_quote(pattern)} {before}seed=", after
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:

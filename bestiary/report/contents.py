@@ -4,13 +4,14 @@ A cell is a recipe at any seed and learning rate. Its rate is chosen on the sele
 test stream: the mean over test segments, then over seeds.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from bestiary.report.command import command
+from bestiary.report.command import command_around_seed
 from bestiary.report.levels import task_levels
 from bestiary.report.runs import UNBUILDABLE, RunData, family, mixer_names, model_size, segment_label
 from bestiary.runs.intervals import interval
@@ -19,6 +20,7 @@ from bestiary.spec import read_specs, reading_data
 
 MOST = 5000  # runs in the table; of more, only those at the best rate of their cell
 POINTS = 80  # of a learning curve
+CURVES = 1000  # of single seeds; of more, those of each cell are drawn that stand for all
 
 
 def report_data(data: RunData, pattern_name: Callable[[str], str] = lambda pattern: pattern) -> dict[str, Any]:
@@ -27,16 +29,20 @@ def report_data(data: RunData, pattern_name: Callable[[str], str] = lambda patte
     at_best = best(runs, group=["cell"])
     mixers = mixer_names(data.recipes, pattern_name)
     tasks = list(dict.fromkeys(runs["task"]))
-    cells = [cell_data(data, str(name), rows, runs, mixers) for name, rows in at_best.groupby("cell", sort=False)]
+    most = CURVES if len(at_best) <= CURVES else max(10, CURVES // at_best["cell"].nunique())  # of a cell
+    by_cell = at_best.groupby("cell", sort=False)
+    cells = [cell_data(data, str(name), rows, runs, mixers, most) for name, rows in by_cell]
     cells.sort(key=lambda c: (tasks.index(c["task"]), c["mixer"], c["dim"]))
     shown = runs if len(runs) <= MOST else runs[runs["key"].isin(set(at_best["key"]))]
     index = {c["id"]: i for i, c in enumerate(cells)}
-    origins: list[dict[str, Any]] = []
-    table = [run_data(row, data, index, origins) for row in shown.to_dict("records")]
+    origins: dict[str, int] = {}
+    commands: dict[tuple[str, float], tuple[str, str] | None] = {}
+    table = [run_data(row, data, index, origins, commands) for row in shown.to_dict("records")]
     task_list = [task_data(name, [c for c in cells if c["task"] == name]) for name in tasks]
     for c in cells:
         c["task"] = tasks.index(c["task"])
-    return to_json({"tasks": task_list, "cells": cells, "runs": table, "origins": origins, "total": len(runs)})
+    made = [json.loads(text) for text in origins]
+    return to_json({"tasks": task_list, "cells": cells, "runs": table, "origins": made, "total": len(runs)})
 
 
 def run_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -48,9 +54,9 @@ def run_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell_data(
-    data: RunData, name: str, at_best: pd.DataFrame, runs: pd.DataFrame, names: Mapping[str, str]
+    data: RunData, name: str, at_best: pd.DataFrame, runs: pd.DataFrame, names: Mapping[str, str], most: int
 ) -> dict[str, Any]:
-    """One cell: its accuracy at the best rate, and what the figures show of it."""
+    """One cell: its accuracy at the best rate, and what the figures show of it, of at most `most` seeds one by one."""
     recipe, all_rates = data.recipes[name], runs[runs["cell"] == name]
     state, parameters = model_size({**recipe, "seed": 0, "rate": 1.0})
     first = at_best.iloc[0]
@@ -75,7 +81,7 @@ def cell_data(
         "window": first["window"],
         "segments": segment_accuracies(data.rows[data.rows["key"].isin(keys)]),
         "distances": distance_accuracies([data.distances[key] for key in keys]),
-        "curves": [thin(data.curves[key]) for key in keys],
+        "curves": [thin(data.curves[key]) for key in representatives(at_best, most)],
         "mean": thin(mean_curve([data.curves[key] for key in keys])),
         "recipe": recipe,
     }
@@ -119,23 +125,40 @@ def thin(curve: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     return [(step, round(share, 5)) for step, share in curve[::-1][::stride][::-1]]
 
 
+def representatives(rows: pd.DataFrame, most: int) -> list[str]:
+    """The keys of all runs; of more than `most`, evenly from the lowest to the highest selection accuracy."""
+    if len(rows) <= most:
+        return rows["key"].tolist()
+    ordered = diverged_as_zero(rows).sort_values("selection", kind="stable")["key"].tolist()
+    return [ordered[round(i * (len(ordered) - 1) / (most - 1))] for i in range(most)]
+
+
 def run_data(
-    row: Mapping[str, Any], data: RunData, index: Mapping[str, int], origins: list[dict[str, Any]]
+    row: Mapping[str, Any],
+    data: RunData,
+    index: Mapping[str, int],
+    origins: dict[str, int],
+    commands: dict[tuple[str, float], tuple[str, str] | None],
 ) -> dict[str, Any]:
     """One run of the table; equal origins are stored once, without the time."""
     origin = dict(data.origins[row["key"]])
     started = origin.pop("begun", None)
-    if origin not in origins:
-        origins.append(origin)
+    place = origins.setdefault(json.dumps(origin), len(origins))
+    kind = row["cell"], row["rate"]
+    if kind not in commands:
+        commands[kind] = redo_command(data, row)
+    around = commands[kind]
     names = ("key", "rate", "seed", "outcome", "accuracy", "selection", "solved", "steps", "seconds")
-    details = {"cell": index[row["cell"]], "origin": origins.index(origin), "begun": started}
-    return {**{name: row[name] for name in names}, **details, "command": redo_command(data, row)}
+    details = {"cell": index[row["cell"]], "origin": place, "begun": started}
+    command = None if around is None else str(row["seed"]).join(around)
+    return {**{name: row[name] for name in names}, **details, "command": command}
 
 
-def redo_command(data: RunData, row: Mapping[str, Any]) -> str | None:
-    """The command that repeats a run, None if there is none."""
+def redo_command(data: RunData, row: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The command that repeats a run, before and after its seed; None if there is none."""
     try:
-        return command({**data.recipes[row["cell"]], "rate": float(row["rate"]), "seed": int(row["seed"])})
+        recipe = {**data.recipes[row["cell"]], "rate": float(row["rate"]), "seed": int(row["seed"])}
+        return command_around_seed(recipe)
     except UNBUILDABLE:
         return None
 

@@ -1,6 +1,15 @@
 const data = JSON.parse(document.getElementById("data").textContent);
+data.runs = unpack(data.runs);
 const ROWS = 300; // of the table drawn at first
 const view = { task: 0, dim: null, hidden: new Set(), chosen: null, sort: { name: "Accuracy", down: true }, all: false };
+
+function unpack({ columns, commands }) { // runs are stored by columns
+  const names = Object.keys(columns);
+  return columns.key.map((_, i) => {
+    const run = Object.fromEntries(names.map((name) => [name, columns[name][i]]));
+    return { ...run, command: run.command === null ? null : commands[run.command].join(` seed=${run.seed}`) };
+  });
+}
 
 // Numbers as text.
 const whole = (x) => (x === null ? "–" : Math.round(x).toLocaleString("en"));
@@ -310,9 +319,12 @@ function learning() {
   const series = lines(wide(), (c) => c.mean.map(([x, y]) => ({ x, y })));
   for (const s of series) {
     s.bare = true;
+    s.all = wide().filter((c) => c.mixer === s.name).reduce((sum, c) => sum + c.seeds, 0);
     s.seeds = wide().filter((c) => c.mixer === s.name).flatMap((c) => c.curves.map((seed) => seed.map(([x, y]) => ({ x, y }))));
   }
-  const ends = series.map((s) => [s.name, whole(s.points.at(-1).x), share(s.points.at(-1).y), String(s.seeds.length)]);
+  const ends = series.map((s) => [s.name, whole(s.points.at(-1).x), share(s.points.at(-1).y), String(s.all)]);
+  const some = series.some((s) => s.seeds.length < s.all);
+  find("learning-note").textContent = some ? " Of very many seeds, a few are drawn, evenly from the lowest to the highest." : "";
   figure("learning", (host) => plot(host, { series, y: "Selection accuracy", label: "Selection accuracy against step",
     x: { label: "Step", base: 0, format: whole } }), [col("Mixer", false), col("Last step"), col("Mean at the last step"), col("Seeds")], ends,
     "Nothing to show: no run of this width looked at the selection stream.");

@@ -63,6 +63,7 @@ def page(
 
     data = {
         **shown,
+        "runs": pack_runs(shown["runs"]),
         "pdf": pdf_figures(shown),
         "looks": [[marker, svg_dashes(dash)] for _, marker, dash in LINE_STYLES],
     }
@@ -83,6 +84,17 @@ def page(
     }
     pieces = read_asset("page.html").split("@@")  # text and names in turn, so that nothing put in is looked at again
     return "".join(parts[piece] if odd % 2 else piece for odd, piece in enumerate(pieces))
+
+
+def pack_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The runs by columns, a third of the size; of commands what stands before and after ` seed=N`, each pair once."""
+    commands: dict[tuple[str, str], int] = {}
+    places = []
+    for run in runs:
+        before, _, after = (run["command"] or "").partition(f" seed={run['seed']}")
+        places.append(None if run["command"] is None else commands.setdefault((before, after), len(commands)))
+    columns = {name: [run[name] for run in runs] for name in (runs[0] if runs else ()) if name != "command"}
+    return {"columns": columns | {"command": places}, "commands": list(commands)}
 
 
 def svg_dashes(dash: Any) -> str:

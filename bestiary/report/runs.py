@@ -10,8 +10,8 @@ import pandas as pd
 
 from bestiary.report.command import pattern_text
 from bestiary.runs.files import no_collections
-from bestiary.runs.store import DamagedRun, Record, Store, damaged_run
-from bestiary.runs.table import segment_rows, selection_curve
+from bestiary.runs.store import DamagedRun, Store, damaged_run
+from bestiary.runs.table import report_parts
 from bestiary.spec import locate
 from bestiary.training.recipe import SPECS, Recipe
 
@@ -25,7 +25,7 @@ BROKEN = (OSError, LookupError, ValueError, TypeError, AttributeError, Arithmeti
 class RunData(NamedTuple):
     """What the report needs to know about the runs of a store."""
 
-    rows: pd.DataFrame  # those of `table.results`, with `cell` and `task`
+    rows: pd.DataFrame  # those of `table.results` in REPORTED, with `cell` and `task`
     recipes: dict[str, dict[str, Any]]  # of each cell, as stored, without rate and seed
     curves: dict[str, list[tuple[int, float]]]  # of each run, accuracy on the selection stream by step
     distances: dict[str, dict[int, tuple[int, int]]]  # of each run, right and asked by the power of two of a distance
@@ -37,33 +37,41 @@ class RunData(NamedTuple):
 def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
     """The finished runs among the keys."""
     known = set(store.run_keys())
+    keys = [key for key in dict.fromkeys(keys) if key in known]
+    parts = report_parts(store, keys)
+    cells: dict[str, tuple[str, str]] = {}
     rows: list[dict[str, Any]] = []
     data = RunData(pd.DataFrame(), {}, {}, {}, {}, [])
-    for key in dict.fromkeys(keys):
-        if key not in known:
-            continue
+    for key in keys:
+        part = parts.pop(key, None)
         try:
-            record = store.read(key)
-            if record.ended is not None:
-                rows += add_run(data, record, store)
-        except DamagedRun as fault:
-            data.damaged.append(str(fault))
+            if isinstance(part, DamagedRun):
+                data.damaged.append(str(part))
+            elif part is not None:
+                rows += add_run(data, key, part, store, cells)
         except BROKEN as fault:
             data.damaged.append(str(damaged_run(store.folder / key, fault)))
     return data._replace(rows=pd.DataFrame(rows))
 
 
-def add_run(data: RunData, record: Record, store: Store) -> list[dict[str, Any]]:
-    """Add a run to the data, and return its rows. Nothing is added if something of the run cannot be read."""
-    recipe = {name: value for name, value in record.recipe.items() if name not in ("rate", "seed")}
-    check_stored(recipe)
-    cell = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    curve, distances, task = selection_curve(record.log), distance_counts(record.log), task_line(recipe)
-    rows = [{**row, "cell": cell, "task": task} for row in segment_rows(record, curve)]
-    origin = read_origin(store.folder / record.key / "origin.json")
-    data.recipes[cell] = recipe
-    data.curves[record.key], data.distances[record.key], data.origins[record.key] = curve, distances, origin
-    return rows
+def add_run(
+    data: RunData, key: str, part: Mapping[str, Any], store: Store, cells: dict[str, tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Add a run to the data, and return its rows. Nothing is added if something of the run cannot be read.
+
+    `cells` holds the name of each cell and its task, by its recipe as JSON.
+    """
+    text = part["recipe"]
+    if text not in cells:
+        recipe = json.loads(text)
+        check_stored(recipe)
+        name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+        cells[text], data.recipes[name] = (name, task_line(recipe)), recipe
+    cell, task = cells[text]
+    data.origins[key] = read_origin(store.folder / key / "origin.json")
+    data.curves[key] = [(step, share) for step, share in part["curve"]]
+    data.distances[key] = {place: (right, asked) for place, right, asked in part["distances"]}
+    return [{**row, "cell": cell, "task": task} for row in part["rows"]]
 
 
 def check_stored(recipe: Mapping[str, Any]) -> None:
@@ -88,17 +96,6 @@ def read_origin(place: Path) -> dict[str, Any]:
     except (ValueError, AttributeError, TypeError, RecursionError) as fault:
         raise ValueError(f"{place.name}: {fault}") from None
     return origin
-
-
-def distance_counts(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
-    """Right answers and questions on the test stream by distance, in bins that begin at powers of two."""
-    bins: dict[int, tuple[int, int]] = {}
-    for line in log:
-        if line["split"] == "test" and line["facet"] == "distance" and line["value"] > 0:
-            place = 1 << (int(line["value"]).bit_length() - 1)
-            right, asked = bins.get(place, (0, 0))
-            bins[place] = (right + line["right"], asked + line["asked"])
-    return dict(sorted(bins.items()))
 
 
 def task_line(recipe: Mapping[str, Any]) -> str:

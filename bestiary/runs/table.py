@@ -1,7 +1,8 @@
 """From runs to tables: one row for each run and test segment, and what may be concluded from many of them."""
 
+import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bestiary.runs.index import cached_parts
@@ -42,7 +43,43 @@ def index_parts(record: Record) -> dict[str, Any]:
     so_far |= {name: record.recipe[name] for name in ("dim", "rate", "seed")}
     so_far |= {"checked": record.ended is None or bool(record.ended.digests)}
     so_far |= {"step": record.log[-1]["step"] if record.log else 0, "selection": curve[-1][1] if curve else math.nan}
-    return {"so far": so_far, "segments": list(segment_rows(record, curve)) if record.ended else []}
+    rows = list(segment_rows(record, curve)) if record.ended else []
+    return {"so far": so_far, "segments": rows, "report": report_part(record, rows, curve) if record.ended else None}
+
+
+REPORTED = (
+    *("key", "segment", "dim", "rate", "seed", "accuracy", "asked"),
+    *("selection", "solved", "steps", "seconds", "outcome"),
+)  # columns of `results` that a report reads
+
+
+def report_part(
+    record: Record, rows: Iterable[Mapping[str, Any]], curve: Iterable[tuple[int, float]]
+) -> dict[str, Any]:
+    """What a report reads of a finished run: rows, selection curve, answers by distance, its cell's recipe as JSON."""
+    recipe = {name: value for name, value in record.recipe.items() if name not in ("rate", "seed")}
+    return {
+        "recipe": json.dumps(recipe),
+        "rows": [{name: row[name] for name in REPORTED} for row in rows],
+        "curve": [list(point) for point in curve],
+        "distances": [[place, *counts] for place, counts in distance_counts(record.log).items()],
+    }
+
+
+def distance_counts(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
+    """Right answers and questions on the test stream by distance, in bins that begin at powers of two."""
+    bins: dict[int, tuple[int, int]] = {}
+    for line in log:
+        if line["split"] == "test" and line["facet"] == "distance" and line["value"] > 0:
+            place = 1 << (int(line["value"]).bit_length() - 1)
+            right, asked = bins.get(place, (0, 0))
+            bins[place] = (right + line["right"], asked + line["asked"])
+    return dict(sorted(bins.items()))
+
+
+def report_parts(store: Store, keys: Iterable[str]) -> "dict[str, dict[str, Any] | DamagedRun | None]":
+    """By key, what a report reads of each run that was started: None if it is not done, an error if it is damaged."""
+    return cached_parts(store, keys, index_parts, part="report")
 
 
 def pattern_text(record: Record) -> str:
