@@ -173,3 +173,13 @@ def test_every_equation_of_a_mixer_is_whole(file: Path) -> None:
             if row.startswith("<div"):
                 shown = "".join(ElementTree.fromstring(row).itertext())
                 assert not set(shown) & {"_", "^"}, shown
+
+
+def test_types_of_options_are_written_in_words() -> None:
+    from bestiary.cli.describe import type_text
+    from bestiary.spec import names, schema
+
+    kinds = {type_ for kind in ("mixers", "tasks") for name in names(kind) for type_, _ in schema(kind, name).values()}
+    texts = {type_text(kind) for kind in kinds}
+    assert {"positive int", "positive int or None", "float from 0 to 1", "mixers"} <= texts
+    assert [text for text in texts if re.search(r"[\[\](){}|]", text)] == []

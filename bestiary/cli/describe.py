@@ -97,12 +97,30 @@ def option_lines(found: Spec) -> Iterator[str]:
         yield f"  {option:10} {value!r:12} {type_text(kind)}{given}"
 
 
+PLAIN_TYPES = (
+    (r"typing\.", ""),
+    (r", Le\(le=9007199254740992\)", ""),
+    (r"Annotated\[int, Gt\(gt=0\)\]", "positive int"),
+    (r"Annotated\[int, Ge\(ge=0\)\]", "int from 0"),
+    (r"Annotated\[float, Ge\(ge=0\), Le\(le=1\)\]", "float from 0 to 1"),
+    (r"Annotated\[tuple\[.*Spec.*", "mixers"),
+    (r"Literal\[(.*?)\]", r"\1"),
+    (r"Optional\[(.*)\]", r"\1 or None"),
+    (r"Annotated\[(\w+), (.*)\]", r"\1, \2"),
+    (r", Ge\(ge=(.*?)\)", r" from \1"),
+    (r", Gt\(gt=(.*?)\)", r" above \1"),
+    (r", Le\(le=(.*?)\)", r" to \1"),
+    (r", Lt\(lt=(.*?)\)", r", below \1"),
+    (r" \| ", " or "),
+)
+
+
 def type_text(kind: Any) -> str:
     """A type annotation as a person would write it."""
     text = kind.__name__ if isinstance(kind, type) else str(kind)
-    text = text.replace("typing.", "").replace(", Le(le=9007199254740992)", "")
-    text = text.replace("Annotated[int, Gt(gt=0)]", "positive int").replace("Annotated[int, Ge(ge=0)]", "int from 0")
-    return text.replace("Literal[", "one of ").replace("]", "") if text.startswith("Literal") else text
+    for pattern, plain in PLAIN_TYPES:
+        text = re.sub(pattern, plain, text)
+    return text
 
 
 def mixer_lines(found: Spec, *, dim: int) -> Iterator[str]:

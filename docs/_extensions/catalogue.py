@@ -133,12 +133,13 @@ def spread(line: str) -> str:
 
 
 def table_of_options(kind: str, name: str) -> str:
+    from bestiary.cli.describe import type_text
     from bestiary.spec import schema
 
     known = schema(kind, name)
     if not known:
         return "It has no options."
-    rows = [f"| `{option}` | {cell(readable(type_))} | `{shown(value)}` |" for option, (type_, value) in known.items()]
+    rows = [f"| `{option}` | {cell(type_text(type_))} | `{shown(value)}` |" for option, (type_, value) in known.items()]
     return "| option | type | default |\n|---|---|---|\n" + "\n".join(rows)
 
 
@@ -148,24 +149,6 @@ def shown(value: Any) -> str:
 
     specs = isinstance(value, tuple) and value and all(isinstance(part, Spec) for part in value)
     return repr(", ".join(map(str, value)) if specs else value)
-
-
-def readable(kind: Any) -> str:
-    """A type as a person would write it."""
-    text = kind.__name__ if isinstance(kind, type) else str(kind)
-    for long, short in (
-        (r"typing\.", ""),
-        (r"Annotated\[int, Gt\(gt=0\)\]", "positive int"),
-        (r"Annotated\[int, Ge\(ge=0\)\]", "int from 0"),
-        (r"Annotated\[float, Ge\(ge=0\), Le\(le=1\)\]", "float from 0 to 1"),
-        (r"Annotated\[tuple\[.*Spec.*", "mixers"),
-        (r"Literal\[(.*?)\]", r"\1"),
-        (r"Optional\[(.*)\]", r"\1 or None"),
-        (r"Annotated\[(\w+), (.*)\]", r"\1, \2"),
-        (r" \| ", " or "),
-    ):
-        text = re.sub(long, short, text)
-    return text
 
 
 def task(package: Package, name: str) -> dict[str, Any]:
