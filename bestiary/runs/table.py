@@ -37,14 +37,13 @@ def results(store: Store, keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]
 
 
 def index_parts(record: Record) -> dict[str, Any]:
-    """What the cache keeps of a run: how far it came, and its rows if it is done."""
+    """What the cache keeps of every run: how far it came, and its rows if it is done."""
     curve = selection_curve(record.log)
     so_far = {"outcome": record.ended and record.ended.outcome, "pattern": pattern_text(record)}
     so_far |= {name: record.recipe[name] for name in ("dim", "rate", "seed")}
     so_far |= {"checked": record.ended is None or bool(record.ended.digests)}
     so_far |= {"step": record.log[-1]["step"] if record.log else 0, "selection": curve[-1][1] if curve else math.nan}
-    rows = list(segment_rows(record, curve)) if record.ended else []
-    return {"so far": so_far, "segments": rows, "report": report_part(record, rows, curve) if record.ended else None}
+    return {"so far": so_far, "segments": list(segment_rows(record, curve)) if record.ended else []}
 
 
 REPORTED = (
@@ -53,17 +52,22 @@ REPORTED = (
 )  # columns of `results` that a report reads
 
 
-def report_part(
-    record: Record, rows: Iterable[Mapping[str, Any]], curve: Iterable[tuple[int, float]]
-) -> dict[str, Any]:
-    """What a report reads of a finished run: rows, selection curve, answers by distance, its cell's recipe as JSON."""
+def parts_with_report(record: Record) -> dict[str, Any]:
+    """`index_parts`, and what a report reads of a finished run.
+
+    That is its rows, selection curve, answers by distance and its cell's recipe as JSON. `status` does without it.
+    """
+    parts = index_parts(record)
+    if record.ended is None:
+        return {**parts, "report": None}
     recipe = {name: value for name, value in record.recipe.items() if name not in ("rate", "seed")}
-    return {
+    report = {
         "recipe": json.dumps(recipe),
-        "rows": [{name: row[name] for name in REPORTED} for row in rows],
-        "curve": [list(point) for point in curve],
+        "rows": [{name: row[name] for name in REPORTED} for row in parts["segments"]],
+        "curve": [list(point) for point in selection_curve(record.log)],
         "distances": [[place, *counts] for place, counts in distance_counts(record.log).items()],
     }
+    return {**parts, "report": report}
 
 
 def distance_counts(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, int]]:
@@ -79,7 +83,7 @@ def distance_counts(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, in
 
 def report_parts(store: Store, keys: Iterable[str]) -> "dict[str, dict[str, Any] | DamagedRun | None]":
     """By key, what a report reads of each run that was started: None if it is not done, an error if it is damaged."""
-    return cached_parts(store, keys, index_parts, part="report")
+    return cached_parts(store, keys, parts_with_report, part="report")
 
 
 def pattern_text(record: Record) -> str:
