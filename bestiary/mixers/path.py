@@ -23,10 +23,12 @@ from bestiary.mixers._mixer import (
     Mixer,
     ShortConv,
     State,
+    Where,
     check_rank,
     head_width,
     linear,
     normalize,
+    take,
 )
 from bestiary.mixers._softmax import merge_heads, split_heads
 from bestiary.ops import transport
@@ -62,10 +64,8 @@ class PaTH(Mixer):
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, keys, v = self.initial_state(x) if state is None else state
-        w, conv = self.conv(self.up(self.low(x)), conv)
-        w = normalize(F.silu(w).unflatten(-1, (self.heads, -1))).transpose(1, 2)
-        q, k, new = (split_heads(z, self.heads) for z in (self.q(x), self.k(x), self.v(x)))
-        beta, v = 2 * split_heads(self.beta(x), self.heads).sigmoid(), torch.cat([v, new], dim=2)
+        (q, k, new, w, beta), conv = self.parts(x, conv)
+        v = torch.cat([v, new], dim=2)
         if x.shape[1] == 1:
             logits, keys = transport.step(q, k, w, beta, keys)
             y = (logits * self.head**-0.5).softmax(-1).to(v.dtype) @ v
@@ -73,8 +73,22 @@ class PaTH(Mixer):
             y, keys = transport.attend(q, k, v, w, beta, keys)
         return self.out(merge_heads(y)), self.Memory(conv, keys, v)
 
+    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
+        if x.shape[1] > transport.BLOCK:
+            return take(self(x)[0], where)
+        q, k, v, w, beta = self.parts(x, None)[0]
+        logits = take(transport.block_logits(q, k, w, beta).transpose(1, 2), where).transpose(1, 2)
+        return self.out(merge_heads(logits.softmax(-1) @ v))
+
     def initial_state(self, x: Features) -> Memory:
         """The state before the first token."""
         return self.Memory(
             None, transport.no_keys(x, self.heads, self.head), x.new_zeros(len(x), self.heads, 0, self.head)
         )
+
+    def parts(self, x: Features, conv: State) -> tuple[tuple[Tensor, ...], State]:
+        """Queries, keys, values, the normals of the reflections and their strengths; what the convolution keeps."""
+        w, conv = self.conv(self.up(self.low(x)), conv)
+        w = normalize(split_heads(F.silu(w), self.heads))
+        q, k, v = (split_heads(z(x), self.heads) for z in (self.q, self.k, self.v))
+        return (q, k, v, w, 2 * split_heads(self.beta(x), self.heads).sigmoid()), conv

@@ -30,7 +30,7 @@ Heads = Float[Tensor, "batch heads time key"]
 
 
 class Keys(NamedTuple):
-    """Keys that are read, in float32 at least: those as of some past token, and those of the tokens since, as of now."""
+    """Keys in float32 at least: earlier ones as of some past token, and those of the tokens since, as of now."""
 
     past: Float[Tensor, "batch heads past key"]
     recent: Float[Tensor, "batch heads recent key"]
@@ -63,7 +63,9 @@ def move(keys: Keys) -> Heads:
     return torch.cat([keys.past @ keys.turn.mT, keys.recent], dim=2)
 
 
-def step(q: Heads, k: Heads, w: Heads, beta: Heads, keys: Keys) -> tuple[Float[Tensor, "batch heads 1 keys"], Keys]:
+def step(
+    q: Heads, k: Heads, w: Heads, beta: Float[Tensor, "batch heads 1 1"], keys: Keys
+) -> tuple[Float[Tensor, "batch heads 1 keys"], Keys]:
     """The logits of one token for all keys up to its own, and the keys after it."""
     q, k, w, beta = (upcast(x) for x in (q, k, w, beta))
     turn = keys.turn - beta * w.mT * (w @ keys.turn)
@@ -105,7 +107,7 @@ def attend(
     return torch.cat(outputs, dim=2)[:, :, :time].to(given), Keys(kept, kept[:, :, :0], identity(kept))
 
 
-def attend_segment(part: Block, v: Tensor, kept: Heads) -> tuple[Tensor, Heads]:
+def attend_segment(part: Block, v: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     """The outputs of some blocks, given the values and the keys before them, and the keys after them."""
     outputs = []
     for q, logits, k, turn in zip(*(x.unbind(2) for x in part), strict=True):
@@ -117,19 +119,40 @@ def attend_segment(part: Block, v: Tensor, kept: Heads) -> tuple[Tensor, Heads]:
 
 
 def split_blocks(x: Heads) -> Float[Tensor, "batch heads blocks size key"]:
-    """Blocks of at most BLOCK tokens, the last filled up with zeros, which reflect nothing and come after all others."""
+    """Blocks of at most BLOCK tokens, the last filled up with zeros, which reflect nothing."""
     size = min(BLOCK, x.shape[2])
     return F.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
 
 
 def solve_blocks(q: Tensor, k: Tensor, w: Tensor, beta: Tensor) -> Block:
     """What the reflections within each block do, with queries scaled by 1 / sqrt(key)."""
-    q, pull, size = q * q.shape[-1] ** -0.5, beta * w, q.shape[-2]
-    seen = torch.ones(size, size, dtype=torch.bool, device=q.device).tril()
-    known = torch.cat([w, (w @ k.mT).tril(-1)], dim=-1)
-    solved = torch.linalg.solve_triangular((w @ pull.mT).tril(-1), known, upper=False, unitriangular=True)
-    turned, crossed = solved.split([w.shape[-1], size], dim=-1)
-    echo = (q @ pull.mT).tril()
-    one = torch.eye(w.shape[-1], dtype=q.dtype, device=q.device)
-    logits = (q @ k.mT - echo @ crossed).masked_fill(~seen, -torch.inf)
-    return Block(q - echo @ turned, logits, k - crossed.mT @ pull, one - pull.mT @ turned)
+    q, pull = q * q.shape[-1] ** -0.5, beta * w
+    turned, crossed = solve_reflections(w, pull, w, within(w, k, -1)).split([w.shape[-1], w.shape[-2]], dim=-1)
+    echo, one = within(q, pull), torch.eye(w.shape[-1], dtype=q.dtype, device=q.device)
+    return Block(q - echo @ turned, mask(q @ k.mT - echo @ crossed), k - crossed.mT @ pull, one - pull.mT @ turned)
+
+
+def block_logits(
+    q: Heads, k: Heads, w: Heads, beta: Float[Tensor, "batch heads time 1"]
+) -> Float[Tensor, "batch heads time time"]:
+    """The logits of a sequence, divided by sqrt(key), as one block; minus infinity for later tokens."""
+    given = q.dtype
+    q, k, w, beta = (upcast(x) for x in (q * q.shape[-1] ** -0.5, k, w, beta))
+    crossed = solve_reflections(w, beta * w, within(w, k, -1))
+    return mask(q @ k.mT - within(q, beta * w) @ crossed).to(given)
+
+
+def solve_reflections(w: Tensor, pull: Tensor, *known: Tensor) -> Tensor:
+    """U of (I + A) U = known, side by side."""
+    return torch.linalg.solve_triangular(within(w, pull, -1), torch.cat(known, -1), upper=False, unitriangular=True)
+
+
+def within(x: Tensor, y: Tensor, reach: int = 0) -> Tensor:
+    """x_i . y_j for j <= i + reach, zero elsewhere."""
+    return (x @ y.mT).tril(reach)
+
+
+def mask(logits: Tensor) -> Tensor:
+    """The logits, minus infinity for later tokens."""
+    seen = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+    return logits.masked_fill(~seen, -torch.inf)
