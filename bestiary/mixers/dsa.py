@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bestiary.mixers._mixer import Chosen, Features, State, linear
 from bestiary.mixers._softmax import Positions, append_cache, causal_mask, new_positions, split_heads, top_mask
 from bestiary.mixers.latent_attention import LatentAttention
-from bestiary.ops.attention import masked_attention, rotate
+from bestiary.ops.attention import masked_attention, rotate, share
 from bestiary.spec import Positive
 
 
@@ -69,7 +69,8 @@ class DSA(LatentAttention):
         scores, seen = self.scores(x, where, kept.index_keys), causal_mask(where, kept.index_keys.shape[1])
         fixed = scores.detach()
         seen = top_mask(fixed.masked_fill(~seen, -torch.inf), self.top) & seen
-        return self.read(masked_attention(self.queries(x, where), *self.keys_values(kept), seen, scores - fixed))
+        k, v = (share(z, self.heads) for z in self.keys_values(kept))
+        return self.read(masked_attention(self.queries(x, where), k, v, seen, scores - fixed))
 
     def scores(
         self, x: Chosen, where: Positions, marks: Float[Tensor, "batch time index"]

@@ -12,7 +12,6 @@ Departs from the paper: nothing known. Its variant with forget gates (PaTH-FoX) 
 
 from typing import ClassVar, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +31,7 @@ from bestiary.mixers._mixer import (
 )
 from bestiary.mixers._softmax import merge_heads, split_heads
 from bestiary.ops import transport
+from bestiary.ops.growth import append
 from bestiary.spec import Positive
 
 
@@ -65,7 +65,7 @@ class PaTH(Mixer):
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, keys, v = self.initial_state(x) if state is None else state
         (q, k, new, w, beta), conv = self.parts(x, conv)
-        v = torch.cat([v, new], dim=2)
+        v = append(v, new)
         if x.shape[1] == 1:
             logits, keys = transport.step(q, k, w, beta, keys)
             y = (logits * self.head**-0.5).softmax(-1).to(v.dtype) @ v

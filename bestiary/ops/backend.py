@@ -92,6 +92,11 @@ def under_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, in which no number can be looked at."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 @cache
 def has_fla() -> bool:
     """Whether flash-linear-attention is installed."""
