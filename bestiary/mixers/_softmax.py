@@ -111,19 +111,6 @@ def gather_positions(
     return x.gather(2, where[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))
 
 
-def top_mask(scores: Tensor, count: int) -> Bool[Tensor, "*rows options"]:
-    """Where the `count` >= 1 highest scores of each row are; of equal scores, the later win."""
-    last = scores.topk(min(count, scores.shape[-1]), dim=-1).values[..., -1:]
-    above, level = scores > last, scores == last
-    later = level.flip(-1).cumsum(-1).flip(-1)  # how many equals from here on
-    return above | (level & (later <= count - above.sum(-1, keepdim=True)))
-
-
-def expand_blocks(blocks: Bool[Tensor, "*rows blocks"], size: int, count: int) -> Bool[Tensor, "*rows time"]:
-    """A choice of blocks of `size` tokens as a choice of the first `count` tokens."""
-    return blocks.unsqueeze(-1).expand(*blocks.shape, size).flatten(-2)[..., :count]
-
-
 def hash_numbers(seed: int, *keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """Random numbers below 2^32 that depend on the keys alone, and so not on where a sequence is cut."""
     mask = 2**32 - 1

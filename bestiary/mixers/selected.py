@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from bestiary.mixers._cost import add_cost
 from bestiary.mixers._mixer import Chosen, Features, State, Where, linear, take
@@ -39,7 +38,7 @@ from bestiary.mixers._softmax import (
     unless_last,
 )
 from bestiary.ops.attention import attend
-from bestiary.ops.backend import capturing, under_transform
+from bestiary.ops.backend import shows_numbers
 from bestiary.ops.growth import append
 from bestiary.spec import Positive
 from bestiary.tasks._task import Tokens
@@ -144,7 +143,7 @@ class Selected(MultiHeadAttention):
         asked = on.shape[1]
         if self.router is not None and self.most is None and torch.is_grad_enabled():
             return asked
-        if under_transform() or on.is_meta or isinstance(on, FakeTensor) or capturing(on):  # shapes, but no numbers
+        if not shows_numbers(on):
             return asked if self.most is None else min(self.most, asked)
         return int(on.sum(1).max()) if on.numel() else asked
 

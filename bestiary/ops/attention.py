@@ -12,7 +12,7 @@ numbers are the same.
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,7 +68,7 @@ def attend_once(
     return (weights.unflatten(1, (v.shape[1], -1)) @ v).flatten(1, 2).unsqueeze(2)
 
 
-def share(x: Float[Tensor, "batch shared time width"], heads: int) -> Float[Tensor, "batch heads time width"]:
+def share(x: Shaped[Tensor, "batch shared time width"], heads: int) -> Shaped[Tensor, "batch heads time width"]:
     """Keys or values for every head, where groups of heads share them."""
     if x.shape[1] == 1:
         return x.expand(-1, heads, -1, -1)
