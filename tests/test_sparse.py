@@ -8,7 +8,8 @@ import torch
 from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, rotate_plainly, split_heads
 from torch import Tensor
 
-from bestiary.mixers._softmax import hash_numbers, top_mask
+from bestiary.mixers._softmax import hash_numbers
+from bestiary.ops.selection import top_mask
 
 
 def attended(q: Tensor, k: Tensor, v: Tensor, seen: list[int]) -> Tensor:
@@ -25,35 +26,37 @@ def test_big_bird_attends_to_what_its_blocks_say() -> None:
     mixer, x = build_mixer("big_bird(heads=2, block=3, window=2, random=1)"), inputs()
     q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))
     q, k, y = rotate_plainly(q), rotate_plainly(k), torch.zeros_like(v)
-    blocks = mixer.blocks(torch.arange(TIME), TIME)
+    blocks = mixer.choose_blocks(torch.arange(TIME), TIME)[0]
     for b in range(BATCH):
         for h in range(2):
             for i in range(TIME):
-                seen = [j for j in range(i + 1) if blocks[h, i, j // 3]]
+                seen = [j for j in range(i + 1) if j // 3 in blocks[h, i].tolist()]
                 y[b, i, h] = attended(q[b, i, h], k[b, :, h], v[b, :, h], seen)
     assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
 def test_big_bird_sees_near_first_and_few_random_blocks() -> None:
     mixer = build_mixer("big_bird(heads=4, block=3, window=2, random=2)")
-    assert mixer.blocks(torch.arange(60), 60).shape == (4, 60, 20)
-    for i, rows in enumerate(mixer.blocks(torch.arange(60), 60).unbind(1)):
+    blocks = mixer.choose_blocks(torch.arange(60), 60)[0]
+    assert blocks.shape == (4, 60, 5)
+    for i, rows in enumerate(blocks.unbind(1)):
         own = i // 3
         fixed = {0, own, max(0, own - 1)}
-        for row in rows:
-            seen = set(row.nonzero().flatten().tolist())
-            assert fixed <= seen <= set(range(own + 1))
-            assert len(seen - fixed) == min(2, own + 1 - len(fixed))
+        for row in rows.tolist():
+            seen = [block for block in row if block >= 0]
+            assert len(seen) == len(set(seen))
+            assert fixed <= set(seen) <= set(range(own + 1))
+            assert len(set(seen) - fixed) == min(2, own + 1 - len(fixed))
 
 
 def test_big_bird_draws_alike_however_long_the_sequence() -> None:
     mixer = build_mixer("big_bird(heads=2, block=2, window=1, random=2)")
-    long, short = mixer.blocks(torch.arange(80), 80), mixer.blocks(torch.arange(40, 50), 50)
-    assert torch.equal(long[:, 40:50, :25], short)
-    assert not torch.equal(long[0], long[1])
-    assert not torch.equal(
-        long, build_mixer("big_bird(heads=2, block=2, window=1, random=2, seed=1)").blocks(torch.arange(80), 80)
-    )
+    long, short = mixer.choose_blocks(torch.arange(80), 80), mixer.choose_blocks(torch.arange(40, 50), 50)
+    assert torch.equal(long[:, :, 40:50], short)
+    assert torch.equal(long[:, :, [7, 43]], mixer.choose_blocks(torch.tensor([[7, 43]]), 80))
+    assert not torch.equal(long[0, 0], long[0, 1])
+    other = build_mixer("big_bird(heads=2, block=2, window=1, random=2, seed=1)")
+    assert not torch.equal(long, other.choose_blocks(torch.arange(80), 80))
 
 
 def test_drawn_numbers_are_uniform_and_depend_on_every_key() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, take
 from bestiary.ops.attention import rotate
+from bestiary.ops.growth import append
 
 Positions = Int[Tensor, " asked"] | Int[Tensor, "batch asked"]
 Cache = TypeVar("Cache", bound=tuple[Tensor, ...])
@@ -27,7 +28,7 @@ class CachedAttention(Mixer):
 
     @abstractmethod
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
-        """Outputs for the inputs x at the positions `where`."""
+        """Outputs for the inputs x at the positions `where`: with one axis, the last ones of those kept."""
 
     def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
         kept = self.update_cache(x, state)
@@ -73,7 +74,7 @@ def new_positions(x: Features, state: State) -> Int[Tensor, " time"]:
 
 def append_cache(old: Cache | None, new: Cache) -> Cache:
     """The old entries, then the new."""
-    return new if old is None else type(new)(*(torch.cat(pair, dim=-2) for pair in zip(old, new, strict=True)))
+    return new if old is None else type(new)(*map(append, old, new))
 
 
 def split_heads(x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
@@ -84,6 +85,11 @@ def split_heads(x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
 def merge_heads(y: Float[Tensor, "batch heads asked value"]) -> Float[Tensor, "batch asked dim"]:
     """(batch, heads, time, value) to (batch, time, heads * value)."""
     return y.transpose(1, 2).flatten(2)
+
+
+def unless_last(where: Positions) -> Positions | None:
+    """The positions of queries for `bestiary.ops.attention.attend`, where None means the last ones."""
+    return None if where.ndim == 1 else where
 
 
 def query_column(where: Positions) -> Int[Tensor, "*batch asked 1"]:
@@ -103,19 +109,6 @@ def gather_positions(
     if where.ndim == 1:
         return x[:, :, where]
     return x.gather(2, where[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))
-
-
-def top_mask(scores: Tensor, count: int) -> Bool[Tensor, "*rows options"]:
-    """Where the `count` >= 1 highest scores of each row are; of equal scores, the later win."""
-    last = scores.topk(min(count, scores.shape[-1]), dim=-1).values[..., -1:]
-    above, level = scores > last, scores == last
-    later = level.flip(-1).cumsum(-1).flip(-1)  # how many equals from here on
-    return above | (level & (later <= count - above.sum(-1, keepdim=True)))
-
-
-def expand_blocks(blocks: Bool[Tensor, "*rows blocks"], size: int, count: int) -> Bool[Tensor, "*rows time"]:
-    """A choice of blocks of `size` tokens as a choice of the first `count` tokens."""
-    return blocks.unsqueeze(-1).expand(*blocks.shape, size).flatten(-2)[..., :count]
 
 
 def hash_numbers(seed: int, *keys: Int[Tensor, "..."]) -> Int[Tensor, "..."]:

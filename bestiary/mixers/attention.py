@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, linear, take
 from bestiary.ops.attention import attend, rotate, sliding_window
+from bestiary.ops.growth import append
 from bestiary.spec import Natural, Positive
 
 LONG = 8  # windows, from which on working block by block is faster (ours, measured)
@@ -65,15 +66,16 @@ class Attention(Mixer):
         now = torch.arange(time, time + x.shape[1], device=x.device)
         k, v = self.keys(x, now), self.split(self.v(x), self.kv_heads)
         if state is not None:
-            k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
+            join = append if self.window is None else concatenate
+            k, v = join(state.k, k), join(state.v, v)
         end, count = time + x.shape[1], k.shape[2]
-        first = min(self.sinks, count) if self.window is not None else 0
-        at = torch.arange(count, device=x.device)
+        if self.window is None:
+            return self.attend(x, k, v, now), self.Cache(k, v, end)
+        first, at = min(self.sinks, count), torch.arange(count, device=x.device)
         at = torch.where(at < first, at, at + end - count)
         y = self.attend(x, k, v, now, None if state is None else at)
-        if self.window is not None:
-            k, v = (torch.cat([z[:, :, :first], z[:, :, max(first, count - self.window + 1) :]], dim=2) for z in (k, v))
-        return y, self.Cache(k, v, end)
+        begin = count - self.window + 1
+        return y, self.Cache(*(concatenate(z[:, :, :first], z[:, :, max(first, begin) :]) for z in (k, v)), end)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         now = torch.arange(x.shape[1], device=x.device)
@@ -90,13 +92,13 @@ class Attention(Mixer):
         """Outputs for the inputs x at positions `where`, given keys and values at positions `at`, or at all."""
         q = self.split(self.q(x), self.heads)
         q = rotate(q, where) if self.rotary else q
-        k, v = (z.repeat_interleave(self.heads // self.kv_heads, dim=1) for z in (k, v))
         dropout = self.dropout if self.training else 0.0
-        whole = at is None and where.ndim == 1
-        if whole and self.window is not None and self.works_in_blocks(len(where)):
+        last = where.ndim == 1 and at is None
+        if last and self.window is not None and self.works_in_blocks(len(where)):
+            k, v = (z.repeat_interleave(self.heads // self.kv_heads, dim=1) for z in (k, v))
             y = sliding_window(q, k, v, window=self.window, sinks=self.sinks, dropout=dropout)
         else:
-            asked = None if whole else where
+            asked = None if last else where
             y = attend(q, k, v, asked, at=at, window=self.window, sinks=self.sinks, dropout=dropout)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -108,3 +110,8 @@ class Attention(Mixer):
     def split(self, x: Chosen, heads: int) -> Float[Tensor, "batch heads _ key"]:
         """(batch, time, heads * key) to (batch, heads, time, key)."""
         return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def concatenate(old: Tensor, new: Tensor) -> Tensor:
+    """The old entries, then the new."""
+    return torch.cat([old, new], dim=2)

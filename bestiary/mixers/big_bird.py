@@ -14,21 +14,12 @@ positions are rotary unless switched off, where the paper has learned ones; no b
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen
-from bestiary.mixers._softmax import (
-    MultiHeadAttention,
-    Positions,
-    causal_mask,
-    expand_blocks,
-    hash_numbers,
-    merge_heads,
-    query_column,
-    top_mask,
-)
-from bestiary.ops.attention import masked_attention
+from bestiary.mixers._softmax import MultiHeadAttention, Positions, hash_numbers, merge_heads
+from bestiary.ops.selection import attend_to_blocks, top_places
 from bestiary.spec import Positive
 
 
@@ -54,14 +45,28 @@ class BigBird(MultiHeadAttention):
         self.block, self.window, self.first, self.random, self.seed = block, window, first, random, seed
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
-        k, v = kept
-        seen = expand_blocks(self.blocks(where, k.shape[2]), self.block, k.shape[2]) & causal_mask(where, k.shape[2])
-        return self.out(merge_heads(masked_attention(self.queries(x, where), k, v, seen)))
+        q, (k, v) = self.queries(x, where), kept
+        blocks = self.choose_blocks(where, k.shape[2]).expand(len(x), -1, -1, -1)
+        return self.out(merge_heads(attend_to_blocks(q, k, v, blocks, where, size=self.block)))
 
-    def blocks(self, where: Positions, count: int) -> Bool[Tensor, "*batch heads asked blocks"]:
-        """Which blocks of keys each query may look into."""
-        own, head = query_column(where) // self.block, torch.arange(self.heads, device=where.device)[:, None, None]
-        other = torch.arange(-(-count // self.block), device=where.device)
+    def choose_blocks(self, where: Positions, time: int) -> Int[Tensor, "_ heads asked chosen"]:
+        """The numbers of the blocks that each query reads, -1 for none; the last of `time` queries, or each row's."""
+        count = -(-time // self.block)
+        if where.ndim == 2:
+            return self.draw_blocks(where.unsqueeze(1) // self.block, count)
+        start = (time - len(where)) // self.block  # all queries of a block read the same
+        drawn = self.draw_blocks(torch.arange(start, count, device=where.device)[None, None], count)
+        return drawn[:, :, where // self.block - start]
+
+    def draw_blocks(self, own: Int[Tensor, "batch 1 rows"], count: int) -> Int[Tensor, "batch heads rows chosen"]:
+        """The numbers of the blocks, of `count`, that queries in the blocks `own` read."""
+        own, other = own.unsqueeze(-1), torch.arange(count, device=own.device)
+        head = torch.arange(self.heads, device=own.device)[:, None, None]
         between = (other >= self.first) & (other <= own - self.window)
-        draw = hash_numbers(self.seed, head, own, other).masked_fill(~between, -1)
-        return (~between & (other <= own)) | (between & top_mask(draw, self.random))
+        draw = hash_numbers(self.seed, head, own, other).double().masked_fill(~between, -torch.inf)
+        near, first = (
+            own - torch.arange(self.window, device=own.device),
+            other[: self.first].expand(*own.shape[:-1], -1),
+        )
+        fixed = torch.cat([near.masked_fill(near < self.first, -1), first.masked_fill(first > own, -1)], dim=-1)
+        return torch.cat([fixed.expand(*draw.shape[:-1], -1), top_places(draw, self.random)], dim=-1)

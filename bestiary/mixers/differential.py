@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, State, head_width
 from bestiary.mixers._norm import RMSNorm
-from bestiary.mixers._softmax import CachedAttention, Positions, append_cache, merge_heads, new_positions, split_heads
+from bestiary.mixers._softmax import (
+    CachedAttention,
+    Positions,
+    append_cache,
+    merge_heads,
+    new_positions,
+    split_heads,
+    unless_last,
+)
 from bestiary.ops.attention import attend, rotate
 from bestiary.spec import Positive
 
@@ -52,8 +60,7 @@ class Differential(CachedAttention):
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         q = rotate(split_heads(self.q(x), 2 * self.heads), where)
-        v = kept.v.unsqueeze(2).expand(-1, -1, 2, -1, -1).flatten(1, 2)
-        first, second = attend(q, kept.k, v, where).unflatten(1, (-1, 2)).unbind(2)
+        first, second = attend(q, kept.k, kept.v, unless_last(where)).unflatten(1, (-1, 2)).unbind(2)
         one, other = (self.balance[:, 0] * self.balance[:, 1]).sum(-1).exp().unbind()
         y = self.norm(first - (one - other + self.start) * second)
         return self.out(merge_heads((1 - self.start) * y))

@@ -19,8 +19,17 @@ from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, State, check_rank, head_width, linear
 from bestiary.mixers._norm import RMSNorm
-from bestiary.mixers._softmax import CachedAttention, Positions, append_cache, merge_heads, new_positions, split_heads
+from bestiary.mixers._softmax import (
+    CachedAttention,
+    Positions,
+    append_cache,
+    merge_heads,
+    new_positions,
+    split_heads,
+    unless_last,
+)
 from bestiary.ops.attention import attend, rotate
+from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
 
@@ -60,7 +69,15 @@ class LatentAttention(CachedAttention):
         return self.norm(self.down(x)), turned
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
-        return self.read(attend(self.queries(x, where), *self.keys_values(kept), where))
+        q, last = self.queries(x, where), unless_last(where)
+        once = last is None and x.shape[1] == 1
+        return self.read(self.attend_once(q, kept) if once else attend(q, *self.keys_values(kept), last))
+
+    def attend_once(self, q: Float[Tensor, "batch heads 1 inner"], kept: Any) -> Float[Tensor, "batch heads 1 latent"]:
+        """What the newest token reads, without joining latents and rotary keys."""
+        plain, turned = (q.squeeze(2) * q.shape[-1] ** -0.5).split([kept.latent.shape[-1], self.rotary], dim=-1)
+        weights = upcast(plain @ kept.latent.mT + turned @ kept.turned.mT).softmax(-1).to(q.dtype)
+        return (weights @ kept.latent).unsqueeze(2)
 
     def queries(self, x: Chosen, where: Positions) -> Float[Tensor, "batch heads asked inner"]:
         """Queries to latents and rotary keys, such that division by the root of their width is the paper's scale."""
@@ -69,9 +86,8 @@ class LatentAttention(CachedAttention):
         return q * (q.shape[-1] / (self.head + self.rotary)) ** 0.5
 
     def keys_values(self, kept: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values, the same for every head."""
-        k, v = torch.cat([kept.latent, kept.turned], dim=-1), kept.latent
-        return k.unsqueeze(1).expand(-1, self.heads, -1, -1), v.unsqueeze(1).expand(-1, self.heads, -1, -1)
+        """Keys and values, which all heads share."""
+        return torch.cat([kept.latent, kept.turned], dim=-1).unsqueeze(1), kept.latent.unsqueeze(1)
 
     def read(self, y: Float[Tensor, "batch heads asked latent"]) -> Chosen:
         """The output from what was read out of memory."""

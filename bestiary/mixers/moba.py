@@ -12,19 +12,17 @@ Departs from the paper: blocks have 16 tokens instead of 512, for shorter sequen
 from typing import Any, ClassVar
 
 import torch
-from torch.nn import functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen
 from bestiary.mixers._softmax import (
     MultiHeadAttention,
     Positions,
-    causal_mask,
-    expand_blocks,
     merge_heads,
     query_column,
-    top_mask,
 )
-from bestiary.ops.attention import masked_attention
+from bestiary.ops.selection import attend_to_blocks, split_queries, top_places
 from bestiary.spec import Positive
 
 
@@ -39,10 +37,19 @@ class MoBA(MultiHeadAttention):
         self.block, self.top = block, top
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
-        k, v = kept
-        q, time = self.queries(x, where), k.shape[2]
-        means = F.pad(k.detach(), (0, 0, 0, -time % self.block)).unflatten(2, (-1, self.block)).mean(3)
-        own, other = query_column(where) // self.block, torch.arange(means.shape[2], device=x.device)
-        scores = (q.detach() @ means.mT).masked_fill(other > own, -torch.inf).masked_fill(other == own, torch.inf)
-        seen = expand_blocks(top_mask(scores, self.top), self.block, time) & causal_mask(where, time)
-        return self.out(merge_heads(masked_attention(q, k, v, seen)))
+        q, (k, v) = self.queries(x, where), kept
+        y = attend_to_blocks(q, k, v, self.choose_blocks(q.detach(), k.detach(), where), where, size=self.block)
+        return self.out(merge_heads(y))
+
+    def choose_blocks(
+        self, q: Float[Tensor, "batch heads asked key"], k: Float[Tensor, "batch heads time key"], where: Positions
+    ) -> Int[Tensor, "batch heads asked top"]:
+        """The numbers of the blocks that each query reads, -1 for none."""
+        count, chosen = k.shape[2] // self.block, []
+        means = k[:, :, : count * self.block].unflatten(2, (count, self.block)).mean(3)
+        for part, time in split_queries(where, k.shape[2]):
+            own, other = query_column(where[..., part]) // self.block, torch.arange(time // self.block, device=q.device)
+            scores = (q[:, :, part] @ means[:, :, : len(other)].mT).masked_fill(other >= own, -torch.inf)
+            best = top_places(scores, self.top - 1)
+            chosen.append(torch.cat([own.expand(*best.shape[:-1], 1), best], dim=-1))
+        return torch.cat(chosen, dim=2)

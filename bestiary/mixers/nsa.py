@@ -17,7 +17,7 @@ selected, a window of 32, for shorter sequences; gates are linear in x instead o
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,16 +26,18 @@ from bestiary.mixers._softmax import (
     CachedAttention,
     Positions,
     append_cache,
-    causal_mask,
-    expand_blocks,
     merge_heads,
     new_positions,
     query_column,
     split_heads,
-    top_mask,
 )
-from bestiary.ops.attention import attend, masked_attention, rotate
+from bestiary.mixers.attention import LONG
+from bestiary.ops.attention import attend, rotate, sliding_window
+from bestiary.ops.growth import append
+from bestiary.ops.selection import attend_to_blocks, split_queries, top_places
 from bestiary.spec import Positive
+
+Queries = Float[Tensor, "batch heads asked key"]
 
 
 class NSA(CachedAttention):
@@ -97,42 +99,48 @@ class NSA(CachedAttention):
         done, rest = kept.block.tensor_split([whole * self.block], dim=-2)
         done = done.unflatten(-2, (whole, self.block)).flatten(-2).unbind(1)
         blocks = torch.stack([press(z) for press, z in zip(self.compress, done, strict=True)], dim=1)
-        return kept._replace(block=rest, blocks=torch.cat([kept.blocks, blocks], dim=-2))
+        return kept._replace(block=rest, blocks=append(kept.blocks, blocks) if whole else kept.blocks)
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         q = split_heads(self.q(x), self.heads)
-        coarse, weights = self.attend_blocks(q, where, kept)
-        q, time = rotate(q, where), kept.all.shape[-2]
-        chosen = expand_blocks(self.choose_blocks(weights, where, time), self.block, time) & causal_mask(where, time)
-        fine = masked_attention(
-            q, *self.keys_values(kept.all), chosen.repeat_interleave(self.heads // self.groups, dim=1)
-        )
-        near = attend(q, *self.keys_values(kept.near), where - time + kept.near.shape[-2], window=self.window)
+        turned, (coarse, blocks) = rotate(q, where), self.attend_compressed(q, where, kept)
+        fine = attend_to_blocks(turned, *kept.all.unbind(1), blocks, where, size=self.block)
+        near = self.attend_window(turned, where, kept)
         one, two, three = self.gate(x).sigmoid().unflatten(-1, (3, self.heads, 1)).transpose(1, 3).unbind(2)
         return self.out(merge_heads(one * coarse + two * fine + three * near))
+
+    def attend_window(self, q: Queries, where: Positions, kept: Any) -> Queries:
+        """Attention to the last `window` tokens."""
+        k, v = self.keys_values(kept.near)
+        before = k.shape[2] - q.shape[2]
+        if where.ndim == 1 and q.shape[2] >= LONG * self.window:  # with idle queries for the keys before
+            return sliding_window(F.pad(q, (0, 0, before, 0)), k, v, window=self.window)[:, :, before:]
+        return attend(q, k, v, where - kept.all.shape[-2] + k.shape[2], window=self.window)
+
+    def attend_compressed(
+        self, q: Queries, where: Positions, kept: Any
+    ) -> tuple[Queries, Int[Tensor, "batch groups asked chosen"]]:
+        """Attention to compressed blocks, and the numbers of those that each query reads in full."""
+        outputs, chosen, (k, v) = [], [], self.keys_values(kept.blocks)
+        ends = self.block * torch.arange(1, k.shape[2] + 1, device=q.device) - 1
+        for part, time in split_queries(where, kept.all.shape[-2]):
+            done, place = time // self.block, query_column(where[..., part])
+            scores = (q[:, :, part] * q.shape[-1] ** -0.5) @ k[:, :, :done].mT
+            weights = scores.masked_fill(ends[:done] > place, torch.finfo(q.dtype).min).softmax(-1)
+            outputs.append(weights @ v[:, :, :done] * (place >= self.block - 1))
+            chosen.append(self.choose_blocks(weights.detach().unflatten(1, (self.groups, -1)).sum(2), place))
+        return torch.cat(outputs, dim=2), torch.cat(chosen, dim=2)
+
+    def choose_blocks(
+        self, value: Float[Tensor, "batch groups asked complete"], place: Int[Tensor, "*batch asked 1"]
+    ) -> Int[Tensor, "batch groups asked chosen"]:
+        """The first block, the own, the one before, and the others with the highest values; -1 for none."""
+        own, other = place // self.block, torch.arange(value.shape[-1], device=value.device)
+        best = top_places(value.masked_fill((other < 1) | (other >= own - 1), -torch.inf), self.selected - 3)
+        always = [own.clamp(max=0).masked_fill(own < 1, -1), (own - 1).masked_fill(own < 2, -1), own]
+        return torch.cat([torch.cat(always, dim=-1).expand(*value.shape[:-1], 3), best], dim=-1)
 
     def keys_values(self, kept: Float[Tensor, "batch 2 groups time key"]) -> tuple[Tensor, Tensor]:
         """Keys and values for every head."""
         k, v = kept.repeat_interleave(self.heads // self.groups, dim=2).unbind(1)
         return k, v
-
-    def attend_blocks(
-        self, q: Float[Tensor, "batch heads asked key"], where: Positions, kept: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Attention to compressed blocks, and its weights."""
-        k, v = self.keys_values(kept.blocks)
-        ends = self.block * torch.arange(1, k.shape[2] + 1, device=q.device) - 1
-        complete = ends <= query_column(where)
-        scores = ((q * q.shape[-1] ** -0.5) @ k.mT).masked_fill(~complete, torch.finfo(q.dtype).min)
-        weights = scores.softmax(-1) * complete
-        return weights @ v, weights
-
-    def choose_blocks(
-        self, weights: Float[Tensor, "batch heads asked complete"], where: Positions, time: int
-    ) -> Bool[Tensor, "batch groups asked blocks"]:
-        """Which blocks each query reads in full."""
-        value = weights.detach().unflatten(1, (self.groups, -1)).sum(2)
-        value = F.pad(value, (0, -(-time // self.block) - value.shape[-1]))
-        own, other = query_column(where) // self.block, torch.arange(value.shape[-1], device=value.device)
-        always = (other == 0) | (other == own) | (other == own - 1)
-        return top_mask(value.masked_fill(other > own, -1.0).masked_fill(always, torch.inf), self.selected)

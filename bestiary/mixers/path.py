@@ -3,15 +3,15 @@
     w_t = unit(SiLU(short convolution(W_up W_low x_t))),   b_t = 2 sigmoid(u x_t + c),   H_t = I - b_t w_t w_t^T
     y_i = W_o sum_j softmax_j(q_i^T H_i H_{i-1} ... H_{j+1} k_j / sqrt(key)) v_j
 
-The transported keys H_i ... H_{j+1} k_j are the columns of the matrix S_i = H_i S_{i-1} + k_i e_i^T, a delta rule with
-one-hot values that forgets nothing, so its engine gives every row q_i^T S_i of logits in chunks, and S_i, with the
-values, is all that decoding needs. W_low has rank 32. Weights are drawn N(0, 0.02), biases are zero.
+The transported keys H_i ... H_{j+1} k_j are computed in blocks of tokens (see `bestiary.ops.transport`). Kept are they
+and the values, and the product of the reflections since keys were last moved: the query is turned back to them instead,
+so decoding reads them once and writes them once in 64 tokens. W_low has rank 32. Weights are drawn N(0, 0.02), biases
+are zero.
 Departs from the paper: nothing known. Its variant with forget gates (PaTH-FoX) is left out.
 """
 
 from typing import ClassVar, NamedTuple
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,9 +29,9 @@ from bestiary.mixers._mixer import (
     normalize,
     take,
 )
-from bestiary.mixers._softmax import Positions, causal_mask, merge_heads, split_heads
-from bestiary.ops.drive import Drive
-from bestiary.ops.recurrence import run
+from bestiary.mixers._softmax import merge_heads, split_heads
+from bestiary.ops import transport
+from bestiary.ops.growth import append
 from bestiary.spec import Positive
 
 
@@ -45,7 +45,7 @@ class PaTH(Mixer):
         """The last inputs of the convolution, transported keys and values."""
 
         conv: State
-        keys: Float[Tensor, "batch heads key past"]  # as of now
+        keys: transport.Keys
         v: Float[Tensor, "batch heads past key"]
 
     def __init__(self, dim: int, *, heads: Positive = 2, rank: Positive | None = None, conv: Positive = 3) -> None:
@@ -63,33 +63,32 @@ class PaTH(Mixer):
         self.beta = linear(dim, heads, bias=True)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        scores, after = self.scores(x, self.initial_state(x) if state is None else state)
-        end = after.v.shape[2]
-        return self.attend(scores, torch.arange(end - x.shape[1], end, device=x.device), after.v), after
+        conv, keys, v = self.initial_state(x) if state is None else state
+        (q, k, new, w, beta), conv = self.parts(x, conv)
+        v = append(v, new)
+        if x.shape[1] == 1:
+            logits, keys = transport.step(q, k, w, beta, keys)
+            y = (logits * self.head**-0.5).softmax(-1).to(v.dtype) @ v
+        else:
+            y, keys = transport.attend(q, k, v, w, beta, keys)
+        return self.out(merge_heads(y)), self.Memory(conv, keys, v)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        scores, after = self.scores(x, self.initial_state(x))
-        places = torch.arange(x.shape[1], device=x.device) if where is None else where
-        return self.attend(take(scores, where), places, after.v)
+        if x.shape[1] > transport.BLOCK:
+            return take(self(x)[0], where)
+        q, k, v, w, beta = self.parts(x, None)[0]
+        logits = take(transport.block_logits(q, k, w, beta).transpose(1, 2), where).transpose(1, 2)
+        return self.out(merge_heads(logits.softmax(-1) @ v))
 
     def initial_state(self, x: Features) -> Memory:
         """The state before the first token."""
         return self.Memory(
-            None, x.new_zeros(len(x), self.heads, self.head, 0), x.new_zeros(len(x), self.heads, 0, self.head)
+            None, transport.no_keys(x, self.heads, self.head), x.new_zeros(len(x), self.heads, 0, self.head)
         )
 
-    def scores(self, x: Features, state: Memory) -> tuple[Float[Tensor, "batch time heads keys"], Memory]:
-        """Products of every query with all transported keys, and the memory after the last input."""
-        w, conv = self.conv(self.up(self.low(x)), state.conv)
-        q, k, w = (z.unflatten(-1, (self.heads, -1)) for z in (self.q(x), self.k(x), F.silu(w)))
-        w, beta = normalize(w), 2 * self.beta(x).sigmoid().unsqueeze(-1)
-        before, time = state.v.shape[2], x.shape[1]
-        place = torch.eye(before + time, dtype=x.dtype, device=x.device)[before:].unsqueeze(1)
-        drive = Drive(q, k, place.expand(len(x), time, self.heads, -1), erase=(-beta * w, w))
-        scores, keys = run(drive, F.pad(state.keys, (0, time)))
-        return scores, self.Memory(conv, keys, torch.cat([state.v, split_heads(self.v(x), self.heads)], dim=2))
-
-    def attend(self, scores: Float[Tensor, "batch asked heads keys"], where: Positions, v: Tensor) -> Chosen:
-        """The output from the logits: the values, weighed by their masked softmax."""
-        scores = scores.transpose(1, 2) * self.head**-0.5
-        return self.out(merge_heads(scores.masked_fill(~causal_mask(where, v.shape[2]), -torch.inf).softmax(-1) @ v))
+    def parts(self, x: Features, conv: State) -> tuple[tuple[Tensor, ...], State]:
+        """Queries, keys, values, the normals of the reflections and their strengths; what the convolution keeps."""
+        w, conv = self.conv(self.up(self.low(x)), conv)
+        w = normalize(split_heads(F.silu(w), self.heads))
+        q, k, v = (split_heads(z(x), self.heads) for z in (self.q, self.k, self.v))
+        return (q, k, v, w, 2 * split_heads(self.beta(x), self.heads).sigmoid()), conv

@@ -25,21 +25,21 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from bestiary.mixers._cost import add_cost
 from bestiary.mixers._mixer import Chosen, Features, State, Where, linear, take
 from bestiary.mixers._softmax import (
     MultiHeadAttention,
     Positions,
-    causal_mask,
     find_repeats,
     fingerprints,
     hash_numbers,
     merge_heads,
+    unless_last,
 )
-from bestiary.ops.attention import masked_attention
-from bestiary.ops.backend import under_transform
+from bestiary.ops.attention import attend
+from bestiary.ops.backend import shows_numbers
+from bestiary.ops.growth import append
 from bestiary.spec import Positive
 from bestiary.tasks._task import Tokens
 
@@ -99,7 +99,7 @@ class Selected(MultiHeadAttention):
     def update_cache(self, x: Features, state: State, tokens: Tokens | None = None) -> Any:
         mark = self.selection_marks(x, tokens)
         k, v = super().update_cache(x, state and self.Memory(state.k, state.v))
-        return self.Marked(k, v, torch.cat([state.marks, mark], dim=1) if state else mark)
+        return self.Marked(k, v, append(state.marks, mark) if state else mark)
 
     def selection_marks(self, x: Features, tokens: Tokens | None) -> Shaped[Tensor, "batch time marks"]:
         """What selections of later positions need to know of these."""
@@ -119,18 +119,21 @@ class Selected(MultiHeadAttention):
 
     def attention_output(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         """The output at the positions `where` if they attend."""
-        seen = causal_mask(where, kept.k.shape[2])
-        return self.out(merge_heads(masked_attention(self.queries(x, where), kept.k, kept.v, seen)))
+        return self.out(merge_heads(attend(self.queries(x, where), kept.k, kept.v, unless_last(where))))
 
     def attends(self, x: Chosen, where: Positions, kept: Any) -> Bool[Tensor, "batch asked"]:
         """Whether the positions `where` attend."""
-        if self.router is not None and self.most is None:
-            return self.router(x).squeeze(-1) > 0
+        if self.most is None and self.select != "repeat":
+            if self.router is not None:
+                return self.router(x).squeeze(-1) > 0
+            return (hash_numbers(self.seed, where) < self.share * 2**32).expand(len(x), -1)
         if self.select == "random":
             numbers = hash_numbers(self.seed, torch.arange(kept.k.shape[2], device=x.device))
             on = (numbers < self.share * 2**32).expand(len(x), -1)
         else:
             mark = kept.marks.squeeze(-1)
+            if self.most is None and x.shape[1] == where.ndim == 1:  # the newest token
+                return (mark[:, :-1] == mark[:, -1:]).any(1, keepdim=True)
             on = find_repeats(mark) if self.select == "repeat" else mark
         on = on if self.most is None else on & (on.cumsum(1) <= self.most)
         return on[:, where] if where.ndim == 1 else on.gather(1, where)
@@ -140,7 +143,7 @@ class Selected(MultiHeadAttention):
         asked = on.shape[1]
         if self.router is not None and self.most is None and torch.is_grad_enabled():
             return asked
-        if under_transform() or on.is_meta or isinstance(on, FakeTensor) or capturing(on):  # shapes, but no numbers
+        if not shows_numbers(on):
             return asked if self.most is None else min(self.most, asked)
         return int(on.sum(1).max()) if on.numel() else asked
 
@@ -151,8 +154,3 @@ class Selected(MultiHeadAttention):
             return on.to(x.dtype)
         gate = self.router(x).sigmoid()
         return torch.where(on, gate, gate - gate.detach() if self.most is None else torch.zeros_like(gate))
-
-
-def capturing(x: Tensor) -> bool:
-    """Whether a CUDA graph is being recorded, in which no number can be looked at."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -12,7 +12,7 @@ numbers are the same.
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,8 +25,8 @@ FUSED = 128
 
 def attend(
     q: Float[Tensor, "batch heads asked key"],
-    k: Float[Tensor, "batch heads time key"],
-    v: Float[Tensor, "batch heads time value"],
+    k: Float[Tensor, "batch shared time key"],
+    v: Float[Tensor, "batch _ time value"],
     where: Int[Tensor, " asked"] | Int[Tensor, "batch asked"] | None,
     *,
     at: Int[Tensor, " time"] | None = None,
@@ -36,16 +36,43 @@ def attend(
 ) -> Float[Tensor, "batch heads asked value"]:
     """Attend from queries at the positions `where` to keys at the positions `at` (0, 1, ... if not given).
 
-    `where=None` means a query for each key, for which the fused kernel needs no mask.
+    `where=None` means the last positions: one query alone, or one for each key, then needs no mask. Groups of heads may
+    share keys and values.
     """
-    if where is None and window is None and k.shape[2] > FUSED and not under_transform():
+    last = where is None and window is None
+    if last and q.shape[2] == 1:
+        return attend_once(q, k, v, dropout=dropout)
+    k, v = (share(x, q.shape[1]) for x in (k, v))
+    if last and q.shape[2] == k.shape[2] > FUSED and not under_transform():
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-    where = torch.arange(q.shape[2], device=q.device) if where is None else where
+    where = torch.arange(k.shape[2] - q.shape[2], k.shape[2], device=q.device) if where is None else where
     at = torch.arange(k.shape[2], device=k.device) if at is None else at
     age = where.unsqueeze(-1) - at
     visible = (age >= 0) if window is None else (age >= 0) & ((age < window) | (at < sinks))
     visible = visible.unsqueeze(1) if where.ndim == 2 else visible
     return masked_attention(q, k, v, visible, dropout=dropout)
+
+
+def attend_once(
+    q: Float[Tensor, "batch heads 1 key"],
+    k: Float[Tensor, "batch shared time key"],
+    v: Float[Tensor, "batch _ time value"],
+    *,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads 1 value"]:
+    """Attend from one query of each head to all keys, which are read once for all heads that share them."""
+    if q.dtype.itemsize < 4:  # whose kernel sums in float32
+        return F.scaled_dot_product_attention(q, share(k, q.shape[1]), share(v, q.shape[1]), dropout_p=dropout)
+    q = (q * (1 / math.sqrt(q.shape[-1]))).unflatten(1, (k.shape[1], -1)).squeeze(3)
+    weights = F.dropout((q @ k.mT).softmax(-1), dropout).flatten(1, 2)
+    return (weights.unflatten(1, (v.shape[1], -1)) @ v).flatten(1, 2).unsqueeze(2)
+
+
+def share(x: Shaped[Tensor, "batch shared time width"], heads: int) -> Shaped[Tensor, "batch heads time width"]:
+    """Keys or values for every head, where groups of heads share them."""
+    if x.shape[1] == 1:
+        return x.expand(-1, heads, -1, -1)
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
 def sliding_window(

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from bestiary.ops import _native
 
@@ -90,6 +91,17 @@ def log_backend(engine: str, device: str, backend: Backend) -> None:
 def under_transform() -> bool:
     """Whether this runs under vmap, grad or another transform of torch.func."""
     return torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def shows_numbers(x: Tensor) -> bool:
+    """Whether the numbers of a tensor can be looked at, and not its shape alone."""
+    hidden = x.is_meta or isinstance(x, FakeTensor) or capturing(x)
+    return not (hidden or under_transform() or torch.compiler.is_compiling())
+
+
+def capturing(x: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded, in which no number can be looked at."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @cache
