@@ -195,7 +195,7 @@ class _ToTiles(torch.autograd.Function):
         return select_rows(x, pairs // repeat).masked_fill_(empty, 0.0)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
         ctx.repeat = inputs[1]
         ctx.save_for_backward(*inputs[2:])
 
