@@ -135,7 +135,7 @@ def test_gated_delta() -> None:
     mixer, x = build_mixer("gated_delta(heads=2, key=8, value=6)"), inputs()
     mixed = F.silu(convolve_plainly(mixer.qkv(x), mixer.conv.filter))
     q, k, v = (z.unflatten(-1, (2, -1)) for z in mixed.split([16, 16, 12], dim=-1))
-    q, k = unit(q), unit(k)
+    q, k = unit(q) / 8**0.5, unit(k)
     alpha, beta = (-mixer.rate.exp() * F.softplus(mixer.decay(x) + mixer.dt)).exp(), mixer.beta(x).sigmoid()
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
     for t in range(TIME):
