@@ -118,7 +118,7 @@ def test_retnet_rotates_and_forgets() -> None:
             score = (q[:, t] * turn * k[:, s].conj()).sum(-1).real
             gamma = 1 - 2.0 ** (-5 - torch.arange(4, dtype=torch.float64))
             y[:, t] += (gamma ** (t - s) * score).unsqueeze(-1) * v[:, s]
-    assert_same(mixer(x)[0], mixer.out(centred(y, 1e-6).flatten(2) * F.silu(mixer.gate(x))))
+    assert_same(mixer(x)[0], mixer.out(rms(y, 1e-6).flatten(2) * F.silu(mixer.gate(x))))
 
 
 def test_lightning_forgets_at_alibis_slopes() -> None:
