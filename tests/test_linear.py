@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, rotate_plainly
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -150,12 +150,30 @@ def test_lightning_is_that_of_transformers_minimax(layer: int) -> None:
     torch.testing.assert_close(mixer(x)[0], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_gla_decays_each_key_channel_by_the_token() -> None:
-    mixer, x = build_mixer("gla(heads=2, key=12, rank=5)"), inputs()
+@pytest.mark.parametrize("rotary", [False, True])
+def test_gla_decays_each_key_channel_by_the_token(rotary: bool) -> None:
+    mixer, x = build_mixer(f"gla(heads=2, key=12, rank=5, rotary={rotary})"), inputs()
     alpha = (x @ mixer.low.weight.T @ mixer.decay.weight.T + mixer.decay.bias).sigmoid() ** (1 / 16)
     q, k, v, alpha = split(2, mixer.q(x) / math.sqrt(12), mixer.k(x), mixer.v(x), alpha)
+    q, k = (rotate_plainly(q), rotate_plainly(k)) if rotary else (q, k)
     y = rms(decayed(q, k, v, alpha), 1e-5) * mixer.norm.weight
     assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+
+
+@pytest.mark.parametrize(
+    ("init", "keys", "values"),
+    [
+        ("paper", 2**-2.5 * (2 / 192) ** 0.5, 0.02),
+        ("fla2024", 2**-2.5 * (2 / 192) ** 0.5, 2**-2.5 / 128**0.5),
+        ("fla", 0.02, 0.02),
+        ("short", 128**-0.5, 128**-0.5),
+    ],
+)
+def test_gla_starts_as_the_option_says(init: str, keys: float, values: float) -> None:
+    mixer = parse("mixers", f"gla(init={init!r})")[0].build(128)
+    for part, std in ((mixer.q, keys), (mixer.k, keys), *((m, values) for m in (mixer.v, mixer.gate, mixer.out))):
+        assert part.weight.std().item() == pytest.approx(std, rel=0.05)
+    assert not mixer.decay.bias.any()
 
 
 @pytest.mark.parametrize("lower", [0.0, 0.6])
