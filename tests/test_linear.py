@@ -96,10 +96,17 @@ def test_cosformer_refuses_to_read_beyond_its_horizon() -> None:
         mixer(x[:, :8], state)
 
 
-def test_rebased_squares_a_learnt_similarity() -> None:
-    mixer, x = build_mixer("rebased(heads=2, features=8)"), inputs()
-    q = centred(mixer.q(x), 1e-5) * mixer.norm_q.weight + mixer.norm_q.bias
-    k = centred(mixer.k(x), 1e-5) * mixer.norm_k.weight + mixer.norm_k.bias
+@pytest.mark.parametrize("left_out", ["", "norm", "shift", "norm shift", "scale shift", "norm scale shift"])
+def test_rebased_squares_a_learnt_similarity(left_out: str) -> None:
+    options = "".join(f", {part}=False" for part in left_out.split())
+    mixer, x = build_mixer(f"rebased(heads=2, features=8{options})"), inputs()
+    q, k = mixer.q(x), mixer.k(x)
+    if "norm" not in left_out:
+        q, k = centred(q, 1e-5), centred(k, 1e-5)
+    if "scale" not in left_out:
+        q, k = q * mixer.norm_q.weight, k * mixer.norm_k.weight
+    if "shift" not in left_out:
+        q, k = q + mixer.norm_q.bias, k + mixer.norm_k.bias
     q, k, v = (z.transpose(1, 2) for z in split(2, q, k, mixer.v(x)))
     weights = ((q @ k.mT) ** 2 / 8).tril()
     y = weights @ v / (weights.sum(-1, keepdim=True) + 1e-12)
