@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, rotate_plainly
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs, rotate_plainly, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -323,8 +323,30 @@ def test_log_linear_weighs_each_level_of_a_fenwick_tree(time: int) -> None:
     assert_same(mixer(x)[0], mixer.out(rms(y, 1e-5) * mixer.norm.weight))
 
 
-def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time() -> None:
-    mixer, state = build_mixer("log_linear(heads=2, state=6)"), None
+@pytest.mark.parametrize("time", [1, 2, 23, 70, 150])
+def test_log_linear_delta_lets_every_later_token_rewrite_each_level(time: int) -> None:
+    mixer, x = build_mixer("log_linear_delta(heads=2, key=6, value=5, levels=5)"), inputs(time)
+    mixed = F.silu(convolve_plainly(mixer.qkv(x), mixer.conv.filter))
+    q, k, v = (z.unflatten(-1, (2, -1)) for z in mixed.split([12, 12, 10], dim=-1))
+    q, k, beta = unit(q), unit(k), mixer.beta(x).sigmoid()
+    alpha = torch.exp(-mixer.rate.exp() * F.softplus(mixer.decay(x) + mixer.dt))
+    strength = F.softplus(mixer.strength * mixer.levels(x).unflatten(-1, (2, 5)))
+    one, y = torch.eye(6, dtype=torch.float64), torch.zeros_like(v)
+    written = torch.zeros(BATCH, time, 2, 6, 5, dtype=torch.float64)  # what is left of each write
+    for t in range(time):
+        rule = alpha[:, t, :, None, None] * (one - beta[:, t, :, None, None] * outer(k[:, t], k[:, t]))
+        written = rule.unsqueeze(1) @ written
+        written[:, t] = outer(beta[:, t].unsqueeze(-1) * k[:, t], v[:, t])
+        for s in range(t + 1):
+            found = torch.einsum("bhk,bhkv->bhv", q[:, t], written[:, s])
+            y[:, t] += strength[:, t, :, min(level(t, s), 4)].unsqueeze(-1) * found
+    y = rms(y, 1e-5) * mixer.norm.weight
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+
+
+@pytest.mark.parametrize("name", ["log_linear(heads=2, state=6)", "log_linear_delta(heads=2, key=6)"])
+def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time(name: str) -> None:
+    mixer, state = build_mixer(name), None
     for time in range(1, 40):
         _, state = mixer(inputs(1), state)
         assert state.time == time
