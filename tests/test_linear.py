@@ -326,10 +326,10 @@ def test_log_linear_weighs_each_level_of_a_fenwick_tree(time: int) -> None:
 @pytest.mark.parametrize("time", [1, 2, 23, 70, 150])
 def test_log_linear_delta_lets_every_later_token_rewrite_each_level(time: int) -> None:
     mixer, x = build_mixer("log_linear_delta(heads=2, key=6, value=5, levels=5)"), inputs(time)
-    mixed = F.silu(convolve_plainly(mixer.qkv(x), mixer.conv.filter))
+    mixed = F.silu(convolve_plainly(mixer.rule.qkv(x), mixer.rule.conv.filter))
     q, k, v = (z.unflatten(-1, (2, -1)) for z in mixed.split([12, 12, 10], dim=-1))
-    q, k, beta = unit(q), unit(k), mixer.beta(x).sigmoid()
-    alpha = torch.exp(-mixer.rate.exp() * F.softplus(mixer.decay(x) + mixer.dt))
+    q, k, beta = unit(q), unit(k), mixer.rule.beta(x).sigmoid()
+    alpha = torch.exp(-mixer.rule.rate.exp() * F.softplus(mixer.rule.decay(x) + mixer.rule.dt))
     strength = F.softplus(mixer.strength * mixer.levels(x).unflatten(-1, (2, 5)))
     one, y = torch.eye(6, dtype=torch.float64), torch.zeros_like(v)
     written = torch.zeros(BATCH, time, 2, 6, 5, dtype=torch.float64)  # what is left of each write
@@ -340,8 +340,8 @@ def test_log_linear_delta_lets_every_later_token_rewrite_each_level(time: int) -
         for s in range(t + 1):
             found = torch.einsum("bhk,bhkv->bhv", q[:, t], written[:, s])
             y[:, t] += strength[:, t, :, min(level(t, s), 4)].unsqueeze(-1) * found
-    y = rms(y, 1e-5) * mixer.norm.weight
-    assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+    y = rms(y, 1e-5) * mixer.rule.norm.weight
+    assert_same(mixer(x)[0], mixer.rule.out(y.flatten(2) * F.silu(mixer.rule.gate(x))))
 
 
 @pytest.mark.parametrize("name", ["log_linear(heads=2, state=6)", "log_linear_delta(heads=2, key=6)"])

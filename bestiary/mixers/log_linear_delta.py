@@ -24,13 +24,13 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bestiary.mixers import gated_delta
-from bestiary.mixers._mixer import Chosen, Features, Past, Where, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, Where, take
 from bestiary.mixers.log_linear import SQUARE, aligned_length
 from bestiary.ops.drive import Matrix, Value
 from bestiary.spec import Positive
 
 
-class LogLinearDelta(gated_delta.GatedDelta):
+class LogLinearDelta(Mixer):
     """y_t = sum_l lambda_t^l S_t^l^T q_t, each S^l under the gated delta rule of every later token."""
 
     family: ClassVar = "delta"
@@ -56,30 +56,33 @@ class LogLinearDelta(gated_delta.GatedDelta):
         levels: Positive = 15,
         init: Literal["paper", "fla2024", "fla", "short"] = "fla",
     ) -> None:
-        super().__init__(dim, heads=heads, key=key, value=value, conv=conv, negative=negative, init=init)
+        super().__init__()
+        self.rule = gated_delta.GatedDelta(
+            dim, heads=heads, key=key, value=value, conv=conv, negative=negative, init=init
+        )
         self.levels = gated_delta.STARTS[init].linear(dim, heads * levels)
         self.strength = nn.Parameter(torch.ones(heads, levels))
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, blocks, time = (None, (), 0) if state is None else state
         y, conv, blocks = self.recall(x, conv, blocks, time)
-        return self.read(y, x), self.Memory(conv, blocks, time + x.shape[1])
+        return self.rule.read(y, x), self.Memory(conv, blocks, time + x.shape[1])
 
     def largest_state(self, time: int) -> int:
         return 2 ** (time + 1).bit_length() // 2 - 1  # all bits are set
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.read(take(self.recall(x, None, (), 0)[0], where), take(x, where))
+        return self.rule.read(take(self.recall(x, None, (), 0)[0], where), take(x, where))
 
     def recall(
         self, x: Features, past: Past | None, blocks: tuple[Matrix, ...], time: int
     ) -> tuple[Value, Past, tuple[Matrix, ...]]:
         """y at every position, the inputs the convolution still needs, and the blocks after the last."""
-        drive, kept = self.drive(x, past)
+        (heads, key, _), (drive, kept) = self.rule.shape, self.rule.drive(x, past)
         assert drive.g is not None
         assert drive.rewrite is not None
-        q, beta = drive.q * self.shape[1] ** 0.5, -drive.rewrite[0]
-        levels = self.strength * self.levels(x).unflatten(-1, (self.shape[0], -1))
+        q, beta = drive.q * key**0.5, -drive.rewrite[0]
+        levels = self.strength * self.levels(x).unflatten(-1, (heads, -1))
         parts = [z.transpose(1, 2) for z in (q, drive.k, drive.v, drive.g, beta, nn.functional.softplus(levels))]
         outputs, start = [], 0
         while start < x.shape[1]:
