@@ -1,6 +1,8 @@
 """Each mixer of the delta rule is its paper's recurrence, written out plainly, in float64, with its own weights."""
 
 import math
+import pickle
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -281,6 +283,15 @@ def test_weights_start_as_the_option_says(text: str) -> None:
             and "comba(heads=1, key=64, value=64)" not in text
         ):
             assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_weights_of_kda_stored_without_a_bias_are_read() -> None:
+    mixer = pickle.loads(pickle.dumps(deepcopy(build_mixer("kda"))))
+    stored = mixer.state_dict()
+    del stored["answer.gate.1.bias"]
+    assert mixer.answer.gate[1].bias.any()
+    mixer.load_state_dict(stored)
+    assert not mixer.answer.gate[1].bias.any()
 
 
 def test_the_output_map_of_comba_starts_as_pytorchs() -> None:

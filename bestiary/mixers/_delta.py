@@ -1,6 +1,7 @@
 """Parts that the mixers of the delta rule share: what they write and read, how they forget, how they answer."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -81,8 +82,18 @@ class GatedOutput(nn.Module):
 
 
 def low_rank(dim: int, rank: int, out: int, start: Start, *, bias: bool = False) -> nn.Sequential:
-    """A linear map through `rank` channels."""
-    return nn.Sequential(start.linear(dim, rank), start.linear(rank, out, bias=bias))
+    """A linear map through `rank` channels. Its bias is zero in weights stored before it had one."""
+    made = nn.Sequential(start.linear(dim, rank), start.linear(rank, out, bias=bias))
+    if bias:
+        made[1].register_load_state_dict_pre_hook(add_missing_bias)
+    return made
+
+
+def add_missing_bias(_module: nn.Module, stored: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Add a bias of zero to stored weights that have none."""
+    weight = stored.get(f"{prefix}weight")
+    if weight is not None and f"{prefix}bias" not in stored:
+        stored[f"{prefix}bias"] = weight.new_zeros(len(weight))
 
 
 def unit_queries(q: Float[Tensor, "batch time heads key"]) -> Float[Tensor, "batch time heads key"]:
