@@ -1,6 +1,8 @@
 """Each mixer of the delta rule is its paper's recurrence, written out plainly, in float64, with its own weights."""
 
 import math
+import pickle
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -40,7 +42,7 @@ def forgetting(decay: Any, x: Tensor) -> Tensor:
 def test_delta_net(negative: bool) -> None:
     mixer, x = build_mixer(f"delta_net(heads=4, negative={negative})"), inputs()
     q, k, v = streams(mixer, x, [16, 16, 16], heads=4)
-    q, k, beta = unit(q), unit(k), (2 if negative else 1) * mixer.beta(x).sigmoid()
+    q, k, beta = unit(q) / 4, unit(k), (2 if negative else 1) * mixer.beta(x).sigmoid()
     state, y = torch.zeros(BATCH, 4, 16, 16, dtype=torch.float64), torch.zeros_like(v)
     for t in range(TIME):
         miss = v[:, t] - torch.einsum("bhk,bhkv->bhv", k[:, t], state)
@@ -53,7 +55,7 @@ def test_delta_net(negative: bool) -> None:
 def test_delta_product(forget: bool) -> None:
     mixer, x = build_mixer(f"delta_product(key=8, value=6, steps=3, forget={forget})"), inputs()
     q, k, v = streams(mixer, x, [8, 24, 18], heads=2)
-    q, k, v = unit(q), unit(k.unflatten(-1, (3, 8))), v.unflatten(-1, (3, 6))
+    q, k, v = unit(q) / 8**0.5, unit(k.unflatten(-1, (3, 8))), v.unflatten(-1, (3, 6))
     beta = 2 * mixer.beta(x).sigmoid().unflatten(-1, (2, 3))
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros(BATCH, TIME, 2, 6, dtype=torch.float64)
     for t in range(TIME):
@@ -91,7 +93,7 @@ def test_one_step_of_delta_product_is_gated_delta() -> None:
 def test_kda() -> None:
     mixer, x = build_mixer("kda(key=8, value=6)"), inputs()
     q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
-    q, k, beta, alpha = unit(q), unit(k), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
+    q, k, beta, alpha = unit(q) / 8**0.5, unit(k), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
     for t in range(TIME):
         key, step, one = k[:, t].unsqueeze(-1), beta[:, t, :, None, None], torch.eye(8, dtype=torch.float64)
@@ -104,7 +106,7 @@ def test_kda() -> None:
 def test_gdn2() -> None:
     mixer, x = build_mixer("gdn2(key=8, value=6)"), inputs()
     q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
-    q, k, alpha = unit(q), unit(k), forgetting(mixer.decay, x)
+    q, k, alpha = unit(q) / 8**0.5, unit(k), forgetting(mixer.decay, x)
     b, w = (x @ gate.weight.T for gate in (mixer.erase, mixer.write))
     b, w = b.sigmoid().unflatten(-1, (2, 8)), w.sigmoid().unflatten(-1, (2, 6))
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
@@ -125,7 +127,7 @@ def test_comba() -> None:
         key, step, one = k[:, t].unsqueeze(-1), beta[:, t, :, None, None], torch.eye(8, dtype=torch.float64)
         shrink = alpha[:, t].unsqueeze(-1) * one - b * step * key @ key.mT
         state = shrink @ state + step * key @ v[:, t].unsqueeze(-2)
-        y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t] - d * k[:, t], state)
+        y[:, t] = torch.einsum("bhk,bhkv->bhv", q[:, t] - d * k[:, t], state) / 8**0.5
     assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid()))
 
 
@@ -156,7 +158,7 @@ def test_rwkv7() -> None:
 def test_gated_oja(time: int) -> None:
     mixer, x = build_mixer("gated_oja(key=8, value=6)"), inputs()
     q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
-    q, k, v, beta, alpha = unit(q), unit(k), unit(v), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
+    q, k, v, beta, alpha = unit(q) / 8**0.5, unit(k), unit(v), mixer.beta(x).sigmoid(), forgetting(mixer.decay, x)
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
     for t in range(TIME):
         state = state * alpha[:, t].unsqueeze(-2)
@@ -233,6 +235,68 @@ def test_rwkv7_starts_as_its_authors_say() -> None:
     assert mixer.rate[2].bias[n].item() == pytest.approx(-0.19 + 0.3 * bent + 0.4 * (ramp - 0.5), abs=1e-5)
     assert mixer.mix[1, n].item() == pytest.approx(1 - (n / DIM) ** (0.9 * (1 - 2 / 5)), abs=1e-5)
     assert mixer.norm.weight[0].item() == pytest.approx((3 / 5) ** 0.7)
+
+
+PYTORCH, XAVIER, FLA, SHORT = 1 / 192**0.5, 2**-2.5 / 64**0.5, 0.02, 1 / 8  # of maps from 64 to 64, by their law
+TAPS = 1 / 12**0.5  # of four, as PyTorch draws them
+STARTS = {  # the standard deviation of a map from 64 to 64, of the taps of a convolution, and the largest rate
+    "gated_delta(heads=1, key=64, value=64)": (PYTORCH, TAPS, 16),
+    "gated_delta(heads=1, key=64, value=64, init='fla2024')": (XAVIER, TAPS, 16),
+    "gated_delta(heads=1, key=64, value=64, init='fla')": (FLA, 0.02, 16),
+    "gated_delta(heads=1, key=64, value=64, init='short')": (SHORT, TAPS, 1),
+    "delta_net(heads=1)": (XAVIER, TAPS, None),
+    "delta_net(heads=1, init='fla')": (FLA, 0.02, None),
+    "delta_net(heads=1, init='short')": (SHORT, TAPS, None),
+    "delta_product(heads=1, key=64, value=64, forget=True)": (XAVIER, TAPS, 16),
+    "delta_product(heads=1, key=64, value=64, forget=True, init='fla')": (FLA, 0.02, 16),
+    "comba(heads=1, key=64, value=64)": (0.006, 0.006, 16),
+    "comba(heads=1, key=64, value=64, init='fla')": (FLA, 0.02, 16),
+    "comba(heads=1, key=64, value=64, init='short')": (SHORT, TAPS, 1),
+    "kda(heads=1)": (FLA, 0.02, 16),
+    "kda(heads=1, init='short')": (SHORT, TAPS, 1),
+    "gdn2(heads=1)": (XAVIER, TAPS, 16),
+    "gdn2(heads=1, init='fla')": (FLA, 0.02, 16),
+    "gated_oja(heads=1, init='short')": (SHORT, TAPS, 1),
+}
+
+
+@pytest.mark.parametrize("text", STARTS)
+def test_weights_start_as_the_option_says(text: str) -> None:
+    std, taps, fastest = STARTS[text]
+    torch.manual_seed(0)
+    mixers = [parse("mixers", text)[0].build(DIM) for _ in range(8)]
+    found = {
+        name: torch.stack([dict(m.named_parameters())[name] for m in mixers])
+        for name, _ in mixers[0].named_parameters()
+    }
+    project, filter = ("qkv", "conv") if "qkv.weight" in found else ("streams.project", "streams.conv")
+    assert found[f"{project}.weight"].std().item() == pytest.approx(std, rel=0.03)
+    assert found[f"{filter}.filter"].std().item() == pytest.approx(taps, rel=0.1)
+    for name, weight in found.items():
+        if name.endswith("rate"):
+            assert weight.exp().max() <= fastest
+            assert weight.exp().max() >= 0.5 * fastest
+        if name.endswith("bias"):
+            assert not weight.any()
+        if (
+            name.endswith(("out.weight", "gate.weight", "gate.1.weight"))
+            and "comba(heads=1, key=64, value=64)" not in text
+        ):
+            assert weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_weights_of_kda_stored_without_a_bias_are_read() -> None:
+    mixer = pickle.loads(pickle.dumps(deepcopy(build_mixer("kda"))))
+    stored = mixer.state_dict()
+    del stored["answer.gate.1.bias"]
+    assert mixer.answer.gate[1].bias.any()
+    mixer.load_state_dict(stored)
+    assert not mixer.answer.gate[1].bias.any()
+
+
+def test_the_output_map_of_comba_starts_as_pytorchs() -> None:
+    weight = parse("mixers", "comba")[0].build(DIM).answer.out.weight
+    assert weight.std().item() == pytest.approx(1 / (3 * weight.shape[1]) ** 0.5, rel=0.05)
 
 
 def test_initial_rates_are_the_papers() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs, rotate_plainly, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -96,10 +96,17 @@ def test_cosformer_refuses_to_read_beyond_its_horizon() -> None:
         mixer(x[:, :8], state)
 
 
-def test_rebased_squares_a_learnt_similarity() -> None:
-    mixer, x = build_mixer("rebased(heads=2, features=8)"), inputs()
-    q = centred(mixer.q(x), 1e-5) * mixer.norm_q.weight + mixer.norm_q.bias
-    k = centred(mixer.k(x), 1e-5) * mixer.norm_k.weight + mixer.norm_k.bias
+@pytest.mark.parametrize("left_out", ["", "norm", "shift", "norm shift", "scale shift", "norm scale shift"])
+def test_rebased_squares_a_learnt_similarity(left_out: str) -> None:
+    options = "".join(f", {part}=False" for part in left_out.split())
+    mixer, x = build_mixer(f"rebased(heads=2, features=8{options})"), inputs()
+    q, k = mixer.q(x), mixer.k(x)
+    if "norm" not in left_out:
+        q, k = centred(q, 1e-5), centred(k, 1e-5)
+    if "scale" not in left_out:
+        q, k = q * mixer.norm_q.weight, k * mixer.norm_k.weight
+    if "shift" not in left_out:
+        q, k = q + mixer.norm_q.bias, k + mixer.norm_k.bias
     q, k, v = (z.transpose(1, 2) for z in split(2, q, k, mixer.v(x)))
     weights = ((q @ k.mT) ** 2 / 8).tril()
     y = weights @ v / (weights.sum(-1, keepdim=True) + 1e-12)
@@ -118,7 +125,7 @@ def test_retnet_rotates_and_forgets() -> None:
             score = (q[:, t] * turn * k[:, s].conj()).sum(-1).real
             gamma = 1 - 2.0 ** (-5 - torch.arange(4, dtype=torch.float64))
             y[:, t] += (gamma ** (t - s) * score).unsqueeze(-1) * v[:, s]
-    assert_same(mixer(x)[0], mixer.out(centred(y, 1e-6).flatten(2) * F.silu(mixer.gate(x))))
+    assert_same(mixer(x)[0], mixer.out(rms(y, 1e-6).flatten(2) * F.silu(mixer.gate(x))))
 
 
 def test_lightning_forgets_at_alibis_slopes() -> None:
@@ -150,12 +157,30 @@ def test_lightning_is_that_of_transformers_minimax(layer: int) -> None:
     torch.testing.assert_close(mixer(x)[0], wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_gla_decays_each_key_channel_by_the_token() -> None:
-    mixer, x = build_mixer("gla(heads=2, key=12, rank=5)"), inputs()
+@pytest.mark.parametrize("rotary", [False, True])
+def test_gla_decays_each_key_channel_by_the_token(rotary: bool) -> None:
+    mixer, x = build_mixer(f"gla(heads=2, key=12, rank=5, rotary={rotary})"), inputs()
     alpha = (x @ mixer.low.weight.T @ mixer.decay.weight.T + mixer.decay.bias).sigmoid() ** (1 / 16)
     q, k, v, alpha = split(2, mixer.q(x) / math.sqrt(12), mixer.k(x), mixer.v(x), alpha)
+    q, k = (rotate_plainly(q), rotate_plainly(k)) if rotary else (q, k)
     y = rms(decayed(q, k, v, alpha), 1e-5) * mixer.norm.weight
     assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+
+
+@pytest.mark.parametrize(
+    ("init", "keys", "values"),
+    [
+        ("paper", 2**-2.5 * (2 / 192) ** 0.5, 0.02),
+        ("fla2024", 2**-2.5 * (2 / 192) ** 0.5, 2**-2.5 / 128**0.5),
+        ("fla", 0.02, 0.02),
+        ("short", 128**-0.5, 128**-0.5),
+    ],
+)
+def test_gla_starts_as_the_option_says(init: str, keys: float, values: float) -> None:
+    mixer = parse("mixers", f"gla(init={init!r})")[0].build(128)
+    for part, std in ((mixer.q, keys), (mixer.k, keys), *((m, values) for m in (mixer.v, mixer.gate, mixer.out))):
+        assert part.weight.std().item() == pytest.approx(std, rel=0.05)
+    assert not mixer.decay.bias.any()
 
 
 @pytest.mark.parametrize("lower", [0.0, 0.6])
@@ -298,8 +323,30 @@ def test_log_linear_weighs_each_level_of_a_fenwick_tree(time: int) -> None:
     assert_same(mixer(x)[0], mixer.out(rms(y, 1e-5) * mixer.norm.weight))
 
 
-def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time() -> None:
-    mixer, state = build_mixer("log_linear(heads=2, state=6)"), None
+@pytest.mark.parametrize("time", [1, 2, 23, 70, 150])
+def test_log_linear_delta_lets_every_later_token_rewrite_each_level(time: int) -> None:
+    mixer, x = build_mixer("log_linear_delta(heads=2, key=6, value=5, levels=5)"), inputs(time)
+    mixed = F.silu(convolve_plainly(mixer.rule.qkv(x), mixer.rule.conv.filter))
+    q, k, v = (z.unflatten(-1, (2, -1)) for z in mixed.split([12, 12, 10], dim=-1))
+    q, k, beta = unit(q), unit(k), mixer.rule.beta(x).sigmoid()
+    alpha = torch.exp(-mixer.rule.rate.exp() * F.softplus(mixer.rule.decay(x) + mixer.rule.dt))
+    strength = F.softplus(mixer.strength * mixer.levels(x).unflatten(-1, (2, 5)))
+    one, y = torch.eye(6, dtype=torch.float64), torch.zeros_like(v)
+    written = torch.zeros(BATCH, time, 2, 6, 5, dtype=torch.float64)  # what is left of each write
+    for t in range(time):
+        rule = alpha[:, t, :, None, None] * (one - beta[:, t, :, None, None] * outer(k[:, t], k[:, t]))
+        written = rule.unsqueeze(1) @ written
+        written[:, t] = outer(beta[:, t].unsqueeze(-1) * k[:, t], v[:, t])
+        for s in range(t + 1):
+            found = torch.einsum("bhk,bhkv->bhv", q[:, t], written[:, s])
+            y[:, t] += strength[:, t, :, min(level(t, s), 4)].unsqueeze(-1) * found
+    y = rms(y, 1e-5) * mixer.rule.norm.weight
+    assert_same(mixer(x)[0], mixer.rule.out(y.flatten(2) * F.silu(mixer.rule.gate(x))))
+
+
+@pytest.mark.parametrize("name", ["log_linear(heads=2, state=6)", "log_linear_delta(heads=2, key=6)"])
+def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time(name: str) -> None:
+    mixer, state = build_mixer(name), None
     for time in range(1, 40):
         _, state = mixer(inputs(1), state)
         assert state.time == time

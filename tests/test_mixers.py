@@ -119,23 +119,39 @@ def test_rwkv4() -> None:
 
 
 def test_mamba() -> None:
-    mixer, x = build_mixer("mamba(state=4, conv=3)"), inputs()
+    assert_mamba("")
+
+
+@pytest.mark.parametrize("options", [", negative=True", ", gate=False, skip=0.0"])
+def test_mamba_with_negative_eigenvalues_or_no_gate(options: str) -> None:
+    assert_mamba(options)
+
+
+def assert_mamba(options: str) -> None:
+    mixer, x = build_mixer(f"mamba(state=4, conv=3{options})"), inputs()
     inner = F.silu(convolve_plainly(mixer.into(x), mixer.conv.filter) + mixer.conv.bias)
     low, b, c = (inner @ mixer.low.weight.T).split([DIM // 16, 4, 4], dim=-1)
     dt, a = F.softplus(mixer.dt(low)), -mixer.rate.exp()
     h, y = torch.zeros(BATCH, 2 * DIM, 4, dtype=torch.float64), torch.zeros_like(inner)
     for t in range(TIME):
         enter = dt[:, t].unsqueeze(2) * b[:, t].unsqueeze(1) * inner[:, t].unsqueeze(2)
-        h = torch.exp(dt[:, t].unsqueeze(2) * a) * h + enter
+        kept = torch.exp(dt[:, t].unsqueeze(2) * a)
+        h = (2 * kept - 1 if "negative" in options else kept) * h + enter
         y[:, t] = (h * c[:, t].unsqueeze(1)).sum(-1) + mixer.skip * inner[:, t]
-    assert_same(mixer(x)[0], mixer.out(y * F.silu(mixer.gate(x))))
+    assert_same(mixer(x)[0], mixer.out(y if "gate" in options else y * F.silu(mixer.gate(x))))
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_the_skip_starts_as_asked(name: str) -> None:
+    for text, skip in ((name, 1), (f"{name}(skip=0.0)", 0)):
+        assert (parse("mixers", text)[0].build(DIM).skip == skip).all()
 
 
 def test_gated_delta() -> None:
     mixer, x = build_mixer("gated_delta(heads=2, key=8, value=6)"), inputs()
     mixed = F.silu(convolve_plainly(mixer.qkv(x), mixer.conv.filter))
     q, k, v = (z.unflatten(-1, (2, -1)) for z in mixed.split([16, 16, 12], dim=-1))
-    q, k = unit(q), unit(k)
+    q, k = unit(q) / 8**0.5, unit(k)
     alpha, beta = (-mixer.rate.exp() * F.softplus(mixer.decay(x) + mixer.dt)).exp(), mixer.beta(x).sigmoid()
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
     for t in range(TIME):

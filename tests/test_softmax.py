@@ -5,7 +5,18 @@ import math
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, rotate_plainly, split_heads, unit
+from mixer_helpers import (
+    BATCH,
+    DIM,
+    TIME,
+    assert_same,
+    build_mixer,
+    convolve_plainly,
+    inputs,
+    rotate_plainly,
+    split_heads,
+    unit,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -155,3 +166,18 @@ def test_differential_attention_is_hugging_faces() -> None:
         angles = model.DiffLlamaRotaryEmbedding(config)(x, torch.arange(TIME).unsqueeze(0))
         mask = torch.full((1, 1, TIME, TIME), -torch.inf).triu(1)
         torch.testing.assert_close(mixer(x)[0], other(x, angles, mask)[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("taps", [(3, 0, 0), (0, 2, 0), (0, 0, 4), (2, 3, 4)])
+@pytest.mark.parametrize("rotary", [False, True])
+def test_conv_attention_mixes_what_it_is_asked_to_with_the_last_few(taps: tuple[int, int, int], rotary: bool) -> None:
+    options = ", ".join(f"{name}={count}" for name, count in zip("qkv", taps, strict=True))
+    mixer, x = build_mixer(f"conv_attention(heads=4, {options}, rotary={rotary})"), inputs()
+    streams = []
+    for name, count in zip("qkv", taps, strict=True):
+        y = getattr(mixer, name)(x)
+        y = split_heads(convolve_plainly(y, mixer.convs[name].filter) if count else y, 4)
+        streams.append((rotate_plainly(y) if rotary and name != "v" else y).transpose(1, 2))
+    q, k, v = streams
+    scores = (q @ k.mT / 4).masked_fill(torch.ones(TIME, TIME, dtype=torch.bool).triu(1), -math.inf)
+    assert_same(mixer(x)[0], mixer.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2)))

@@ -41,11 +41,13 @@ def test_mamba2() -> None:
     assert_same(mixer(x)[0], mixer.out(y))
 
 
-def test_mamba3_turns_and_integrates_by_the_trapezoidal_rule() -> None:
+@pytest.mark.parametrize("rotation", ["selective", "fixed", "none"])
+def test_mamba3_turns_and_integrates_by_the_trapezoidal_rule(rotation: str) -> None:
     heads, key, value, angles = 4, 8, 32, 3
-    mixer, x = build_mixer(f"mamba3(state={key}, head={value}, angles={angles})"), inputs()
+    mixer, x = build_mixer(f"mamba3(state={key}, head={value}, angles={angles}, rotation={rotation!r})"), inputs()
     v = mixer.value(x).unflatten(-1, (heads, value))
-    b, c, dt, a, lam, turn = mixer.into(x).split([key, key, heads, heads, heads, angles], dim=-1)
+    turns = angles if rotation == "selective" else 0
+    b, c, dt, a, lam, turn = mixer.into(x).split([key, key, heads, heads, heads, turns], dim=-1)
     b, c = (z / (z.square().mean(-1, keepdim=True) + 1e-5).sqrt() for z in (b, c))
     k, q = (b * mixer.norm_k.weight).unsqueeze(2) + mixer.bias_k, (c * mixer.norm_q.weight).unsqueeze(2) + mixer.bias_q
     dt, lam, a = F.softplus(dt + mixer.dt), lam.sigmoid(), F.softplus(a)
@@ -54,15 +56,16 @@ def test_mamba3_turns_and_integrates_by_the_trapezoidal_rule() -> None:
     for t in range(TIME):
         for h in range(heads):
             for i in range(BATCH):
-                rotation = torch.eye(key, dtype=torch.float64)
-                for j in range(angles):
-                    by = -math.pi * dt[i, t, h] * turn[i, t, j].tanh()
-                    rotation[2 * j : 2 * j + 2, 2 * j : 2 * j + 2] = torch.stack(
+                turned = torch.eye(key, dtype=torch.float64)
+                for j in range(0 if rotation == "none" else angles):
+                    fixed = torch.tensor(-(10_000 ** (-j / angles)), dtype=torch.float64)
+                    by = fixed if rotation == "fixed" else -math.pi * dt[i, t, h] * turn[i, t, j].tanh()
+                    turned[2 * j : 2 * j + 2, 2 * j : 2 * j + 2] = torch.stack(
                         [torch.stack([by.cos(), -by.sin()]), torch.stack([by.sin(), by.cos()])]
                     )
                 alpha, now = torch.exp(-dt[i, t, h] * a[i, t, h]), torch.outer(k[i, t, h], v[i, t, h])
                 old = state[i, h] + (1 - lam[i, t, h]) * dt[i, t, h] * before[i, h]
-                state[i, h] = alpha * rotation @ old + lam[i, t, h] * dt[i, t, h] * now
+                state[i, h] = alpha * turned @ old + lam[i, t, h] * dt[i, t, h] * now
                 before[i, h] = now
                 y[i, t, h] = q[i, t, h] @ state[i, h] + mixer.skip[h] * v[i, t, h]
     assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))

@@ -182,6 +182,13 @@ def decayed_names(model: torch.nn.Module) -> set[str]:
     return {names[id(weight)] for weight in decay_groups(clean("mamba", **SMALL), model)[0]["params"]}
 
 
+@pytest.mark.parametrize(("mixer", "maps"), [("rwkv6", "r k v gate out"), ("rwkv7", "r k v out")])
+def test_weight_decay_spares_the_low_rank_maps_of_rwkv(mixer: str, maps: str) -> None:
+    """As in the authors' code, which decays parameters named `.weight` alone, and its low-rank maps are not."""
+    found = {name for name in decayed_names(clean(mixer, **SMALL).build()) if name.startswith("layers.0.mixer.")}
+    assert found == {f"layers.0.mixer.{name}.weight" for name in maps.split()}
+
+
 @pytest.mark.parametrize("mixer", ["mamba", "s4d", "titans", "rwkv6", "parallel('mamba3, h3')"])
 def test_weight_decay_spares_the_same_weights_of_any_copy(mixer: str) -> None:
     model = clean(mixer, **SMALL).build()

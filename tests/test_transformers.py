@@ -106,7 +106,7 @@ def test_gated_delta_with_negative_eigenvalues_and_its_gradients_are_those_of_ol
             here.copy_(there)
         other.conv1d.weight.copy_(mixer.conv.filter.flip(0).T.unsqueeze(1))
         other.o_norm.weight.copy_(mixer.norm.weight)
-        other.o_norm.variance_epsilon = 1e-5 / 8  # it divides queries by sqrt(8) before the norm
+        other.o_norm.variance_epsilon = 1e-5
     found, wanted = mixer(x)[0], other(x)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
     ours, theirs = [there for _, there in pairs], [here for here, _ in pairs]
@@ -129,7 +129,7 @@ def test_gated_delta_is_that_of_qwen3_next() -> None:
         linear_key_head_dim=8,
         linear_value_head_dim=6,
         linear_conv_kernel_dim=4,
-        rms_norm_eps=1e-5 / 8,  # it divides queries by sqrt(8) before the norm
+        rms_norm_eps=1e-5,
     )
     other = Qwen3NextGatedDeltaNet(config, 0)
     with torch.no_grad():
@@ -162,11 +162,12 @@ def test_kda_is_that_of_kimi_linear() -> None:
         linear_num_heads=2,
         linear_head_dim=8,
         linear_conv_kernel_dim=4,
-        rms_norm_eps=1e-5 / 8,  # it divides queries by sqrt(8) before the norm
+        rms_norm_eps=1e-5,
     )
     other = KimiLinearDeltaAttention(config, 0)
     with torch.no_grad():
         q, k, v = mixer.streams.project.weight.chunk(3)
+        mixer.answer.gate[1].bias.zero_()  # the released model has none
         for here, there in (
             (other.q_proj.weight, q),
             (other.k_proj.weight, k),

@@ -1,42 +1,59 @@
 """DeltaNet (Schlag, Irie & Schmidhuber, 2021; Yang et al., 2024): a memory that replaces what a key retrieves.
 
-    q, k, v = SiLU(short convolution(W x)),  unit q_t and k_t,  beta_t = sigmoid(w x_t)
+    q, k, v = SiLU(short convolution(W x)),  unit k_t, |q_t| = 1 / sqrt(key),  beta_t = sigmoid(w x_t)
     output = W_o RMSNorm(S_t^T q_t)
 
-`negative` doubles beta_t, so that the eigenvalue along k_t lies in (-1, 1) (Grazzi et al., 2024). Linear maps are
-drawn N(0, 0.02), as in the authors' code.
-Departs from the paper: convolutions are drawn as PyTorch draws them, where the authors' code shrinks them to
-N(0, 0.02) too; queries are not scaled by 1 / sqrt(key), which the norm undoes.
+`negative` doubles beta_t, so that the eigenvalue along k_t lies in (-1, 1) (Grazzi et al., 2024). Linear maps, by
+`init`:
+
+    "paper"  Xavier with gain 2^-2.5: flash-linear-attention, the code of Yang et al., from March 2024 to March 2025
+    "fla"    N(0, 0.02), convolutions too: the same library since d30c083, 4 March 2025
+    "short"  N(0, 1 / sqrt(inputs)): ours, for short training
+
+Departs from the paper: nothing known. From the authors' language model: the output map is not scaled down by the
+number of layers.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.mixers._delta import GatedOutput, Streams
-from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear, normalize
+from bestiary.mixers._delta import GatedOutput, Streams, unit_queries
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, normalize
+from bestiary.mixers._start import FLA, SHORT, XAVIER
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
+
+STARTS = {"paper": XAVIER, "fla": FLA, "short": SHORT}
 
 
 class DeltaNet(FastWeight):
     """S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, one beta per head."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, conv=1, negative=True",)
+    variants: ClassVar = ("heads=1, conv=1, negative=True, init='short'", "init='fla'")
 
-    def __init__(self, dim: int, *, heads: Positive = 2, conv: Positive = 4, negative: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: Positive = 2,
+        conv: Positive = 4,
+        negative: bool = False,
+        init: Literal["paper", "fla", "short"] = "paper",
+    ) -> None:
         super().__init__()
         width = head_width(dim, heads)
         self.shape, self.most = (heads, width, width), 2 if negative else 1
-        self.streams = Streams(dim, heads, (width, width, width), conv)
-        self.beta = linear(dim, heads)
-        self.answer = GatedOutput(dim, heads, width)
+        start = STARTS[init]
+        self.streams = Streams(dim, heads, (width, width, width), conv, start)
+        self.beta = start.linear(dim, heads)
+        self.answer = GatedOutput(dim, heads, width, start=start)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         (q, k, v), local = self.streams(x, local)
-        q, k, beta = normalize(q), normalize(k), self.most * self.beta(x).sigmoid().unsqueeze(-1)
+        q, k, beta = unit_queries(q), normalize(k), self.most * self.beta(x).sigmoid().unsqueeze(-1)
         return Drive(q, k, beta * v, rewrite=(-beta, k)), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:

@@ -1,34 +1,40 @@
 """DeltaProduct (Siems et al., 2025): several steps of the delta rule for each token.
 
     S <- (I - beta_ti k_ti k_ti^T) S + beta_ti k_ti v_ti^T   for i = 1 ... steps, after S <- alpha_t S if it forgets
-    q, k_i, v_i = SiLU(short convolution(W x)),  unit q and k_i,  beta_ti = 2 sigmoid(w_i x_t)
+    q, k_i, v_i = SiLU(short convolution(W x)),  unit k_i, |q| = 1 / sqrt(key),  beta_ti = 2 sigmoid(w_i x_t)
     alpha_t = exp(-A softplus(u x_t + dt)),  output = W_o (RMSNorm(S_t^T q_t) * SiLU(W_g x))
 
 `forget=True` is the paper's Gated DeltaProduct. Keys are 0.75 and values 1.5 of the model wide, split over the heads,
-as in Gated DeltaNet. Initialisation as in the authors' code: linear maps N(0, 0.02), A uniform in (0, 16), dt
-log-uniform in (0.001, 0.1).
-Departs from the paper: convolutions are drawn as PyTorch draws them, where the authors' code shrinks them to
-N(0, 0.02) too; queries are not scaled by 1 / sqrt(key), which the norm undoes.
+as in Gated DeltaNet. A is uniform in (0, 16), dt log-uniform in (0.001, 0.1). Linear maps, by `init`:
+
+    "paper"  Xavier with gain 2^-2.5, each step's maps by themselves: automl/DeltaProduct (340683f, 4 June 2025)
+    "fla"    N(0, 0.02), convolutions too: flash-linear-attention's layer as its model calls it
+    "short"  N(0, 1 / sqrt(inputs)) and A uniform in (0, 1): ours, for short training
+
+Departs from the paper: nothing known.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._delta import Decay, GatedOutput, Streams
-from bestiary.mixers._mixer import Chosen, FastWeight, Features, State, Where, linear, normalize, take
+from bestiary.mixers._delta import Decay, GatedOutput, Streams, unit_queries
+from bestiary.mixers._mixer import Chosen, FastWeight, Features, State, Where, normalize, take
+from bestiary.mixers._start import FLA, SHORT, XAVIER
 from bestiary.ops.drive import Drive
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
+
+STARTS = {"paper": XAVIER, "fla": FLA, "short": SHORT}
 
 
 class DeltaProduct(FastWeight):
     """S_t = alpha_t prod_i (I - beta_ti k_ti k_ti^T) S_{t-1} + what the steps write."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, key=8, value=4, steps=3, forget=True",)
+    variants: ClassVar = ("heads=1, key=8, value=4, steps=3, forget=True, init='short'", "init='fla'")
 
     def __init__(
         self,
@@ -40,21 +46,24 @@ class DeltaProduct(FastWeight):
         conv: Positive = 4,
         steps: Positive = 2,
         forget: bool = False,
+        init: Literal["paper", "fla", "short"] = "paper",
     ) -> None:
         super().__init__()
         key = max(1, 3 * dim // (4 * heads)) if key is None else key
         value = 2 * key if value is None else value
         self.shape, self.steps = (heads, key, value), steps
-        self.streams = Streams(dim, heads, (key, steps * key, steps * value), conv)
-        self.beta = linear(dim, heads * steps)
-        self.decay = Decay(heads, 1, linear(dim, heads), low=0.0) if forget else None
-        self.answer = GatedOutput(dim, heads, value, linear(dim, heads * value), F.silu)
+        start = STARTS[init]
+        self.streams = Streams(dim, heads, (key, steps * key, steps * value), conv, start, (1, steps, steps))
+        self.beta = nn.Linear(dim, heads * steps, bias=False)
+        start.fill(self.beta.weight.data, heads)
+        self.decay = Decay(heads, 1, start.linear(dim, heads), start) if forget else None
+        self.answer = GatedOutput(dim, heads, value, start.linear(dim, heads * value), F.silu, start)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         """The steps of each token after one another: the first forgets, the last is asked."""
         (q, k, v), local = self.streams(x, local)
         k, v, beta = normalize(self.stepwise(k)), self.stepwise(v), self.betas(x)
-        q = F.pad(normalize(q).unsqueeze(2), (0, 0, 0, 0, self.steps - 1, 0)).flatten(1, 2)
+        q = F.pad(unit_queries(q).unsqueeze(2), (0, 0, 0, 0, self.steps - 1, 0)).flatten(1, 2)
         if self.decay is None:
             return Drive(q, k, beta * v, rewrite=(-beta, k)), local
         g = F.pad(self.decay(x).unsqueeze(2), (0, 0, 0, 0, 0, self.steps - 1)).flatten(1, 2)

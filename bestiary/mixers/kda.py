@@ -1,32 +1,39 @@
 """Kimi Delta Attention (Kimi Team, 2025): the delta rule on a memory whose keys each decay at a rate of their own.
 
-    q, k, v = SiLU(short convolution(W x)),  unit q_t and k_t,  beta_t = sigmoid(w x_t)
-    alpha_t = exp(-A softplus(W2 W1 x_t + dt)) in every channel,  output = W_o (RMSNorm(S_t^T q_t) * sigmoid(U2 U1 x))
+    q, k, v = SiLU(short convolution(W x)),  unit k_t, |q_t| = 1 / sqrt(key),  beta_t = sigmoid(w x_t)
+    alpha_t = exp(-A softplus(W2 W1 x_t + dt)) in every channel
+    output = W_o (RMSNorm(S_t^T q_t) * sigmoid(U2 U1 x + c))
 
 `negative` doubles beta_t, so that the eigenvalue along k_t lies in (-1, 1) (Grazzi et al., 2024).
-Low ranks are a head's width. Initialisation as in the authors' code: linear maps N(0, 0.02), A uniform in (1, 16),
-dt log-uniform in (0.001, 0.1).
+Low ranks are a head's width; dt is log-uniform in (0.001, 0.1), c starts at zero. By `init`:
+
+    "paper"  linear maps and convolutions N(0, 0.02), A uniform in (1, 16): the authors' layer and model in
+             flash-linear-attention since b5d48b7, 27 October 2025
+    "short"  linear maps N(0, 1 / sqrt(inputs)), PyTorch's convolutions, A uniform in (0, 1): ours, for short training
+
 Departs from the paper: this is the attention alone; the model puts one layer of softmax attention behind every
-three, which a pattern says. Convolutions are drawn as PyTorch draws them, where the authors' code shrinks them to
-N(0, 0.02) too; queries are not scaled by 1 / sqrt(key), which the norm undoes.
+three, which a pattern says. c is in the authors' layer, not in the weights that they released.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank
-from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear, normalize
+from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank, unit_queries
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width, normalize
+from bestiary.mixers._start import FLA, SHORT
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
+
+STARTS = {"paper": FLA._replace(rates=(1.0, 16.0)), "short": SHORT}
 
 
 class KDA(FastWeight):
     """S_t = (I - beta_t k_t k_t^T) Diag(alpha_t) S_{t-1} + beta_t k_t v_t^T, alpha per key channel, beta per head."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, negative=True",)
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, negative=True, init='short'",)
 
     def __init__(
         self,
@@ -37,19 +44,22 @@ class KDA(FastWeight):
         value: Positive | None = None,
         conv: Positive = 4,
         negative: bool = False,
+        init: Literal["paper", "short"] = "paper",
     ) -> None:
         super().__init__()
         key = head_width(dim, heads) if key is None else key
         value = key if value is None else value
         self.shape, self.most = (heads, key, value), 2 if negative else 1
-        self.streams = Streams(dim, heads, (key, key, value), conv)
-        self.beta = linear(dim, heads)
-        self.decay = Decay(heads, key, low_rank(dim, value, heads * key), low=1.0)
-        self.answer = GatedOutput(dim, heads, value, low_rank(dim, value, heads * value))
+        start = STARTS[init]
+        self.streams = Streams(dim, heads, (key, key, value), conv, start)
+        self.beta = start.linear(dim, heads)
+        self.decay = Decay(heads, key, low_rank(dim, value, heads * key, start), start)
+        gate = low_rank(dim, value, heads * value, start, bias=True)
+        self.answer = GatedOutput(dim, heads, value, gate, start=start)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         (q, k, v), local = self.streams(x, local)
-        q, k, beta, g = normalize(q), normalize(k), self.most * self.beta(x).sigmoid().unsqueeze(-1), self.decay(x)
+        q, k, beta, g = unit_queries(q), normalize(k), self.most * self.beta(x).sigmoid().unsqueeze(-1), self.decay(x)
         return Drive(q, k, beta * v, g, rewrite=(-beta, g.exp() * k)), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:

@@ -5,6 +5,8 @@
 
 All heads share B and C. Heads are 64 wide, or as wide as divides both 64 and the inner width. Initialisation as in
 the authors' code: A uniform in (1, 16), dt log-uniform in (0.001, 0.1) through its bias, D = 1, the rest PyTorch's.
+D is `skip`: at 1 what is read of a value written before is at first a tenth of what the input itself adds, and 0 helps
+in short training (ours).
 Departs from the paper: one group of B and C. From the authors' language model: the output map is not scaled down by
 the number of layers.
 """
@@ -30,7 +32,7 @@ class Mamba2(Mixer):
     """S_t = exp(-dt_t A) S_{t-1} + dt_t B_t x_t^T, read by C_t, with dt, B, C, x linear in the input; gated output."""
 
     family: ClassVar = "state space"
-    variants: ClassVar = ("state=8, head=16, conv=1, expand=1",)
+    variants: ClassVar = ("state=8, head=16, conv=1, expand=1", "skip=0.0")
 
     class Memory(NamedTuple):
         """The last inputs of the convolution, and S."""
@@ -46,6 +48,7 @@ class Mamba2(Mixer):
         head: Positive | None = None,
         conv: Positive = 4,
         expand: Positive = 2,
+        skip: float = 1.0,
     ) -> None:
         super().__init__()
         inner = expand * dim
@@ -58,7 +61,7 @@ class Mamba2(Mixer):
         self.dt = nn.Linear(dim, inner // head)
         self.dt.bias.data.copy_(step_sizes((inner // head,)))
         self.rate = nn.Parameter(torch.empty(inner // head).uniform_(1, 16).log())
-        self.skip = nn.Parameter(torch.ones(inner // head))
+        self.skip = nn.Parameter(torch.full((inner // head,), float(skip)))
         self.norm, self.out = RMSNorm(inner, eps=1e-5), nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:

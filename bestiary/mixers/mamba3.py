@@ -8,13 +8,15 @@
 The turns since the cut are put into q and k, so that the recurrence itself only decays; after the last position they
 are taken out of S, which therefore needs no angle beside it. What else is kept is the last write. With
 S_t = U_t + lam_t dt_t k_t v_t^T, U takes one write per position: the previous one, with both its weights.
+With rotation="fixed" each pair turns by an angle of its own at every position, 10,000^(-i / angles), as rotary
+positions do (Su et al., 2021), with "none" nothing turns: the paper's ablations.
 Initialisation as in the authors' code: dt log-uniform in (0.001, 0.1) through its bias, D and the biases of k and q
 all 1, the rest PyTorch's. Heads are 64 wide, or as wide as divides both 64 and the inner width.
 Departs from the paper: nothing known. The authors' code replaced softplus(a) by a function with a heavier tail later.
 """
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -34,7 +36,11 @@ class Mamba3(Mixer):
     """S_t = R_t alpha_t (S_{t-1} + (1 - lam_t) dt_t k_{t-1} v_{t-1}^T) + lam_t dt_t k_t v_t^T, R_t a rotation."""
 
     family: ClassVar = "state space"
-    variants: ClassVar = ("state=6, head=16, angles=3, expand=1",)
+    variants: ClassVar = (
+        "state=6, head=16, angles=3, expand=1",
+        "state=6, rotation='fixed'",
+        "state=6, rotation='none'",
+    )
     without_decay: ClassVar = ("bias_k", "bias_q")
 
     class Memory(NamedTuple):
@@ -52,6 +58,7 @@ class Mamba3(Mixer):
         head: Positive | None = None,
         angles: Positive | None = None,
         expand: Positive = 2,
+        rotation: Literal["selective", "fixed", "none"] = "selective",
     ) -> None:
         super().__init__()
         inner = expand * dim
@@ -60,8 +67,9 @@ class Mamba3(Mixer):
             raise ValueError(f"heads of width {head} do not fill an inner width of {inner}")
         if 2 * angles > state:
             raise ValueError(f"{angles} angles turn {2 * angles} keys, the state has {state}")
-        heads = inner // head
-        self.shape, self.widths = (heads, state, head), (state, state, heads, heads, heads, angles)
+        heads, self.rotation, self.angles = inner // head, rotation, angles
+        turns = angles if rotation == "selective" else 0
+        self.shape, self.widths = (heads, state, head), (state, state, heads, heads, heads, turns)
         self.value, self.gate = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
         self.into = nn.Linear(dim, sum(self.widths), bias=False)
         self.norm_k, self.norm_q = RMSNorm(state, eps=1e-5), RMSNorm(state, eps=1e-5)
@@ -88,7 +96,7 @@ class Mamba3(Mixer):
         b, c, dt, a, lam, turn = self.into(x).split(self.widths, dim=-1)
         b, dt, lam = self.norm_k(b), F.softplus(dt + self.dt).unsqueeze(-1), lam.sigmoid().unsqueeze(-1)
         g = -dt * F.softplus(a).clamp(min=1e-4).unsqueeze(-1)
-        angle = (math.pi * dt * turn.tanh().unsqueeze(2)).cumsum(1)
+        angle = self.turned(dt, turn)
         q = rotate_pairs(self.norm_q(c).unsqueeze(2) + self.bias_q, angle)
         k = rotate_pairs(b.unsqueeze(2) + self.bias_k, angle)
         new = lam * dt
@@ -99,6 +107,16 @@ class Mamba3(Mixer):
         y = y + (new * (q * k).sum(-1, keepdim=True) + self.skip.unsqueeze(-1)) * v
         matrix = matrix + outer(new[:, -1] * k[:, -1], v[:, -1])
         return y, self.Memory(rotate_pairs(matrix.mT, -angle[:, -1].unsqueeze(2)).mT, b[:, -1], v[:, -1])
+
+    def turned(
+        self, dt: Float[Tensor, "batch time heads 1"], turn: Float[Tensor, "batch time _"]
+    ) -> Float[Tensor, "batch time heads _"]:
+        """The angles turned by since the cut; none at all without rotation."""
+        if self.rotation == "selective":
+            return (math.pi * dt * turn.tanh().unsqueeze(2)).cumsum(1)
+        count = self.angles if self.rotation == "fixed" else 0
+        rates = 10_000.0 ** -(torch.arange(count, device=dt.device, dtype=dt.dtype) / max(1, count))
+        return rates.expand(*dt.shape[:3], count).cumsum(1)
 
     def read(self, y: Heads, x: Chosen) -> Chosen:
         """The output from what was read out of memory."""

@@ -3,6 +3,7 @@
     y_t = sum_{i<=t} w_ti v_i / (sum_{i<=t} w_ti + 1e-12),   w_ti = (q_t . k_i)^2 / features,
     q, k = gamma * norm(W x) + beta,  one gamma and beta for queries, one for keys
 
+Without `norm`, `scale` or `shift` q and k lack the norm, gamma or beta (the paper's ablation, its table 1).
 Squares let a weight reach zero, which Based's Taylor features cannot. A square of f terms is a dot product of the
 f (f + 1) / 2 products of pairs, so the state holds each once. The norm runs over all heads together, as in the
 authors' code; weights are drawn N(0, 0.02).
@@ -26,16 +27,25 @@ class ReBased(FastWeight):
     """S_t = S_{t-1} + phi(k_t) [v_t, 1]^T, phi the products of pairs of normalised channels."""
 
     family: ClassVar = "linear"
-    variants: ClassVar = ("heads=2, features=7",)
+    variants: ClassVar = ("heads=2, features=7", "norm=False, shift=False", "norm=False, scale=False, shift=False")
 
     pairs: Tensor  # which channels each feature multiplies
 
-    def __init__(self, dim: int, *, heads: Positive = 1, features: Positive = 16) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: Positive = 1,
+        features: Positive = 16,
+        norm: bool = True,
+        scale: bool = True,
+        shift: bool = True,
+    ) -> None:
         super().__init__()
         value = head_width(dim, heads)
         self.shape = heads, features * (features + 1) // 2, value + 1
         self.q, self.k, self.v = (linear(dim, heads * width) for width in (features, features, value))
-        self.norm_q, self.norm_k = nn.LayerNorm(heads * features), nn.LayerNorm(heads * features)
+        self.norm_q, self.norm_k = (_Affine(heads * features, norm, scale, shift) for _ in range(2))
         self.out = linear(dim, dim)
         self.register_buffer("pairs", torch.triu_indices(features, features), persistent=False)
 
@@ -52,3 +62,19 @@ class ReBased(FastWeight):
         first, second = self.pairs
         scale = (torch.where(first == second, 1.0, 2.0).to(x.dtype) / x.shape[-1]).sqrt()
         return x[..., first] * x[..., second] * scale
+
+
+class _Affine(nn.Module):
+    """gamma * norm(x) + beta, with any of the three left out."""
+
+    def __init__(self, width: int, norm: bool, scale: bool, shift: bool) -> None:
+        super().__init__()
+        self.norm = norm
+        self.weight = nn.Parameter(torch.ones(width)) if scale else None
+        self.bias = nn.Parameter(torch.zeros(width)) if shift else None
+
+    def forward(self, x: Features) -> Features:
+        if self.norm:
+            return F.layer_norm(x, x.shape[-1:], self.weight, self.bias)
+        x = x if self.weight is None else self.weight * x
+        return x if self.bias is None else x + self.bias

@@ -4,8 +4,10 @@
     q_t, k_t rotated to position t, k scaled by 1 / sqrt(key);  values are `expand` times as wide as keys
     y_t = W_o (norm(S_t^T q_t) * SiLU(W_g x_t)),  the norm over each head, without weights
 
-Initialisation as in the authors' code: Xavier with gain 2^-2.5, of the output map 2^-1.
-Departs from the paper: it also divides the scores by sums of theirs, which the norm undoes up to its epsilon.
+The norm is RMSNorm with epsilon 1e-6, as in the authors' code since 5c89ffb (torchscale, 28 September 2023; LayerNorm
+before). Initialisation as there since ff7c1f2, 24 November 2023: Xavier with gain 2^-2.5, of the output map 2^-1.
+Departs from the paper: it also divides the scores by sums of theirs where these are above 1, which the norm undoes
+up to its epsilon.
 Departs from the authors' code: the frequencies of the rotation are 10,000^(-2i / key), there they end at 1 / 10,000.
 """
 
@@ -52,4 +54,4 @@ class RetNet(FastWeight):
         return Drive(q, k * key**-0.5, v, g), start + x.shape[1]
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
-        return self.out(F.layer_norm(y, y.shape[-1:], eps=1e-6).flatten(2) * F.silu(self.gate(x)))
+        return self.out(F.rms_norm(y, y.shape[-1:], eps=1e-6).flatten(2) * F.silu(self.gate(x)))

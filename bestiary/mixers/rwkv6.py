@@ -7,6 +7,7 @@
 
 A and C are low-rank maps, to `mix_rank` channels each (32) and `decay_rank` (64), no wider than the model. They
 start at zero and B, D in (-0.01, 0.01); the rest as RWKV-5, each mu one less its value there, mu_w = mu = mu_k.
+Weight decay spares all four, as in the authors' code (RWKV-LM, RWKV-v5/src/model.py).
 Departs from the paper: nothing known. Its channel mixing is not part of a sequence mixer.
 """
 
@@ -24,7 +25,7 @@ class RWKV6(TimeMix):
     """S_t = Diag(w_t) S_{t-1} + k_t v_t^T, read as r_t^T (S_{t-1} + (u * k_t) v_t^T); low-rank shift and decay."""
 
     variants: ClassVar = ("heads=2, layer=3, layers=4, mix_rank=3, decay_rank=5",)
-    without_decay: ClassVar = ("mix",)
+    without_decay: ClassVar = ("mix", "mix_low.weight", "mix_high", "decay_low.weight", "decay_high.weight")
 
     def __init__(
         self,

@@ -7,6 +7,7 @@
 
 Initialisation as in the authors' code for layer `layer` of `layers`: r, v uniform within 0.5 / sqrt(dim), k a tenth of
 it, W_o zero; W1, A1, G1 zero, W2, A2, G2 orthogonal times 0.1; mu, w0, a0, xi by channel, rho = 1.02, u = -0.04.
+Weight decay acts on W_r, W_k, W_v and W_o alone, as there (RWKV-LM, RWKV-v7/train_temp/src/model.py).
 Departs from the paper: from the second layer on, the model blends the values of the first layer into its own,
 which one mixer cannot see. Low ranks follow the authors' rule for language models but are at most the width. Unit
 vectors are x / sqrt(|x|^2 + 1e-6), as in the other delta rules, where the authors divide by max(|x|, 1e-12).
@@ -30,7 +31,11 @@ class RWKV7(Mixer):
 
     family: ClassVar = "delta"
     variants: ClassVar = ("heads=1, layer=3, layers=4",)
-    without_decay: ClassVar = ("mix", "bonus")
+    without_decay: ClassVar = (
+        "mix",
+        "bonus",
+        *(f"{part}.{place}.weight" for part in ("decay", "rate", "gate") for place in (0, 2)),
+    )
 
     class Memory(NamedTuple):
         """The last input, and S."""

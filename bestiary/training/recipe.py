@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe 
     from bestiary.model import Model
 
 SPECS = ("train", "test", "select", "pattern")  # fields made of specs
-FORMAT = 1  # raised when training changes its meaning, so that old runs are not taken for new ones
+FORMAT = 2  # raised when training changes its meaning, so that old runs are not taken for new ones
 
 LATER = {  # fields that the first recipes did not have, with what those did
     "select": (),
