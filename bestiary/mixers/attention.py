@@ -75,7 +75,8 @@ class Attention(Mixer):
         at = torch.where(at < first, at, at + end - count)
         y = self.attend(x, k, v, now, None if state is None else at)
         begin = count - self.window + 1
-        return y, self.Cache(*(concatenate(z[:, :, :first], z[:, :, max(first, begin) :]) for z in (k, v)), end)
+        k, v = (concatenate(z[:, :, :first], z[:, :, max(first, begin) :]) for z in (k, v))
+        return y, self.Cache(k, v, end)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         now = torch.arange(x.shape[1], device=x.device)

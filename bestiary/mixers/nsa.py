@@ -104,7 +104,7 @@ class NSA(CachedAttention):
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         q = split_heads(self.q(x), self.heads)
         turned, (coarse, blocks) = rotate(q, where), self.attend_compressed(q, where, kept)
-        fine = attend_to_blocks(turned, *kept.all.unbind(1), blocks, where, size=self.block)
+        fine = attend_to_blocks(turned, kept.all[:, 0], kept.all[:, 1], blocks, where, size=self.block)
         near = self.attend_window(turned, where, kept)
         one, two, three = self.gate(x).sigmoid().unflatten(-1, (3, self.heads, 1)).transpose(1, 3).unbind(2)
         return self.out(merge_heads(one * coarse + two * fine + three * near))

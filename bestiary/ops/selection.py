@@ -195,7 +195,8 @@ class _ToTiles(torch.autograd.Function):
         return select_rows(x, pairs // repeat).masked_fill_(empty, 0.0)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], _: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        del output
         ctx.repeat = inputs[1]
         ctx.save_for_backward(*inputs[2:])
 
