@@ -73,12 +73,13 @@ def test_blocks_are_attended_to_as_by_a_mask(time: int, size: int, chosen: int, 
         "one": torch.tensor([time - 1]),
     }[ask]
     blocks = draw_blocks(where, groups, size, chosen, -(-time // size))
-    asked, kind = where.shape[-1], {"dtype": torch.float64, "requires_grad": True}
-    given = [torch.randn(2, h, t, w, **kind) for h, t, w in ((4, asked, 6), (groups, time, 6), (groups, time, 5))]
-    found = attend_to_blocks(*given, blocks, where, size=size)
-    wanted, pull = by_mask(*given, blocks, where, size), torch.randn_like(found)
+    asked = where.shape[-1]
+    shapes = (4, asked, 6), (groups, time, 6), (groups, time, 5)
+    q, k, v = (torch.randn(2, *shape, dtype=torch.float64, requires_grad=True) for shape in shapes)
+    found = attend_to_blocks(q, k, v, blocks, where, size=size)
+    wanted, pull = by_mask(q, k, v, blocks, where, size), torch.randn_like(found)
     assert_same(found, wanted)
-    grads = [torch.autograd.grad((y * pull).sum(), given) for y in (found, wanted)]
+    grads = [torch.autograd.grad((y * pull).sum(), [q, k, v]) for y in (found, wanted)]
     for one, two in zip(*grads, strict=True):
         assert_same(one, two)
 

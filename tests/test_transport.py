@@ -13,10 +13,13 @@ from bestiary.ops.recurrence import run
 HEADS, KEY = 2, 6
 
 
-def draw(time: int) -> tuple[Tensor, ...]:
-    q, k, v, w = torch.randn(4, 2, HEADS, time, KEY, dtype=torch.float64)
+def draw(time: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q, k, v, w = (torch.randn(2, HEADS, time, KEY, dtype=torch.float64) for _ in range(4))
     beta = 2 * torch.rand(2, HEADS, time, 1, dtype=torch.float64)
-    return tuple(x.requires_grad_() for x in (q, k, v, F.normalize(w, dim=-1), beta))
+    w = F.normalize(w, dim=-1)
+    for x in (q, k, v, w, beta):
+        x.requires_grad_()
+    return q, k, v, w, beta
 
 
 def by_recurrence(q: Tensor, k: Tensor, v: Tensor, w: Tensor, beta: Tensor) -> Tensor:
@@ -56,12 +59,12 @@ def test_token_by_token_and_in_pieces_the_outputs_are_the_same() -> None:
     keys, at = start(q), 0
     for size in pieces:
         here = slice(at, at + size)
-        part = [x[:, :, here] for x in (q, k, w, beta)]
+        a, b, c, d = (x[:, :, here] for x in (q, k, w, beta))
         if size == 1:
-            logits, keys = transport.step(*part, keys)
+            logits, keys = transport.step(a, b, c, d, keys)
             y = (logits * KEY**-0.5).softmax(-1) @ v[:, :, : at + 1]
         else:
-            y, keys = transport.attend(*part[:2], v[:, :, : at + size], *part[2:], keys)
+            y, keys = transport.attend(a, b, v[:, :, : at + size], c, d, keys)
         outputs.append(y)
         at += size
     assert_same(torch.cat(outputs, dim=2), by_recurrence(q, k, v, w, beta))
@@ -73,7 +76,8 @@ def test_keys_that_a_token_reads_are_not_written_for_it() -> None:
     keys = transport.Keys(past, past[:, :, :0], transport.identity(past))
     for t in range(transport.BLOCK):
         assert keys.past is past
-        _, keys = transport.step(*(x[:, :, t : t + 1] for x in (q, k, w, beta)), keys)
+        a, b, c, d = (x[:, :, t : t + 1] for x in (q, k, w, beta))
+        _, keys = transport.step(a, b, c, d, keys)
     assert keys.past.shape[2] == 100 + transport.BLOCK
     assert keys.recent.shape[2] == 0
 
