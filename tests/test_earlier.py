@@ -7,7 +7,7 @@ The folder `earlier` was written by the last commit of version 0.1, by these com
         --task "mqar(vocab=64, length=16, pairs=2)" --layers attention    (and "base_conv, based")
     bestiary pretrain attention dim=16 depth=2 context=16 batch=4 steps=20 every=10 warmup=4 rate=1e-2
         selection_rows=4 test_rows=8 --corpus corpus --store models
-    bestiary pretrain "base_conv, gated_delta(heads=1,key=4,value=4)" ... --store interrupted    (killed)
+    bestiary pretrain "base_conv, linear_attention(heads=2)" ... --save-every 100 --store interrupted    (killed)
     bestiary convert models/a56c5cb9fbad converted
 """
 
@@ -25,7 +25,7 @@ from bestiary import Recipe, Store
 from bestiary.cli import app
 
 WRITTEN = Path(__file__).parent / "earlier"
-ATTENTION, HYBRID, MODEL, INTERRUPTED = "8c91af231b85", "c6d8923f7edd", "a56c5cb9fbad", "7e98ccd80140"
+ATTENTION, HYBRID, MODEL, INTERRUPTED = "8c91af231b85", "c6d8923f7edd", "a56c5cb9fbad", "09ddba9e3d85"
 TASK = ["--task", "mqar(vocab=64, length=16, pairs=2)"]
 SETTINGS = ["dim=16", "steps=6", "every=3", "batch=8", "test_rows=40", "selection_rows=20"]
 
@@ -91,7 +91,7 @@ def test_an_interrupted_model_goes_on_from_its_checkpoint(earlier: Path) -> None
     before = logged(earlier / "interrupted" / INTERRUPTED)
     shape = ["dim=8", "depth=1", "channel=none", "context=16", "batch=2", "steps=4000", "every=200", "warmup=4"]
     given = [*shape, "rate=1e-2", "selection_rows=4", "test_rows=8", "--corpus", "corpus", "--store", "interrupted"]
-    bestiary("pretrain", "base_conv, gated_delta(heads=1,key=4,value=4)", *given)
+    bestiary("pretrain", "base_conv, linear_attention(heads=2)", *given)
     after = logged(earlier / "interrupted" / INTERRUPTED)
     assert after[: len(before)] == before
     assert after[-1]["step"] == 4000
