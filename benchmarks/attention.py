@@ -100,7 +100,8 @@ def passes(length: int) -> dict[str, Callable[[], None]]:
             ways[f"{name}, masked"] = learning(mixer, mixer.parallel, Masked)
         elif length <= SQUARES and name == "path":
             ways[f"{name}, a square"] = learning(mixer, lambda x, mixer=mixer: path_by_recurrence(mixer, x))
-    ways["dsa, without scores"] = learning(mixer, mixer.parallel, Nearest)
+        if name == "dsa":
+            ways[f"{name}, without scores"] = learning(mixer, mixer.parallel, Nearest)
     return ways
 
 
