@@ -30,6 +30,8 @@ def short(x: Features, filter: Filter, past: Past | None = None) -> Features:
     """The convolution, tap by tap: for filters of a few taps."""
     if x.shape[1] == 0:
         return x.clone()
+    if past is not None and x.shape[1] == 1:
+        return step(x[:, 0], filter, past).unsqueeze(1)
     seen = x if past is None else torch.cat([past, x], dim=1)
     seen = F.pad(seen.mT, (len(filter) - 1 + x.shape[1] - seen.shape[1], 0))
     weight = filter.flip(0).mT.unsqueeze(1).to(seen.dtype)  # as autocast would do it, but not under vmap

@@ -162,7 +162,7 @@ class InFull(ast.NodeTransformer):
         return ast.parse(found, mode="eval").body if found in self.package.linked else node
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
-        shape = ast.unparse(node.value) in ("Float", "Int", "Bool", "Complex", "Literal")  # text, not names
+        shape = ast.unparse(node.value) in ("Float", "Int", "Bool", "Complex", "Shaped", "Literal")  # text, not names
         node.slice = node.slice if shape else self.visit(node.slice)
         node.value = self.visit(node.value)
         return node
