@@ -27,6 +27,7 @@ from bestiary.mixers import gated_delta
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, Where, take
 from bestiary.mixers.log_linear import SQUARE, aligned_length
 from bestiary.ops.drive import Matrix, Value
+from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
 
@@ -83,14 +84,15 @@ class LogLinearDelta(Mixer):
         assert drive.rewrite is not None
         q, beta = drive.q * key**0.5, -drive.rewrite[0]
         levels = self.strength * self.levels(x).unflatten(-1, (heads, -1))
-        parts = [z.transpose(1, 2) for z in (q, drive.k, drive.v, drive.g, beta, nn.functional.softplus(levels))]
+        given = (q, drive.k, drive.v, drive.g, beta, nn.functional.softplus(levels))
+        parts = [upcast(z).transpose(1, 2) for z in given]
         outputs, start = [], 0
         while start < x.shape[1]:
             size = min(SQUARE, aligned_length(time + start, x.shape[1] - start))
             y, blocks = read_piece([z[..., start : start + size, :] for z in parts], blocks, time + start)
             outputs.append(y)
             start += size
-        return torch.cat(outputs, dim=-2).transpose(1, 2), kept, blocks
+        return torch.cat(outputs, dim=-2).transpose(1, 2).to(x.dtype), kept, blocks
 
 
 def read_piece(parts: list[Tensor], blocks: tuple[Matrix, ...], time: int) -> tuple[Tensor, tuple[Matrix, ...]]:
