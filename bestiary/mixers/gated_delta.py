@@ -37,7 +37,7 @@ class GatedDelta(FastWeight):
     """S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, one alpha and one beta per head."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, negative=True, init='short'", "init='fla2024'")
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, negative=True, init='fla2024'", "init='short'")
 
     def __init__(
         self,
