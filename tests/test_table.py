@@ -8,7 +8,15 @@ import pytest
 
 from bestiary.runs.intervals import interval, wilson
 from bestiary.runs.store import Outcome, Record
-from bestiary.runs.table import best, curve, depth_for, index_parts, scaled_accuracy, segment_rows, selection_curve
+from bestiary.runs.table import (
+    best,
+    curve,
+    depth_for,
+    parts_with_report,
+    scaled_accuracy,
+    segment_rows,
+    selection_curve,
+)
 
 
 def test_wilsons_interval_is_the_textbooks() -> None:
@@ -120,7 +128,7 @@ def test_a_run_that_ended_without_a_measurement_has_rows_without_numbers() -> No
 def test_what_is_kept_of_a_run_is_json_to_the_bit() -> None:
     task = {"text": "mqar", "options": {"length": 64}}
     recipe = {"dim": 8, "rate": 0.1, "seed": 2, "train": [], "test": [task] * 2, "pattern": [{"text": "attention"}]}
-    kept = index_parts(Record("key", recipe, Outcome("solved", 0.1 + 0.2), log()))
+    kept = parts_with_report(Record("key", recipe, Outcome("solved", 0.1 + 0.2), log()))
     assert repr(json.loads(json.dumps(kept))) == repr(kept)
     assert kept["so far"] == {
         **{"outcome": "solved", "pattern": "attention", "dim": 8, "rate": 0.1, "seed": 2},
@@ -131,7 +139,7 @@ def test_what_is_kept_of_a_run_is_json_to_the_bit() -> None:
     }
     assert kept["report"]["curve"] == [[5, 0.7], [9, 1.0]]
     assert kept["report"]["distances"] == []
-    unfinished = index_parts(Record("key", recipe, None, log()[:2]))
+    unfinished = parts_with_report(Record("key", recipe, None, log()[:2]))
     assert unfinished["report"] is None
     assert (unfinished["segments"], unfinished["so far"]["outcome"], unfinished["so far"]["step"]) == ([], None, 5)
 
