@@ -35,7 +35,7 @@ class Comba(FastWeight):
     """S_t = (alpha_t I - b beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, read by q_t - d k_t."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = "heads=1, key=8, value=4, conv=1, init='fla'"
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, init='fla'",)
 
     def __init__(
         self,

@@ -31,7 +31,7 @@ class DeltaNet(FastWeight):
     """S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, one beta per head."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = "heads=1, conv=1, negative=True, init='fla'"
+    variants: ClassVar = ("heads=1, conv=1, negative=True, init='fla'",)
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class DeltaProduct(FastWeight):
     """S_t = alpha_t prod_i (I - beta_ti k_ti k_ti^T) S_{t-1} + what the steps write."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = "heads=1, key=8, value=4, steps=3, forget=True, init='fla'"
+    variants: ClassVar = ("heads=1, key=8, value=4, steps=3, forget=True, init='fla'",)
 
     def __init__(
         self,

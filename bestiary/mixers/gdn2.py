@@ -35,7 +35,7 @@ class GDN2(FastWeight):
     """S_t = (I - k_t (b_t * k_t)^T) Diag(alpha_t) S_{t-1} + k_t (w_t * v_t)^T, every gate per channel."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = "heads=1, key=8, value=4, conv=1, init='fla'"
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, init='fla'",)
 
     def __init__(
         self,

@@ -36,7 +36,7 @@ class GLA(FastWeight):
     """S_t = Diag(alpha_t) S_{t-1} + k_t v_t^T with alpha_t = sigmoid(low-rank map of x_t)^(1/16)."""
 
     family: ClassVar = "gated linear"
-    variants: ClassVar = "heads=1, key=12, rank=3, rotary=True, init='fla2024'"
+    variants: ClassVar = ("heads=1, key=12, rank=3, rotary=True, init='fla2024'",)
 
     def __init__(
         self,
