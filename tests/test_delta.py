@@ -246,17 +246,14 @@ STARTS = {  # the standard deviation of a map from 64 to 64, of the taps of a co
     "gated_delta(heads=1, key=64, value=64, init='short')": (SHORT, TAPS, 1),
     "delta_net(heads=1)": (XAVIER, TAPS, None),
     "delta_net(heads=1, init='fla')": (FLA, 0.02, None),
-    "delta_net(heads=1, init='short')": (SHORT, TAPS, None),
     "delta_product(heads=1, key=64, value=64, forget=True)": (XAVIER, TAPS, 16),
     "delta_product(heads=1, key=64, value=64, forget=True, init='fla')": (FLA, 0.02, 16),
     "comba(heads=1, key=64, value=64)": (0.006, 0.006, 16),
     "comba(heads=1, key=64, value=64, init='fla')": (FLA, 0.02, 16),
-    "comba(heads=1, key=64, value=64, init='short')": (SHORT, TAPS, 1),
     "kda(heads=1)": (FLA, 0.02, 16),
-    "kda(heads=1, init='short')": (SHORT, TAPS, 1),
+    "gated_oja(heads=1)": (FLA, 0.02, 16),
     "gdn2(heads=1)": (XAVIER, TAPS, 16),
     "gdn2(heads=1, init='fla')": (FLA, 0.02, 16),
-    "gated_oja(heads=1, init='short')": (SHORT, TAPS, 1),
 }
 
 

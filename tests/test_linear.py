@@ -173,7 +173,6 @@ def test_gla_decays_each_key_channel_by_the_token(rotary: bool) -> None:
         ("paper", 2**-2.5 * (2 / 192) ** 0.5, 0.02),
         ("fla2024", 2**-2.5 * (2 / 192) ** 0.5, 2**-2.5 / 128**0.5),
         ("fla", 0.02, 0.02),
-        ("short", 128**-0.5, 128**-0.5),
     ],
 )
 def test_gla_starts_as_the_option_says(init: str, keys: float, values: float) -> None:

@@ -11,7 +11,6 @@ A is uniform in (0, 16), dt log-uniform in (0.001, 0.1), b = sigmoid(1). The res
              (f65c4fb, 9 June 2025)
     "fla"    all of them N(0, 0.02), d = 1: flash-linear-attention since fb29335, 16 June 2025, by the same authors,
              who advise to try d = 0.02 too in small models
-    "short"  linear maps N(0, 1 / sqrt(inputs)), PyTorch's convolutions, A uniform in (0, 1), d = 0.01: ours
 
 Departs from the authors' code, following the equations: it subtracts d b k before it normalises q, and its kernel
 normalises b k, which undoes b. Its output map is also divided by the square root of twice the number of layers.
@@ -25,18 +24,18 @@ from torch import Tensor, nn
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams
 from bestiary.mixers._mixer import FastWeight, Features, State, normalize
-from bestiary.mixers._start import FLA, SHORT, Start
+from bestiary.mixers._start import FLA, Start
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
-STARTS = {"paper": Start("normal", std=0.006, filters=0.006), "fla": FLA, "short": SHORT}
+STARTS = {"paper": Start("normal", std=0.006, filters=0.006), "fla": FLA}
 
 
 class Comba(FastWeight):
     """S_t = (alpha_t I - b beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, read by q_t - d k_t."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, init='short'", "init='fla'")
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, init='fla'",)
 
     def __init__(
         self,
@@ -46,7 +45,7 @@ class Comba(FastWeight):
         key: Positive | None = None,
         value: Positive | None = None,
         conv: Positive = 4,
-        init: Literal["paper", "fla", "short"] = "paper",
+        init: Literal["paper", "fla"] = "paper",
     ) -> None:
         super().__init__()
         key = max(1, 3 * dim // (4 * heads)) if key is None else key

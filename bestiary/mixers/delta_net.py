@@ -8,7 +8,6 @@
 
     "paper"  Xavier with gain 2^-2.5: flash-linear-attention, the code of Yang et al., from March 2024 to March 2025
     "fla"    N(0, 0.02), convolutions too: the same library since d30c083, 4 March 2025
-    "short"  N(0, 1 / sqrt(inputs)): ours, for short training
 
 Departs from the paper: nothing known. From the authors' language model: the output map is not scaled down by the
 number of layers.
@@ -21,18 +20,18 @@ from torch import Tensor
 
 from bestiary.mixers._delta import GatedOutput, Streams, unit_queries
 from bestiary.mixers._mixer import FastWeight, Features, State, head_width, normalize
-from bestiary.mixers._start import FLA, SHORT, XAVIER
+from bestiary.mixers._start import FLA, XAVIER
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
-STARTS = {"paper": XAVIER, "fla": FLA, "short": SHORT}
+STARTS = {"paper": XAVIER, "fla": FLA}
 
 
 class DeltaNet(FastWeight):
     """S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, one beta per head."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, conv=1, negative=True, init='short'", "init='fla'")
+    variants: ClassVar = ("heads=1, conv=1, negative=True, init='fla'",)
 
     def __init__(
         self,
@@ -41,7 +40,7 @@ class DeltaNet(FastWeight):
         heads: Positive = 2,
         conv: Positive = 4,
         negative: bool = False,
-        init: Literal["paper", "fla", "short"] = "paper",
+        init: Literal["paper", "fla"] = "paper",
     ) -> None:
         super().__init__()
         width = head_width(dim, heads)

@@ -9,7 +9,6 @@ as in Gated DeltaNet. A is uniform in (0, 16), dt log-uniform in (0.001, 0.1). L
 
     "paper"  Xavier with gain 2^-2.5, each step's maps by themselves: automl/DeltaProduct (340683f, 4 June 2025)
     "fla"    N(0, 0.02), convolutions too: flash-linear-attention's layer as its model calls it
-    "short"  N(0, 1 / sqrt(inputs)) and A uniform in (0, 1): ours, for short training
 
 Departs from the paper: nothing known.
 """
@@ -22,19 +21,19 @@ from torch.nn import functional as F
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams, unit_queries
 from bestiary.mixers._mixer import Chosen, FastWeight, Features, State, Where, normalize, take
-from bestiary.mixers._start import FLA, SHORT, XAVIER
+from bestiary.mixers._start import FLA, XAVIER
 from bestiary.ops.drive import Drive
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
-STARTS = {"paper": XAVIER, "fla": FLA, "short": SHORT}
+STARTS = {"paper": XAVIER, "fla": FLA}
 
 
 class DeltaProduct(FastWeight):
     """S_t = alpha_t prod_i (I - beta_ti k_ti k_ti^T) S_{t-1} + what the steps write."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, key=8, value=4, steps=3, forget=True, init='short'", "init='fla'")
+    variants: ClassVar = ("heads=1, key=8, value=4, steps=3, forget=True, init='fla'",)
 
     def __init__(
         self,
@@ -46,7 +45,7 @@ class DeltaProduct(FastWeight):
         conv: Positive = 4,
         steps: Positive = 2,
         forget: bool = False,
-        init: Literal["paper", "fla", "short"] = "paper",
+        init: Literal["paper", "fla"] = "paper",
     ) -> None:
         super().__init__()
         key = max(1, 3 * dim // (4 * heads)) if key is None else key

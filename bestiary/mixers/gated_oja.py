@@ -5,12 +5,12 @@
     alpha_t = exp(-A softplus(W2 W1 x_t + dt)) in every value channel,  output = W_o (RMSNorm(y) * sigmoid(U2 U1 x + c))
 
 Where the delta rule erases along the key, this erases along the value. Transposed it is a delta rule with keys and
-values exchanged, but read from the other side, so `run` is its own (equations there). `init` is that of `kda`.
+values exchanged, but read from the other side, so `run` is its own (equations there). Initialisation as in `kda`.
 Departs from the paper: the note and its code give the rule for unit values and no layer; this layer is that of
 Kimi Delta Attention (2025) around it.
 """
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank, unit_queries
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, normalize, take
-from bestiary.mixers.kda import STARTS
+from bestiary.mixers.kda import START
 from bestiary.ops.drive import Key, Matrix, Value
 from bestiary.ops.precision import upcast
 from bestiary.ops.recurrence import decayed_sum, iterate_chunks, scores, split_chunks
@@ -29,7 +29,7 @@ class GatedOja(Mixer):
     """S_t = S_{t-1} Diag(alpha_t) (I - beta_t v_t v_t^T) + beta_t k_t v_t^T, alpha per value channel."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, init='short'",)
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1",)
 
     class Memory(NamedTuple):
         """The state after the inputs read so far."""
@@ -45,18 +45,16 @@ class GatedOja(Mixer):
         key: Positive | None = None,
         value: Positive | None = None,
         conv: Positive = 4,
-        init: Literal["paper", "short"] = "paper",
     ) -> None:
         super().__init__()
         key = head_width(dim, heads) if key is None else key
         value = key if value is None else value
         self.shape = heads, value, key
-        start = STARTS[init]
-        self.streams = Streams(dim, heads, (key, key, value), conv, start)
-        self.beta = start.linear(dim, heads)
-        self.decay = Decay(heads, value, low_rank(dim, value, heads * value, start), start)
-        gate = low_rank(dim, value, heads * value, start, bias=True)
-        self.answer = GatedOutput(dim, heads, value, gate, start=start)
+        self.streams = Streams(dim, heads, (key, key, value), conv, START)
+        self.beta = START.linear(dim, heads)
+        self.decay = Decay(heads, value, low_rank(dim, value, heads * value, START), START)
+        gate = low_rank(dim, value, heads * value, START, bias=True)
+        self.answer = GatedOutput(dim, heads, value, gate, start=START)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         y, after = self.recur(x, self.Memory(None, x.new_zeros(len(x), *self.shape)) if state is None else state)

@@ -10,7 +10,6 @@ log-uniform in (0.001, 0.1), c starts at zero. Linear maps, by `init`:
 
     "paper"  Xavier with gain 2^-2.5: the authors' code (NVlabs/GatedDeltaNet-2, 21 May 2026, read in a public copy)
     "fla"    N(0, 0.02), convolutions too: flash-linear-attention since dd7867d, 3 June 2026
-    "short"  N(0, 1 / sqrt(inputs)) and A uniform in (0, 1): ours, for short training
 
 Departs from the paper: this is the attention alone, which the paper also alternates with sliding windows.
 Departs from the authors' code: their layer's output gate is SiLU; flash-linear-attention's is the sigmoid.
@@ -24,19 +23,19 @@ from torch import Tensor
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank, unit_queries
 from bestiary.mixers._mixer import FastWeight, Features, State, head_width, normalize
-from bestiary.mixers._start import FLA, SHORT, XAVIER
+from bestiary.mixers._start import FLA, XAVIER
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
 RATES = (1.0, 16.0)
-STARTS = {"paper": XAVIER._replace(rates=RATES), "fla": FLA._replace(rates=RATES), "short": SHORT}
+STARTS = {"paper": XAVIER._replace(rates=RATES), "fla": FLA._replace(rates=RATES)}
 
 
 class GDN2(FastWeight):
     """S_t = (I - k_t (b_t * k_t)^T) Diag(alpha_t) S_{t-1} + k_t (w_t * v_t)^T, every gate per channel."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, init='short'", "init='fla'")
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, init='fla'",)
 
     def __init__(
         self,
@@ -46,7 +45,7 @@ class GDN2(FastWeight):
         key: Positive | None = None,
         value: Positive | None = None,
         conv: Positive = 4,
-        init: Literal["paper", "fla", "short"] = "paper",
+        init: Literal["paper", "fla"] = "paper",
     ) -> None:
         super().__init__()
         key = head_width(dim, heads) if key is None else key

@@ -10,7 +10,6 @@ turned to position t (Su et al., 2021). b starts at zero. Linear maps, by `init`
                berlino/gated_linear_attention (442e096, 12 December 2023)
     "fla2024"  Xavier with gain 2^-2.5 for all: flash-linear-attention, the authors' library, to 4 March 2025
     "fla"      N(0, 0.02) for all: the same library since then (d30c083)
-    "short"    N(0, 1 / sqrt(inputs)) for all: ours, for short training
 
 Departs from the paper, as flash-linear-attention does: RMSNorm instead of LayerNorm, no bias in the output gate, and
 1 / sqrt(key) on q, where the first code has 1 / sqrt(value) on k.
@@ -25,19 +24,19 @@ from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, State, check_rank, head_width
 from bestiary.mixers._norm import RMSNorm
-from bestiary.mixers._start import FLA, NORMAL, SHORT, XAVIER
+from bestiary.mixers._start import FLA, NORMAL, XAVIER
 from bestiary.ops.attention import rotate
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
-STARTS = {"paper": (XAVIER, NORMAL), "fla2024": (XAVIER, XAVIER), "fla": (FLA, FLA), "short": (SHORT, SHORT)}
+STARTS = {"paper": (XAVIER, NORMAL), "fla2024": (XAVIER, XAVIER), "fla": (FLA, FLA)}
 
 
 class GLA(FastWeight):
     """S_t = Diag(alpha_t) S_{t-1} + k_t v_t^T with alpha_t = sigmoid(low-rank map of x_t)^(1/16)."""
 
     family: ClassVar = "gated linear"
-    variants: ClassVar = ("heads=1, key=12, rank=3, rotary=True, init='short'", "init='fla2024'")
+    variants: ClassVar = ("heads=1, key=12, rank=3, rotary=True, init='fla2024'",)
 
     def __init__(
         self,
@@ -47,7 +46,7 @@ class GLA(FastWeight):
         key: Positive | None = None,
         rank: Positive | None = None,
         rotary: bool = False,
-        init: Literal["paper", "fla2024", "fla", "short"] = "paper",
+        init: Literal["paper", "fla2024", "fla"] = "paper",
     ) -> None:
         super().__init__()
         value, rank = head_width(dim, heads), check_rank(dim, min(16, dim) if rank is None else rank)

@@ -5,35 +5,31 @@
     output = W_o (RMSNorm(S_t^T q_t) * sigmoid(U2 U1 x + c))
 
 `negative` doubles beta_t, so that the eigenvalue along k_t lies in (-1, 1) (Grazzi et al., 2024).
-Low ranks are a head's width; dt is log-uniform in (0.001, 0.1), c starts at zero. By `init`:
-
-    "paper"  linear maps and convolutions N(0, 0.02), A uniform in (1, 16): the authors' layer and model in
-             flash-linear-attention since b5d48b7, 27 October 2025
-    "short"  linear maps N(0, 1 / sqrt(inputs)), PyTorch's convolutions, A uniform in (0, 1): ours, for short training
-
+Low ranks are a head's width. Initialisation as in the authors' layer and model in flash-linear-attention since b5d48b7,
+27 October 2025: linear maps and convolutions N(0, 0.02), A uniform in (1, 16), dt log-uniform in (0.001, 0.1), c zero.
 Departs from the paper: this is the attention alone; the model puts one layer of softmax attention behind every
 three, which a pattern says. c is in the authors' layer, not in the weights that they released.
 """
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank, unit_queries
 from bestiary.mixers._mixer import FastWeight, Features, State, head_width, normalize
-from bestiary.mixers._start import FLA, SHORT
+from bestiary.mixers._start import FLA
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
-STARTS = {"paper": FLA._replace(rates=(1.0, 16.0)), "short": SHORT}
+START = FLA._replace(rates=(1.0, 16.0))
 
 
 class KDA(FastWeight):
     """S_t = (I - beta_t k_t k_t^T) Diag(alpha_t) S_{t-1} + beta_t k_t v_t^T, alpha per key channel, beta per head."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, negative=True, init='short'",)
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, negative=True",)
 
     def __init__(
         self,
@@ -44,18 +40,16 @@ class KDA(FastWeight):
         value: Positive | None = None,
         conv: Positive = 4,
         negative: bool = False,
-        init: Literal["paper", "short"] = "paper",
     ) -> None:
         super().__init__()
         key = head_width(dim, heads) if key is None else key
         value = key if value is None else value
         self.shape, self.most = (heads, key, value), 2 if negative else 1
-        start = STARTS[init]
-        self.streams = Streams(dim, heads, (key, key, value), conv, start)
-        self.beta = start.linear(dim, heads)
-        self.decay = Decay(heads, key, low_rank(dim, value, heads * key, start), start)
-        gate = low_rank(dim, value, heads * value, start, bias=True)
-        self.answer = GatedOutput(dim, heads, value, gate, start=start)
+        self.streams = Streams(dim, heads, (key, key, value), conv, START)
+        self.beta = START.linear(dim, heads)
+        self.decay = Decay(heads, key, low_rank(dim, value, heads * key, START), START)
+        gate = low_rank(dim, value, heads * value, START, bias=True)
+        self.answer = GatedOutput(dim, heads, value, gate, start=START)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         (q, k, v), local = self.streams(x, local)

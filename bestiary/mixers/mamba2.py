@@ -5,8 +5,8 @@
 
 All heads share B and C. Heads are 64 wide, or as wide as divides both 64 and the inner width. Initialisation as in
 the authors' code: A uniform in (1, 16), dt log-uniform in (0.001, 0.1) through its bias, D = 1, the rest PyTorch's.
-D is `skip`: at 1 what is read of a value written before is at first a tenth of what the input itself adds, and 0 helps
-in short training (ours).
+D is `skip`: at 1 what is read of a value written before is at first a tenth of what the input itself adds, and 0 lets
+some seeds learn recall within a few hundred steps (ours).
 Departs from the paper: one group of B and C. From the authors' language model: the output map is not scaled down by
 the number of layers.
 """
