@@ -437,6 +437,8 @@ def test_a_long_text_is_read_whole_or_said_to_be_cut_and_no_request_is_run_twice
     monkeypatch.setattr(model, "forward", None)
     again = Journal(tmp_path / "journal.jsonl", {})
     assert evaluate((model, tokenizer), ["mine"], **options | {"journal": again}) == [result]
+    for kept in (journal, again):
+        kept.__exit__(None, None, None)
 
 
 @pytest.mark.slow

@@ -24,10 +24,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from bestiary.mixers import gated_delta
+from bestiary.mixers._delta import softplus
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, Where, take
 from bestiary.mixers.log_linear import SQUARE, aligned_length
 from bestiary.ops.drive import Matrix, Value
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import upcast, without_autocast
 from bestiary.spec import Positive
 
 
@@ -84,20 +85,31 @@ class LogLinearDelta(Mixer):
         assert drive.rewrite is not None
         q, beta = drive.q * key**0.5, -drive.rewrite[0]
         levels = self.strength * self.levels(x).unflatten(-1, (heads, -1))
-        given = (q, drive.k, drive.v, drive.g, beta, nn.functional.softplus(levels))
+        given = (q, drive.k, drive.v, drive.g, beta, softplus(levels))
         parts = [upcast(z).transpose(1, 2) for z in given]
         outputs, start = [], 0
         while start < x.shape[1]:
             size = min(SQUARE, aligned_length(time + start, x.shape[1] - start))
-            y, blocks = read_piece([z[..., start : start + size, :] for z in parts], blocks, time + start)
+            piece = [z[..., start : start + size, :] for z in parts]
+            y, blocks = read_piece(*piece, blocks=blocks, time=time + start)
             outputs.append(y)
             start += size
         return torch.cat(outputs, dim=-2).transpose(1, 2).to(x.dtype), kept, blocks
 
 
-def read_piece(parts: list[Tensor], blocks: tuple[Matrix, ...], time: int) -> tuple[Tensor, tuple[Matrix, ...]]:
+@without_autocast
+def read_piece(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    strength: Tensor,
+    *,
+    blocks: tuple[Matrix, ...],
+    time: int,
+) -> tuple[Tensor, tuple[Matrix, ...]]:
     """Outputs of 2^n positions from `time`, a multiple of 2^n, on, and the blocks after them."""
-    q, k, v, g, beta, strength = parts
     length, last = q.shape[-2], strength.shape[-1] - 1
     total = g.cumsum(-2)
     decay = (total - total.mT).tril().exp().tril()

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Features, Mixer, Past, ShortConv, head_width
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import upcast, without_autocast
 from bestiary.spec import Positive
 
 Heads = Float[Tensor, "batch heads width"]
+
+baddbmm = without_autocast(torch.baddbmm)
 
 
 class SLSTM(Mixer):
@@ -61,7 +63,7 @@ class SLSTM(Mixer):
         h, mean, weight = (z.transpose(0, 1) for z in (h, mean, weight))  # heads first, for one product a step
         outputs, again = [], upcast(self.again)
         for now in given.permute(1, 2, 0, 3).contiguous().unbind(0):
-            i, f, z, o = torch.baddbmm(now, h, again).chunk(4, dim=-1)
+            i, f, z, o = baddbmm(now, h, again).chunk(4, dim=-1)
             kept = F.logsigmoid(f) + weight
             weight = torch.logaddexp(kept, i)
             mean = torch.lerp(z.tanh(), mean, (kept - i).sigmoid())  # e^kept / (e^kept + e^i) of the old

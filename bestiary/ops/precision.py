@@ -1,8 +1,28 @@
 """Half precision is for storing and for products; sums over time and exponents are computed in float32 at least."""
 
+from collections.abc import Callable
+from functools import wraps
+from typing import TypeVar
+
+import torch
 from torch import Tensor
+
+Called = TypeVar("Called", bound=Callable[..., object])
 
 
 def upcast(x: Tensor) -> Tensor:
     """Half precision as float32; anything else as it is."""
     return x.float() if x.dtype.itemsize < 4 else x
+
+
+def without_autocast(function: Called) -> Called:
+    """The function, whose first argument is a tensor, with products in the precision of what they are given."""
+
+    @wraps(function)
+    def wrapped(x: Tensor, *given: object, **named: object) -> object:
+        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+            return function(x, *given, **named)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(x, *given, **named)
+
+    return wrapped  # pyright: ignore[reportReturnType]

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bestiary.ops.backend import under_transform
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import upcast, without_autocast
 
 BLOCK = 64  # tokens
 SEGMENT = 8  # blocks whose logits are kept together for the gradient (ours, measured)
@@ -63,6 +63,7 @@ def move(keys: Keys) -> Heads:
     return torch.cat([keys.past @ keys.turn.mT, keys.recent], dim=2)
 
 
+@without_autocast
 def step(
     q: Heads, k: Heads, w: Heads, beta: Float[Tensor, "batch heads 1 1"], keys: Keys
 ) -> tuple[Float[Tensor, "batch heads 1 keys"], Keys]:
@@ -77,6 +78,7 @@ def step(
     return logits, after
 
 
+@without_autocast
 def attend(
     q: Heads,
     k: Heads,
@@ -132,6 +134,7 @@ def solve_blocks(q: Tensor, k: Tensor, w: Tensor, beta: Tensor) -> Block:
     return Block(q - echo @ turned, mask(q @ k.mT - echo @ crossed), k - crossed.mT @ pull, one - pull.mT @ turned)
 
 
+@without_autocast
 def block_logits(
     q: Heads, k: Heads, w: Heads, beta: Float[Tensor, "batch heads time 1"]
 ) -> Float[Tensor, "batch heads time time"]:
