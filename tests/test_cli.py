@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from bestiary.cli._progress import StatusLine, format_seconds
@@ -265,6 +266,13 @@ def test_a_column_that_the_results_lack_is_named_with_those_there_are(tmp_path: 
     assert done.status == 2
     assert "`summary` asks for 'rtae', which is no column of the results; those are " in done.err
     assert ", rate, " in done.err
+
+
+def test_numbers_of_a_column_with_gaps_are_shown_as_those_of_one_without() -> None:
+    from bestiary.cli.console import format_column
+
+    assert format_column(pd.Series([8, None], dtype="Int64")) == ["8", ""]
+    assert format_column(pd.Series([0.25, None], dtype="Float64")) == ["0.250", ""]
 
 
 def test_runs_on_several_tasks_are_told_apart() -> None:

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -157,7 +158,7 @@ def format_column(column: pd.Series) -> list[str]:
         return [escape(str(value)) if pd.notna(value) else "" for value in column]
     share = pd.api.types.is_float_dtype(column) and column.abs().max() <= 1
 
-    def cell(value: float | int) -> str:
+    def cell(value: Any) -> str:  # a number of Python or NumPy
         if not math.isfinite(value):
             return str(value)
         if share:
