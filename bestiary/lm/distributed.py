@@ -16,6 +16,8 @@ from bestiary.lm.pretraining import Parallel
 from bestiary.model import Model
 from bestiary.training.train import find_device
 
+OPENED: list[Any] = []  # the process groups of this process, kept until it ends: see `training_group`
+
 
 class TrainingGroup:
     """The processes that train one model together; a single process is a group too."""
@@ -69,7 +71,11 @@ class TrainingGroup:
 
 @contextmanager
 def training_group(parallel: Parallel, device: str) -> Iterator[TrainingGroup]:
-    """The group of processes in which torchrun has started this one, or this process alone. Raises ValueError."""
+    """The group of processes in which torchrun has started this one, or this process alone. Raises ValueError.
+
+    A model under DDP must not be the last owner of its process group: it would wait for the group's threads without
+    letting go of the interpreter, for which such a thread may be waiting to free a tensor. So the group is kept.
+    """
     if parallel == "none":
         yield TrainingGroup(find_device(device))
         return
@@ -81,6 +87,7 @@ def training_group(parallel: Parallel, device: str) -> Iterator[TrainingGroup]:
     started_here = not distributed.is_initialized()
     if started_here:
         distributed.init_process_group("nccl" if local.type == "cuda" else "gloo")
+        OPENED.append(distributed.group.WORLD)
     try:
         yield TrainingGroup(local, parallel, rank=distributed.get_rank(), size=distributed.get_world_size())
     finally:
