@@ -191,6 +191,25 @@ def matrix(table: pd.DataFrame, *, note: str = "") -> Figure:
     return figure
 
 
+def identity(table: pd.DataFrame, *, x: str, y: str, by: str, tolerance: float, note: str = "") -> Figure:
+    """Shares of the column `y` with intervals `low` to `high` against those of `x`, beside the diagonal."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(4.4, 4.2))
+        axis = figure.subplots()
+        ends = np.array([-0.05, 1.05])
+        axis.fill_between(ends, ends - tolerance, ends + tolerance, color="0.9", linewidth=0)
+        axis.plot(ends, ends, color="0.6", linewidth=0.8)
+        for (name, rows), (colour, marker, _) in zip(table.groupby(by, sort=True), LINE_STYLES, strict=False):
+            bars = [rows[y] - rows["low"], rows["high"] - rows[y]]
+            look = {"color": colour, "marker": marker, "linestyle": "none", "elinewidth": 0.7, "mfc": "none"}
+            axis.errorbar(rows[x], rows[y], np.clip(bars, 0, None), label=str(name), **look)
+        axis.set(xlabel=x.capitalize(), ylabel=y.capitalize(), xlim=ends, ylim=ends, aspect="equal")
+        axis.legend(loc="lower right")
+        if note:
+            figure.supxlabel(note, fontsize=6.5, color="0.4")
+    return figure
+
+
 class Growth(NamedTuple):
     """A count that grows with x, the law beside it, and the law in words."""
 

@@ -1,0 +1,126 @@
+"""Does Bestiary measure what others published? Published numbers, and the same ones measured here.
+
+Each row is an anchor: a number from a paper, its code or an independent rerun, with the recipe as it was stated. One
+seed chooses the rate on the selection stream, where there are several, and three seeds run at the best.
+The verdict is by a rule that was fixed before the first run. With a tolerance of 0.03, or two published standard
+deviations if that is more, an anchor is *reproduced* if the mean over seeds is within the tolerance. If it is not,
+and our 95 % interval does not reach into the tolerance either, it is *not reproduced*. Otherwise, and with fewer than
+three seeds, it *cannot be told*. Anchors that say "solves" compare the share of seeds that reach 0.95.
+`small` is what two cores measure in an afternoon; `paper` has every cell of Figure 2 of Zoology and every point of its
+frontier, with all rates, and is for a GPU. Where a recipe is smaller than published, the table says in what.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bestiary.experiments._anchors import Anchor, paper_anchors, small_anchors
+from bestiary.report.plot import identity
+from bestiary.runs.intervals import interval
+from bestiary.runs.table import diverged_as_zero, scaled_accuracy
+from bestiary.training.recipe import Recipe
+
+SEEDS = range(3)
+TOLERANCE = 0.03
+SOLVES = 0.95
+COLUMNS = ["anchor", "family", "published", "ours", "low", "high", "seeds", "verdict", "rate", "minutes", "source"]
+
+
+def anchors(scale: str) -> list[Anchor]:
+    """The anchors of a scale; those of `smoke` are three of `small`, trained for a few steps."""
+    if scale != "smoke":
+        return list(small_anchors() if scale == "small" else paper_anchors())
+    tiny = {"steps": 4, "every": 2, "hold": 1, "warmup": 0, "batch": 8, "selection_rows": 8, "test_rows": 8, "dim": 8}
+    chosen = [one for one in small_anchors() if not one.recipe.distinct][:8:3]
+    return [one._replace(recipe=one.recipe.model_copy(update=tiny)) for one in chosen]
+
+
+def recipes(scale: str) -> Iterator[Recipe]:
+    """Every anchor with all seeds if it has one rate, otherwise at each rate with the first seed."""
+    for anchor in anchors(scale):
+        yield from anchor.runs(anchor.rates[0], SEEDS) if len(anchor.rates) == 1 else anchor.runs()
+
+
+def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
+    """The other seeds of anchors whose rates have all been tried, at the best of them."""
+    more = []
+    for anchor in anchors(scale):
+        tried = runs_of(table, anchor.runs())
+        if len(tried) == len(anchor.rates) > 1:
+            more += anchor.runs(best_rate(tried), SEEDS)[1:]
+    return more
+
+
+def runs_of(table: pd.DataFrame, recipes: Iterable[Recipe]) -> pd.DataFrame:
+    """One row for each of these runs that is in the table, with its mean accuracy over test tasks."""
+    rows = table[table["key"].isin([recipe.key for recipe in recipes])]
+    rows = rows.assign(accuracy=rows["accuracy"].fillna(0.0), asked=rows["asked"].fillna(0))
+    sums = {"accuracy": "mean", "asked": "sum"} | dict.fromkeys(["rate", "seed", "selection", "outcome"], "first")
+    return rows.groupby("key", sort=False).agg(sums | {"seconds": "first"}).reset_index()
+
+
+def best_rate(tried: pd.DataFrame) -> float:
+    """The rate with the highest accuracy on the selection stream."""
+    return float(tried.loc[diverged_as_zero(tried)["selection"].idxmax(), "rate"])
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each anchor of which something was run: published, ours with its interval, and the verdict."""
+    known = [*anchors("smoke"), *anchors("small"), *anchors("paper")]
+    rows = [row for anchor in known if (row := compare(anchor, table)) is not None]
+    return pd.DataFrame(rows, columns=[*COLUMNS, "departs"])
+
+
+def compare(anchor: Anchor, table: pd.DataFrame) -> dict[str, object] | None:
+    """The row of an anchor, None if none of its runs is in the table."""
+    tried = runs_of(table, anchor.runs())
+    if tried.empty:
+        return None
+    rate = best_rate(tried)
+    runs = runs_of(table, anchor.runs(rate, SEEDS))
+    shares = [seed_score(anchor, accuracy) for accuracy in runs["accuracy"]]
+    shares = [max(shares)] if anchor.best else shares
+    answers = len(shares) if anchor.measure == "solves" else int(runs["asked"].sum())
+    low, high = interval(shares, answers)
+    ours = sum(shares) / len(shares)
+    return {
+        "anchor": anchor.name,
+        "family": anchor.family,
+        "published": anchor.published,
+        "ours": ours,
+        "low": low,
+        "high": high,
+        "seeds": len(runs),
+        "verdict": verdict(anchor, ours, low, high) if len(runs) == len(SEEDS) else "cannot be told",
+        "rate": rate,
+        "minutes": runs["seconds"].sum() / 60,
+        "source": anchor.source,
+        "departs": anchor.departs,
+    }
+
+
+def seed_score(anchor: Anchor, accuracy: float) -> float:
+    """What a seed scores as the anchor measures it: a share from 0 to 1."""
+    match anchor.measure:
+        case "solves":
+            return float(accuracy >= SOLVES)
+        case "scaled":
+            return max(0.0, scaled_accuracy(accuracy, anchor.recipe.test[0].build().chance))
+    return accuracy
+
+
+def verdict(anchor: Anchor, ours: float, low: float, high: float) -> str:
+    """Whether the number was reproduced, by the rule in the docstring of this file."""
+    tolerance = max(TOLERANCE, 2 * anchor.spread)
+    least, most = anchor.published - tolerance, anchor.published + tolerance
+    if least - 1e-9 <= ours <= most + 1e-9:
+        return "reproduced"
+    return "not reproduced" if high < least or low > most else "cannot be told"
+
+
+def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Ours against published: a dot for each anchor, and the diagonal with the tolerance."""
+    found = summary(table)
+    note = f"{len(found)} anchors; bars are 95 % intervals over seeds, grey the tolerance of {TOLERANCE}."
+    yield "", identity(found, x="published", y="ours", by="family", tolerance=TOLERANCE, note=note)
