@@ -7,7 +7,16 @@ import pandas as pd
 import pytest
 
 from bestiary.cli._app import next_recipes
-from bestiary.experiments import based_figure3, distance, extrapolation, figure2, mad, rates, steps_to_solve
+from bestiary.experiments import (
+    based_figure3,
+    calibration,
+    distance,
+    extrapolation,
+    figure2,
+    mad,
+    rates,
+    steps_to_solve,
+)
 from bestiary.experiments import load as loads
 from bestiary.model import memory
 from bestiary.report.references import least_width, recalls, references
@@ -95,13 +104,87 @@ def test_figure2_reports_the_rate_that_selection_prefers_and_draws_published_poi
 
 
 def test_steps_to_solve_counts_seeds_and_marks_those_that_ran_out_of_steps() -> None:
-    seeds = [recipe for recipe in recipes("steps_to_solve", "small") if str(recipe.pattern[0]) == "mamba"]
+    seeds = [steps_to_solve.recipe("mamba", "small", 1e-2, seed) for seed in range(3)]
     table = pd.DataFrame(rows(seeds[0], 999, solved=True) + rows(seeds[1], 500) + rows(seeds[2], 998, solved=True))
     (row,) = steps_to_solve.summary(table).itertuples()
     assert (row.seeds, row.solves, row.fewest, row.most) == (3, 2, 25, 25)
     ((_, figure),) = steps_to_solve.figures(table)
     reached, censored = figure.axes[0].lines
     assert (len(reached.get_xdata()), len(censored.get_xdata())) == (2, 1)
+
+
+def test_steps_to_solve_runs_other_seeds_at_the_rate_that_solved_soonest_or_scored_best() -> None:
+    def asked_after(*scores: tuple[int, bool]) -> set[tuple[float, int]]:
+        tried = [one for one in recipes("steps_to_solve", "small") if str(one.pattern[0]) == "h3"]
+        found = [
+            row for one, (right, solved) in zip(tried, scores, strict=False) for row in rows(one, right, solved=solved)
+        ]
+        return {(one.rate, one.seed) for one in steps_to_solve.next_recipes(pd.DataFrame(found), "small")}
+
+    assert asked_after((100, False), (300, False), (200, False), (0, False)) == {(3e-3, 1), (3e-3, 2)}
+    assert asked_after((980, False), (300, False), (995, True), (0, False)) == {(1e-2, 1), (1e-2, 2)}
+    assert asked_after((100, False), (300, False), (200, False)) == set()  # a rate has not been tried
+
+
+def anchor(name: str) -> calibration.Anchor:
+    return next(one for one in calibration.anchors("small") if one.name == name)
+
+
+def runs_of_anchor(one: calibration.Anchor, *right: int) -> pd.DataFrame:
+    """The table after seeds of an anchor ended with so many of 1,000 answers right."""
+    return pd.DataFrame([row for run, n in zip(one.runs(one.rates[0]), right, strict=False) for row in rows(run, n)])
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict"),
+    [
+        ((960, 970, 980), "reproduced"),
+        ((967, 967, 967), "reproduced"),  # 0.997 less 0.03
+        ((900, 900, 900), "not reproduced"),
+        ((966, 966, 966), "cannot be told"),  # its interval reaches into the tolerance
+        ((999, 400, 999), "cannot be told"),
+        ((997, 997), "cannot be told"),  # too few seeds
+    ],
+)
+def test_the_verdict_on_an_anchor_follows_the_rule(right: tuple[int, ...], verdict: str) -> None:
+    one = anchor("attention, width 64")._replace(spread=0.0)
+    row = calibration.compare(one, runs_of_anchor(one, *right))
+    assert row is not None
+    assert row["verdict"] == verdict
+
+
+def test_two_published_deviations_are_tolerated_where_they_are_more() -> None:
+    one = anchor("attention, width 64")
+    assert calibration.verdict(one._replace(spread=0.1), 0.8, 0.79, 0.81) == "reproduced"
+    assert calibration.verdict(one._replace(spread=0.01), 0.8, 0.79, 0.81) == "not reproduced"
+
+
+def test_an_anchor_is_scored_as_its_source_scores() -> None:
+    solves = anchor("one layer, Mamba")
+    row = calibration.compare(solves, runs_of_anchor(solves, 949, 950, 951))
+    assert row is not None
+    assert row["ours"] == pytest.approx(2 / 3)
+    best = anchor("parity, DeltaNet")
+    row = calibration.compare(best, runs_of_anchor(best, 500, 750, 400))
+    assert row is not None
+    assert (row["ours"], row["verdict"]) == (pytest.approx(0.5), "not reproduced")
+
+
+def test_calibration_runs_the_other_seeds_once_all_rates_were_tried() -> None:
+    one = anchor("parity, DeltaNet")
+    first, second = one.runs()
+    both = pd.DataFrame(rows(first, 500) + rows(second, 700))
+    more = calibration.next_recipes(both, "small")
+    assert {(run.rate, run.seed) for run in more} == {(one.rates[1], 1), (one.rates[1], 2)}
+    assert calibration.next_recipes(both.head(1), "small") == []
+
+
+def test_the_paper_scale_has_every_cell_of_figure_2() -> None:
+    cells = [one for one in calibration.anchors("paper") if one.source == anchor("attention, width 64").source]
+    assert len(cells) == 4 * 5 * 4
+    (cell,) = [one for one in cells if one.name == "BaseConv, width 128, length 64"]
+    expected = zoology23("base_conv, base_conv(filter='implicit', taps=64)", dim=128)
+    assert (cell.published, cell.recipe) == (0.941, expected)
 
 
 def test_the_mad_protocol_has_66_settings_of_six_trainings_and_equal_states() -> None:

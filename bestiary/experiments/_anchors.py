@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from bestiary.experiments.figure2 import PUBLISHED, RATES, WIDTHS, published_mixers
-from bestiary.experiments.frontier import WINDOW, published_models
 from bestiary.experiments.frontier import PUBLISHED as PUBLISHED_FRONTIER
+from bestiary.experiments.frontier import WINDOW, published_models
 from bestiary.experiments.frontier import pattern_name as frontier_name
 from bestiary.training.recipe import Recipe, based, clean, iclr24, zoology23
 
