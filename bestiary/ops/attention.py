@@ -137,6 +137,6 @@ def rotate(
     angle = where.to(exact).unsqueeze(-1) * rate
     angle = angle.unsqueeze(1) if where.ndim == 2 else angle
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    first, second = x[..., :half], x[..., half:]
+    first, second = x.split(half, dim=-1)
     turned = first * cos - second * sin, first * sin + second * cos
     return torch.cat(turned, dim=-1)
