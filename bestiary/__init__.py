@@ -10,20 +10,46 @@ from bestiary._version import __version__
 from bestiary.spec import Spec, names, parse, spec
 
 if TYPE_CHECKING:
+    from bestiary.mixers._mixer import Mixer
     from bestiary.model import Model, memory
     from bestiary.runs.store import Store
+    from bestiary.tasks._dataset import dataset
+    from bestiary.tasks._task import Task
     from bestiary.training.recipe import Recipe
-    from bestiary.training.train import train
+    from bestiary.training.train import score, train
 
-__all__ = ["Model", "Recipe", "Spec", "Store", "__version__", "memory", "names", "parse", "spec", "train"]
+__all__ = [
+    "Mixer",
+    "Model",
+    "Recipe",
+    "Spec",
+    "Store",
+    "Task",
+    "__version__",
+    "dataset",
+    "memory",
+    "names",
+    "parse",
+    "score",
+    "spec",
+    "train",
+]
 
 HOME = {
+    "Mixer": "mixers._mixer",
     "Model": "model",
-    "memory": "model",
     "Recipe": "training.recipe",
     "Store": "runs.store",
+    "Task": "tasks._task",
+    "dataset": "tasks._dataset",
+    "memory": "model",
+    "score": "training.train",
     "train": "training.train",
 }
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
 
 
 def __getattr__(name: str) -> Any:

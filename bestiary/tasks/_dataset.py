@@ -1,0 +1,50 @@
+"""The batches of a task as a PyTorch data set, for training loops that are not ours."""
+
+from collections.abc import Iterator
+from itertools import count
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from bestiary.spec import Spec
+from bestiary.spec import parse as parse_specs
+from bestiary.tasks._task import Batch, Task
+
+
+class TaskDataset(IterableDataset[Batch]):
+    """Batches without end: batch i is `task.draw(batch, split, seed, i)`, as a recipe with this seed trains on it.
+
+    Give it to `DataLoader(dataset, batch_size=None, num_workers=n)`: the workers draw different batches, and the loader
+    hands them out in the order in which a single process draws them.
+    """
+
+    def __init__(self, task: Task, split: str = "train", batch: int = 64, seed: int = 0) -> None:
+        if batch < 1:
+            raise ValueError(f"a batch has at least one row, not {batch}")
+        self.task, self.split, self.batch, self.seed = task, split, batch, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, every = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        for i in count(first, every):
+            yield self.task.draw(self.batch, self.split, self.seed, i)
+
+
+def dataset(task: str | Spec | Task, *, split: str = "train", batch: int = 64, seed: int = 0) -> TaskDataset:
+    """The batches of a task, given as text ("mqar(pairs=8)", "my_task.py"), as a spec or as the task itself.
+
+    Rows of "train", "selection" and "test" never meet. Raises LookupError for an unknown task and ValueError or
+    TypeError for options that it cannot have.
+    """
+    return TaskDataset(find_task(task), split, batch, seed)
+
+
+def find_task(task: str | Spec | Task) -> Task:
+    """The task that is named. Raises LookupError or ValueError."""
+    if isinstance(task, Task):
+        return task
+    if isinstance(task, str):
+        found = parse_specs("tasks", task)
+        if len(found) != 1:
+            raise ValueError(f"one task is wanted, and {task!r} names {len(found)}")
+        (task,) = found
+    return task.build()
