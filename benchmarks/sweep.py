@@ -111,9 +111,8 @@ def worker_spans(store: Path) -> dict[int, list[Span]]:
     """When each worker had a run, by the worker's process; the runs of a stack are at work at the same time."""
     spans: dict[int, list[Span]] = defaultdict(list)
     for done in store.glob("*/done"):
-        owner = done.parent / "claim-0" / "owner.json"
-        span = Span(owner.stat().st_mtime, done.stat().st_mtime)
-        spans[json.loads(owner.read_text())["process"]].append(span)
+        owner = json.loads((done.parent / "claim-0" / "owner.json").read_text())
+        spans[owner["process"]].append(Span((done.parent / "origin.json").stat().st_mtime, done.stat().st_mtime))
     return {process: join_spans(found) for process, found in spans.items()}
 
 
