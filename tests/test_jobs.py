@@ -16,6 +16,7 @@ from test_sweep import SMALL, recipes
 from bestiary.runs.store import Outcome, Store, list_claims, read_json
 from bestiary.runs.table import results
 from bestiary.sweep import Event, schedule, sweep
+from bestiary.sweep.cost import predict_work
 from bestiary.sweep.jobs import Job, JobEvent, make_jobs
 from bestiary.sweep.schedule import run_jobs
 from bestiary.training.recipe import Recipe, clean
@@ -29,17 +30,74 @@ def sizes(found: Sequence[Job]) -> list[int]:
     return [len(job.recipes) for job in found]
 
 
-def test_small_recipes_of_one_shape_share_a_job_and_every_slot_gets_one() -> None:
+def test_small_recipes_of_one_shape_share_a_job_and_large_ones_come_first() -> None:
     narrow, wide = recipes(6), recipes(6, dim=512, batch=64)
-    assert sizes(make_jobs([*narrow, *wide], slots=2, device="cpu", together="auto")) == [3, 3, 1, 1, 1, 1, 1, 1]
+    assert sizes(make_jobs([*narrow, *wide], slots=2, device="cpu", together="auto")) == [1, 1, 1, 1, 1, 1, 6]
     assert sizes(make_jobs([*narrow, *wide], slots=1, device="cuda:0", together="auto")) == [6, 6]
     assert sizes(make_jobs(narrow, slots=2, device="cpu", together="never")) == [1] * 6
     assert sizes(make_jobs(wide, slots=1, device="cpu", together="always")) == [6]
     many = make_jobs(recipes(80), slots=1, device="cpu", together="auto")
-    assert sizes(many) == [32, 32, 16]
+    assert sizes(many) == [27, 27, 26]
     assert [recipe for job in many for recipe in job.recipes] == recipes(80)
     cached = recipes(40, batch=64, dim=32, train="mqar(vocab=64, length=32), mqar(vocab=80, length=64)")
     assert sizes(make_jobs(cached, slots=1, device="cpu", together="auto")) == [2] * 20  # 64 x 64 x 32 x 2 = 2^18
+
+
+@pytest.mark.parametrize("together", ["auto", "never"])
+def test_the_longest_runs_come_first_and_equally_long_ones_in_order(together: Any) -> None:
+    short, long, wide = recipes(2, dim=64), recipes(2, dim=64, steps=80), recipes(2, dim=128, batch=64)
+    asked = [short[0], long[0], wide[0], short[1], long[1], wide[1]]
+    jobs = make_jobs(asked, slots=6, device="cpu", together=together)
+    assert [recipe for job in jobs for recipe in job.recipes] == [*wide, *long, *short]
+
+
+def test_stacks_are_divided_until_every_slot_has_work() -> None:
+    shapes = [recipes(3, dim=dim) for dim in (8, 12, 16)]
+    asked = [recipe for members in shapes for recipe in members]
+    one, six, many = (make_jobs(asked, slots=slots, device="cpu", together="auto") for slots in (1, 6, 16))
+    assert (sizes(one), len(six), sizes(many)) == ([3, 3, 3], 6, [1] * 9)
+    assert sorted(recipe.key for job in six for recipe in job.recipes) == sorted(recipe.key for recipe in asked)
+    assert sizes(make_jobs(recipes(6), slots=2, device="cpu", together="always")) == [3, 3]
+
+
+def test_a_long_stack_is_divided_among_slots_that_would_wait_for_it() -> None:
+    stack, singles = recipes(16, steps=400), recipes(3, optimizer="muon")
+    jobs = make_jobs([*singles, *stack], slots=2, device="cpu", together="auto")
+    assert sizes(jobs) == [8, 8, 1, 1, 1]
+
+
+GROWING = (
+    *({"steps": 41}, {"batch": 17}, {"dim": 9}, {"depth": 3}, {"every": 5}, {"selection_rows": 41}, {"test_rows": 61}),
+    {"train": "mqar(vocab=20, length=14, pairs=2)"},
+)
+
+
+@pytest.mark.parametrize("more", GROWING, ids=str)
+def test_more_steps_tokens_or_width_are_predicted_to_be_more_work(more: dict[str, Any]) -> None:
+    (recipe,), (larger,) = recipes(1), recipes(1, **more)
+    assert predict_work(larger) > predict_work(recipe)
+
+
+def test_a_stack_is_predicted_to_be_more_work_than_one_and_less_than_its_members_alone() -> None:
+    (recipe,) = recipes(1)
+    assert predict_work(recipe) < predict_work(recipe, 2) < 2 * predict_work(recipe)
+
+
+def test_a_sweep_that_goes_on_begins_with_the_longest_run_left(tmp_path: Path) -> None:
+    store, executor = Store(tmp_path), Scripted({})
+    asked = [clean("attention", **SMALL | {"steps": 10 * (1 + seed)}, seed=seed) for seed in (2, 0, 3, 1)]
+    with store.claim(asked[2]) as run:  # pyright: ignore[reportOptionalContextManager]
+        run.end("diverged")
+    list(sweep(asked, store, executor=executor))
+    assert executor.ran == [[2], [1], [0]]
+
+
+def test_sweeps_that_share_recipes_each_begin_with_long_ones_and_go_on_to_all(tmp_path: Path) -> None:
+    asked, ran = [clean("attention", **SMALL | {"steps": 10 * (1 + seed)}, seed=seed) for seed in range(5)], []
+    for number in range(2):
+        list(sweep(asked, Store(tmp_path), executor=(executor := Scripted({})), part=(number, 2)))
+        ran.append(executor.ran)
+    assert ran == [[[4], [2], [0], [3], [1]], [[3], [1], [4], [2], [0]]]
 
 
 def test_runs_trained_together_leave_what_they_would_alone(tmp_path: Path) -> None:

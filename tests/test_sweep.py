@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bestiary.cli import runs
 from bestiary.runs.store import Store, list_claims
 from bestiary.runs.table import results
 from bestiary.sweep import cores, default_threads, sweep
@@ -111,6 +112,21 @@ def test_a_run_that_another_worker_has_is_waited_for(tmp_path: Path) -> None:
         assert next(events).kind == "waiting"
         other.end("diverged")
     assert [event.kind for event in events if event.kind != "waiting"] == ["ended"]
+
+
+def test_torch_is_loaded_for_the_workers_while_recipes_are_checked_unless_all_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, (recipe,) = [], recipes(1)
+    monkeypatch.setattr("bestiary.sweep.start_server", lambda: calls.append("server"))
+    monkeypatch.setattr(runs, "check_recipes", lambda *_, **__: calls.append("checks"))
+    monkeypatch.setattr(runs, "start_sweep", lambda *_, **__: (event for event in ()))
+    how: dict[str, Any] = {"workers": 1, "threads": 1, "device": "cpu", "backend": "auto", "keep": False}
+    runs.run_recipes("one", [recipe], tmp_path, **how)
+    with Store(tmp_path).claim(recipe) as run:  # pyright: ignore[reportOptionalContextManager]
+        run.end("diverged")
+    runs.run_recipes("one", [recipe], tmp_path, **how)
+    assert calls == ["server", "checks", "checks"]
 
 
 PROGRAM = """

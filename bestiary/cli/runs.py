@@ -289,16 +289,19 @@ def run_recipes(
     from bestiary.cli.console import ProgressDisplay
     from bestiary.report.words import count_noun
     from bestiary.runs.table import results
+    from bestiary.sweep import start_server
     from bestiary.sweep.trackers import follow_events, make_sinks
 
     store = open_store(folder)
+    done = sum(recipe in store for recipe in recipes)
+    if done < len(recipes) and not (ray or slurm):
+        start_server()  # it takes seconds, in which the recipes are checked
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
     with user_input():
         check_recipes(recipes, device, backend, elsewhere=bool(ray or slurm))
         trackers = make_sinks(track, group=name, folder=folder.absolute().parent / "tensorboard")
         how |= {"together": together, "patience": patience}
         events = start_sweep(recipes, store, **how, ray=ray, gpus=gpus, slurm=slurm)
-    done = sum(recipe in store for recipe in recipes)
     if done:
         typer.echo(f"{done} of {count_noun(len(recipes), 'run')} done already, in {folder}")
     display, events = (

@@ -1,16 +1,18 @@
 """Jobs, what a worker reports about them, and what an executor must be able to do."""
 
 from collections.abc import Sequence
-from functools import cache
+from heapq import heapreplace
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from bestiary.spec import Spec
+from bestiary.sweep.cost import predict_work, task_length
 from bestiary.training.recipe import Recipe
 
 Together = Literal["auto", "always", "never"]
 
 STACK_NUMBERS = 2**18  # largest activation of a stack that pays on a CPU (benchmarks/together.py)
 LARGEST_STACK = {"cpu": 32, "cuda": 64}  # members of a stack
+HALVINGS = 4  # of stacks, for each slot
 
 
 class Event(NamedTuple):
@@ -84,7 +86,10 @@ class Executor(Protocol):
 
 
 def make_jobs(recipes: Sequence[Recipe], *, slots: int, device: str, together: Together) -> list[Job]:
-    """The recipes as jobs, in order. Recipes of one shape share a job where that is faster; every slot gets one."""
+    """The recipes as jobs, the longest first by `predict_work`; equally long ones stay in order.
+
+    Recipes of one shape share a job where that is faster, unless a slot would then be out of work too early.
+    """
     groups: dict[str, list[Recipe]] = {}
     for recipe in recipes:
         groups.setdefault(recipe.key if together == "never" else recipe.stack_key, []).append(recipe)
@@ -95,9 +100,47 @@ def make_jobs(recipes: Sequence[Recipe], *, slots: int, device: str, together: T
             if together == "always"
             else stack_size(members[0], device)
         )
-        size = max(1, min(most, -(-len(members) // slots)))
-        jobs += [Job(tuple(members[start : start + size])) for start in range(0, len(members), size)]
+        jobs += split_job(Job(tuple(members)), -(-len(members) // most))
+    return divide_stacks(jobs, slots)
+
+
+def divide_stacks(jobs: Sequence[Job], slots: int) -> list[Job]:
+    """The jobs, the longest first. Stacks are halved as long as a slot has no job, or the last slot is done sooner."""
+    jobs = sorted(jobs, key=job_work, reverse=True)
+    loads, last = fill_slots(jobs, slots)
+    for _ in range(HALVINGS * slots):
+        too_few = len(jobs) < slots
+        halved = jobs if too_few else last
+        stack = max((job for job in halved if len(job.recipes) > 1), key=job_work, default=None)
+        if stack is None:
+            break
+        apart = [part for job in jobs for part in (split_job(job, 2) if job is stack else [job])]
+        apart.sort(key=job_work, reverse=True)
+        shorter, last = fill_slots(apart, slots)
+        if shorter >= loads and not too_few:
+            break
+        jobs, loads = apart, shorter
     return jobs
+
+
+def fill_slots(jobs: Sequence[Job], slots: int) -> tuple[list[int], list[Job]]:
+    """What happens if each job goes to the slot that is free first.
+
+    Returns the work of each slot in tenths of an equal share (the prediction is no better), the largest first, and the
+    jobs of the slot with most.
+    """
+    free, taken = [(0.0, slot) for slot in range(slots)], [[] for _ in range(slots)]
+    for job in jobs:
+        work, slot = free[0]
+        taken[slot].append(job)
+        heapreplace(free, (work + job_work(job), slot))
+    share = sum(work for work, _ in free) / slots
+    return sorted((round(10 * work / share) for work, _ in free), reverse=True), taken[max(free)[1]]
+
+
+def job_work(job: Job) -> float:
+    """About how much work a job is."""
+    return predict_work(job.recipes[0], len(job.recipes))
 
 
 def stack_size(recipe: Recipe, device: str) -> int:
@@ -111,16 +154,11 @@ def stack_size(recipe: Recipe, device: str) -> int:
     return max(1, min(LARGEST_STACK["cpu"], STACK_NUMBERS // numbers))
 
 
-@cache
-def task_length(task: Spec) -> int:
-    """Tokens in a row of the task."""
-    return task.build().length
-
-
-def split_in_halves(job: Job) -> list[Job]:
-    """Two jobs, each with half of the recipes."""
-    middle = len(job.recipes) // 2
-    return [job._replace(recipes=part) for part in (job.recipes[:middle], job.recipes[middle:])]
+def split_job(job: Job, count: int) -> list[Job]:
+    """So many jobs that have the recipes in order, equally many each or one more."""
+    size, more = divmod(len(job.recipes), count)
+    ends = [size * i + min(i, more) for i in range(count + 1)]
+    return [job._replace(recipes=job.recipes[start:end]) for start, end in pairwise(ends)]
 
 
 def split_in_singles(job: Job) -> list[Job]:

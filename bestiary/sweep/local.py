@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -21,6 +22,12 @@ PRELOAD = [
     "bestiary.sweep.work",
     "torch._dynamo",
 ]  # loaded once for all workers; AdamW needs the last
+
+
+def start_server() -> None:
+    """Start the process that workers are forked from. It loads torch while the caller goes on."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    forkserver.ensure_running()
 
 
 class Local:

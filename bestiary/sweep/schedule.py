@@ -22,8 +22,8 @@ from bestiary.sweep.jobs import (
     Together,
     WorkerConfig,
     make_jobs,
-    split_in_halves,
     split_in_singles,
+    split_job,
 )
 from bestiary.sweep.local import Local, cores
 from bestiary.training.recipe import Recipe
@@ -50,11 +50,12 @@ def sweep(
     """Carry out every recipe that is not done, and yield what happens. Closing the iterator stops the workers.
 
     `workers` run at a time (by default one for each core or device) with `threads` each. The default is one thread
-    whatever the number of workers, since another number of threads rounds sums in another order. Small recipes of one
-    shape are trained `together`, see `make_jobs`. An `executor` says where the workers run; by default on this machine.
+    whatever the number of workers, since another number of threads rounds sums in another order. Long runs come first,
+    and small recipes of one shape are trained `together`: see `make_jobs`. An `executor` says where the workers run;
+    by default on this machine.
     A worker that has given no measurement for `patience` seconds is ended, and its runs are tried again.
     Runs that another worker has are waited for, and carried out if it dies. With `part` (i, n) this is the i-th of n
-    sweeps that share the recipes: it starts at another place, splits groups for all n, and does not wait.
+    sweeps that share the recipes: it starts with every n-th job, divides stacks for all n, and does not wait.
     Raises OSError when the disk is full or read-only. Any other failure is an event, and the sweep goes on.
     """
     to_do = list({recipe.key: recipe for recipe in recipes if recipe not in store}.values())
@@ -71,8 +72,9 @@ def sweep(
         slots = max(1, executor.slots())
     try:
         jobs = make_jobs(to_do, slots=slots * part[1], device=device, together=together)
-        first = len(jobs) * part[0] // part[1]
-        yield from run_jobs(jobs[first:] + jobs[:first], store, executor, wait=part[1] == 1, patience=patience)
+        own = jobs[part[0] :: part[1]]
+        rest = [job for place, job in enumerate(jobs) if place % part[1] != part[0]]
+        yield from run_jobs(own + rest, store, executor, wait=part[1] == 1, patience=patience)
     finally:
         executor.close()
 
@@ -124,7 +126,7 @@ def follow_up(event: JobEvent, rest: Job, store: Store) -> tuple[list[Job], list
         if len(rest.recipes) == 1:
             return [rest], []
         too_large = event.kind == "out of memory"
-        parts = split_in_halves(rest) if too_large else split_in_singles(rest)
+        parts = split_job(rest, 2) if too_large else split_in_singles(rest)
         why = "too large for the memory" if too_large else event.detail
         return parts, [Event("unstacked", rest.recipes[0], f"{len(rest.recipes)} recipes: {why}")] if why else []
     again = rest._replace(tries=rest.tries + 1)

@@ -1,6 +1,6 @@
 """Sweeps on Slurm: an array of jobs, each of which sweeps over all recipes with its own workers.
 
-The jobs do not talk to each other: claims in the store say who has which run, and each job starts at another place. The
+The jobs do not talk to each other: claims in the store say who has which run, and each job starts with other runs. The
 driver follows the runs through the store, and submits again what jobs that died have left undone.
 """
 
@@ -130,7 +130,7 @@ class ArrayJob:
     patience: float | None = None
 
     def __call__(self) -> tuple[int, str] | None:
-        """Sweep over all recipes, from this job's own place on. Returns errno and message if the disk ended it."""
+        """Sweep over all recipes, beginning with this job's share. Returns errno and message if the disk ended it."""
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cancelled or preempted: claims are released
         events = sweep(
             self.recipes,
