@@ -304,7 +304,7 @@ def environment() -> dict[str, Any]:
 
 def commit() -> str | None:
     """The commit of this package's source, with "-dirty" if it was changed since; None outside a git checkout."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     result = subprocess.run(
