@@ -55,6 +55,7 @@ def test_a_run_is_done_only_once_it_has_ended(store: Store, recipe: Recipe) -> N
     assert Recipe(**record.recipe) == recipe
     origin = json.loads((store.folder / recipe.key / "origin.json").read_text())
     assert set(origin) == {"begun", "commit", "versions", "host"}
+    assert origin["host"]["processor"]
     assert not list((store.folder / recipe.key).glob(".*"))
 
 
