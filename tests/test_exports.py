@@ -66,6 +66,8 @@ def test_values_keep_their_types(tmp_path: Path) -> None:
         for name, values in columns.items():
             found = [value if value == value else None for value in read[name].tolist()]
             assert found == [value if value == value else None for value in values], name
+        write_table(table.head(1), tmp_path / "x.csv", compact=compact)
+        assert read_table(tmp_path / "x.csv")["key"].tolist() == columns["key"][:1]
         assert read["curriculum"].dtype == bool
         assert read["seed"].dtype == table["seed"].dtype
 

@@ -105,7 +105,7 @@ def export(
     with user_input():
         check_writable(to, compact=compact)
         module = load_experiment(experiment) if experiment else None
-    if hasattr(module, "measure") and not log:
+    if module is not None and hasattr(module, "measure") and not log:
         export_measured(module, scale, to, compact=compact, overwrite=overwrite)
         return
     with user_input():
