@@ -27,10 +27,11 @@ sys.path.append(str(DOCS / "_extensions"))
 
 from equations import equation_block, math  # noqa: E402
 from prose import blocks, markdown  # noqa: E402
-from results import LARGEST, RESULTS, block_text, pages, stale, written  # noqa: E402
-from results import blocks as table_blocks  # noqa: E402
 from source import Member, Module, Package  # noqa: E402
 from test_order import ORDER  # noqa: E402
+
+from results import LARGEST, RESULTS, block_text, pages, stale, written  # noqa: E402
+from results import blocks as table_blocks  # noqa: E402
 
 
 def code(page: str, language: str) -> list[str]:
@@ -119,7 +120,8 @@ def test_a_table_that_differs_from_its_file_is_named_and_mended(
     page = tmp_path / "page.md"
     page.write_text(
         "Before.\n\n<!-- table: steps_to_solve-small: pattern as mixer, median, accuracy, interval, seeds -->\n"
-        "<!-- end of table -->\n\nAfter, with 0.5 in it.\n"
+        "<!-- end of table -->\n\nAfter, with 0.5 in it.\n\n"
+        "```\n<!-- table: shown as code: a -->\n<!-- end of table -->\n```\n"
     )
     monkeypatch.setattr("results.RESULTS", tmp_path)
     monkeypatch.setattr("results.ROOT", tmp_path)
@@ -131,7 +133,9 @@ def test_a_table_that_differs_from_its_file_is_named_and_mended(
     assert row == "| mamba |  | 0.500 | 0.493 to 0.507 | 2 |"
     assert "| mixer | median | accuracy | 95 % interval | seeds |\n|" in mended
     assert mended.startswith("Before.\n\n<!-- table: ")
-    assert mended.endswith("<!-- end of table -->\n\nAfter, with 0.5 in it.\n")
+    assert mended.endswith(
+        "After, with 0.5 in it.\n\n```\n<!-- table: shown as code: a -->\n<!-- end of table -->\n```\n"
+    )
     page.write_text(mended)
     assert list(stale()) == []
     assert written(mended) == mended

@@ -18,7 +18,7 @@ import typer
 from source import ROOT
 
 DOCS, RESULTS = ROOT / "docs", ROOT / "results"
-BLOCK = re.compile(r"<!-- table: (\S+): (.*?) -->\n(.*?)<!-- end of table -->", re.DOTALL)
+BLOCK = re.compile(r"^```.*?^```|<!-- table: (\S+): (.*?) -->\n(.*?)<!-- end of table -->", re.DOTALL | re.MULTILINE)
 SHARES = ("accuracy", "low", "high")  # columns with three digits after the point
 LARGEST = 200_000  # bytes of a file
 
@@ -38,7 +38,7 @@ def pages() -> list[Path]:
 
 def blocks(page: str) -> list[Block]:
     """The tables of a page that come from files."""
-    return [Block(*found.groups()) for found in BLOCK.finditer(page)]
+    return [Block(*found.groups()) for found in BLOCK.finditer(page) if found[1]]  # not one that is shown as code
 
 
 def written(page: str, names: set[str] | None = None) -> str:
@@ -46,7 +46,7 @@ def written(page: str, names: set[str] | None = None) -> str:
 
     def replace(found: re.Match[str]) -> str:
         block = Block(*found.groups())
-        if names and block.name not in names:
+        if not block.name or (names and block.name not in names):
             return found.group()
         return f"<!-- table: {block.name}: {block.columns} -->\n{block_text(block)}<!-- end of table -->"
 
