@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bestiary.cli import app
+from bestiary.runs.exports import ORIGIN
 from bestiary.runs.store import Store
 from bestiary.runs.table import results
 from bestiary.training.recipe import Recipe, clean
@@ -74,7 +75,7 @@ def test_an_export_is_the_table_of_results(store: Store, suffix: str) -> None:
     read = pd.read_csv(file) if suffix == "csv" else parquet(file)
     table, _ = results(store, store.run_keys())
     assert len(read) == len(table) == 6
-    assert list(read.columns) == list(table.columns)
+    assert list(read.columns) == [*table.columns, *ORIGIN]
     for name in ("accuracy", "loss", "whole", "selection", "right", "seed", "pairs", "seconds"):
         assert read[name].tolist() == pytest.approx(table[name].tolist(), abs=1e-12)
     assert read["key"].tolist() == table["key"].tolist()

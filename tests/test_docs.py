@@ -5,16 +5,21 @@ import re
 import shlex
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from bestiary import laws
 from bestiary.cli import app
+from bestiary.cli.data import write_table
+from bestiary.runs.store import Outcome, Record
+from bestiary.runs.table import segment_rows
 from bestiary.spec import parse
-from bestiary.training.recipe import NAMED
+from bestiary.training.recipe import NAMED, Recipe, clean
 
 ROOT = Path(__file__).parents[1]
 DOCS, EXAMPLES = ROOT / "docs", ROOT / "examples"
@@ -24,6 +29,9 @@ from equations import equation_block, math  # noqa: E402
 from prose import blocks, markdown  # noqa: E402
 from source import Member, Module, Package  # noqa: E402
 from test_order import ORDER  # noqa: E402
+
+from results import LARGEST, RESULTS, block_text, pages, stale, written  # noqa: E402
+from results import blocks as table_blocks  # noqa: E402
 
 
 def code(page: str, language: str) -> list[str]:
@@ -90,6 +98,59 @@ def test_the_run_of_zoology_can_be_built_here() -> None:
     recipe = NAMED["clean"](options["--layers"], train=options["--task"], **{n: value(v) for n, v in fields.items()})
     recipe.check()
     assert recipe.steps == 100 * sum(recipe.distinct)
+
+
+def test_every_table_of_the_pages_is_what_its_file_says() -> None:
+    assert list(stale()) == []
+
+
+def test_every_file_of_results_is_small_and_shown_in_a_page() -> None:
+    shown = {block.name for page in pages() for block in table_blocks(page.read_text())}
+    files = sorted(RESULTS.glob("*.csv"))
+    assert {file.stem for file in files} <= shown
+    large = [file.name for file in files if file.stat().st_size > LARGEST]
+    assert not large, f"over {LARGEST:,} bytes, so export with --compact: {', '.join(large)}"
+
+
+def test_a_table_that_differs_from_its_file_is_named_and_mended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pd.DataFrame([row for seed in range(2) for row in finished_rows(clean("mamba", dim=8, seed=seed), 10_000)])
+    write_table(table, tmp_path / "steps_to_solve-small.csv", compact=True)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "Before.\n\n<!-- table: steps_to_solve-small: pattern as mixer, median, accuracy, interval, seeds -->\n"
+        "<!-- end of table -->\n\nAfter, with 0.5 in it.\n\n"
+        "```\n<!-- table: shown as code: a -->\n<!-- end of table -->\n```\n"
+    )
+    monkeypatch.setattr("results.RESULTS", tmp_path)
+    monkeypatch.setattr("results.ROOT", tmp_path)
+    monkeypatch.setattr("results.pages", lambda: [page])
+    line = "page.md: the table of results/steps_to_solve-small.csv"
+    assert list(stale()) == [f"{line} differs from its file; run ./lab results"]
+    mended = written(page.read_text())
+    (row,) = [line for line in mended.splitlines() if line.startswith("| mamba")]
+    assert row == "| mamba |  | 0.500 | 0.493 to 0.507 | 2 |"
+    assert "| mixer | median | accuracy | 95 % interval | seeds |\n|" in mended
+    assert mended.startswith("Before.\n\n<!-- table: ")
+    assert mended.endswith(
+        "After, with 0.5 in it.\n\n```\n<!-- table: shown as code: a -->\n<!-- end of table -->\n```\n"
+    )
+    page.write_text(mended)
+    assert list(stale()) == []
+    assert written(mended) == mended
+    assert block_text(table_blocks(mended)[0]) in mended
+    page.write_text(mended.replace("0.493", "0.492"))
+    assert len(list(stale())) == 1
+    page.write_text(mended.replace("steps_to_solve-small:", "steps_to_solve-paper:"))
+    assert list(stale()) == ["page.md: the table of results/steps_to_solve-paper.csv has no such file"]
+
+
+def finished_rows(recipe: Recipe, asked: int) -> Iterator[dict[str, object]]:
+    """The rows of a run that answered half of the questions right."""
+    line = {"facet": "", "value": 0, "loss": 1.0, "segment": 0, "step": 25, "asked": asked, "right": asked // 2}
+    log = [{**line, "split": split} for split in ("selection", "test")]
+    return segment_rows(Record(recipe.key, recipe.json(), Outcome("finished", 2.0), log))
 
 
 def test_the_architecture_names_the_parts_in_order() -> None:

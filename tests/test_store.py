@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 
 from bestiary.cli import _app
 from bestiary.runs.claims import STALE_AFTER
-from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store, machine, process_start, verified, write_file
+from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store, commit, machine, process_start, verified, write_file
 from bestiary.training.recipe import Recipe, clean
 from tests.fake_runs import run_on_other_disk
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -52,7 +55,14 @@ def test_a_run_is_done_only_once_it_has_ended(store: Store, recipe: Recipe) -> N
     assert Recipe(**record.recipe) == recipe
     origin = json.loads((store.folder / recipe.key / "origin.json").read_text())
     assert set(origin) == {"begun", "commit", "versions", "host"}
+    assert origin["host"]["processor"]
     assert not list((store.folder / recipe.key).glob(".*"))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="no git checkout")
+def test_a_run_names_the_commit_that_made_it() -> None:
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert head.stdout.startswith((commit() or "none").removesuffix("-dirty"))
 
 
 def test_a_run_can_be_held_by_one_only(store: Store, recipe: Recipe) -> None:

@@ -1,12 +1,12 @@
 """Verbs that give out data: export writes a file, sql answers a query over the store."""
 
 import glob
-import json
 import re
 import uuid
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,12 +18,14 @@ from bestiary.cli._app import (
     StoreFolder,
     app,
     existing_store,
+    load_experiment,
     load_with_recipes,
     recipes_of,
     refuse,
     user_input,
     warn_damaged,
 )
+from bestiary.cli.runs import measure_rows, split_by_facet
 
 if TYPE_CHECKING:
     import duckdb
@@ -75,22 +77,38 @@ def export(
     experiment: OptionalExperiment = "",
     scale: ScaleOption = Scale.small,
     log: Annotated[bool, typer.Option("--log", help="Every measurement in a row, not the results.")] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Write what is equal in all rows once, in a comment before the table.")
+    ] = False,
     store: StoreFolder = Path("runs"),
     overwrite: Overwrite = False,
 ) -> None:
     """Write the table of results to a file, one row for each finished run and test segment.
 
+    The last columns say what made each run: time, commit, versions,
+    processor, backend. With an experiment that reads its results by a facet,
+    such as the distance, there is a row for each value of it. `plot --from`
+    reads the file of an experiment.
+
     A table that was exported before is replaced, any other file only with --overwrite.
+
+    An experiment that measures by itself is measured for the file.
 
     With --log: one row for each measurement, of runs under way too.
     Columns: key, step, split (train, selection or test), segment,
     facet and value ("" and 0 for all answers), loss (nats), right, asked.
     """
     from bestiary.report.words import count_noun
+    from bestiary.runs.exports import add_origins
     from bestiary.runs.table import results
 
     with user_input():
-        check_writable(to)
+        check_writable(to, compact=compact)
+        module = load_experiment(experiment) if experiment else None
+    if module is not None and hasattr(module, "measure") and not log:
+        export_measured(module, scale, to, compact=compact, overwrite=overwrite)
+        return
+    with user_input():
         module = load_with_recipes(experiment) if experiment else None
         runs = existing_store(store)
         keys = runs.run_keys() if module is None else [recipe.key for recipe in recipes_of(module, scale, runs)]
@@ -100,11 +118,25 @@ def export(
         what = "is begun" if log else "is done"
         refuse(f"no run {f'of {experiment} {scale} ' if experiment else ''}{what} in {store}")
     with user_input():
+        if not log:
+            table = add_origins(table if module is None else split_by_facet(module, table, store), runs)
         check_replaceable(to, list(table), overwrite=overwrite)
-        write_table(table, to)
+        write_table(table, to, compact=compact)
     typer.echo(f"{to}: {count_noun(len(table), 'row')} of {count_noun(table['key'].nunique(), 'run')}")
     if damaged:
         raise typer.Exit(1)
+
+
+def export_measured(experiment: ModuleType, scale: str, to: Path, *, compact: bool, overwrite: bool) -> None:
+    """Write the rows of an experiment that measures by itself, on one thread."""
+    from bestiary.report.words import count_noun
+    from bestiary.runs.exports import add_this_machine
+
+    table = add_this_machine(measure_rows(experiment, scale, threads=1))
+    with user_input():
+        check_replaceable(to, list(table), overwrite=overwrite)
+        write_table(table, to, compact=compact)
+    typer.echo(f"{to}: {count_noun(len(table), 'row')}")
 
 
 @app.command()
@@ -137,6 +169,7 @@ def sql(
     """
     from bestiary.cli.console import print_table
     from bestiary.report.words import count_noun
+    from bestiary.runs.exports import to_plain_columns
 
     with user_input():
         if to is not None:
@@ -161,6 +194,7 @@ def run_query(
     """The answer to a query over a store. What the query names is loaded first; then files are out of its reach."""
     import duckdb
 
+    from bestiary.runs.exports import to_plain_columns
     from bestiary.runs.table import damaged_runs, results
 
     named, keys = set(re.findall(r"\w+", query.casefold())), store.run_keys()
@@ -242,23 +276,10 @@ def measurement_table(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFram
     return pd.DataFrame(rows, columns=["key", *MEASURED]), damaged
 
 
-def to_plain_columns(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with text in every column that holds neither numbers nor booleans; lists become JSON."""
-    mixed = [name for name, column in table.items() if column.dtype == object]
-    flags = [name for name in mixed if table[name].dropna().map(lambda value: isinstance(value, bool)).all()]
-    return table.assign(**{name: table[name].map(cell_text) for name in mixed if name not in flags})
-
-
-def cell_text(value: Any) -> Any:
-    """A value as text, a list or dict as JSON, None for what is missing."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, list | tuple | dict):
-        return json.dumps(value, default=str)
-    return None if value is None or value != value else str(value)
-
-
-def check_writable(file: Path) -> None:
+def check_writable(file: Path, *, compact: bool = False) -> None:
     """Raise ValueError for a file of an unknown kind, ImportError if writing it needs what is not installed."""
+    if compact and file.suffix != ".csv":
+        raise ValueError("--compact is for .csv files; Parquet is compact by itself")
     if file.suffix not in SUFFIXES:
         raise ValueError(f"{str(file)!r} is no file that can be written here; its name must end in .csv or .parquet")
     if file.suffix == ".parquet":
@@ -272,30 +293,42 @@ def check_replaceable(file: Path, columns: Sequence[str], *, overwrite: bool) ->
     if file.is_dir():
         raise ValueError(f"{str(file)!r} is a folder, where a file is to be written")
     found = table_columns(file)
-    if found != list(map(str, columns)) and not any(ours <= set(found) for ours in OURS):
+    if set(found) != set(map(str, columns)) and not any(ours <= set(found) for ours in OURS):
         raise ValueError(f"{str(file)!r} exists and is no table of this kind; give another name, or --overwrite")
 
 
 def table_columns(file: Path) -> list[str]:
     """The names of the columns of a CSV or Parquet file, none if it is neither."""
     import csv
+    from itertools import islice
+
+    from bestiary.runs.exports import equal_values
 
     try:
         if file.suffix == ".parquet":
             empty = connect_duckdb().execute("select * from read_parquet(?) limit 0", [str(file)])
             return [str(column[0]) for column in empty.description or ()]
+        equal = equal_values(file)
         with file.open(newline="") as text:
-            return next(csv.reader(text), [])
+            lines = list(islice(csv.reader(text), 2))
+        return lines[0] if equal is None else [*lines[1], *equal]
     except Exception:  # whatever it is, it is not ours
         return []
 
 
-def write_table(table: "pd.DataFrame", file: Path) -> None:
-    """Write a table as CSV or Parquet, by the name of the file; the file appears whole or not at all."""
+def write_table(table: "pd.DataFrame", file: Path, *, compact: bool = False) -> None:
+    """Write a table as CSV or Parquet, by the name of the file; the file appears whole or not at all.
+
+    A compact CSV has a first line with the values that are equal in all rows.
+    """
+    from bestiary.runs.exports import compact_csv, to_plain_columns
+
     beside = file.with_name(f".{uuid.uuid4().hex}-{file.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if file.suffix == ".csv":
+        if compact:
+            beside.write_text(compact_csv(table), encoding="utf-8")
+        elif file.suffix == ".csv":
             to_plain_columns(table).to_csv(beside, index=False)
         else:
             connect_duckdb().from_df(to_plain_columns(table)).write_parquet(str(beside))

@@ -211,10 +211,16 @@ def plot(
     scale: ScaleOption = Scale.small,
     store: StoreFolder = Path("runs"),
     figures: FiguresFolder = Path("figures"),
+    source: Annotated[
+        Path | None, typer.Option("--from", help="A .csv file of `bestiary export EXPERIMENT`, in place of a store.")
+    ] = None,
 ) -> None:
-    """Draw an experiment's figures from the runs that are done."""
+    """Draw an experiment's figures from the runs that are done, or from a file of their results."""
     from bestiary.runs.table import results
 
+    if source is not None:
+        plot_file(experiment, source, figures)
+        return
     with user_input():
         module = load_with_recipes(experiment)
         if not store.exists():
@@ -229,6 +235,19 @@ def plot(
     show_results(0, table, module, stem, smoke=scale == Scale.smoke)
     if damaged:
         raise typer.Exit(1)
+
+
+def plot_file(experiment: str, source: Path, figures: Path) -> None:
+    """Print and draw the results in a file of `export`; the figures are named like the file."""
+    from bestiary.runs.exports import describe_origin, read_table
+
+    with user_input():
+        module = load_experiment(experiment)
+        table = read_table(source)
+        if table.empty:
+            raise ValueError(f"{str(source)!r} has no rows")
+    show_results(0, table, module, figures / source.stem, smoke=source.stem.endswith("-smoke"), pages=False)
+    typer.echo(describe_origin(table))
 
 
 def first(experiment: str, scale: str, store: Path) -> str:
@@ -377,10 +396,12 @@ def show_results(
     stem: Path = Path(),
     *,
     smoke: bool = False,
+    pages: bool = True,
 ) -> None:
     """Print the table, and write it with the figures of an experiment. Exits with status 1 if a run failed.
 
-    Figures of the `smoke` scale are marked as such: their models are hardly trained.
+    Figures of the `smoke` scale are marked as such: their models are hardly trained. Further `pages` of an experiment
+    may read more than the table.
     """
     from bestiary.cli.console import print_table
     from bestiary.runs.table import brief
@@ -404,7 +425,7 @@ def show_results(
                     mark_smoke(figure)
                 for path in save_figure(figure, stem.with_name(stem.name + name)):
                     typer.echo(str(path))
-            for path in experiment.pages(table, stem) if hasattr(experiment, "pages") else ():
+            for path in experiment.pages(table, stem) if pages and hasattr(experiment, "pages") else ():
                 typer.echo(str(path))
     if failed:
         what = f"{failed} run{'' if failed == 1 else 's'} failed or cannot be read"

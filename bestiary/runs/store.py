@@ -295,16 +295,27 @@ def origin() -> dict[str, Any]:
 @cache
 def environment() -> dict[str, Any]:
     """Commit, versions and host, looked up once."""
+    host = {"name": socket.gethostname(), "system": platform.platform(), "processor": processor()}
     return {
         "commit": commit(),
         "versions": {"bestiary": __version__, "torch": version("torch"), "python": platform.python_version()},
-        "host": {"name": socket.gethostname(), "system": platform.platform(), "cores": os.cpu_count()},
+        "host": host | {"cores": os.cpu_count()},
     }
+
+
+def processor() -> str:
+    """The model of this machine's processor, as far as the system tells."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:
     """The commit of this package's source, with "-dirty" if it was changed since; None outside a git checkout."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     result = subprocess.run(

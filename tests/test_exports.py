@@ -1,0 +1,205 @@
+"""Results as files: what was exported reads back as it was, and an experiment's table and figures come of it alone."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bestiary.cli import app
+from bestiary.cli.data import write_table
+from bestiary.experiments import distance, figure2, steps_to_solve
+from bestiary.runs.exports import ORIGIN, add_origins, describe_origin, read_table, to_plain_columns
+from bestiary.runs.facets import by_facet
+from bestiary.runs.store import Store
+from bestiary.runs.table import results
+from bestiary.spec import names, schema
+from bestiary.training.recipe import Recipe, clean
+from tests.fake_runs import LINE, add_finished_run
+from tests.test_experiments import TRAINED, experiment, recipes, rows, with_facet
+
+
+def run_cli(*arguments: str, status: int = 0) -> str:
+    done = CliRunner().invoke(app, list(arguments))
+    assert done.exit_code == status, (done.output, done.exception)
+    return done.output
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("compact", [True, False])
+def test_every_experiment_says_the_same_of_the_file_as_of_the_runs(name: str, tmp_path: Path, compact: bool) -> None:
+    module, made, file = experiment(name), recipes(name, "small"), tmp_path / "x.csv"
+    found = with_facet(name, pd.DataFrame([row for i, one in enumerate(made) for row in rows(one, 400 + i % 600)]))
+    write_table(found, file, compact=compact)
+    read = read_table(file)
+    assert set(read) == set(found)
+    pd.testing.assert_frame_equal(module.summary(read), module.summary(found))
+    drawn = [
+        [(line.get_label(), *map(list, line.get_data())) for axis in figure.axes for line in axis.lines]
+        + [(text.get_text(), text.get_position()) for axis in figure.axes for text in axis.texts]
+        for table in (read, found)
+        for _, figure in module.figures(table)
+    ]
+    half = len(drawn) // 2
+    assert repr(drawn[:half]) == repr(drawn[half:])
+    assert any(drawn)
+
+
+def test_values_keep_their_types(tmp_path: Path) -> None:
+    columns = {
+        "key": ["12345e678901", "000000000012"],
+        "betas": [[0.9, 0.999], [0.9, 0.95]],
+        "distinct": [[], []],
+        "stop": [0.1 + 0.2, None],
+        "clip": [None, None],
+        "curriculum": [True, False],
+        "shuffle": ["none", "rows"],
+        "seed": [1, 2],
+        "mixed": [3, "many"],
+        "solved": [float("nan"), 150.0],
+    }
+    table = pd.DataFrame(columns)
+    for compact in (True, False):
+        write_table(table, tmp_path / "x.csv", compact=compact)
+        read = read_table(tmp_path / "x.csv")
+        for name, values in columns.items():
+            found = [value if value == value else None for value in read[name].tolist()]
+            assert found == [value if value == value else None for value in values], name
+        write_table(table.head(1), tmp_path / "x.csv", compact=compact)
+        assert read_table(tmp_path / "x.csv")["key"].tolist() == columns["key"][:1]
+        assert read["curriculum"].dtype == bool
+        assert read["seed"].dtype == table["seed"].dtype
+
+
+def test_a_compact_file_says_once_what_is_equal_and_skips_it_as_a_comment(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    for seed in range(2):
+        add_finished_run(store, clean("attention", dim=8, seed=seed))
+    for option in ("--compact", "--overwrite"):
+        run_cli("export", "--store", str(store.folder), "--to", str(tmp_path / f"{option}.csv"), option)
+    first, head, *lines = (tmp_path / "--compact.csv").read_text().splitlines()
+    assert json.loads(first.partition(": ")[2])["depth"] == 2
+    assert "dim" not in head.split(",")
+    assert len(lines) == 2
+    assert pd.read_csv(tmp_path / "--compact.csv", comment="#")["seed"].tolist() == [0, 1]
+    compact, plain = (read_table(tmp_path / f"{option}.csv") for option in ("--compact", "--overwrite"))
+    pd.testing.assert_frame_equal(compact[list(plain)], plain, check_dtype=False)
+    again = run_cli("export", "--store", str(store.folder), "--to", str(tmp_path / "--compact.csv"))
+    assert "2 rows of 2 runs" in again  # a table of ours, so it is replaced
+    refused = run_cli(
+        "export", "--compact", "--store", str(store.folder), "--to", str(tmp_path / "x.parquet"), status=2
+    )
+    assert "--compact is for .csv files" in refused
+
+
+def test_an_export_says_what_made_each_run_and_not_on_which_host(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    for seed in range(2):
+        add_finished_run(store, clean("attention", dim=8, seed=seed))
+    origins = [json.loads((store.folder / key / "origin.json").read_text()) for key in store.run_keys()]
+    file = tmp_path / "x.csv"
+    run_cli("export", "--store", str(store.folder), "--to", str(file))
+    read = read_table(file)
+    for name in ("begun", "commit"):
+        assert read[name].dropna().tolist() == [made[name] for made in origins if made[name]]
+    assert read["version"].tolist() == [made["versions"]["bestiary"] for made in origins]
+    assert read["processor"].tolist() == [made["host"]["processor"] for made in origins]
+    assert not read.isin([origins[0]["host"]["name"]]).any().any()
+    assert describe_origin(read).startswith(f"2 runs, begun {origins[0]['begun'][:10]}")
+    assert origins[0]["host"]["processor"] in describe_origin(read)
+
+
+def test_no_field_or_option_is_called_like_a_column_of_the_origin() -> None:
+    options = {name for task in names("tasks") for name in schema("tasks", task)}
+    assert not (options | set(Recipe.model_fields)) & set(ORIGIN)
+
+
+def figure2_store(folder: Path) -> Store:
+    store = Store(folder)
+    for i, recipe in enumerate(figure2.recipes("smoke")):
+        add_finished_run(store, recipe, right=i % 3 % 2, outcome="diverged" if i == 4 else "finished")
+    return store
+
+
+def test_a_file_is_plotted_without_a_store_as_its_store_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = figure2_store(tmp_path / "runs")
+    assert "12 rows of 12 runs" in run_cli(
+        "export", "figure2", "--scale", "smoke", "--to", "figure2-smoke.csv", "--compact"
+    )
+    run_cli("plot", "figure2", "--scale", "smoke", "--figures", "stored")
+    store.folder.rename("elsewhere")
+    shown = run_cli("plot", "figure2", "--from", "figure2-smoke.csv")
+    assert "12 runs, begun 20" in shown
+    for suffix in ("csv", "svg", "png"):
+        name = f"figure2-smoke.{suffix}"
+        assert (tmp_path / "figures" / name).read_bytes() == (tmp_path / "stored" / name).read_bytes()
+
+
+def test_what_is_no_file_of_results_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("other.csv").write_text("a,b\n1,2\n")
+    Path("empty.csv").write_text("")
+    Path("broken.csv").write_text("# equal in all rows: {\nkey\n1\n")
+    Path("list.csv").write_text("# equal in all rows: [1]\nkey\n1\n")
+    for name, said in {
+        "absent.csv": "there is no file or folder 'absent.csv'",
+        "other.csv": "no column of the results",
+        "empty.csv": "No columns",
+        "broken.csv": "Expecting property name",
+        "list.csv": "its first line is no JSON object",
+        "x.parquet": "is no .csv file",
+    }.items():
+        output = run_cli("plot", "figure2", "--from", name, status=2)
+        assert said in output
+        assert output.count("\n") == 1
+
+
+def test_an_experiment_with_a_facet_is_exported_by_its_values(tmp_path: Path) -> None:
+    store, file = Store(tmp_path / "runs"), tmp_path / "distance.csv"
+    made = next(distance.recipes("smoke"))
+    run = store.claim(made)
+    assert run is not None
+    with run:
+        run.append(LINE | {"split": "selection"})
+        run.append(LINE | {"asked": 30, "right": 20, "extra": {"rows": 7, "whole": 2}})
+        for value in (2, 3, 9):
+            run.append(LINE | {"facet": "distance", "value": value, "asked": 10, "right": 10 - value})
+        run.end("finished")
+    run_cli("export", "distance", "--scale", "smoke", "--store", str(store.folder), "--to", str(file))
+    read = read_table(file)
+    assert read["distance"].tolist() == [2, 3, 9]
+    assert read["right"].tolist() == [8, 7, 1]
+    stored, _ = by_facet(store, [made.key], "distance")
+    pd.testing.assert_frame_equal(distance.summary(read), distance.summary(stored))
+
+
+def test_an_experiment_that_measures_by_itself_is_measured_for_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second takes the place of the first
+        assert "x-smoke.csv: 5 rows" in run_cli(
+            "export", "degree", "--scale", "smoke", "--to", "x-smoke.csv", "--compact"
+        )
+    assert read_table(Path("x-smoke.csv"))["degree"].tolist() == [2, 4, 8, 3, 9]
+    assert "base_conv" in run_cli("plot", "degree", "--from", "x-smoke.csv")
+    assert Path("figures/x-smoke.png").exists()
+
+
+def test_a_column_of_missing_values_is_a_column_of_numbers(tmp_path: Path) -> None:
+    made = recipes("steps_to_solve", "small")[:3]
+    table = pd.DataFrame([row for recipe in made for row in rows(recipe, 400)])
+    write_table(table, tmp_path / "x.csv", compact=True)
+    found = steps_to_solve.summary(read_table(tmp_path / "x.csv"))
+    assert found["fewest"].dtype == float
+
+
+def test_results_of_a_store_read_back_whole(tmp_path: Path) -> None:
+    store = figure2_store(tmp_path / "runs")
+    table = add_origins(results(store, store.run_keys())[0], store)
+    for compact in (True, False):
+        write_table(table, tmp_path / "x.csv", compact=compact)
+        read = read_table(tmp_path / "x.csv")
+        assert to_plain_columns(read[list(table)]).to_csv() == to_plain_columns(table).to_csv()
