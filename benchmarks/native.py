@@ -36,7 +36,11 @@ SIZES = ((2, 16, 16), (2, 32, 32), (2, 32, 64), (2, 48, 96), (2, 64, 64), (4, 12
 
 def layers(names: list[str], *, batch: int | None, length: int, dim: int) -> None:
     print(f"forward and backward, length {length}, width {dim}; {machine()}")
-    print(f"  {'layer':20}{'batch':>6}{'torch ms':>10}{'native ms':>10}{'ratio':>7}")
+    rate = product_rate()
+    print(
+        f"products of 1,024 x 1,024 matrices: {rate / 1e9:.0f} GFLOP/s; `limit` is the layer's linear maps at that rate"
+    )
+    print(f"  {'layer':20}{'batch':>6}{'torch ms':>10}{'native ms':>10}{'ratio':>7}{'limit ms':>10}")
     for name in names:
         size = BATCHES.get(name, 16) if batch is None else batch
         layer, x = parse("mixers", name)[0].build(dim), torch.randn(size, length, dim)
@@ -47,8 +51,27 @@ def layers(names: list[str], *, batch: int | None, length: int, dim: int) -> Non
             layer.parallel(x).square().mean().backward()
 
         print(
-            f"  {name:20}{size:6}" + told({how: lambda how=how: once(how) for how in ("torch", "native")}), flush=True
+            f"  {name:20}{size:6}"
+            + told({how: lambda how=how: once(how) for how in ("torch", "native")})
+            + f"{product_flops(lambda: once('native')) / rate * 1e3:10.1f}",
+            flush=True,
         )
+
+
+def product_rate() -> float:
+    """Operations a second of a product of large matrices, on the processor's clock."""
+    a = torch.randn(1024, 1024)
+    (taken,) = interleaved({"product": lambda: a @ a}, rounds=9, clock=time.process_time).values()
+    return 2 * 1024**3 / min(taken)
+
+
+def product_flops(once: Callable[[], None]) -> int:
+    """Operations of the products of matrices in a call; those within native kernels are not among them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        once()
+    return counter.get_total_flops()
 
 
 def told(ways: dict[str, Callable[[], None]], rounds: int = 5) -> str:
