@@ -4,6 +4,7 @@ Numbers of that code were read off its own models of width 128, built at the com
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -82,7 +83,7 @@ def test_the_figures_mixers_all_start_as_they_did() -> None:
 def test_the_networks_between_the_mixers_start_as_in_that_code() -> None:
     torch.manual_seed(0)
     for depth in (2, 8):
-        model = Model(16, dim=128, depth=depth, pattern=parse("mixers", "attention"), channel="zoology23")
+        model: Any = Model(16, dim=128, depth=depth, pattern=parse("mixers", "attention"), channel="zoology23")
         first, activation, second = model.layers[0].channel
         assert isinstance(activation, nn.Tanh)
         assert first.weight.std().item() == pytest.approx(0.02, rel=0.02)
