@@ -13,7 +13,8 @@ a Conv1d, D and D_k N(0, 1), all as in the authors' code. Linear maps, by `init`
                  12 November 2023)
 
 Departs from the authors' code: by default the shift's input vector is e_1, as in the paper, and not trained; S4D's
-parameters have no learning rate of their own.
+parameters have no learning rate of their own; W_o reads channels head by head, where the code has all heads' first
+channels before their second.
 """
 
 from typing import ClassVar, Literal, NamedTuple
