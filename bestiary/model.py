@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from bestiary.mixers._composition import token_kwargs
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, linear, take
+from bestiary.mixers._start import output_std
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Tokens
 
-Channel = Literal["mlp", "swiglu", "tanh_mlp", "none", "copy"]
+Channel = Literal["mlp", "swiglu", "tanh_mlp", "zoology23", "none", "copy"]
 SEGMENT = 2**14  # tokens
 
 # torch lists what a device context applies to at its first use. transformers replaces torch.linspace while it loads a
@@ -28,6 +29,8 @@ class Model(nn.Module):
 
     `channel="mlp"` is a GELU network four times as wide, `"tanh_mlp"` one with tanh, `"swiglu"` the gated one of Llama,
     and `"none"` leaves it out.
+    `"zoology23"` is `"tanh_mlp"` as the code drew it that made Figure 2 of Zoology (HazyResearch/zoology, d9429b3): its
+    second map N(0, 0.02 / sqrt(2 depth)), where all other maps of these networks are drawn N(0, 0.02).
     `"copy"` adds the normalised stream to itself after each mixer, which is what the Identity state mixer of the
     original code amounts to.
     `positions` learned position vectors are added to the embeddings (0: none); `dropout` acts on their sum. Embeddings
@@ -55,7 +58,7 @@ class Model(nn.Module):
         self.decoder = Decoder(dim, bottleneck) if bottleneck else None
         self.positions = embedding(positions, dim) if positions else None
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(dim, pattern[i % len(pattern)], channel) for i in range(depth))
+        self.layers = nn.ModuleList(Layer(dim, pattern[i % len(pattern)], channel, depth) for i in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(
@@ -147,12 +150,12 @@ class ModelState(NamedTuple):
 class Layer(nn.Module):
     """Mix along time, then along channels; each part reads the normalised stream and adds to it."""
 
-    def __init__(self, dim: int, mixer: Spec, channel: Channel) -> None:
+    def __init__(self, dim: int, mixer: Spec, channel: Channel, depth: int) -> None:
         super().__init__()
         self.mixer: Mixer = mixer.build(dim)
         self.before_mixer = nn.LayerNorm(dim)
         self.before_channel = None if channel == "none" else nn.LayerNorm(dim)
-        self.channel = CHANNELS.get(channel, lambda _: nn.Identity())(dim)
+        self.channel = channel_mixer(dim, channel, depth)
 
     def forward(self, x: Features, state: State, tokens: Tokens | None = None) -> tuple[Features, State]:
         y, state = self.mixer(self.before_mixer(x), state, **token_kwargs(self.mixer, tokens))
@@ -168,14 +171,24 @@ class Layer(nn.Module):
         return x if self.before_channel is None else x + self.channel(self.before_channel(x))
 
 
-def mlp(dim: int, activation: Callable[[], nn.Module] = nn.GELU) -> nn.Module:
-    """A network four times as wide."""
-    return nn.Sequential(linear(dim, 4 * dim, bias=True), activation(), linear(4 * dim, dim, bias=True))
+def channel_mixer(dim: int, channel: Channel, depth: int) -> nn.Module:
+    """What mixes channels in each layer of a model of this depth."""
+    match channel:
+        case "mlp":
+            return mlp(dim)
+        case "tanh_mlp":
+            return mlp(dim, nn.Tanh)
+        case "zoology23":
+            return mlp(dim, nn.Tanh, std=output_std(depth))
+        case "swiglu":
+            return SwiGLU(dim)
+        case _:
+            return nn.Identity()
 
 
-def tanh_mlp(dim: int) -> nn.Module:
-    """The same with tanh, as the code of Zoology had it in October 2023."""
-    return mlp(dim, nn.Tanh)
+def mlp(dim: int, activation: Callable[[], nn.Module] = nn.GELU, *, std: float = 0.02) -> nn.Module:
+    """A network four times as wide; its second map is drawn N(0, std)."""
+    return nn.Sequential(linear(dim, 4 * dim, bias=True), activation(), linear(4 * dim, dim, bias=True, std=std))
 
 
 class SwiGLU(nn.Module):
@@ -189,9 +202,6 @@ class SwiGLU(nn.Module):
     def forward(self, x: Chosen) -> Chosen:
         gate, up = self.gate_up(x).split(self.inner, dim=-1)
         return self.out(F.silu(gate) * up)
-
-
-CHANNELS: dict[str, Callable[[int], nn.Module]] = {"mlp": mlp, "tanh_mlp": tanh_mlp, "swiglu": SwiGLU}
 
 
 def embedding(count: int, dim: int) -> nn.Embedding:

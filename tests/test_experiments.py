@@ -86,7 +86,7 @@ def test_the_published_grid_has_448_runs_of_the_published_regime() -> None:
     made = recipes("figure2", "paper")
     assert len(made) == 448
     attention = next(recipe for recipe in made if str(recipe.pattern[0]).startswith("attention"))
-    expected = zoology23("attention(dropout=0.1, rotary=False)", dim=64, rate=1e-4)
+    expected = zoology23("attention(dropout=0.1, init='zoology23', rotary=False)", dim=64, rate=1e-4)
     assert attention == expected
     assert (attention.depth, attention.steps, attention.distinct) == (2, 64 * 391, (391,))
 

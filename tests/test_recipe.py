@@ -58,8 +58,10 @@ def test_the_regime_of_the_figure_doubles_its_convolutions() -> None:
     assert (conv.depth, conv.channel, conv.batch, conv.steps, conv.weight_decay) == (8, "none", 1024, 6272, 0.01)
     assert (conv.stop, conv.positions, conv.decay) == (None, 0, "all")
     other = zoology23("attention", dim=128)
-    assert (other.depth, other.channel, other.batch, other.positions) == (2, "tanh_mlp", 256, 64)
+    assert (other.depth, other.channel, other.batch, other.positions) == (2, "zoology23", 256, 64)
     assert zoology23("hyena", length=512, pairs=64).batch == 128
+    assert zoology23("attention", length=512, pairs=64).batch == 128
+    assert [zoology23("h3", length=length).batch for length in (128, 256, 512)] == [1024, 256, 128]
 
 
 def test_keys_are_equal_exactly_for_equal_runs() -> None:
@@ -95,7 +97,7 @@ def test_weights_come_from_the_seed_alone() -> None:
         ({"rate": "fast"}, "rate='fast': Input should be a valid number"),
         ({"rate": math.nan}, "finite number"),
         ({"dim": 0}, "dim=0: Input should be greater than 0"),
-        ({"channel": "mpl"}, "'mlp', 'swiglu', 'tanh_mlp', 'none' or 'copy'"),
+        ({"channel": "mpl"}, "'mlp', 'swiglu', 'tanh_mlp', 'zoology23', 'none' or 'copy'"),
         ({"stop": 1.5}, "less than or equal to 1"),
         ({"distinct": (3, 4)}, "each of 1 segments"),
         ({"distinct": 3}, r"distinct=3: give a list, as in distinct=\[3\]"),

@@ -63,7 +63,7 @@ def attention_of_figure2() -> Iterator[Anchor]:
     """Attention on 64 tokens with 4 pairs."""
     stopped = "stopped at 0.99; one of the four rates"
     for dim, published in ((64, 0.997), (128, 0.999)):
-        recipe = zoology23("attention(dropout=0.1, rotary=False)", dim=dim, stop=0.99)
+        recipe = zoology23("attention(dropout=0.1, init='zoology23', rotary=False)", dim=dim, stop=0.99)
         yield Anchor(f"attention, width {dim}", ZOOLOGY, "attention", published, recipe, (2.15e-3,), departs=stopped)
     recipe = iclr24("attention(dropout=0.1, rotary=False)", dim=64)
     source = "independent rerun of Zoology on a CPU, stopped at 0.99 after 20 epochs"

@@ -51,6 +51,7 @@ class Mixer(nn.Module):
     family: ClassVar[Family | None] = None  # where a table of mixers lists it
     variants: ClassVar[tuple[str, ...]] = ()  # other options under which the laws are checked too: "window=8"
     without_decay: ClassVar[tuple[str, ...]] = ()  # parameters with two axes or more that weight decay is to spare
+    later_options: ClassVar[tuple[str, ...]] = ()  # left out of keys while at their defaults
     reads_tokens: bool = False  # whether a model is to pass it, as `tokens=`, the tokens that x stands for
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -53,6 +53,20 @@ class Start(NamedTuple):
         return nn.Parameter(torch.empty(heads).uniform_(*self.rates).log())
 
 
+def output_std(layers: int) -> float:
+    """The standard deviation of maps back to the stream in a model of so many layers, as in GPT-2."""
+    return 0.02 / math.sqrt(2 * layers)
+
+
+def draw_normal(mixer: nn.Module) -> None:
+    """Draw every linear map within a mixer N(0, 0.02) in place, biases zero."""
+    for part in mixer.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.02)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+
+
 NORMAL = Start("normal")
 FLA = Start("normal", filters=0.02)  # flash-linear-attention since d30c083, 4 March 2025
 XAVIER = Start("xavier")  # its layers before, down to 16 March 2024 (a17c411)

@@ -4,19 +4,25 @@
 
 `kv_heads` keys and values are shared by groups of `heads` queries: 1 is multi-query (Shazeer, 2019), fewer than
 `heads` grouped-query attention (Ainslie et al., 2023). Beside a `window` the first `sinks` positions stay visible
-(Xiao et al., 2023). Weights are drawn N(0, 0.02) as in GPT-2. Positions are rotary (Su et al., 2021) unless switched
-off; the model may add learned ones.
-Departs from the paper: no biases, dropout only on the weights and only when asked for; sinks keep their positions,
-where Xiao et al. count positions within the cache.
+(Xiao et al., 2023). Positions are rotary (Su et al., 2021) unless switched off; the model may add learned ones.
+Weights, by `init`:
+
+    "gpt2"       N(0, 0.02), no biases
+    "zoology23"  biases in all four maps, zero at first; W_o N(0, 0.02 / sqrt(2 layers)), the others N(0, 0.02): the
+                 code that made Figure 2 of Zoology (HazyResearch/zoology, 890786b, 25 October 2023), of 2 `layers`
+
+Departs from the paper: no biases by default, dropout only on the weights and only when asked for; sinks keep their
+positions, where Xiao et al. count positions within the cache.
 """
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, linear, take
+from bestiary.mixers._start import output_std
 from bestiary.ops.attention import attend, rotate, sliding_window
 from bestiary.ops.growth import append
 from bestiary.spec import Natural, Positive
@@ -28,7 +34,13 @@ class Attention(Mixer):
     """y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j over the last `window` positions j <= i, or all of them."""
 
     family: ClassVar = "softmax"
-    variants: ClassVar = ("heads=4, kv_heads=2, rotary=False", "heads=2, window=5", "heads=4, window=40, sinks=3")
+    variants: ClassVar = (
+        "heads=4, kv_heads=2, rotary=False",
+        "heads=2, window=5",
+        "heads=4, window=40, sinks=3",
+        "init='zoology23'",
+    )
+    later_options: ClassVar = ("init", "layers")
 
     class Cache(NamedTuple):
         """Keys and values that later positions can see."""
@@ -47,6 +59,8 @@ class Attention(Mixer):
         sinks: Natural = 0,
         rotary: bool = True,
         dropout: float = 0.0,
+        init: Literal["gpt2", "zoology23"] = "gpt2",
+        layers: Positive = 2,
     ) -> None:
         super().__init__()
         if rotary and head_width(dim, heads) % 2:
@@ -58,8 +72,9 @@ class Attention(Mixer):
             raise ValueError(f"{heads} heads cannot be grouped around {kv_heads} heads of keys and values")
         self.window, self.sinks, self.rotary, self.dropout = window, sinks, rotary, dropout
         shared = self.kv_heads * head_width(dim, heads)
-        self.q, self.k, self.v = linear(dim, dim), linear(dim, shared), linear(dim, shared)
-        self.out = linear(dim, dim)
+        bias = init == "zoology23"
+        self.q, self.k, self.v = (linear(dim, width, bias=bias) for width in (dim, shared, shared))
+        self.out = linear(dim, dim, bias=bias, std=output_std(layers) if bias else 0.02)
 
     def forward(self, x: Features, state: Cache | None = None) -> tuple[Features, Cache]:
         time = state.time if state is not None else 0

@@ -4,19 +4,26 @@
 
 The filter is a function of time t in [0, 1] over `taps` positions: a network of sines, a linear map, and a window
 exp(-delta_c t) whose rates run from log(100) / 1.5 to log(100) / 0.3 across channels.
-Initialisation as in the authors' code: PyTorch's for linear maps and short filters, D N(0, 1), sine frequency 1.
-Departs from the paper: the features of the position are fixed (the code trains them at a rate of 1e-5); the
-filter's own rate and decay settings are not used; beyond `taps` the filter is zero, where the code fails.
+Short filters start as a Conv1d does, D N(0, 1), the sines' frequency 1. Linear maps, by `init`:
+
+    "paper"      PyTorch's draw, as in the authors' code
+    "zoology23"  N(0, 0.02), the filter's network included, W_o N(0, 0.02 / sqrt(2 layers)), biases zero; the features
+                 of the position are trained: the code that made Figure 2 of Zoology (HazyResearch/zoology, 0a76ef2,
+                 26 October 2023), of 2 `layers`
+
+Departs from the paper: by default the features of the position are fixed (the code trains them at a rate of 1e-5);
+the filter's own rate and decay settings are not used; beyond `taps` the filter is zero, where the code fails.
 """
 
 import math
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bestiary.mixers._filter import position_features
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, take
+from bestiary.mixers._start import draw_normal, output_std
 from bestiary.ops import convolution
 from bestiary.spec import Positive
 
@@ -25,7 +32,8 @@ class Hyena(Mixer):
     """y = W_o (x2 * (h convolved with (x1 * v) + D * x1 * v)), with h a windowed network of the position."""
 
     family: ClassVar = "convolution"
-    variants: ClassVar = ("taps=20, features=5, short=1",)
+    variants: ClassVar = ("taps=20, features=5, short=1", "init='zoology23', taps=20")
+    later_options: ClassVar = ("init", "layers")
 
     def __init__(
         self,
@@ -36,6 +44,8 @@ class Hyena(Mixer):
         width: Positive = 64,
         frequency: float = 1.0,
         short: Positive = 3,
+        init: Literal["paper", "zoology23"] = "paper",
+        layers: Positive = 2,
     ) -> None:
         super().__init__()
         self.taps = taps
@@ -43,6 +53,10 @@ class Hyena(Mixer):
         self.filter = _Filter(dim, taps, features, width, frequency)
         self.skip = nn.Parameter(torch.randn(dim))
         self.out = nn.Linear(dim, dim)
+        if init == "zoology23":
+            self.filter.positions = nn.Parameter(self.filter.positions)
+            draw_normal(self)
+            nn.init.normal_(self.out.weight, std=output_std(layers))
 
     def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
         before, past = (None, None) if state is None else state
@@ -65,6 +79,7 @@ class Hyena(Mixer):
 class _Filter(nn.Module):
     """Taps as a function of their position: sines of one trained frequency per unit, then a decaying window."""
 
+    without_decay: ClassVar = ("positions",)  # where they are trained
     positions: Tensor
     window: Tensor
 

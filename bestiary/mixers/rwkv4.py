@@ -6,12 +6,17 @@
 
 Sums are kept relative to the running maximum m of their exponents, so nothing overflows. Initialisation as in the
 paper for layer `layer` of `layers`: decay -5 + 8 (c / (d - 1))^(0.7 + 1.3 l), u = log 0.3 + 0.5 (0, 1, -1, ...),
-mu powers of c / d; W_k, W_r, W_o zero, W_v orthogonal.
+mu powers of c / d. Linear maps, by `init`:
+
+    "paper"      W_k, W_r, W_o zero, W_v orthogonal
+    "zoology23"  PyTorch's draw: the code that made Figure 2 of Zoology (HazyResearch/zoology, d9429b3, 27 October
+                 2023), of 2 `layers`, whose own draw does not reach into this mixer, a ScriptModule
+
 Departs from the paper: nothing known. Its channel mixing is not part of a sequence mixer.
 """
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -29,7 +34,8 @@ class RWKV4(Mixer):
     """y_t = W_o (sigmoid(r_t) * wkv_t), wkv a decaying softmax average with a bonus for the present."""
 
     family: ClassVar = "gated linear"
-    variants: ClassVar = ("layer=3, layers=4",)
+    variants: ClassVar = ("layer=3, layers=4", "init='zoology23', layer=1, layers=2")
+    later_options: ClassVar = ("init",)
     without_decay: ClassVar = ("mix",)
 
     class Memory(NamedTuple):
@@ -40,7 +46,9 @@ class RWKV4(Mixer):
         bottom: Channels
         m: Channels
 
-    def __init__(self, dim: int, *, layer: int = 0, layers: Positive = 12) -> None:
+    def __init__(
+        self, dim: int, *, layer: int = 0, layers: Positive = 12, init: Literal["paper", "zoology23"] = "paper"
+    ) -> None:
         super().__init__()
         if not 0 <= layer < layers:
             raise ValueError(f"rwkv4(layer={layer}): there are layers 0 to {layers - 1}")
@@ -49,9 +57,10 @@ class RWKV4(Mixer):
         self.decay = nn.Parameter(-5 + 8 * (torch.arange(dim) / max(1, dim - 1)) ** (0.7 + 1.3 * depth))
         self.bonus = nn.Parameter(math.log(0.3) + 0.5 * ((torch.arange(dim) + 1) % 3 - 1))
         self.r, self.k, self.v, self.out = (nn.Linear(dim, dim, bias=False) for _ in range(4))
-        for still in (self.r, self.k, self.out):
-            nn.init.zeros_(still.weight)
-        nn.init.orthogonal_(self.v.weight)
+        if init == "paper":
+            for still in (self.r, self.k, self.out):
+                nn.init.zeros_(still.weight)
+            nn.init.orthogonal_(self.v.weight)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         mixed, r, after = self.average(x, self.initial_state(x) if state is None else state)

@@ -87,6 +87,7 @@ class Spec:
     changed: tuple[str, ...] = ()  # the options that differ from their defaults
     source: str = ""  # what else the build depends on: the digest of a user's file, the version of a package
     named: bool = field(default=False, compare=False, repr=False)  # by the user, so that workers may run its file
+    unwritten: tuple[str, ...] = field(default=(), compare=False, repr=False)  # later options at their defaults
 
     def build(self, *arguments: Any) -> Any:
         """The object itself; `arguments` are the positional ones of its class (a mixer's width).
@@ -116,8 +117,13 @@ class Spec:
         return {"text": str(self), "name": self.name, "options": options, "source": self.source}
 
     def options_json(self, write: Callable[["Spec"], Any]) -> dict[str, Any]:
-        """The options, specs within them written as JSON."""
-        return {name: [write(s) for s in value] if is_pattern(value) else value for name, value in self.options}
+        """The options, specs within them written as JSON.
+
+        Left out are those that a class names in `later_options`, at their defaults: what was made before the class had
+        them keeps its key.
+        """
+        written = [(name, value) for name, value in self.options if name not in self.unwritten]
+        return {name: [write(s) for s in value] if is_pattern(value) else value for name, value in written}
 
     @property
     def key(self) -> str:
@@ -143,7 +149,9 @@ def checked(kind: str, name: str, options: Mapping[str, Any], version: str) -> S
     defaults = {option: default for option, (_, default) in signature(cls).items()}
     given = {option: check(cls, name, option, value) for option, value in options.items()}
     changed = tuple(sorted(option for option, value in given.items() if value != defaults[option]))
-    return Spec(kind, name, tuple(sorted((defaults | given).items())), changed, version, name.endswith(".py"))
+    unwritten = tuple(option for option in getattr(cls, "later_options", ()) if option not in changed)
+    options = tuple(sorted((defaults | given).items()))
+    return Spec(kind, name, options, changed, version, name.endswith(".py"), unwritten)
 
 
 def parse(kind: str, text: str) -> tuple[Spec, ...]:

@@ -104,7 +104,7 @@ class Recipe(StrictModel):
     pattern: Mixers
     dim: Positive = 64
     depth: Depth = 2
-    channel: Literal["mlp", "swiglu", "tanh_mlp", "none", "copy"] = "none"
+    channel: Literal["mlp", "swiglu", "tanh_mlp", "zoology23", "none", "copy"] = "none"
     positions: Natural = 0  # number of learned position vectors; 0 for none
     dropout: Share = 0.0  # of the embeddings, in training
 
@@ -343,19 +343,23 @@ def zoology23(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any)
     As `iclr24`, but for what the code of those days did (commit 8486daf for BaseConv, 174d6cc for H3, d9429b3 for the
     others): the state mixer was built as a second sequence mixer, so BaseConv and H3 stand twice in each layer and have
     no other channel mixing, and the others have a tanh network; weight decay 0.01; batches of 1,024 rows (256 for
-    attention, 128 at length 512); no early stopping.
-    Departs from it: as `iclr24`; and mixers keep their own initialisation, where that code drew all linear maps
-    N(0, 0.02). BaseConv's is the same, and its logits equal that code's for the same weights.
+    attention, and for H3 at length 256; 128 at length 512); no early stopping.
+    Attention, Hyena, H3 and RWKV-4 start as they did there with their option `init='zoology23'`, which
+    `figure2 --scale paper` gives them; BaseConv and the tanh network always do. For the same weights the logits of all
+    five are that code's.
+    Departs from it: the last batch of an epoch is full; RWKV-4's averages are not rounded to bfloat16; and H3's runs of
+    (64, 4), whose commit is not known, may have had a weight decay of 0.1.
     """
     parts = parse("mixers", pattern)
     doubled = all(part.name in ("base_conv", "h3") for part in parts)
     only_attention = all(part.name == "attention" for part in parts)
-    batch = 256 if only_attention else 128 if length >= 512 else 1024
+    quarter = only_attention or (length >= 256 and any(part.name == "h3" for part in parts))
+    batch = 128 if length >= 512 else 256 if quarter else 1024
     epoch = math.ceil(100_000 / batch)
     layers = 4 if any(part.name == "base_conv" for part in parts) else 2
     settings = {
         "depth": layers * (2 if doubled else 1),
-        "channel": "none" if doubled else "tanh_mlp",
+        "channel": "none" if doubled else "zoology23",
         "weight_decay": 0.01,
         "batch": batch,
         "distinct": (epoch,),
