@@ -30,13 +30,12 @@ from bestiary.training.train import keep_freed_memory
 DIM, BATCH, LENGTHS, CONTEXTS = 128, 16, (256, 1024, 4096, 8192), (1024, 16384)
 
 
-def train(mixer: nn.Module, call: Callable[[Tensor], Any], batch: int, length: int) -> Callable[[], None]:
+def train(mixer: nn.Module, call: Callable[[Tensor], Tensor], batch: int, length: int) -> Callable[[], None]:
     x = torch.randn(batch, length, DIM)
 
     def once() -> None:
         mixer.zero_grad()
-        y = call(x)
-        (y[0] if isinstance(y, tuple) else y).square().mean().backward()
+        call(x).square().mean().backward()
 
     return once
 
@@ -47,79 +46,21 @@ def ours(name: str) -> Any:
 
 
 def peers(chosen: list[str]) -> None:
+    from _peers import peers as all_peers
     from transformers import logging
 
     logging.set_verbosity_error()
     print(f"forward and backward, batch {BATCH}, length 256, width {DIM}, CPU time; {machine()}")
-    print(f"  {'layer':14} {'peer':34} {'peer, ms':>9} {'ours, ms':>9} {'ratio':>7}")
-    for name, peer, one, other in pairs_of_layers():
-        if chosen and name.partition("(")[0] not in chosen:
+    print(f"  {'ours':38} {'peer':29} {'peer ms':>8} {'ours ms':>8} {'ratio':>6}")
+    for peer in all_peers(DIM, 256):
+        if chosen and peer.ours.partition("(")[0] not in chosen:
             continue
-        ways = {"ours": train(one, one.parallel, BATCH, 256), "peer": train(other[0], other[1], BATCH, 256)}
+        mine = ours(peer.ours)
+        ways = {"ours": train(mine, mine.parallel, BATCH, 256), "peer": train(peer.layer, peer.call, BATCH, 256)}
         taken = interleaved(ways, rounds=5, clock=time.process_time)
-        times = [statistics.median(taken[way]) * 1e3 for way in ("peer", "ours")]
-        cells = "".join(f" {t:9.1f}" for t in times)
-        print(f"  {name:14} {peer:34}{cells} {ratio(taken, 'peer', 'ours'):7.2f}", flush=True)
-
-
-def pairs_of_layers() -> Iterator[tuple[str, str, Any, tuple[nn.Module, Callable[[Tensor], Any]]]]:
-    """Our layer's name and its peer's, our layer, and the peer with the function that calls it."""
-    import transformers as hf
-    from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
-    from transformers.models.mamba.modeling_mamba import MambaMixer
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-    from transformers.models.minimax.modeling_minimax import MiniMaxLightningAttention
-    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
-    from transformers.models.recurrent_gemma.modeling_recurrent_gemma import RecurrentGemmaRecurrentBlock
-    from transformers.models.rwkv.modeling_rwkv import RwkvSelfAttention
-    from transformers.models.xlstm.modeling_xlstm import xLSTMLayer
-
-    places = torch.arange(256).unsqueeze(0)
-    llama = hf.LlamaConfig(hidden_size=DIM, num_attention_heads=2, num_key_value_heads=2, attn_implementation="sdpa")
-    angles = LlamaRotaryEmbedding(llama)(torch.zeros(1, 256, DIM), places)
-    attention = LlamaAttention(llama, layer_idx=0)
-    lightning = MiniMaxLightningAttention(
-        hf.MiniMaxConfig(hidden_size=DIM, num_attention_heads=2, layer_types=["linear_attention"], num_hidden_layers=1),
-        0,
-    )
-    heads = {"num_heads": 4, "head_dim": 64, "n_groups": 1}
-    mamba2 = Mamba2Mixer(hf.Mamba2Config(hidden_size=DIM, expand=2, **heads), 0)
-    delta = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 48}
-    gated_delta = Qwen3NextGatedDeltaNet(hf.Qwen3NextConfig(hidden_size=DIM, linear_value_head_dim=96, **delta), 0)
-    gemma = hf.RecurrentGemmaConfig(hidden_size=DIM, lru_width=DIM, num_attention_heads=4)
-    griffin = RecurrentGemmaRecurrentBlock(gemma, 0)
-    rwkv = RwkvSelfAttention(hf.RwkvConfig(hidden_size=DIM, num_hidden_layers=1), layer_id=0)
-    xlstm = hf.xLSTMConfig(hidden_size=DIM, num_heads=2, num_hidden_layers=1, autocast_kernel_dtype="float32")
-    mlstm = xLSTMLayer(xlstm)
-    mamba = MambaMixer(hf.MambaConfig(hidden_size=DIM), 0)
-    fused, several = nn.LSTM(DIM, DIM, batch_first=True), nn.MultiheadAttention(DIM, 2, batch_first=True, bias=False)
-    mask = nn.Transformer.generate_square_subsequent_mask(256)
-
-    def torch_attention(x: Tensor) -> Tensor:
-        return several(x, x, x, attn_mask=mask, is_causal=True, need_weights=False)[0]
-
-    def lightly(x: Tensor) -> Tensor:
-        return lightning(x, position_embeddings=None, attention_mask=None)[0]
-
-    def llama_attention(x: Tensor) -> Tensor:
-        return attention(x, position_embeddings=angles, attention_mask=None)[0]
-
-    yield "attention", "LlamaAttention, sdpa", ours("attention(heads=2)"), (attention, llama_attention)
-    plain = ours("attention(heads=2, rotary=False)")
-    yield "attention", "torch.nn.MultiheadAttention", plain, (several, torch_attention)
-    yield "lightning", "MiniMaxLightningAttention", ours("lightning(heads=2, layer=0, layers=1)"), (lightning, lightly)
-    yield "mlstm", "xLSTMLayer", ours("mlstm(heads=2)"), (mlstm, mlstm)
-    yield "gated_delta", "Qwen3NextGatedDeltaNet", ours("gated_delta"), (gated_delta, gated_delta)
-    yield "mamba2", "Mamba2Mixer", ours("mamba2"), (mamba2, mamba2)
-    yield (
-        "rg_lru",
-        "RecurrentGemmaRecurrentBlock",
-        ours("rg_lru(heads=4)"),
-        (griffin, lambda x: griffin(x, places, None, use_cache=False)),
-    )
-    yield "rwkv4", "RwkvSelfAttention", ours("rwkv4"), (rwkv, rwkv)
-    yield "lstm", "torch.nn.LSTM", ours("lstm"), (fused, fused)
-    yield "mamba", "MambaMixer", ours("mamba"), (mamba, mamba)
+        cells = "".join(f" {statistics.median(taken[way]) * 1e3:8.1f}" for way in ("peer", "ours"))
+        name = type(peer.layer).__name__
+        print(f"  {peer.ours:38} {name:29}{cells} {ratio(taken, 'peer', 'ours'):6.2f}", flush=True)
 
 
 def decay() -> None:
