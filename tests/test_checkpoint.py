@@ -59,11 +59,11 @@ def write_as_before(monkeypatch: pytest.MonkeyPatch, *, sharded: bool) -> None:
             torch.save(state, folder / "state.pt")
         return {}
 
-    def write_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:
-        write_file(folder / "last.json", {name: record[name] for name in ("step", "log", "sum")})
+    def write_record(path: Path, record: Mapping[str, Any]) -> None:
+        write_file(path, {name: record[name] for name in ("step", "log", "sum")})
 
     monkeypatch.setattr("bestiary.lm.loop.save_state", save_state)
-    monkeypatch.setattr("bestiary.lm.loop.write_checkpoint", write_checkpoint)
+    monkeypatch.setattr("bestiary.runs.resuming.write_record", write_record)
 
 
 @pytest.mark.parametrize("file", [".metadata", "state.pt"])
@@ -153,7 +153,7 @@ def test_a_model_without_digests_is_read_and_said_to_be_unchecked(
 
 @pytest.mark.parametrize("size", [0, 5, 400, -1])
 def test_truncated_weights_and_those_of_another_model_are_one_line(text: Corpus, tmp_path: Path, size: int) -> None:
-    from bestiary.lm.files import write_tensors
+    from bestiary.runs.tensors import write_tensors
 
     list(pretrain(small_recipe(), text, tmp_path))
     run = tmp_path / small_recipe().key
