@@ -303,7 +303,10 @@ class TrainingLoop:
         last = self.group.broadcast(read_checkpoint(folder) if self.run is not None else None)
         if last is not None:
             if self.run is not None:
-                self.run.check_log(last)
+                try:
+                    self.run.check_log(last)
+                except ValueError as fault:
+                    raise ValueError(f"{fault}; remove {folder} to start the run over") from None
                 self.run.seconds_before = last.get("seconds", 0.0)
             self.step = last["step"]
             place, trust = folder / f"step-{self.step}", self.config.trust_checkpoint

@@ -58,10 +58,7 @@ class ResumableRun(Run):
         path, size = self.place / "log.jsonl", record["log"]
         whole = path.is_file() and path.stat().st_size >= size
         if not whole or ("log_digest" in record and self.log_digest(size) != record["log_digest"]):
-            raise ValueError(
-                f"{path} is damaged: it is not the log that its checkpoint knows; "
-                f"remove {self.checkpoint} to start the run over"
-            )
+            raise ValueError(f"{path} is damaged: it is not the log that its checkpoint knows")
 
     def flush_log(self) -> int:
         """Write the log to disk; its size in bytes. Raises ClaimLost if another worker holds the run now."""

@@ -52,7 +52,7 @@ def train(
     *,
     device: torch.device | str = "cpu",
     saved: Mapping[str, Tensor] | None = None,
-    after_step: Callable[[TrainingState], None] | None = None,
+    after_step: Callable[[TrainingState], None] = lambda _: None,
 ) -> Iterator[Measurement]:
     """Train, score on the selection stream every few steps, and score on the test stream at the end.
 
@@ -80,8 +80,7 @@ def train(
             yield from (one._replace(step=step, split="selection") for one in seen if not one.facet)
             if recipe.stop is not None and accuracy(seen) >= recipe.stop:
                 break
-        if after_step is not None:
-            after_step(state)
+        after_step(state)
     for measurement in score(model, recipe.test, "test", recipe.test_rows, device=device):
         yield measurement._replace(step=state.step)
 
