@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from bestiary.corpus.corpus import Corpus
 from bestiary.lm.loop import pretrain
 from bestiary.lm.pretraining import open_run
+from bestiary.runs.files import read_record, write_record
 from bestiary.runs.store import write_file
 
 
@@ -96,6 +97,16 @@ def test_a_checkpoint_of_version_0_1_is_resumed_to_the_bit(
     rows = list(pretrain(small_recipe(), text, tmp_path / "cut", trust_checkpoint=sharded))
     assert rows[0]["step"] == 15
     assert loss_rows(read_log(run)) == whole
+
+
+def test_seconds_count_the_time_up_to_the_checkpoint(text: Corpus, tmp_path: Path) -> None:
+    run = stopped_run(text, tmp_path / "models")
+    record = read_record(run / "checkpoint" / "last.json")
+    assert 0 < record["seconds"] < 100
+    write_record(run / "checkpoint" / "last.json", record | {"seconds": 1000.0})
+    list(pretrain(small_recipe(), text, tmp_path / "models"))
+    assert 1000 < json.loads((run / "done").read_text())["seconds"] < 1100
+    assert not (run / "checkpoint").exists()
 
 
 def forget_digests(run: Path) -> None:
