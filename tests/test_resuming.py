@@ -10,7 +10,8 @@ from torch import Tensor
 from bestiary.runs.tensors import read_tensors, write_tensors
 from bestiary.training.recipe import Recipe, clean
 from bestiary.training.state import TrainingState
-from bestiary.training.train import Diverged, batches, new_state, train
+from bestiary.training.together import MemberStates, train_together
+from bestiary.training.train import Diverged, Measurement, batches, new_state, train
 
 SMALL: dict[str, Any] = {
     "train": "mqar(vocab=20, length=12, pairs=2)",
@@ -75,12 +76,50 @@ def test_a_run_may_be_interrupted_several_times() -> None:
         kept: dict[int, dict[str, Tensor]] = {}
 
         def keep(state: TrainingState, kept: dict[int, dict[str, Tensor]] = kept) -> None:
-            kept[state.step] = {name: tensor.clone() for name, tensor in state.tensors().items()}
+            kept[state.step] = copies(state.tensors())
 
         rows = [one for one in train(recipe, saved=saved, after_step=keep) if one.split != "test"]
         found += [one for one in rows if one.step <= until]
         saved = kept[until]
     assert found + list(train(recipe, saved=saved)) == whole
+
+
+def copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def test_the_state_of_a_member_of_a_stack_is_that_of_its_run_alone() -> None:
+    own = ({"rate": 1e-3, "weight_decay": 0.0}, {"rate": 1e-2, "seed": 1}, {"rate": 3e-3})
+    recipes = [clean("attention, gla", **SMALL | changes, channel="mlp") for changes in own]
+    alone: list[dict[int, dict[str, Tensor]]] = [{} for _ in recipes]
+    for recipe, kept in zip(recipes, alone, strict=True):
+
+        def keep(state: TrainingState, kept: dict[int, dict[str, Tensor]] = kept) -> None:
+            kept[state.step] = copies(state.tensors())
+
+        list(train(recipe, recipe.build().double(), after_step=keep))
+    members: dict[int, list[dict[str, Tensor]]] = {}
+
+    def keep_all(states: MemberStates) -> None:
+        found = [copies(tensors) for _, tensors in states()]
+        members[int(found[0]["step"])] = found
+
+    for saved in (None, [kept[6] for kept in alone]):
+        members.clear()
+        models = [recipe.build().double() for recipe in recipes]
+        rows = list(train_together(recipes, models, saved=saved, after_step=keep_all))
+        assert list(members) == list(range(1 if saved is None else 7, 12))
+        assert {row.step for _, row in rows if isinstance(row, Measurement)} == (
+            {4, 8, 11} if saved is None else {8, 11}
+        )
+        for step, found in members.items():
+            for one, kept in zip(found, alone, strict=True):
+                assert one.keys() == kept[step].keys()
+                for name, tensor in one.items():
+                    assert torch.allclose(tensor.double(), kept[step][name].double(), rtol=1e-7, atol=1e-9), (
+                        step,
+                        name,
+                    )
 
 
 @pytest.mark.parametrize("name", ["adamw", "shuffled rows and dropout", "finite segments", "curriculum"])
@@ -103,7 +142,7 @@ def test_a_loss_that_is_no_number_ends_a_resumed_run_too() -> None:
     recipe = clean("attention", **SMALL | {"rate": 1e30, "clip": None, "warmup": 0})
     kept: list[dict[str, Tensor]] = []
     with pytest.raises(Diverged, match="at step 4") as whole:
-        list(train(recipe, after_step=lambda state: kept.append({n: t.clone() for n, t in state.tensors().items()})))
+        list(train(recipe, after_step=lambda state: kept.append(copies(state.tensors()))))
     assert len(kept) == 3
     with pytest.raises(Diverged) as resumed:
         list(train(recipe, saved=kept[-1]))
@@ -126,7 +165,7 @@ def test_the_state_of_another_model_is_refused_and_changes_nothing(change: Any, 
     saved = read_tensors(states(RECIPES["adamw"], tmp_path)[4])
     change(saved)
     state = new_state(RECIPES["adamw"])
-    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    before = copies(state.tensors())
     with pytest.raises(ValueError, match=message):
         state.load(saved)
     assert before.keys() == state.tensors().keys()

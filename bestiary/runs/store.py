@@ -34,7 +34,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from bestiary._version import __version__
 from bestiary.runs.claims import (
@@ -203,7 +203,7 @@ class Run:
         """How long the run has taken so far; of earlier attempts, only what it goes on from counts."""
         return self.seconds_before + time.monotonic() - self.start_time
 
-    def __enter__(self) -> "Run":
+    def __enter__(self) -> Self:
         try:
             self.open()
         except BaseException:
