@@ -117,6 +117,27 @@ def test_origin_and_seconds_tell_of_all_parts(store: Store) -> None:
     assert 2000 < ended.seconds < 2100
 
 
+TIED = """from bestiary.mixers.attention import Attention
+
+
+class Tied(Attention):
+    \"\"\"Attention that uses one weight twice.\"\"\"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.again = self.q
+"""
+
+
+def test_a_run_whose_weights_share_memory_goes_on_too(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "tied.py").write_text(TIED)
+    recipe, whole = clean(str(tmp_path / "tied.py"), **SMALL), Store(tmp_path / "whole")
+    carry_out(whole, recipe)
+    carry_out(store, recipe, until=8)
+    assert starts(carry_out(store, recipe)) == [Resumption(7)]
+    assert log_of(store, recipe) == log_of(whole, recipe)
+
+
 def test_a_run_that_diverges_leaves_no_checkpoint(store: Store) -> None:
     recipe = clean("attention", **SMALL | {"rate": 1e30, "clip": None, "warmup": 0})
     carry_out(store, recipe)

@@ -34,7 +34,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bestiary._version import __version__
 from bestiary.runs.claims import (
@@ -78,6 +78,8 @@ __all__ = [
 HEARTBEAT = 15.0  # seconds between heartbeats
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = "checkpoint"
+
+Held = TypeVar("Held", bound="Run")
 
 
 class ClaimLost(Exception):
@@ -203,7 +205,7 @@ class Run:
         """How long the run has taken so far; of earlier attempts, only what it goes on from counts."""
         return self.seconds_before + time.monotonic() - self.start_time
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Held) -> Held:
         try:
             self.open()
         except BaseException:

@@ -118,7 +118,8 @@ class CheckpointedRun(ResumableRun):
         name = f"{self.claim.name}-step-{step}.safetensors"
         try:
             self.checkpoint.mkdir(exist_ok=True)
-            files = {name: write_tensors(self.checkpoint / name, tensors)}
+            alone = {slot: tensor.detach().clone() for slot, tensor in tensors.items()}  # they may share memory
+            files = {name: write_tensors(self.checkpoint / name, alone)}
             self.write_checkpoint({"key": self.recipe.key, "step": step, "origins": origins, "files": files})
             for old in self.checkpoint.iterdir():
                 if old.name not in (name, RECORD) and old.name.startswith(("claim-", ".")):

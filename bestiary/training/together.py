@@ -37,8 +37,6 @@ from bestiary.training.train import (
 
 Progress = Measurement | Diverged | Model
 MemberStates = Callable[[], Iterator[tuple[int, dict[str, Tensor]]]]  # the tensors of each member's state, by its index
-
-
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
@@ -260,7 +258,7 @@ class Stack:
         found |= {f"model/{bare(name)}": numbers[name][place].detach() for name in self.shell.state_dict()}
         (change,) = self.adam.param_groups[0]["params"]
         for slot, tensor in self.adam.state[change].items():
-            parts = [tensor.clone() for _ in self.weights] if slot == "step" else self.split(tensor[place])
+            parts = [tensor] * len(self.weights) if slot == "step" else self.split(tensor[place])
             found |= {f"optimizer/{bare(name)}/{slot}": x for name, x in zip(self.weights, parts, strict=True)}
         return found
 
