@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from bestiary.corpus.corpus import Corpus
 from bestiary.lm.loop import pretrain
 from bestiary.lm.pretraining import open_run
+from bestiary.runs.files import read_record, write_record
 from bestiary.runs.store import write_file
 
 
@@ -59,11 +60,11 @@ def write_as_before(monkeypatch: pytest.MonkeyPatch, *, sharded: bool) -> None:
             torch.save(state, folder / "state.pt")
         return {}
 
-    def write_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:
-        write_file(folder / "last.json", {name: record[name] for name in ("step", "log", "sum")})
+    def write_record(path: Path, record: Mapping[str, Any]) -> None:
+        write_file(path, {name: record[name] for name in ("step", "log", "sum")})
 
     monkeypatch.setattr("bestiary.lm.loop.save_state", save_state)
-    monkeypatch.setattr("bestiary.lm.loop.write_checkpoint", write_checkpoint)
+    monkeypatch.setattr("bestiary.runs.resuming.write_record", write_record)
 
 
 @pytest.mark.parametrize("file", [".metadata", "state.pt"])
@@ -96,6 +97,16 @@ def test_a_checkpoint_of_version_0_1_is_resumed_to_the_bit(
     rows = list(pretrain(small_recipe(), text, tmp_path / "cut", trust_checkpoint=sharded))
     assert rows[0]["step"] == 15
     assert loss_rows(read_log(run)) == whole
+
+
+def test_seconds_count_the_time_up_to_the_checkpoint(text: Corpus, tmp_path: Path) -> None:
+    run = stopped_run(text, tmp_path / "models")
+    record = read_record(run / "checkpoint" / "last.json")
+    assert 0 < record["seconds"] < 100
+    write_record(run / "checkpoint" / "last.json", record | {"seconds": 1000.0})
+    list(pretrain(small_recipe(), text, tmp_path / "models"))
+    assert 1000 < json.loads((run / "done").read_text())["seconds"] < 1100
+    assert not (run / "checkpoint").exists()
 
 
 def forget_digests(run: Path) -> None:
@@ -153,7 +164,7 @@ def test_a_model_without_digests_is_read_and_said_to_be_unchecked(
 
 @pytest.mark.parametrize("size", [0, 5, 400, -1])
 def test_truncated_weights_and_those_of_another_model_are_one_line(text: Corpus, tmp_path: Path, size: int) -> None:
-    from bestiary.lm.files import write_tensors
+    from bestiary.runs.tensors import write_tensors
 
     list(pretrain(small_recipe(), text, tmp_path))
     run = tmp_path / small_recipe().key

@@ -4,6 +4,7 @@ Each damage is followed by a verb that reads the folder. It must come back in ti
 damaged is shown as before; and what is damaged is shown as before too, or is refused by name.
 """
 
+import contextlib
 import csv
 import json
 import time
@@ -21,11 +22,13 @@ from in_process import LONGEST, SLOWEST, alarm, command
 from stores import line
 
 from bestiary.runs.store import Store
+from bestiary.sweep.jobs import Job, JobEvent, WorkerConfig
+from bestiary.sweep.work import work
 from bestiary.training.recipe import Recipe, clean
 
 pytestmark = [pytest.mark.slow, pytest.mark.hostile, pytest.mark.timeout(1800)]
 
-STORE, MODEL, CONVERTED, CORPUS, CHECKPOINT = map(share_of, (1000, 420, 120, 420, 60))
+STORE, MODEL, CONVERTED, CORPUS, CHECKPOINT, RUN = map(share_of, (1000, 420, 120, 420, 60, 120))
 TASK = "mqar(vocab=20, length=12, pairs=2)"
 SIZES: dict[str, Any] = {"dim": 8, "depth": 1, "steps": 20, "every": 10, "selection_rows": 40, "test_rows": 50}
 EXPERIMENT = f'''"""Does a small model remember two pairs?"""
@@ -165,6 +168,50 @@ def judge(
         return  # nothing tells such a run from one that was interrupted
     elif key not in told:
         findings.note("a run is lost without a word", shown)
+
+
+def carry_out(folder: Path, recipe: Recipe, *, until: int | None = None) -> list[JobEvent]:
+    """What a worker reports of a run; it is interrupted by the measurement of a step."""
+    events: list[JobEvent] = []
+
+    def report(event: JobEvent) -> None:
+        events.append(event)
+        if event.kind == "measured" and event.detail.step == until:
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(*([KeyboardInterrupt] if until else [])):
+        work(Job((recipe,)), WorkerConfig(str(folder)), "cpu", report)
+    return events
+
+
+def test_damage_to_the_checkpoint_of_a_run(
+    tmp_path: Path, record_property: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run ends with the log that it would have had, from its checkpoint or from the start, or fails by name."""
+    monkeypatch.setattr("bestiary.sweep.checkpoints.SAVE_EVERY", 0.0)
+    recipe, here = clean("attention", train=TASK, **SIZES | {"every": 5}), tmp_path / "runs"
+    carry_out(tmp_path / "whole", recipe)
+    wanted = (tmp_path / "whole" / recipe.key / "log.jsonl").read_bytes()
+    carry_out(here, recipe, until=15)
+    whole, findings = Folder(here), Findings()
+    for damage in damages(here, Random(6), many=RUN, files=lambda name: "claim-0/" not in name):
+        whole.restore()
+        damage.apply(here / damage.file)
+        findings.tried += 1
+        shown = f"runs/{damage}"
+        with alarm(LONGEST):
+            events = carry_out(here, recipe)
+        faults = [event.detail.fault for event in events if event.kind == "started" and event.detail is not None]
+        lines = [str(event.detail) for event in events if event.kind == "failed"] + list(filter(None, faults))
+        findings.refused += bool(lines)
+        if any(recipe.key not in line or "\n" in line for line in lines):
+            findings.note(f"told in no line, or the file is not named: {lines}", shown)
+        if events[-2].kind == "ended" and (here / recipe.key / "log.jsonl").read_bytes() != wanted:
+            findings.note("a number has changed without a word", shown)
+        elif events[-2].kind not in ("ended", "failed"):
+            findings.note(f"it ends as {events[-2].kind}", shown)
+    assert findings.refused > findings.tried / 4
+    tell(record_property, "the checkpoint of a run", findings)
 
 
 # Models and corpora

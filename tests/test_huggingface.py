@@ -251,9 +251,9 @@ def build_and_wrap(pattern: str) -> Any:
 def run_folder(folder: Path, **changes: Any) -> Path:
     """A run on text that was trained for no step at all."""
     from bestiary.corpus.tokenizers import open_tokenizer
-    from bestiary.lm.files import write_tensors
     from bestiary.lm.pretraining import Pretraining
     from bestiary.runs.store import write_file
+    from bestiary.runs.tensors import write_tensors
 
     fields = {"corpus": "0" * 12, "vocab": 257, "pattern": "gated_delta", "dim": 16, "depth": 1} | changes
     recipe = Pretraining(**fields)

@@ -16,11 +16,12 @@ from damaging import Findings, Recorder, share_of
 from in_process import LONGEST, command
 
 from bestiary.runs.store import Store
+from bestiary.sweep.checkpoints import CheckpointedRun
 from bestiary.training.recipe import Recipe, clean
 
 pytestmark = [pytest.mark.slow, pytest.mark.hostile, pytest.mark.timeout(1800)]
 
-RUNS, MODELS, CORPORA, FILES = map(share_of, (26, 14, 10, 10))
+RUNS, RESUMED, MODELS, CORPORA, FILES = map(share_of, (26, 20, 14, 10, 10))
 SIZES: dict[str, Any] = {"dim": 16, "steps": 40, "every": 4, "batch": 16, "selection_rows": 40, "test_rows": 50}
 SMALL = ("context=8", "batch=2", "steps=30", "every=3", "dim=8", "depth=1", "selection_rows=2", "test_rows=2")
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -140,6 +141,46 @@ def test_runs_that_are_killed(tmp_path: Path, record_property: Recorder) -> None
         "runs",
         *kill_often(RUNS, 1, train_unless_done, (str(folder), recipe), whole, again, between, start),
     )
+
+
+def work_saving_often(folder: str, recipe: Recipe) -> None:
+    """What a worker of a sweep does, with a checkpoint after every step."""
+    from bestiary.sweep import checkpoints
+    from bestiary.sweep.jobs import Job, WorkerConfig
+    from bestiary.sweep.work import work
+
+    checkpoints.SAVE_EVERY, checkpoints.SHARE = 0.0, 0
+    work(Job((recipe,)), WorkerConfig(folder, keep=True), "cpu", lambda _: None)
+
+
+def test_runs_with_checkpoints_that_are_killed(tmp_path: Path, record_property: Recorder) -> None:
+    recipe = clean("base_conv, attention", train="mqar(vocab=20, length=12, pairs=2)", **SIZES)
+    folder, went_on = tmp_path / "runs", list[int]()
+    carried_out(train, str(tmp_path / "whole"), recipe)
+    names = ("log.jsonl", "weights.safetensors", "recipe.json")
+    whole = contents(tmp_path / "whole", *names)
+
+    def between() -> str:
+        run = Store(folder).claim(recipe)
+        if run is not None:
+            found = CheckpointedRun(run.place, run.claim, recipe)
+            run.release()
+            went_on.append(found.first)
+            if found.note:
+                return f"a checkpoint after a kill: {found.note}"
+        done = command("status", "--all", folder=tmp_path)
+        return done.fault
+
+    def start() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def seen() -> dict[str, bytes]:
+        found = contents(folder, *names)
+        return found | {str(place): b"left" for place in folder.glob("*/checkpoint")}
+
+    given = (str(folder), recipe)
+    done = kill_often(RESUMED, 5, work_saving_often, given, whole, seen, between, start)
+    tell(record_property, f"runs with checkpoints, {sum(step > 0 for step in went_on)} of which went on", *done)
 
 
 def train_unless_done(folder: str, recipe: Recipe) -> None:

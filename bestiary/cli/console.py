@@ -53,6 +53,7 @@ class ProgressDisplay:
         self.accuracy: dict[str, float] = {}  # on the selection stream
         self.tests: dict[str, list[float]] = {}  # test accuracy of each segment
         self.started: dict[str, float] = {}  # when each run began, by this process's clock
+        self.first: dict[str, int] = {}  # the step that it began after
         self.total, self.done, self.detail = total, done, detail
         self.failures: list[Recipe] = []
 
@@ -67,6 +68,9 @@ class ProgressDisplay:
                 match kind:
                     case "started":
                         self.remove_bar(recipe)
+                        if what is not None:
+                            self.print_note(recipe, str(what), style="yellow" if what.fault else "")
+                        self.first[recipe.key] = 0 if what is None else what.step
                         self.started[recipe.key] = time.monotonic()
                         self.lines[recipe.key] = self.progress.add_task(self.label(recipe), total=recipe.steps, news="")
                     case "measured":
@@ -103,9 +107,10 @@ class ProgressDisplay:
 
     def time_left(self, recipe: Recipe, step: int) -> str:
         """How long the rest of the steps will take at the pace so far, as the end of a line."""
-        if step >= recipe.steps or recipe.key not in self.started:
+        done = step - self.first.get(recipe.key, 0)
+        if step >= recipe.steps or recipe.key not in self.started or done <= 0:
             return ""
-        seconds = (time.monotonic() - self.started[recipe.key]) * (recipe.steps - step) / max(1, step)
+        seconds = (time.monotonic() - self.started[recipe.key]) * (recipe.steps - step) / done
         return f"  {format_seconds(seconds)} left"
 
     def show_end(self, recipe: Recipe, end: Outcome) -> None:

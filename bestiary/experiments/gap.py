@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._pretrained import MODELS, cached_losses, open_or_prepare, train_models
-from bestiary.lm.files import read_object
+from bestiary.runs.files import read_object
 from bestiary.slices import tables
 
 if TYPE_CHECKING:

@@ -25,10 +25,11 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.tensor import DTensor
 
 from bestiary.lm.distributed import TrainingGroup
-from bestiary.lm.files import disk_errors, read_object, unseal, write_record, write_tensors
 from bestiary.runs.digests import check
+from bestiary.runs.files import read_object, unseal
+from bestiary.runs.resuming import RECORD, check_record
+from bestiary.runs.tensors import disk_errors, write_tensors
 
-RECORD = "last.json"
 OLD_FIELDS = {"step", "log", "sum"}  # of a record of version 0.1
 
 
@@ -39,17 +40,8 @@ def read_checkpoint(folder: Path) -> dict[str, Any] | None:
         return None
     content = read_object(path)
     record = content if content.keys() == OLD_FIELDS else unseal(content, str(path))
-    if not all(isinstance(record.get(name), int) and record[name] >= 0 for name in ("step", "log")):
-        raise ValueError(f"{path} is damaged: it names no step of training and no size of the log")
-    files = record.get("files", {})
-    if not isinstance(files, dict) or any(Path(name).name != name for name in files):
-        raise ValueError(f"{path} is damaged: it names no files, or files elsewhere")
+    check_record(record, path)
     return record
-
-
-def write_checkpoint(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write the record, which makes a step's files the checkpoint."""
-    write_record(folder / RECORD, record)
 
 
 def save_state(

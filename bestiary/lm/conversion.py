@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerFast
 
-from bestiary.lm.files import disk_errors, read_object, write_digests
+from bestiary.lm.files import write_digests
 from bestiary.lm.huggingface import SETTINGS, wrap_model
 from bestiary.model import Model
-from bestiary.runs.store import write_file
+from bestiary.runs.files import read_object, write_file
+from bestiary.runs.tensors import disk_errors
 
 if TYPE_CHECKING:
     from bestiary.corpus.tokenizers import Tokenizer

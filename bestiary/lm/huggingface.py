@@ -25,10 +25,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from bestiary.corpus.hub import skip_without_network
-from bestiary.lm.files import DIGESTS, check_digests, read_object
+from bestiary.lm.files import DIGESTS, check_digests
 from bestiary.lm.names import check_name, is_path
 from bestiary.mixers._cost import weighted_costs
 from bestiary.model import Model, ModelState
+from bestiary.runs.files import read_object
 from bestiary.spec import LAYERS, read_specs, reading_data
 
 if TYPE_CHECKING:

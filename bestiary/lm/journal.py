@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bestiary.lm.files import seal, unseal
+from bestiary.runs.files import seal, unseal
 
 
 class Journal:

@@ -1,7 +1,6 @@
 """Training on text. Batch i depends on the seed and i alone, so a run can be stopped and resumed anywhere."""
 
 import math
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,16 +15,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.lm.checkpoint import load_state, read_checkpoint, save_state, write_checkpoint
+from bestiary.lm.checkpoint import load_state, read_checkpoint, save_state
 from bestiary.lm.distributed import TrainingGroup, training_group
-from bestiary.lm.files import write_tensors
 from bestiary.lm.pretraining import Parallel, Pretraining
 from bestiary.lm.speed import flops_per_token, peak_flops
 from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
-from bestiary.runs.digests import digest_bytes
-from bestiary.runs.store import WEIGHTS, Run, Store, origin, write_file
+from bestiary.runs.resuming import ResumableRun
+from bestiary.runs.store import CHECKPOINT, WEIGHTS, Store
+from bestiary.runs.tensors import write_tensors
 from bestiary.tasks._task import SILENT, stream
 from bestiary.training.train import TOKENS, Diverged, keep_freed_memory
 
@@ -106,48 +105,6 @@ class Objective(nn.Module):
         parts = zip(x.split(size), wanted.split(size), strict=True)
         sums = [F.cross_entropy(rows @ weight.T, part, reduction="sum", ignore_index=SILENT) for rows, part in parts]
         return torch.stack(sums).double().sum()
-
-
-class ResumableRun(Run):
-    """A run that resumes from a checkpoint, its log cut back to what the checkpoint knows of it."""
-
-    def open(self) -> None:
-        for name in ("failure.txt", WEIGHTS):  # a run that is not done has no weights: they come from its checkpoint
-            (self.place / name).unlink(missing_ok=True)
-        write_file(self.place / "recipe.json", self.recipe.json())
-        write_file(self.place / "origin.json", origin() | self.details)
-        for part in self.recipe.pattern:
-            if part.source and part.name.endswith(".py"):
-                (self.place / "source").mkdir(exist_ok=True)
-                shutil.copy(Path(part.name).expanduser(), self.place / "source")
-        self.log = (self.place / "log.jsonl").open("a")
-
-    def truncate_log(self, size: int) -> None:
-        """Keep the first `size` bytes of the log, in a new file: a former owner may still hold the old one open."""
-        self.log.close()
-        place = self.place / "log.jsonl"
-        write_file(place, place.read_bytes()[:size].decode())
-        self.log = place.open("a")
-
-    def log_digest(self, size: int) -> str:
-        """The digest of the first `size` bytes of the log."""
-        return digest_bytes((self.place / "log.jsonl").read_bytes()[:size])
-
-    def check_log(self, record: dict[str, Any]) -> None:
-        """Raises ValueError unless the log begins as the record of the checkpoint says."""
-        path, size = self.place / "log.jsonl", record["log"]
-        whole = path.is_file() and path.stat().st_size >= size
-        if not whole or ("log_digest" in record and self.log_digest(size) != record["log_digest"]):
-            raise ValueError(
-                f"{path} is damaged: it is not the log that its checkpoint knows; "
-                f"remove {self.place / 'checkpoint'} to start the run over"
-            )
-
-    def flush_log(self) -> int:
-        """Write the log to disk; its size in bytes. Raises ClaimLost if another worker holds the run now."""
-        self.check_held()
-        os.fsync(self.log.fileno())
-        return self.log.tell()
 
 
 def run_pretraining(
@@ -249,7 +206,7 @@ class TrainingLoop:
             self.save_model(self.run, weights)
 
     def save_model(self, run: ResumableRun, weights: dict[str, Tensor]) -> None:
-        """Write the trained model and its tokenizer, and remove the checkpoint."""
+        """Write the trained model and its tokenizer."""
         shutil.copytree(self.corpus.folder / "tokenizer", self.folder / "tokenizer", dirs_exist_ok=True)
         trained = self.recipe.build()
         trained.load_state_dict(weights)
@@ -257,7 +214,6 @@ class TrainingLoop:
         write_tensors(self.folder / WEIGHTS, trained.state_dict())
         tokenizer = sorted(path for path in (self.folder / "tokenizer").rglob("*") if path.is_file())
         run.kept += [WEIGHTS, *(str(path.relative_to(self.folder)) for path in tokenizer)]
-        shutil.rmtree(self.folder / "checkpoint", ignore_errors=True)
 
     def train_step(self) -> None:
         """One step of the optimizer."""
@@ -325,8 +281,9 @@ class TrainingLoop:
 
     def save_checkpoint(self) -> None:
         """Write what the run needs to resume, and how long its log is now."""
-        log_size = self.group.broadcast(self.run and self.run.flush_log())
-        folder, total = self.folder / "checkpoint", self.group.all_reduce(self.sum).item()
+        if self.run is not None:
+            self.run.flush_log()
+        folder, total = self.folder / CHECKPOINT, self.group.all_reduce(self.sum).item()
         new = folder / f"step-{self.step}"
         if self.run is not None:
             folder.mkdir(exist_ok=True)
@@ -335,19 +292,22 @@ class TrainingLoop:
         self.group.broadcast(None)
         files = save_state(self.group, self.model, self.optimizer, new)
         if self.run is not None:
-            log = {"log": log_size, "log_digest": self.run.log_digest(log_size)}
-            write_checkpoint(folder, {"step": self.step, **log, "sum": total, "files": files})
+            self.run.write_checkpoint({"step": self.step, "sum": total, "files": files})
             for old in folder.glob("step-*"):
                 if old != new:
                     shutil.rmtree(old)
 
     def resume(self) -> None:
         """Return to the last checkpoint, or to the start, and cut the log back to it."""
-        folder = self.folder / "checkpoint"
+        folder = self.folder / CHECKPOINT
         last = self.group.broadcast(read_checkpoint(folder) if self.run is not None else None)
         if last is not None:
             if self.run is not None:
-                self.run.check_log(last)
+                try:
+                    self.run.check_log(last)
+                except ValueError as fault:
+                    raise ValueError(f"{fault}; remove {folder} to start the run over") from None
+                self.run.seconds_before = last.get("seconds", 0.0)
             self.step = last["step"]
             place, trust = folder / f"step-{self.step}", self.config.trust_checkpoint
             load_state(self.group, self.model, self.optimizer, place, last, trust=trust)

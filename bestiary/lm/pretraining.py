@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from bestiary.lm.files import load_weights, read_object
+from bestiary.lm.files import load_weights
+from bestiary.runs.files import read_object
 from bestiary.runs.store import verified
 from bestiary.spec import Depth, Mixers, Natural, Positive
 from bestiary.training.recipe import Amount, Share, StrictModel, list_as_tuple

@@ -1,14 +1,19 @@
-"""Reading and writing the small files of a run. Each is written whole or not at all."""
+"""Reading and writing small files, each whole or not at all.
+
+A record is a JSON file whose field `digest` is that of all its other fields, so that damage to any of them is found.
+"""
 
 import gc
 import json
 import os
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from bestiary.runs.digests import digest_bytes
 
 FAULTS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 """What reading a damaged file may raise."""
@@ -83,3 +88,40 @@ def reason(fault: BaseException) -> str:
     if isinstance(fault, OSError) and fault.strerror:
         return fault.strerror
     return (str(fault).splitlines() or [type(fault).__name__])[0]
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a record with its digest."""
+    return {**content, "digest": digest_bytes(json.dumps(content, sort_keys=True).encode())}
+
+
+def unseal(content: Any, place: str) -> dict[str, Any]:
+    """The content of a record without its digest. Raises ValueError, naming the place, if the digest is not right."""
+    if not isinstance(content, dict) or "digest" not in content:
+        raise ValueError(f"{place} is damaged: it is no record with a digest")
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    if seal(rest) != content:
+        raise ValueError(f"{place} is damaged: its digest is not that of its content")
+    return rest
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError, naming the file, if it holds none."""
+    try:
+        content = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as fault:
+        reason = "too deeply nested" if isinstance(fault, RecursionError) else str(fault).splitlines()[0]
+        raise ValueError(f"{path} is damaged: it is no JSON ({reason})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds {type(content).__name__} where an object is expected")
+    return content
+
+
+def write_record(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a record."""
+    write_file(path, seal(content))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The content of a record. Raises ValueError, naming the file, if it is damaged."""
+    return unseal(read_object(path), str(path))

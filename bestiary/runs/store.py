@@ -5,13 +5,15 @@
                origin.json          versions, host and start time of the current attempt
                claim-0/             one folder for each attempt; the last one owns the run
                log.jsonl            one measurement a line
+               checkpoint/          what a run that was interrupted goes on from, if it got that far
                weights.safetensors  the trained weights, if they were kept
                failure.txt          the traceback of the last attempt, if it failed
                done                 how the run ended; written last
 
 A worker claims a run before it carries it out (see `claims`). When a claim is dead, the next worker makes a new one
-and the run starts over. Every file but the log is written under
-another name and then renamed, so that no reader sees half of it. If the log ends in half a line, that line is ignored.
+and the run goes on from its last checkpoint, its log cut back to it, or starts over if there is none. Every file but
+the log is written under another name and then renamed, so that no reader sees half of it. If the log ends in half a
+line, that line is ignored.
 `done` holds the digests of the other files, which are checked when they are read.
 """
 
@@ -32,7 +34,7 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bestiary._version import __version__
 from bestiary.runs.claims import (
@@ -75,6 +77,9 @@ __all__ = [
 ]
 HEARTBEAT = 15.0  # seconds between heartbeats
 WEIGHTS = "weights.safetensors"
+CHECKPOINT = "checkpoint"
+
+Held = TypeVar("Held", bound="Run")
 
 
 class ClaimLost(Exception):
@@ -191,9 +196,16 @@ class Run:
         self.step = 0  # of the last measurement
         self.kept: list[str] = list(KEPT)  # files whose digests will be recorded
         self.next = place / f"claim-{claim_number(claim) + 1}"
+        self.origin: dict[str, Any] = {}  # what origin.json says
+        self.seconds_before = 0.0  # that earlier attempts took to where this one goes on
         self.start_time, self.stopped = time.monotonic(), threading.Event()
 
-    def __enter__(self) -> "Run":
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken so far; of earlier attempts, only what it goes on from counts."""
+        return self.seconds_before + time.monotonic() - self.start_time
+
+    def __enter__(self: Held) -> Held:
         try:
             self.open()
         except BaseException:
@@ -204,17 +216,38 @@ class Run:
         return self
 
     def open(self) -> None:
-        """Write recipe and origin, and start an empty log; what an earlier attempt has left is deleted."""
-        for name in ("failure.txt", WEIGHTS, "log.jsonl"):
-            (self.place / name).unlink(missing_ok=True)  # a former owner may go on writing the log, but nobody reads it
+        """Write recipe and origin, and open the log; what an earlier attempt has left is deleted."""
+        from bestiary.training.recipe import SPECS
+
+        for name in ("failure.txt", WEIGHTS):  # a run that is not done has no weights
+            (self.place / name).unlink(missing_ok=True)
         shutil.rmtree(self.place / "source", ignore_errors=True)
+        self.reset_log()  # before the origin, whose change tells others that the log is that of a new attempt
         write_file(self.place / "recipe.json", self.recipe.json())
-        write_file(self.place / "origin.json", origin() | self.details)
-        for part in self.recipe.train + self.recipe.test + self.recipe.select + self.recipe.pattern:
+        self.write_origin()
+        for part in (part for field in SPECS for part in getattr(self.recipe, field, ())):
             if part.source and part.name.endswith(".py"):
                 (self.place / "source").mkdir(exist_ok=True)
                 shutil.copy(Path(part.name).expanduser(), self.place / "source")
-        self.log = (self.place / "log.jsonl").open("x")
+        self.log = (self.place / "log.jsonl").open("a")
+
+    def reset_log(self) -> None:
+        """Delete the log and the checkpoint that an earlier attempt has left."""
+        self.remove_checkpoint()
+        (self.place / "log.jsonl").unlink(missing_ok=True)  # a former owner may go on writing it, but nobody reads it
+
+    def remove_checkpoint(self) -> None:
+        """Remove what the run could go on from."""
+        place = self.place / CHECKPOINT
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+
+    def write_origin(self) -> None:
+        """Record what produces this run."""
+        self.origin = origin() | self.details
+        write_file(self.place / "origin.json", self.origin)
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
@@ -275,7 +308,7 @@ class Run:
         self.check_held()
         os.fsync(self.log.fileno())
         digests = {file: digest(self.place / file) for file in dict.fromkeys(self.kept)}
-        ended = Outcome(outcome, round(time.monotonic() - self.start_time, 2), note, digests)
+        ended = Outcome(outcome, round(self.seconds, 2), note, digests)
         ended = ended._replace(digests=digests | {"done": ended.own_digest()})
         write_file(self.place / "done", ended._asdict())
         return ended

@@ -20,7 +20,17 @@ class Event(NamedTuple):
 
     kind: str  # started, measured, ended, failed, retried, unstacked, or waiting (another worker has it)
     recipe: Recipe
-    detail: Any = None  # the Measurement, the Outcome, or a line that says why
+    detail: Any = None  # the Measurement, the Outcome, the Resumption, or a line that says why
+
+
+class Resumption(NamedTuple):
+    """What a run that starts is told about its checkpoint: the detail of its event."""
+
+    step: int  # that it goes on from
+    fault: str = ""  # why the checkpoint cannot be used, so that it starts over
+
+    def __str__(self) -> str:
+        return f"starts over: {self.fault}" if self.fault else f"goes on after step {self.step}"
 
 
 class Job(NamedTuple):
@@ -44,7 +54,8 @@ class JobEvent(NamedTuple):
     """What a worker reports about its job: an event of one of its recipes, or how the job as a whole ended.
 
     A job ends as `over` (carried out), `died` (the worker is gone), `unstacked` (its recipes cannot be trained as one
-    stack), `out of memory` or `disk full`.
+    stack), `regrouped` (they have been trained up to different steps; the detail is the recipes of each step),
+    `out of memory` or `disk full`.
     """
 
     job: Job
@@ -53,7 +64,7 @@ class JobEvent(NamedTuple):
     detail: Any = None
 
 
-OVER = ("over", "died", "unstacked", "out of memory", "disk full")
+OVER = ("over", "died", "unstacked", "regrouped", "out of memory", "disk full")
 
 
 @runtime_checkable

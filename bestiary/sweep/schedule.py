@@ -122,6 +122,8 @@ def follow_up(event: JobEvent, rest: Job, store: Store) -> tuple[list[Job], list
         raise OSError(number, os.strerror(number), text)
     if not rest.recipes or event.kind == "over":
         return [], []
+    if event.kind == "regrouped":
+        return [rest._replace(recipes=tuple(recipes)) for recipes in event.detail], []
     if event.kind in ("unstacked", "out of memory"):
         if len(rest.recipes) == 1:
             return [rest], []

@@ -6,11 +6,18 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
+from bestiary.runs.files import FAULTS, reason
 from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store
-from bestiary.sweep.jobs import Job, JobEvent, WorkerConfig
+from bestiary.sweep.checkpoints import CheckpointedRun, Timer
+from bestiary.sweep.jobs import Job, JobEvent, Resumption, WorkerConfig
 from bestiary.training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bestiary.model import Model
+    from bestiary.training.state import TrainingState
+    from bestiary.training.together import MemberStates
     from bestiary.training.train import Measurement
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # the disk is full or read-only: every other run would fail too
@@ -46,9 +53,9 @@ def work(job: Job, config: WorkerConfig, device: str, report: Report) -> None:
         torch.cuda.synchronize(device)  # raises if CUDA is broken in this process; another worker then replaces it
 
 
-def claim_runs(job: Job, config: WorkerConfig, device: str, report: Report) -> list[Run]:
+def claim_runs(job: Job, config: WorkerConfig, device: str, report: Report) -> list[CheckpointedRun]:
     """The runs of a job that nobody else has. Of the others it reports why not."""
-    store, runs = Store(config.folder), []
+    store, runs = Store(config.folder), list[CheckpointedRun]()
     for recipe in job.recipes:
         failure = None if config.since is None else store.failure(recipe.key, since=config.since)
         if failure is not None:
@@ -63,8 +70,8 @@ def claim_runs(job: Job, config: WorkerConfig, device: str, report: Report) -> l
             report(JobEvent(job, "failed", recipe, str(fault)))
             continue
         if run is not None:
-            run.details = {"device": device, "backend": config.backend, "threads": config.threads}
-            runs.append(run)
+            runs.append(CheckpointedRun(run.place, run.claim, recipe))
+            runs[-1].details = {"device": device, "backend": config.backend, "threads": config.threads}
         else:
             report(JobEvent(job, "waiting" if ended is None else "ended", recipe, ended))
     return runs
@@ -78,10 +85,11 @@ def train_alone(job: Job, config: WorkerConfig, device: str, report: Report) -> 
         recipe = run.recipe
         try:
             with run:
-                report(JobEvent(job, "started", recipe))
+                report_start(run, job, report)
                 model = recipe.build()
+                saved = resume(run, model, job, report)
                 try:
-                    for measurement in train(recipe, model, device=device):
+                    for measurement in train(recipe, model, device=device, saved=saved, after_step=saver(run)):
                         record_measurement(run, measurement, job, report)
                     ended = run.finish(model if config.keep else None)
                 except Diverged as diverged:
@@ -91,6 +99,45 @@ def train_alone(job: Job, config: WorkerConfig, device: str, report: Report) -> 
         else:
             report(JobEvent(job, "ended", recipe, ended))
     return JobEvent(job, "over")
+
+
+def report_start(run: CheckpointedRun, job: Job, report: Report) -> None:
+    """Report that a run starts, and what is in its log from the time before its checkpoint."""
+    from bestiary.training.train import Measurement
+
+    resumption = Resumption(run.first, run.note) if run.last or run.note else None
+    report(JobEvent(job, "started", run.recipe, resumption))
+    for line in run.measurements():
+        if not line["facet"]:
+            report(JobEvent(job, "measured", run.recipe, Measurement(**line)))
+
+
+def resume(run: CheckpointedRun, model: "Model", job: Job, report: Report) -> "dict[str, Tensor] | None":
+    """The tensors of the run's checkpoint; None if there are none, or they do not fit and the run starts over."""
+    from bestiary.training.train import new_state
+
+    try:
+        saved = run.saved_tensors()
+        if saved is not None:
+            new_state(run.recipe, model).check(saved)
+            run.check_step(int(saved["step"]))
+    except FAULTS as fault:
+        run.start_over(reason(fault))
+        report_start(run, job, report)
+        return None
+    return saved
+
+
+def saver(run: CheckpointedRun) -> "Callable[[TrainingState], None]":
+    """What is called after each step, and writes a checkpoint when one is due."""
+    timer = Timer()
+
+    def save_if_due(state: "TrainingState") -> None:
+        if timer.is_due():
+            with timer:
+                run.save(state.tensors())
+
+    return save_if_due
 
 
 def train_stack(job: Job, config: WorkerConfig, device: str, report: Report) -> JobEvent:
@@ -104,6 +151,10 @@ def train_stack(job: Job, config: WorkerConfig, device: str, report: Report) -> 
         for run in runs:
             run.release()
         return JobEvent(job, "unstacked" if runs else "over")
+    if len({run.first for run in runs}) > 1:
+        for run in runs:
+            run.release()
+        return JobEvent(job, "regrouped", None, group_by_step(runs))
     try:
         train_and_record(runs, job, config, device, report)
     except torch.OutOfMemoryError as fault:
@@ -121,7 +172,12 @@ def train_stack(job: Job, config: WorkerConfig, device: str, report: Report) -> 
     return JobEvent(job, "over")
 
 
-def train_and_record(runs: list[Run], job: Job, config: WorkerConfig, device: str, report: Report) -> None:
+def group_by_step(runs: list[CheckpointedRun]) -> list[list[Recipe]]:
+    """The recipes of the runs that go on from the same step, for each step."""
+    return [[run.recipe for run in runs if run.first == step] for step in sorted({run.first for run in runs})]
+
+
+def train_and_record(runs: list[CheckpointedRun], job: Job, config: WorkerConfig, device: str, report: Report) -> None:
     """Train the runs as one stack; each has its own log."""
     from bestiary.model import Model
     from bestiary.training.together import train_together
@@ -134,9 +190,11 @@ def train_and_record(runs: list[Run], job: Job, config: WorkerConfig, device: st
             run.details |= {"together": len(runs)}
             run.records_failure = False  # an exception in the stack is not the run's own failure
             held.enter_context(run)
-            report(JobEvent(job, "started", run.recipe))
+            report_start(run, job, report)
         lost: set[int] = set()
-        for place, result in train_together([run.recipe for run in runs], device=device):
+        recipes, saved = [run.recipe for run in runs], load_stack(runs, job, report)
+        save = stack_saver(runs, lost, job, report)
+        for place, result in train_together(recipes, device=device, saved=saved, after_step=save):
             run = runs[place]
             try:
                 if place in lost:
@@ -150,6 +208,44 @@ def train_and_record(runs: list[Run], job: Job, config: WorkerConfig, device: st
             except ClaimLost:
                 lost.add(place)
                 report(JobEvent(job, "waiting", run.recipe))
+
+
+def load_stack(runs: list[CheckpointedRun], job: Job, report: Report) -> "list[dict[str, Tensor]] | None":
+    """The tensors of the checkpoints of all runs; None if they start from the beginning.
+
+    If one does not fit, all start over, since a stack is at one step.
+    """
+    if not runs[0].first:
+        return None
+    saved = [resume(run, run.recipe.build(), job, report) for run in runs]
+    found = [tensors for tensors in saved if tensors is not None]
+    if len(found) == len(runs):
+        return found
+    for run in (run for run in runs if run.first):
+        run.start_over("the checkpoint of another run of its stack does not fit")
+        report_start(run, job, report)
+    return None
+
+
+def stack_saver(
+    runs: list[CheckpointedRun], lost: set[int], job: Job, report: Report
+) -> "Callable[[MemberStates], None]":
+    """`saver` for a stack: each run gets a checkpoint of its own."""
+    timer = Timer()
+
+    def save_if_due(states: "MemberStates") -> None:
+        if not timer.is_due():
+            return
+        with timer:
+            for place, tensors in states():
+                try:
+                    if place not in lost:
+                        runs[place].save(tensors)
+                except ClaimLost:
+                    lost.add(place)
+                    report(JobEvent(job, "waiting", runs[place].recipe))
+
+    return save_if_due
 
 
 def record_measurement(run: Run, measurement: "Measurement", job: Job, report: Report) -> None:

@@ -7,7 +7,7 @@ operations as one model. Members that have solved their task or whose loss is no
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ from bestiary.training.train import (
 )
 
 Progress = Measurement | Diverged | Model
+MemberStates = Callable[[], Iterator[tuple[int, dict[str, Tensor]]]]  # the tensors of each member's state, by its index
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 
 
 class CannotStack(Exception):
@@ -43,20 +45,33 @@ class CannotStack(Exception):
 
 
 def train_together(
-    recipes: Sequence[Recipe], models: Sequence[Model] | None = None, *, device: torch.device | str = "cpu"
+    recipes: Sequence[Recipe],
+    models: Sequence[Model] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    saved: Sequence[Mapping[str, Tensor]] | None = None,
+    after_step: Callable[[MemberStates], None] = lambda _: None,
 ) -> Iterator[tuple[int, Progress]]:
     """What `train` yields for each recipe, with the recipe's index. The last item of each is its model, or Diverged.
+
+    `after_step` is called with a function that gives the states of the members, once a step is over and measured. They
+    are those of `train`, so a member can go on in a stack or alone. With `saved`, the states of all recipes after the
+    same step, training goes on after it.
 
     Raises CannotStack if the recipes differ in shape, or if a part of the model does not work under `torch.func.vmap`.
     """
     if len({recipe.stack_key for recipe in recipes}) != 1:
         raise CannotStack("these recipes differ in more than rate, weight decay and seed")
     built = [recipe.build() for recipe in recipes] if models is None else models
-    stack = Stack(recipes, [model.to(device) for model in built])
-    first, sums, step = recipes[0], torch.zeros(len(recipes), 3, dtype=torch.float64, device=device), 0
-    for step, batch in enumerate(stacked_batches(stack), start=1):
+    stack, first = Stack(recipes, [model.to(device) for model in built]), recipes[0]
+    sums, start = torch.zeros(len(recipes), 3, dtype=torch.float64, device=device), 0
+    if saved is not None:
+        sums, start = stack.load(saved), int(saved[0]["step"])
+    step = start
+    for step, batch in enumerate(stacked_batches(stack, start=start), start=start + 1):
         sums += stack.update(batch, step)
         if step % first.every and step != first.steps:
+            after_step(partial(member_states, stack, sums, step))
             continue
         leaving = []
         for place, (member, (loss, right, asked)) in enumerate(zip(stack.members, sums.tolist(), strict=True)):
@@ -80,7 +95,14 @@ def train_together(
             sums = stack.remove(leaving, sums)
         if not stack.members:
             return
+        after_step(partial(member_states, stack, sums, step))
     yield from final_scores(stack, step)
+
+
+def member_states(stack: "Stack", sums: Tensor, step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The state of each member after a step."""
+    for place, member in enumerate(stack.members):
+        yield member, stack.state(place, sums[place], step)
 
 
 def final_scores(stack: "Stack", step: int) -> Iterator[tuple[int, Progress]]:
@@ -93,10 +115,10 @@ def final_scores(stack: "Stack", step: int) -> Iterator[tuple[int, Progress]]:
         yield stack.members[place], stack.model(place)
 
 
-def stacked_batches(stack: "Stack") -> Iterator["StackedBatch"]:
-    """The batches of all members; members with the same seed share them."""
-    streams = {recipe.seed: batches(recipe) for recipe in stack.recipes}
-    for _ in range(stack.recipes[0].steps):
+def stacked_batches(stack: "Stack", *, start: int = 0) -> Iterator["StackedBatch"]:
+    """The batches of all members, without the first `start`; members with the same seed share them."""
+    streams = {recipe.seed: batches(recipe, start=start) for recipe in stack.recipes}
+    for _ in range(start, stack.recipes[0].steps):
         seeds = [recipe.seed for recipe in stack.recipes]
         drawn = {seed: next(streams[seed]) for seed in dict.fromkeys(seeds)}
         yield stack_batches(list(drawn.values()), [list(drawn).index(seed) for seed in seeds])
@@ -225,9 +247,43 @@ class Stack:
     def model(self, place: int) -> Model:
         """The model of one member, with its current weights."""
         model = self.recipes[place].build().to(self.first_weight)
-        state = {name.removeprefix("model."): x[place] for name, x in (self.weights | self.buffers).items()}
+        state = {bare(name): x[place] for name, x in (self.weights | self.buffers).items()}
         model.load_state_dict({name: state[name] for name in model.state_dict()})
         return model.eval()
+
+    def state(self, place: int, sums: Tensor, step: int) -> dict[str, Tensor]:
+        """The state of one member, with the names that `TrainingState` gives to its tensors."""
+        found = {"step": torch.tensor(step), "sums": sums}
+        numbers = self.weights | self.buffers
+        found |= {f"model/{bare(name)}": numbers[name][place].detach() for name in self.shell.state_dict()}
+        (change,) = self.adam.param_groups[0]["params"]
+        for slot, tensor in self.adam.state[change].items():
+            parts = [tensor] * len(self.weights) if slot == "step" else self.split(tensor[place])
+            found |= {f"optimizer/{bare(name)}/{slot}": x for name, x in zip(self.weights, parts, strict=True)}
+        return found
+
+    def split(self, numbers: Tensor) -> list[Tensor]:
+        """The part of each weight in what holds one number for each number of a member's weights."""
+        parts = numbers.split([w[0].numel() for w in self.weights.values()])
+        return [part.view_as(w[0]) for part, w in zip(parts, self.weights.values(), strict=True)]
+
+    @torch.no_grad()
+    def load(self, saved: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """Take over the states of all members, which are those after one step. Returns their sums."""
+        device = self.first_weight.device
+        for name, stacked in (self.weights | self.buffers).items():
+            if f"model/{bare(name)}" in saved[0]:  # what a model can compute is not stored
+                stacked.copy_(torch.stack([state[f"model/{bare(name)}"] for state in saved]))
+        state = {slot: torch.stack([self.join(one, slot) for one in saved]).to(device) for slot in MOMENTS}
+        steps = (one for name, one in saved[0].items() if name.startswith("optimizer/") and name.endswith("/step"))
+        state["step"] = next(steps).clone().to(device)
+        self.adam, self.step = self.make_optimizer(state[MOMENTS[0]].shape[1], state)
+        return torch.stack([one["sums"] for one in saved]).to(device)
+
+    def join(self, state: Mapping[str, Tensor], slot: str) -> Tensor:
+        """What the state of one member holds of all its weights, in one row."""
+        named = ((f"optimizer/{bare(name)}/{slot}", w[0]) for name, w in self.weights.items())
+        return torch.cat([state.get(name, torch.zeros_like(w, device="cpu")).flatten() for name, w in named])
 
     def subset(self, places: Sequence[int]) -> "Stack":
         """A stack of these members, for scoring."""
@@ -252,6 +308,11 @@ class Stack:
         kept = {name: x if name == "step" else x[stay] for name, x in state.items()}
         self.adam, self.step = self.make_optimizer(change.shape[1], kept)
         return sums[stay]
+
+
+def bare(name: str) -> str:
+    """The name of a weight in the model, without that of the shell around it."""
+    return name.removeprefix("model.")
 
 
 class HiddenStates(nn.Module):

@@ -3,7 +3,7 @@
 import ctypes
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 from bestiary.training.recipe import Recipe
 from bestiary.training.rows import CHUNK
+from bestiary.training.state import TrainingState
 
 LOGITS = 2**25  # logits computed at a time when scoring
 TOKENS = 2**17  # tokens read at a time when scoring
@@ -45,29 +46,51 @@ class Diverged(ArithmeticError):
     """The loss is no longer a number."""
 
 
-def train(recipe: Recipe, model: Model | None = None, *, device: torch.device | str = "cpu") -> Iterator[Measurement]:
+def train(
+    recipe: Recipe,
+    model: Model | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    saved: Mapping[str, Tensor] | None = None,
+    after_step: Callable[[TrainingState], None] = lambda _: None,
+) -> Iterator[Measurement]:
     """Train, score on the selection stream every few steps, and score on the test stream at the end.
 
     Yields measurements as they are made. A model that is given holds the trained weights after the last one. Raises
     Diverged when the loss is no longer finite.
+
+    `after_step` is called with the state of training once a step is over and measured. With its tensors as `saved`
+    training goes on after that step, and yields what it would have yielded without a break, to the last bit on the
+    same machine. Raises ValueError if they are those of another model.
     """
-    model = (recipe.build() if model is None else model).to(device)
-    optimizer = make_optimizer(recipe, model)
-    sums, step = torch.zeros(3, dtype=torch.float64, device=device), 0
-    for step, batch in enumerate(batches(recipe), start=1):
-        sums += update(recipe, model, optimizer, batch, step, device)
+    state = new_state(recipe, model, device=device)
+    if saved is not None:
+        state.load(saved)
+    model, optimizer = state.model, Optimizers(*state.optimizers)
+    for step, batch in enumerate(batches(recipe, start=state.step), start=state.step + 1):
+        state.sums += update(recipe, model, optimizer, batch, step, device)
+        state.step = step
         if step % recipe.every == 0 or step == recipe.steps:
-            loss, right, asked = sums.tolist()
+            loss, right, asked = state.sums.tolist()
             yield Measurement(step, "train", -1, "", 0, loss, int(right), int(asked))
             if not math.isfinite(loss):
                 raise Diverged(f"the loss is {loss} at step {step}")
-            sums.zero_()
+            state.sums.zero_()
             seen = list(score(model, recipe.select or recipe.test, recipe.steer, recipe.selection_rows, device=device))
             yield from (one._replace(step=step, split="selection") for one in seen if not one.facet)
             if recipe.stop is not None and accuracy(seen) >= recipe.stop:
                 break
+        after_step(state)
     for measurement in score(model, recipe.test, "test", recipe.test_rows, device=device):
-        yield measurement._replace(step=step)
+        yield measurement._replace(step=state.step)
+
+
+def new_state(recipe: Recipe, model: Model | None = None, *, device: torch.device | str = "cpu") -> TrainingState:
+    """The state before the first step."""
+    model = (recipe.build() if model is None else model).to(device)
+    optimizer = make_optimizer(recipe, model)
+    parts = optimizer.parts if isinstance(optimizer, Optimizers) else (optimizer,)
+    return TrainingState(model, *parts, device=device)
 
 
 def update(
@@ -168,20 +191,23 @@ def decayed_weights(recipe: Recipe, model: nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters()} if recipe.decay == "all" else decayed_names(model)
 
 
-def batches(recipe: Recipe) -> Iterator[Batch]:
-    """The training batches in order. Batch i of a seed is drawn from the stream ("train", seed, i)."""
+def batches(recipe: Recipe, *, start: int = 0) -> Iterator[Batch]:
+    """The training batches in order, without the first `start`.
+
+    Batch i of a seed is drawn from the stream ("train", seed, i).
+    """
     tasks = [part.build() for part in recipe.train]
     if not recipe.distinct:
-        for i in range(recipe.steps):
+        for i in range(start, recipe.steps):
             place = i * len(tasks) // recipe.steps if recipe.curriculum else i % len(tasks)
             yield draw_batch(recipe, tasks[place], i)
         return
     segment_of = [segment for segment, count in enumerate(recipe.distinct) for _ in range(count)]
     deal = make_dealer(recipe, tasks, segment_of) if recipe.shuffle == "rows" else None
     order = list(range(len(segment_of)))
-    for step in range(recipe.steps):
+    for step in range(start, recipe.steps):
         epoch, place = divmod(step, len(segment_of))
-        if place == 0 and recipe.shuffle != "none":
+        if (place == 0 or step == start) and recipe.shuffle != "none":
             order = torch.randperm(len(segment_of), generator=stream("order", recipe.seed, epoch)).tolist()
         i = order[place]
         yield draw_batch(recipe, tasks[segment_of[i]], i) if deal is None else deal(epoch, i)
