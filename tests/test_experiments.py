@@ -212,15 +212,13 @@ def test_accuracy_at_each_length_is_told_apart() -> None:
     assert set(found["accuracy"]) == {0.7}
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in TRAINED if isinstance(getattr(experiment(name), "PATTERNS", 0), dict)]
-)
+@pytest.mark.parametrize("name", [name for name in TRAINED if isinstance(getattr(experiment(name), "MIXERS", 0), dict)])
 def test_mixers_are_called_what_the_experiment_calls_them(name: str) -> None:
     module = experiment(name)
     made = {made.pattern: made for made in recipes(name, "small")}.values()
     found = with_facet(name, pd.DataFrame([row for one in made for row in rows(one, 500)]))
-    named = {pattern for pattern in module.PATTERNS if pattern in getattr(module, "FEW", module.PATTERNS)}
-    assert set(module.summary(found)["mixer"]) == named
+    named = {mixer for mixer in module.MIXERS if mixer not in getattr(module, "LARGE", ())}
+    assert set(module.summary(found)["mixer"]) - {frontier.WINDOW} == named
 
 
 def test_windows_of_rates_are_refined_once_for_each_mixer_and_depth() -> None:

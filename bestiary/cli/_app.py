@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,6 +67,13 @@ ScaleOption = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write over an existing file, whatever it is.")]
 
 
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="PATTERN", help="A mixer to compare too: a pattern or a file; once for each."),
+]
+Only = Annotated[str, typer.Option("--only", metavar="NAMES", help="Only these of the experiment's mixers.")]
+
+
 def complete_experiment(start: str) -> Iterable[str]:
     """The experiments whose name begins so, for the shell."""
     from bestiary.spec import names
@@ -125,6 +133,48 @@ def load_experiment(name: str) -> ModuleType:
     if not isinstance(experiment, ModuleType) or not all(hasattr(experiment, part) for part in parts):
         raise LookupError(f"{name} is no experiment: it must define recipes (or measure), summary and figures")
     return experiment
+
+
+def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: str) -> ModuleType:
+    """The experiment with other mixers to compare: some of its own, and those that are added, as patterns or files.
+
+    Raises ValueError if it compares none by name, LookupError for an unknown one.
+    """
+    from bestiary.spec import parse
+
+    if not added and not only:
+        return experiment
+    known = getattr(experiment, "MIXERS", None)
+    if not isinstance(known, dict) or experiment.__spec__ is None or experiment.__spec__.loader is None:
+        short = experiment.__name__.rpartition(".")[2]
+        raise ValueError(f"{short} has no table of mixers to choose from, so --with and --only do not go with it")
+    chosen = {name: known[name] for name in find_names(only, list(known))} if only else dict(known)
+    for text in added or ():
+        parts = parse("mixers", text)
+        own = len(parts) == 1 and parts[0].name.endswith(".py")
+        chosen |= {Path(parts[0].name).stem if own else text: ", ".join(map(str, parts))}
+    fresh = module_from_spec(experiment.__spec__)
+    experiment.__spec__.loader.exec_module(fresh)
+    fresh.MIXERS = chosen
+    return fresh
+
+
+def find_names(text: str, known: "Sequence[str]") -> list[str]:
+    """The names in a list between commas, which names may hold too. Raises LookupError for an unknown one."""
+    from bestiary.spec import nearest
+
+    parts, found = [part.strip() for part in text.split(",")], []
+    folded = {name.casefold(): name for name in known}
+    while parts:
+        for count in range(len(parts), 0, -1):
+            name = folded.get(", ".join(parts[:count]).casefold())
+            if name:
+                found.append(name)
+                parts = parts[count:]
+                break
+        else:
+            raise LookupError(f"there is no mixer {parts[0]!r} in this experiment {nearest(parts[0], known)}")
+    return found
 
 
 def load_with_recipes(name: str) -> ModuleType:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bestiary.cli._app import (
+    Only,
     OptionalExperiment,
     Overwrite,
     Scale,
     ScaleOption,
     StoreFolder,
+    With,
     app,
+    choose_mixers,
     existing_store,
     load_experiment,
     load_with_recipes,
@@ -80,6 +83,8 @@ def export(
     compact: Annotated[
         bool, typer.Option("--compact", help="Write what is equal in all rows once, in a comment before the table.")
     ] = False,
+    added: With = None,
+    only: Only = "",
     store: StoreFolder = Path("runs"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -109,7 +114,7 @@ def export(
         export_measured(module, scale, to, compact=compact, overwrite=overwrite)
         return
     with user_input():
-        module = load_with_recipes(experiment) if experiment else None
+        module = choose_mixers(load_with_recipes(experiment), added, only) if experiment else None
         runs = existing_store(store)
         keys = runs.run_keys() if module is None else [recipe.key for recipe in recipes_of(module, scale, runs)]
     table, damaged = measurement_table(runs, keys) if log else results(runs, keys)

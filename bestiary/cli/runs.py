@@ -17,6 +17,7 @@ from bestiary.cli._app import (
     FiguresFolder,
     Gpus,
     Keep,
+    Only,
     OptionalExperiment,
     Ray,
     Scale,
@@ -26,7 +27,9 @@ from bestiary.cli._app import (
     Together,
     TogetherOption,
     Track,
+    With,
     app,
+    choose_mixers,
     existing_store,
     load_experiment,
     load_with_recipes,
@@ -118,6 +121,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def run(
     experiment: ExperimentName,
     scale: ScaleOption = Scale.small,
+    added: With = None,
+    only: Only = "",
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one for each core if not given.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
     store: StoreFolder = Path("runs"),
@@ -143,7 +148,7 @@ def run(
     from bestiary.report.words import count_noun
 
     with user_input():
-        module = load_experiment(experiment)
+        module = choose_mixers(load_experiment(experiment), added, only)
         recipes = [] if hasattr(module, "measure") else list(module.recipes(scale))
     stem = figures / f"{Path(experiment).stem}-{scale}"
     if hasattr(module, "measure"):
@@ -180,6 +185,8 @@ def status(
     experiment: OptionalExperiment = "",
     scale: ScaleOption = Scale.small,
     store: StoreFolder = Path("runs"),
+    added: With = None,
+    only: Only = "",
     every: Annotated[bool, typer.Option("--all", help="A line for every run, not only for those not done.")] = False,
 ) -> None:
     """Say how many runs are done or to come, and which are at work, interrupted or failed, and why."""
@@ -187,7 +194,7 @@ def status(
     from bestiary.runs.table import run_states
 
     with user_input():
-        module = load_with_recipes(experiment) if experiment else None
+        module = choose_mixers(load_with_recipes(experiment), added, only) if experiment else None
         runs = existing_store(store)
         recipes = None if module is None else recipes_of(module, scale, runs)
     rows, damaged = run_states(runs, recipes)
@@ -211,6 +218,8 @@ def plot(
     scale: ScaleOption = Scale.small,
     store: StoreFolder = Path("runs"),
     figures: FiguresFolder = Path("figures"),
+    added: With = None,
+    only: Only = "",
     source: Annotated[
         Path | None, typer.Option("--from", help="A .csv file of `bestiary export EXPERIMENT`, in place of a store.")
     ] = None,
@@ -222,7 +231,7 @@ def plot(
         plot_file(experiment, source, figures)
         return
     with user_input():
-        module = load_with_recipes(experiment)
+        module = choose_mixers(load_with_recipes(experiment), added, only)
         if not store.exists():
             raise LookupError(f"no run of it is done: {store} does not exist; {first(experiment, scale, store)}")
         runs = existing_store(store)

@@ -14,7 +14,7 @@ from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, see
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
-PATTERNS = {
+MIXERS = {
     "Attention": "attention(rotary=False)",
     "Linear attention": "linear_attention",
     "DeltaNet": "delta_net(heads=1, conv=1)",
@@ -51,7 +51,7 @@ def grid(
     for count in reversed(pairs):
         task = f"continuous_mqar(vocab={vocab}, width={width}, pairs={count})"
         for dim in dims:
-            for pattern in PATTERNS.values():
+            for pattern in MIXERS.values():
                 for rate in rates:
                     for seed in seeds:
                         settings = {
@@ -67,7 +67,7 @@ def grid(
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at the best rate, and the numbers in the state of the layer after the last pair."""
-    found = at_best_rate(name_mixers(table, PATTERNS), GROUP)
+    found = at_best_rate(name_mixers(table, MIXERS), GROUP)
     found["state"] = [state_numbers(row.mixer, row.dim, row.pairs) for row in found.itertuples()]
     return found
 
@@ -78,7 +78,7 @@ def state_numbers(mixer: str, dim: int, pairs: int) -> int:
     from bestiary.spec import parse, reading_data
 
     with reading_data():
-        (found,) = parse("mixers", PATTERNS.get(mixer, mixer))
+        (found,) = parse("mixers", MIXERS.get(mixer, mixer))
     return memory(lambda: found.build(dim), time=pairs, dim=dim).numbers
 
 

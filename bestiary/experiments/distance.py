@@ -16,7 +16,7 @@ from bestiary.training.recipe import Recipe, clean
 
 facet = "distance"  # the rows given to `summary` and `figures` are those of bestiary.runs.facets.by_facet
 
-PATTERNS = {
+MIXERS = {
     "Attention": "attention",
     "Window of 8": "attention(window=8)",
     "RetNet": "retnet",
@@ -47,7 +47,7 @@ def recipes(scale: str) -> Iterator[Recipe]:
 
 def grid(task: str, rates: tuple[float, ...], seeds: range, **changes: int) -> Iterator[Recipe]:
     """Every mixer, rate and seed."""
-    for pattern in reversed(PATTERNS.values()):
+    for pattern in reversed(MIXERS.values()):
         for rate in rates:
             for seed in seeds:
                 yield clean(pattern, train=task, rate=rate, seed=seed, **changes)
@@ -55,7 +55,7 @@ def grid(task: str, rates: tuple[float, ...], seeds: range, **changes: int) -> I
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy in each bin of distances, of each mixer at the rate that is best over all of them."""
-    return at_best_rate(bin_distances(name_mixers(table, PATTERNS)), GROUP)
+    return at_best_rate(bin_distances(name_mixers(table, MIXERS)), GROUP)
 
 
 def bin_distances(table: pd.DataFrame) -> pd.DataFrame:

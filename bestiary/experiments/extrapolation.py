@@ -16,7 +16,7 @@ from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, see
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
-PATTERNS = {
+MIXERS = {
     "Attention, rotary": "attention",
     "Attention, NoPE": "attention(rotary=False)",
     "Mamba": "mamba",
@@ -45,7 +45,7 @@ def grid(
 ) -> Iterator[Recipe]:
     """Every mixer, rate and seed; attention is tested up to 2^14 only."""
     task = f"induction_heads(length={length})"
-    for name, pattern in PATTERNS.items():
+    for name, pattern in MIXERS.items():
         reach = [n for n in lengths if n <= 2**14 or not name.startswith("Attention")]
         tests = ", ".join(f"induction_heads(length={n})" for n in reach)
         for rate in rates:
@@ -56,7 +56,7 @@ def grid(
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at each length of each model at its best rate, chosen at the training length."""
-    return at_best_rate(name_mixers(table, PATTERNS), GROUP)
+    return at_best_rate(name_mixers(table, MIXERS), GROUP)
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

@@ -32,7 +32,7 @@ def recipes(scale: str) -> Iterator[Recipe]:
             yield from published_grid()
 
 
-SMALL = {
+MIXERS = {
     "Attention": "attention",
     "BaseConv": "base_conv(filter='explicit', taps=32)",
     "Based": "base_conv, based(features=8)",
@@ -50,11 +50,9 @@ def grid(task: str, dims: tuple[int, ...], seeds: range, **changes: int) -> Iter
         "Attention": {},
     }
     for dim in reversed(dims):  # the longest first
-        for mixer, choices in own.items():
-            for seed in seeds:
-                yield clean(
-                    SMALL[mixer], **({"train": task, "dim": dim, "seed": seed, "every": 50} | choices | changes)
-                )
+        for mixer in [*(name for name in own if name in MIXERS), *(name for name in MIXERS if name not in own)]:
+            settings = {"train": task, "dim": dim, "every": 50, **own.get(mixer, {}), **changes}
+            yield from (clean(MIXERS[mixer], seed=seed, **settings) for seed in seeds)
 
 
 WIDTHS = (64, 128, 256, 512)
@@ -163,7 +161,7 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
 
 def mixer_name(pattern: str, length: int) -> str:
     """The name of a pattern in the figure."""
-    known = [*SMALL.items(), *published_mixers(length).items()]
+    known = [*MIXERS.items(), *published_mixers(length).items()]
     twice = [(short, doubled(text)) for short, text in known]  # as `zoology23` has it
     return {text: short for short, text in [*twice, *known]}.get(pattern, pattern)
 

@@ -65,7 +65,8 @@ def small_grid(
     given = {"train": train, "test": test, "select": train, "batch": 64, "every": 100, "selection_rows": 128}
     given |= {"test_rows": 512} | changes
     points = [(dim, mixer) for dim in reversed(dims) for mixer in MIXERS.values()]
-    points += [(dims[-2], f"attention(rotary=False, window={window})") for window in windows]
+    if "Attention" in MIXERS:
+        points += [(dims[-2], f"attention(rotary=False, window={window})") for window in windows]
     for (dim, mixer), rate, seed in product(points, rates, seeds):
         yield clean(f"base_conv, {mixer}", dim=dim, rate=rate, seed=seed, **given)
 
@@ -180,7 +181,8 @@ def pattern_name(pattern: str) -> str:
     last = parse("mixers", pattern)[-1]
     if last.name == "attention":
         return WINDOW if dict(last.options)["window"] is not None else "Attention"
-    return NAMES.get(last.name, pattern)
+    own = {str(parse("mixers", text)[-1]): name for name, text in MIXERS.items()}
+    return own.get(str(last)) or NAMES.get(last.name, pattern)
 
 
 NAMES = {text.partition("(")[0]: name for name, text in MIXERS.items()} | {

@@ -15,7 +15,7 @@ from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, see
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
-PATTERNS = {"KDA": "kda(heads=2)", "Gated DeltaNet": "gated_delta(heads=2)", "Mamba-2": "mamba2"}
+MIXERS = {"KDA": "kda(heads=2)", "Gated DeltaNet": "gated_delta(heads=2)", "Mamba-2": "mamba2"}
 TITLES = {"palindrome": "Palindrome", "listed_mqar": "MQAR", "stacks": "Stacks"}
 GROUP = ("probe", "mixer", "tokens")
 
@@ -36,7 +36,7 @@ def grid(lengths: tuple[int, ...], rates: tuple[float, ...], seeds: range, **cha
     """Every length, task, mixer, rate and seed; the longest first."""
     for length in reversed(lengths):
         for task in tasks(length):
-            for pattern in PATTERNS.values():
+            for pattern in MIXERS.values():
                 for rate in rates:
                     for seed in seeds:
                         yield clean(pattern, train=task, batch=64, rate=rate, seed=seed, **changes)
@@ -56,7 +56,7 @@ def tasks(length: int) -> tuple[str, ...]:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of each mixer on each task at each length, at the best rate."""
     names = [TITLES[text.partition("(")[0]] for text in table["task"]]
-    return at_best_rate(name_mixers(table, PATTERNS).assign(probe=names, tokens=table["task"].map(task_length)), GROUP)
+    return at_best_rate(name_mixers(table, MIXERS).assign(probe=names, tokens=table["task"].map(task_length)), GROUP)
 
 
 def task_length(task: str) -> int:

@@ -19,7 +19,7 @@ from bestiary.experiments._lines import name_mixers
 from bestiary.report.plot import matrix
 from bestiary.training.recipe import Recipe, clean
 
-PATTERNS = {
+MIXERS = {
     "Attention": "attention(heads=4)",
     "Hyena": "hyena(taps=1024)",
     "Mamba": "mamba",
@@ -56,15 +56,15 @@ def recipes(scale: str) -> Iterator[Recipe]:
         case "smoke":
             for task in SWEEPS:
                 settings = {"steps": 4, "every": 2, "batch": 8, "dim": 16, "selection_rows": 16, "test_rows": 64}
-                yield from (mad_recipe(task, "", PATTERNS[name], **settings) for name in ("Attention", "Mamba"))
+                yield from (mad_recipe(task, "", pattern, **settings) for pattern in list(MIXERS.values())[:3:2])
         case "small":
             for task in SWEEPS:
                 settings = {"steps": 1000, "every": 100, "batch": 32, "dim": 64, "rate": 3e-3, "test_rows": 1280}
-                yield from (mad_recipe(task, "", pattern, **settings) for pattern in PATTERNS.values())
+                yield from (mad_recipe(task, "", pattern, **settings) for pattern in MIXERS.values())
         case "paper":
             for task in SWEEPS:
                 for options, rows in task_settings(task):
-                    for pattern in [*PATTERNS.values(), *ISO.values()]:
+                    for pattern in [*MIXERS.values(), *ISO.values()]:
                         yield from published_runs(task, options, pattern, rows)
 
 
@@ -100,7 +100,7 @@ def mad_recipe(task: str, options: str, pattern: str, **changes: Any) -> Recipe:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The score of each mixer on each task, and their mean; the pair of rate and decay is chosen for each setting."""
     trained = [sum(distinct) for distinct in table["distinct"]]
-    table = name_mixers(table, PATTERNS | ISO).assign(trained=trained)
+    table = name_mixers(table, MIXERS | ISO).assign(trained=trained)
     table = table.assign(probe=table["task"].str.partition("(")[0])
     setting, pair = ["probe", "mixer", "task", "trained"], ["rate", "weight_decay"]
     means = table.groupby(setting + pair)["selection"].mean().fillna(0.0)

@@ -16,7 +16,7 @@ from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, see
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
-PATTERNS = {
+MIXERS = {
     "Attention": "attention",
     "Based": "base_conv, based(features=8)",
     "Mamba, N = 16": "mamba",
@@ -57,7 +57,7 @@ def grid(
     for length in lengths:
         stages = [f"mqar(vocab={vocab}, length={length}, pairs={length // part})" for part in (32, 16, 8, 4)]
         for dim in reversed(dims):
-            for pattern in PATTERNS.values():
+            for pattern in MIXERS.values():
                 for rate in rates:
                     for seed in seeds:
                         settings = {
@@ -72,7 +72,7 @@ def grid(
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy at a quarter of the sequence as pairs, of each mixer at its best rate."""
-    return at_best_rate(name_mixers(table, PATTERNS), GROUP)
+    return at_best_rate(name_mixers(table, MIXERS), GROUP)
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:

@@ -22,7 +22,7 @@ from bestiary.runs.table import curve
 from bestiary.sweep.search import rates, refine, windows
 from bestiary.training.recipe import Recipe, clean, iclr24
 
-PATTERNS = {
+MIXERS = {
     "Attention": "attention",
     "Hyena": "hyena",
     "Mamba": "mamba",
@@ -30,7 +30,7 @@ PATTERNS = {
     "DeltaNet": "delta_net",
     "Mamba-2": "mamba2",
 }
-FEW = ("Attention", "Hyena", "Mamba", "DeltaNet")  # of `small`
+LARGE = ("Gated DeltaNet", "Mamba-2")  # of `paper` alone
 GROUP = ("length", "pairs", "dim", "depth", "mixer")
 LOW, HIGH = 1e-4, 1e-1
 COUNT = {"smoke": 3, "small": 12, "paper": 16}
@@ -39,11 +39,17 @@ COUNT = {"smoke": 3, "small": 12, "paper": 16}
 def recipes(scale: str) -> Iterator[Recipe]:
     """Every rate and seed of each mixer at depth 1 and 2."""
     for depth in (2, 1):
-        for mixer in PATTERNS if scale == "paper" else FEW[:: 2 if scale == "smoke" else 1]:
-            for recipe in base_recipes(scale, PATTERNS[mixer], depth):
+        for mixer in mixers_of(scale):
+            for recipe in base_recipes(scale, MIXERS[mixer], depth):
                 for rate in rates(LOW, HIGH, COUNT[scale]):
                     for seed in range(2 if scale == "smoke" else 3):
                         yield recipe.model_copy(update={"rate": rate, "seed": seed})
+
+
+def mixers_of(scale: str) -> list[str]:
+    """The names of the mixers of a scale."""
+    few = [mixer for mixer in MIXERS if mixer not in LARGE]
+    return list(MIXERS) if scale == "paper" else few[:: 2 if scale == "smoke" else 1]
 
 
 def base_recipes(scale: str, pattern: str, depth: int) -> Iterator[Recipe]:
@@ -73,12 +79,12 @@ def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Best rate of each mixer, accuracy there, and the window of rates that work, in decades and with its edges."""
-    return windows(name_mixers(table, PATTERNS), group=GROUP).sort_values(list(GROUP))
+    return windows(name_mixers(table, MIXERS), group=GROUP).sort_values(list(GROUP))
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Accuracy against learning rate, one panel for each depth, a figure for each load and width; windows as bars."""
-    table = name_mixers(table, PATTERNS)
+    table = name_mixers(table, MIXERS)
     found, best = curve(table, group=(*GROUP, "rate")), windows(table, group=GROUP)
     cell = ["length", "pairs", "dim"]
     for (length, pairs, dim), rows in found.groupby(cell):

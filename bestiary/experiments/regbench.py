@@ -16,7 +16,7 @@ from bestiary.experiments._lines import at_best_rate, lines_by, name_mixers, see
 from bestiary.report.plot import panels
 from bestiary.training.recipe import Recipe, clean
 
-PATTERNS = {
+MIXERS = {
     "Attention": "attention(heads=2)",
     "Mamba": "mamba",
     "Mamba-2": "mamba2",
@@ -45,7 +45,7 @@ def recipes(scale: str) -> Iterator[Recipe]:
 def grid(task: str, rows: tuple[int, ...], seeds: range, **changes: int) -> Iterator[Recipe]:
     """Every number of training sequences, mixer and seed."""
     for count in rows:
-        for pattern in PATTERNS.values():
+        for pattern in MIXERS.values():
             for seed in seeds:
                 finite = {"distinct": (count // BATCH,), "shuffle": "rows", "batch": BATCH, "test_rows": 1000}
                 settings = {"train": task, "seed": seed, "rate": 3e-3, "stop": None, "channel": "mlp"}
@@ -54,7 +54,7 @@ def grid(task: str, rows: tuple[int, ...], seeds: range, **changes: int) -> Iter
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Legal moves and distance of distributions for each mixer and number of training sequences."""
-    table = name_mixers(table, PATTERNS).assign(rows=[BATCH * sum(distinct) for distinct in table["distinct"]])
+    table = name_mixers(table, MIXERS).assign(rows=[BATCH * sum(distinct) for distinct in table["distinct"]])
     table = table if "tvd" in table else table.assign(tvd=float("nan"))
     found = at_best_rate(table, GROUP)
     found["tvd"] = found.set_index(list(GROUP)).index.map(table.groupby(list(GROUP))["tvd"].mean())

@@ -11,30 +11,31 @@ from collections.abc import Iterator
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bestiary.experiments._lines import name_mixers
 from bestiary.report.plot import DotRow, dots
 from bestiary.runs.table import curve, diverged_as_zero
 from bestiary.training.recipe import Recipe, clean
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-PATTERNS = (
-    "attention",
-    "base_conv",
-    "base_conv, based(features=8)",
-    "base_conv, gla",
-    "delta_net",
-    "gated_delta",
-    "gated_delta(init='short')",
-    "h3",
-    "hyena",
-    "kda",
-    "long_conv",
-    "mamba",
-    "mamba(skip=0.0)",
-    "mamba2",
-    "mamba2(skip=0.0)",
-    "rwkv4, rwkv4(layer=1)",
-    "rwkv7, rwkv7(layer=1)",
-)
+MIXERS = {
+    "Attention": "attention",
+    "BaseConv": "base_conv",
+    "Based": "base_conv, based(features=8)",
+    "GLA": "base_conv, gla",
+    "DeltaNet": "delta_net",
+    "Gated DeltaNet": "gated_delta",
+    "Gated DeltaNet, short": "gated_delta(init='short')",
+    "H3": "h3",
+    "Hyena": "hyena",
+    "KDA": "kda",
+    "Long convolution": "long_conv",
+    "Mamba": "mamba",
+    "Mamba, D = 0": "mamba(skip=0.0)",
+    "Mamba-2": "mamba2",
+    "Mamba-2, D = 0": "mamba2(skip=0.0)",
+    "RWKV-4": "rwkv4, rwkv4(layer=1)",
+    "RWKV-7": "rwkv7, rwkv7(layer=1)",
+}
 
 
 def seeds(pattern: str) -> range:
@@ -51,14 +52,14 @@ def recipe(pattern: str, scale: str, rate: float, seed: int) -> Recipe:
 
 def recipes(scale: str) -> Iterator[Recipe]:
     """Every mixer at four rates, with its first seed."""
-    for pattern in PATTERNS:
+    for pattern in MIXERS.values():
         yield from (recipe(pattern, scale, rate, 0) for rate in (RATES[1:3] if scale == "smoke" else RATES))
 
 
 def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
     """The other seeds of mixers whose rates have all been tried, at the best of them."""
     more = []
-    for pattern in PATTERNS:
+    for pattern in MIXERS.values():
         tried = [recipe(pattern, scale, rate, 0) for rate in (RATES[1:3] if scale == "smoke" else RATES)]
         rows = table[table["key"].isin([one.key for one in tried])]
         if len(rows) == len(tried):
@@ -76,7 +77,7 @@ def best_rate(tried: pd.DataFrame) -> float:
 def at_best_rate(table: pd.DataFrame) -> pd.DataFrame:
     """The runs of each mixer at the rate that its first seed chose, with the number of rates that it tried."""
     kept = []
-    for _, rows in table.groupby("pattern", sort=False):
+    for _, rows in name_mixers(table, MIXERS).groupby("mixer", sort=False):
         tried = rows[rows["seed"] == rows["seed"].min()]
         kept.append(rows[rows["rate"] == best_rate(tried)].assign(tried=len(tried)))
     return pd.concat(kept)
@@ -85,20 +86,20 @@ def at_best_rate(table: pd.DataFrame) -> pd.DataFrame:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Of each mixer at its best rate: seeds that solved the task, their steps, test accuracy, seconds of a run."""
     chosen = at_best_rate(table)
-    found = curve(chosen, group=("pattern", "dim", "rate", "tried")).set_index("pattern")
-    steps = chosen.groupby("pattern")["solved"]
+    found = curve(chosen, group=("mixer", "dim", "rate", "tried")).set_index("mixer")
+    steps = chosen.groupby("mixer")["solved"]
     found = found.assign(fewest=steps.min(), median=steps.median(), most=steps.max()).reset_index()
-    found["longest"] = found["pattern"].map(chosen.groupby("pattern")["seconds"].max())
-    columns = ["pattern", "rate", "tried", "seeds", "solves", "fewest", "median", "most", "accuracy", "low", "high"]
+    found["longest"] = found["mixer"].map(chosen.groupby("mixer")["seconds"].max())
+    columns = ["mixer", "rate", "tried", "seeds", "solves", "fewest", "median", "most", "accuracy", "low", "high"]
     return found.sort_values(["solves", "median"], ascending=[False, True])[[*columns, "seconds", "longest"]]
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """One row for each mixer, one mark for each seed."""
-    chosen = at_best_rate(table).set_index("pattern")
+    chosen = at_best_rate(table).set_index("mixer")
     rows = []
-    for pattern in summary(table)["pattern"]:
-        runs = chosen.loc[[pattern]]
+    for mixer in summary(table)["mixer"]:
+        runs = chosen.loc[[mixer]]
         unsolved = runs["solved"].isna()
-        rows.append(DotRow(pattern, runs["solved"][~unsolved].tolist(), runs["steps"][unsolved].tolist()))
+        rows.append(DotRow(mixer, runs["solved"][~unsolved].tolist(), runs["steps"][unsolved].tolist()))
     yield "", dots(rows, x="Steps to 99 % on the selection stream", note="One mark a seed; hollow: not solved by then.")

@@ -16,7 +16,7 @@ from bestiary.report.plot import panels
 from bestiary.runs.table import depth_for
 from bestiary.training.recipe import Recipe, clean
 
-PATTERNS = {
+MIXERS = {
     "Attention": "attention(heads=2)",
     "Mamba-2": "mamba2",
     "DeltaNet": "delta_net",
@@ -52,7 +52,7 @@ def grid(
     for group in groups:
         task, *longer = (f"group_words(group='{group}', length={length})" for length in lengths)
         for depth in reversed(depths):
-            for pattern in PATTERNS.values():
+            for pattern in MIXERS.values():
                 for rate in rates:
                     for seed in seeds:
                         settings = {"train": task, "select": task, "test": ", ".join([task, *longer]), **changes}
@@ -61,7 +61,7 @@ def grid(
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy over all positions, and the share of sequences without a fault, by group, depth and tested length."""
-    table = name_mixers(table, PATTERNS)
+    table = name_mixers(table, MIXERS)
     found = at_best_rate(table, GROUP)
     whole = at_best_rate(table, GROUP, value="whole").set_index(list(GROUP))["whole"]
     found["whole"] = [whole[tuple(row)] for row in found[list(GROUP)].itertuples(index=False)]

@@ -1,0 +1,65 @@
+"""Experiments with mixers of the user's, and with some of their own."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bestiary.cli import app
+from bestiary.cli._app import choose_mixers, find_names, load_experiment
+from bestiary.experiments import steps_to_solve, tracking
+from bestiary.spec import load, names
+
+MINE = str(Path(__file__).parents[1] / "examples" / "my_mixer.py")
+COMPARING = [name for name in names("experiments") if isinstance(getattr(load("experiments", name), "MIXERS", 0), dict)]
+
+
+def test_names_that_hold_commas_are_found() -> None:
+    known = ("DeltaNet", "DeltaNet, negative", "LSTM")
+    assert find_names("DeltaNet, LSTM", known) == ["DeltaNet", "LSTM"]
+    assert find_names("lstm,deltanet,  Negative", known) == ["LSTM", "DeltaNet, negative"]
+    with pytest.raises(LookupError, match="no mixer 'LSTN'.*LSTM"):
+        find_names("DeltaNet, LSTN", known)
+    with pytest.raises(LookupError, match="no mixer ''"):
+        find_names("DeltaNet,", known)
+
+
+@pytest.mark.parametrize("name", COMPARING)
+def test_every_comparing_experiment_runs_what_is_chosen(name: str) -> None:
+    module = load_experiment(name)
+    before = [recipe.key for recipe in module.recipes("small")]
+    first = next(iter(module.MIXERS))
+    chosen = choose_mixers(module, [MINE], first)
+    patterns = {", ".join(map(str, recipe.pattern)) for recipe in chosen.recipes("small")}
+    assert list(chosen.MIXERS) == [first, "my_mixer"]
+    assert any(MINE in pattern for pattern in patterns)
+    others = [text for mixer, text in module.MIXERS.items() if mixer != first and text not in module.MIXERS[first]]
+    assert not any(text == pattern for pattern in patterns for text in others)
+    assert [recipe.key for recipe in module.recipes("small")] == before
+
+
+def test_an_experiment_without_mixers_says_so() -> None:
+    with pytest.raises(ValueError, match="degree has no table of mixers to choose from"):
+        choose_mixers(load_experiment("degree"), [], "Attention")
+    with pytest.raises(LookupError):
+        choose_mixers(load_experiment("tracking"), ["nothing"], "")
+    assert choose_mixers(tracking, None, "") is tracking
+
+
+def test_the_table_calls_the_mixer_by_its_file(tmp_path: Path) -> None:
+    places = ["--store", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"), "--workers", "2"]
+    chosen = ["--scale", "smoke", "--with", MINE, "--only", "LSTM"]
+    result = CliRunner().invoke(app, ["run", "tracking", *chosen, *places])
+    assert result.exit_code == 0, result.output
+    assert {"LSTM", "my_mixer"} <= set(result.output.split())
+    assert "Attention" not in result.output
+    assert (tmp_path / "figures" / "tracking-smoke.svg").is_file()
+    seen = CliRunner().invoke(app, ["plot", "tracking", *chosen, *places[:4]])
+    assert "my_mixer" in seen.output
+    assert "my_mixer" not in tracking.MIXERS
+
+
+def test_other_seeds_are_run_of_what_is_chosen() -> None:
+    chosen = choose_mixers(steps_to_solve, [MINE], "Attention")
+    asked = [str(recipe.pattern[0]) for recipe in chosen.recipes("small")]
+    assert asked == ["attention"] * 4 + [MINE] * 4
