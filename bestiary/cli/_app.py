@@ -155,7 +155,7 @@ def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: s
         chosen |= {Path(parts[0].name).stem if own else text: ", ".join(map(str, parts))}
     fresh = module_from_spec(experiment.__spec__)
     experiment.__spec__.loader.exec_module(fresh)
-    fresh.MIXERS = chosen
+    vars(fresh)["MIXERS"] = chosen
     return fresh
 
 
