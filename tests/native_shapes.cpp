@@ -63,6 +63,14 @@ static void elementwise(int64_t batch, int64_t time, int64_t channels, int64_t t
   if (scan_forward(&r) || scan_backward(&r)) abort();
 }
 
+static void convolution(int64_t batch, int64_t time, int64_t channels, int64_t taps, int64_t sharing, int64_t threads) {
+  const int64_t all = batch * time * channels, filters = taps * channels;
+  Array x(all), filter(filters * (batch / sharing)), y(all), gy(all), gx(all), gfilter(filters * batch);
+  const int64_t rows = time * channels;
+  Convolution r = {batch, time, channels, taps, sharing, threads, rows, channels, rows, channels, x, filter, y, gy, gx, gfilter};
+  if (convolution_forward(&r) || convolution_backward(&r)) abort();
+}
+
 int main() {
   for (int64_t time : {0, 1, 2, 17, 33, 70})
     for (int64_t threads : {1, 3}) {
@@ -77,6 +85,9 @@ int main() {
         for (int64_t modes : {1, 3, 7, 16, 31})
           for (int64_t sharing : {int64_t(1), batch}) selective(batch, time, channels, modes, sharing, threads);
       for (int64_t channels : {1, 5, 64, 67, 130}) elementwise(threads * batch, time, channels, threads);
+      for (int64_t channels : {1, 5, 64, 67, 130})
+        for (int64_t taps : {1, 4, 9})
+          for (int64_t sharing : {int64_t(1), batch}) convolution(batch, time, channels, taps, sharing, threads);
     }
   return 0;
 }

@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 
 from bestiary.laws import variants
 from bestiary.laws.mixers import build_perturbed, random_inputs
-from bestiary.ops import _build, _native, backend, recurrence
+from bestiary.ops import _build, _native, backend, convolution, recurrence
 from bestiary.ops.drive import Drive
 from bestiary.ops.recurrence import run
 from bestiary.ops.scan import scan, selective_scan
@@ -138,6 +138,59 @@ def test_the_scan_agrees_with_steps_in_value_and_gradient(rest: tuple[int, ...],
 
 
 @NEEDS_COMPILER
+@pytest.mark.parametrize("before", [0, 1, 5])
+@pytest.mark.parametrize("taps", [1, 2, 4, 9])
+@pytest.mark.parametrize(("time", "channels"), [(1, 5), (2, 64), (7, 67), (33, 130)])
+def test_the_short_convolution_agrees_with_steps(time: int, channels: int, taps: int, before: int) -> None:
+    parts = [
+        torch.randn(3, time, channels),
+        torch.randn(taps, channels),
+        torch.randn(3, min(before, taps - 1), channels),
+    ]
+
+    def both(dtype: torch.dtype, way: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
+        given = [x.to(dtype).requires_grad_() for x in parts]
+        y = way(*given)
+        return [y, *torch.autograd.grad((y * y.detach().cos()).sum(), given)]
+
+    def by_single_steps(x: Tensor, filter: Tensor, past: Tensor) -> Tensor:
+        seen = torch.cat([past, x], dim=1)
+        each = range(past.shape[1], seen.shape[1])
+        return torch.stack([convolution.step(seen[:, t], filter, seen[:, :t]) for t in each], dim=1)
+
+    def native_short(x: Tensor, filter: Tensor, past: Tensor) -> Tensor:
+        seen = torch.cat([past, x], dim=1)
+        return _native.convolve(seen, filter)[:, past.shape[1] :] if time == 1 else convolution.short(x, filter, past)
+
+    for one, other in zip(both(torch.float32, native_short), both(torch.float64, by_single_steps), strict=True):
+        close(one, other)
+
+
+@NEEDS_COMPILER
+def test_long_filters_are_convolved_by_a_fourier_transform(calls: list[str]) -> None:
+    x = torch.randn(2, 80, 5)
+    for taps, kernels in ((32, ["convolution_forward"]), (33, []), (100, [])):
+        filter = torch.randn(taps, 5)
+        calls.clear()
+        close(convolution.long(x, filter), convolution.long(x.double(), filter.double()))
+        assert calls == kernels
+
+
+@NEEDS_COMPILER
+def test_the_short_convolution_reads_parts_of_wider_arrays_and_half_precision(calls: list[str]) -> None:
+    wide, filter = torch.randn(2, 9, 24), torch.randn(4, 8)
+    for dtype in (torch.float32, torch.bfloat16):
+        _, x, _ = wide.to(dtype).split(8, dim=-1)
+        found = convolution.short(x, filter, backend="native")
+        assert found.dtype == dtype
+        close(found, convolution.short(x.double(), filter.double()), rtol=1e-5 if dtype == torch.float32 else 1e-2)
+        close(convolution.short(x.mT.contiguous().mT, filter), found)
+    assert set(calls) == {"convolution_forward"}
+    with pytest.raises(ValueError, match="cannot compute this convolution: it computes in float32"):
+        convolution.short(wide.double(), torch.randn(4, 24).double(), backend="native")
+
+
+@NEEDS_COMPILER
 def test_one_rate_for_all_channels_may_be_broadcast() -> None:
     a, x, state = scan_inputs((2, 9, 5))
     close(scan(a[..., :1], x, state[:1], backend="native")[0], scan(a[..., :1], x, state[:1], backend="torch")[0])
@@ -250,7 +303,7 @@ def test_threads_and_unwanted_gradients_change_no_digit(kind: str) -> None:
 
 def users() -> list[Spec]:
     """The mixers that drive the recurrence or a scan."""
-    engines = re.compile(r"FastWeight|TimeMix|recurrence import.*\brun\b|ops\.scan import")
+    engines = re.compile(r"FastWeight|TimeMix|recurrence import.*\brun\b|ops\.scan import|ShortConv")
     found = [name for name in names("mixers") if engines.search(inspect.getsource(load("mixers", name)))]
     return [spec for name in found for spec in variants("mixers", name)]
 
@@ -290,7 +343,7 @@ class _Parallel(nn.Module):
 
 
 @NEEDS_COMPILER
-@pytest.mark.parametrize("name", ["mamba", "longhorn", "kda", "rwkv7", "gla", "mamba2", "rg_lru"])
+@pytest.mark.parametrize("name", ["mamba", "longhorn", "kda", "rwkv7", "gla", "mamba2", "rg_lru", "base_conv"])
 @pytest.mark.parametrize("inside", [True, False])
 def test_weights_may_be_stacked(name: str, inside: bool, calls: list[str]) -> None:
     """Gradients taken under vmap, as the laws do, and of what vmap gives, as training does."""
@@ -308,7 +361,13 @@ def test_weights_may_be_stacked(name: str, inside: bool, calls: list[str]) -> No
         weights = {key: w.detach().requires_grad_() for key, w in weights.items()}
         total = vmap(loss, in_dims=(0, 0, None))(weights, buffers, x).sum()
         found = dict(zip(weights, torch.autograd.grad(total, list(weights.values())), strict=True))
-    assert [call.partition("_")[2] for call in calls] == ["forward", "backward"]
+    own = [call.partition("_")[2] for call in calls if not call.startswith("convolution")]
+    assert own == ([] if name == "base_conv" else ["forward", "backward"])
+    if name in ("mamba", "mamba2", "base_conv"):
+        assert [call for call in calls if call.startswith("convolution")] == [
+            "convolution_forward",
+            "convolution_backward",
+        ]
     for i, mixer in enumerate(mixers):
         mixer(x, where).square().mean().backward()
         for key, weight in mixer.named_parameters():
@@ -418,10 +477,13 @@ def test_torch_asked_for_is_torch_to_the_last_digit(calls: list[str]) -> None:
 # The library
 
 
+ENGINES = ("recurrence", "selective", "scan", "convolution")
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a source that compiles at once."""
-    names = [f"{name}_{way}" for name in ("recurrence", "selective", "scan") for way in ("forward", "backward", "kept")]
+    names = [f"{name}_{way}" for name in ENGINES for way in ("forward", "backward", "kept")]
     source = tmp_path / "native.cpp"
     source.write_text("\n".join(f'extern "C" int {name}(void*) {{ return 7; }}' for name in names))
     monkeypatch.setattr(_build, "SOURCE", source)
@@ -578,6 +640,7 @@ def test_narrower_processors_compute_the_same(flags: str, tmp_path: Path, monkey
         for channels, modes in ((5, 1), (33, 7), (20, 31)):
             test_the_selective_scan_agrees_with_the_scan(channels, modes, time)
         test_the_scan_agrees_with_steps_in_value_and_gradient((67,), time)
+        test_the_short_convolution_agrees_with_steps(time, 67, 4, 1)
     test_what_is_not_a_number_stays_so()
     test_strong_decay_agrees_with_steps("kda", 1e4)
 

@@ -91,11 +91,11 @@ def load(place: Path, command: list[str]) -> ctypes.CDLL:
 def open_library(path: Path) -> ctypes.CDLL:
     """The library, its functions given their types. Raises OSError, or AttributeError if it is another one."""
     found = ctypes.CDLL(str(path))
-    for name in ("recurrence", "selective", "scan"):
+    for name in ("recurrence", "selective", "scan", "convolution"):
         for way in ("forward", "backward"):
             function = getattr(found, f"{name}_{way}")
             function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int
-        if name != "scan":
+        if name in ("recurrence", "selective"):
             function = getattr(found, f"{name}_kept")
             function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int64
     return found

@@ -1,4 +1,4 @@
-"""The engines `recurrence` and `scan` by `native.cpp`: float32 on a CPU, with first derivatives and under vmap.
+"""Recurrences, scans and short convolutions by `native.cpp`: float32 on a CPU, first derivatives, under vmap.
 
 Each kernel is two autograd functions, one for each direction, so that `torch.func` can transform both. All of them
 work on each sequence of a batch by itself, so under vmap the new axis joins the batch. The forward pass returns,
@@ -88,6 +88,11 @@ SELECTIVE = structure(
         *((name, ctypes.c_int64) for name in ["b_batch", "b_time", "c_batch", "c_time"]),
         *pointers("state y last kept gy glast gdt gu grate gb_c gstate"),
     ],
+)
+CONVOLUTION = structure(
+    "Convolution",
+    "batch time channels taps sharing threads x_batch x_time g_batch g_time",
+    pointers("x filter y gy gx gfilter"),
 )
 SCAN = structure("Scan", "batch time channels threads", pointers("a x state h gh ga gx gstate"))
 
@@ -371,3 +376,61 @@ class _ScanGradient(_Gradient):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> Any:
         return part(info, _ScanGradient.apply(*join(info, in_dims, tensors)))
+
+
+# The short convolution
+
+
+def convolve(x: Tensor, filter: Tensor) -> Tensor:
+    """`convolution.short` in float32, of an input with nothing before it."""
+    return _Convolution.apply(x, filter.unsqueeze(0))
+
+
+def convolution(x: Tensor, filter: Tensor, gy: Tensor | None = None, **further: Tensor) -> ctypes.Structure:
+    """What the library is given: tensors with dense last axes, which the caller holds."""
+    sharing = max(1, len(x) // max(1, len(filter)))
+    strides = (*x.stride()[:2], *(x if gy is None else gy).stride()[:2])
+    given = CONVOLUTION(*x.shape, filter.shape[1], sharing, torch.get_num_threads(), *strides)
+    for name, tensor in {"x": x, "filter": filter, **({} if gy is None else {"gy": gy}), **further}.items():
+        setattr(given, name, tensor.data_ptr())
+    return given
+
+
+class _Convolution(torch.autograd.Function):
+    """y of x (batch, time, channels) and filters (one, or under vmap one a model; taps, channels)."""
+
+    @staticmethod
+    def forward(x: Tensor, filter: Tensor) -> Tensor:
+        x, filter = dense_rows(x), filter.contiguous()
+        y = x.new_empty(x.shape)
+        call("convolution_forward", convolution(x, filter, y=y))
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del output
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _ConvolutionGradient.apply(*ctx.saved_tensors, *grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *parts: Tensor) -> Any:
+        y = _Convolution.apply(*join(info, in_dims, parts))
+        return y.unflatten(0, (info.batch_size, -1)), 0
+
+
+class _ConvolutionGradient(_Gradient):
+    """The gradients of x and the filters."""
+
+    @staticmethod
+    def forward(x: Tensor, filter: Tensor, gy: Tensor) -> tuple[Tensor, Tensor]:
+        x, filter, gy = dense_rows(x), filter.contiguous(), dense_rows(gy)
+        gx, gfilter = x.new_empty(x.shape), x.new_empty(len(x), *filter.shape[1:])
+        call("convolution_backward", convolution(x, filter, gy, gx=gx, gfilter=gfilter))
+        return gx, gfilter.unflatten(0, (len(filter), len(x) // len(filter))).sum(1)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> Any:
+        return part(info, _ConvolutionGradient.apply(*join(info, in_dims, tensors)))

@@ -25,6 +25,7 @@ Backend = Literal["auto", "torch", "native", "compiled", "fla"]
 ENGINES: dict[str, tuple[Backend, ...]] = {
     "recurrence": ("native", "compiled", "fla"),
     "scan": ("native", "compiled"),
+    "convolution": ("native",),  # of a few taps
 }
 Function = TypeVar("Function", bound=Callable[..., Any])
 

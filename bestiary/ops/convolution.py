@@ -14,10 +14,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from bestiary.ops import _native
+from bestiary.ops.backend import Backend, choose
+from bestiary.ops.precision import upcast
+
 Features = Float[Tensor, "batch time dim"]
 Past = Float[Tensor, "batch past dim"]
 Kept = Float[Tensor, "batch kept dim"]
 Filter = Float[Tensor, "taps dim"]
+
+SLIDES = 32  # taps up to which sliding is faster than a Fourier transform (benchmarks/convolution.py)
 
 
 def step(x: Float[Tensor, "batch dim"], filter: Filter, past: Past) -> Float[Tensor, "batch dim"]:
@@ -26,28 +32,39 @@ def step(x: Float[Tensor, "batch dim"], filter: Filter, past: Past) -> Float[Ten
     return (seen * filter[: seen.shape[1]]).sum(1)
 
 
-def short(x: Features, filter: Filter, past: Past | None = None) -> Features:
-    """The convolution, tap by tap: for filters of a few taps."""
-    if x.shape[1] == 0:
+def short(x: Features, filter: Filter, past: Past | None = None, *, backend: Backend = "auto") -> Features:
+    """The convolution, tap by tap: for filters of a few taps. Half precision is computed in float32 by `native`.
+
+    Raises ValueError for a backend that is not there or cannot compute this.
+    """
+    if x.numel() == 0:
         return x.clone()
     if past is not None and x.shape[1] == 1:
         return step(x[:, 0], filter, past).unsqueeze(1)
     seen = x if past is None else torch.cat([past, x], dim=1)
+    if choose("convolution", backend, x, filter, seen) == "native":
+        return _native.convolve(upcast(seen), upcast(filter))[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
     seen = F.pad(seen.mT, (len(filter) - 1 + x.shape[1] - seen.shape[1], 0))
     weight = filter.flip(0).mT.unsqueeze(1).to(seen.dtype)  # as autocast would do it, but not under vmap
     return F.conv1d(seen, weight, groups=x.shape[2]).mT
 
 
 def long(x: Features, filter: Filter, past: Past | None = None) -> Features:
-    """The convolution by Fourier transform; `filter` may be shorter or longer than the input."""
+    """The convolution by Fourier transform; `filter` may be shorter or longer than the input.
+
+    Where native kernels are to be had they slide filters of at most `SLIDES` taps, which is faster.
+    """
     if x.numel() == 0:  # of which there is no transform
         return x.clone()
     if past is not None and x.shape[1] == 1:
         return step(x[:, 0], filter, past).unsqueeze(1)
     seen = x if past is None else torch.cat([past, x], dim=1)
+    filter = filter[: seen.shape[1]]
+    if len(filter) <= SLIDES and choose("convolution", "auto", x, filter, seen) == "native":
+        return _native.convolve(upcast(seen), upcast(filter))[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
     if x.dtype.itemsize < 4:  # transforms of which exist on few devices
         return long(seen.float(), filter.float())[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
-    y, _, _ = _Convolve.apply(seen.mT, filter[: seen.shape[1]].mT)
+    y, _, _ = _Convolve.apply(seen.mT, filter.mT)
     return y.mT[:, seen.shape[1] - x.shape[1] :]
 
 

@@ -817,4 +817,74 @@ extern "C" int scan_backward(const Scan* given) {
   });
 }
 
+// The short convolution: y_t = sum_j f_j x_{t-j} in each channel, where x is zero before the first position.
+
+struct Convolution {
+  int64_t batch, time, channels, taps;
+  int64_t sharing, threads;           // sequences that share a filter
+  int64_t x_batch, x_time, g_batch, g_time;  // strides of x and gy, whose last axes are dense
+  const float *x, *filter;            // filter (batch / sharing, taps, channels), dense
+  float* y;                           // (batch, time, channels), dense as gx
+  const float* gy;
+  float *gx, *gfilter;                // gfilter (batch, taps, channels): of each sequence
+};
+
+template <class Work>
+static int convolve(const Convolution& r, const Work& work) {
+  const int64_t columns = ABREAST * LANES, tiles = (r.channels + columns - 1) / columns;
+  return run_parallel(r.batch * tiles, r.batch * r.time * r.channels * r.taps, r.threads, 0,
+               [&](int64_t item, float*) { work(item / tiles, item % tiles * columns); });
+}
+
+extern "C" int convolution_forward(const Convolution* given) {
+  const Convolution& r = *given;
+  return convolve(r, [&](int64_t batch, int64_t channel) {
+    const int64_t count = r.channels - channel;
+    const float* x = r.x + batch * r.x_batch + channel;
+    const float* filter = r.filter + batch / r.sharing * r.taps * r.channels + channel;
+    for (int64_t t = 0; t < r.time; t++) {
+      Vector y[ABREAST];
+      zero(y);
+      for (int64_t j = 0; j < least(r.taps, t + 1); j++) {
+        Vector f[ABREAST], seen[ABREAST];
+        load_row(f, filter + j * r.channels, count);
+        load_row(seen, x + (t - j) * r.x_time, count);
+        for (int w = 0; w < ABREAST; w++) y[w] += f[w] * seen[w];
+      }
+      store_row(r.y + (batch * r.time + t) * r.channels + channel, y, count);
+    }
+  });
+}
+
+extern "C" int convolution_backward(const Convolution* given) {
+  const Convolution& r = *given;
+  return convolve(r, [&](int64_t batch, int64_t channel) {
+    const int64_t count = r.channels - channel;
+    const float *x = r.x + batch * r.x_batch + channel, *gy = r.gy + batch * r.g_batch + channel;
+    const float* filter = r.filter + batch / r.sharing * r.taps * r.channels + channel;
+    for (int64_t t = 0; t < r.time; t++) {
+      Vector gx[ABREAST];
+      zero(gx);
+      for (int64_t j = 0; j < least(r.taps, r.time - t); j++) {
+        Vector f[ABREAST], g[ABREAST];
+        load_row(f, filter + j * r.channels, count);
+        load_row(g, gy + (t + j) * r.g_time, count);
+        for (int w = 0; w < ABREAST; w++) gx[w] += f[w] * g[w];
+      }
+      store_row(r.gx + (batch * r.time + t) * r.channels + channel, gx, count);
+    }
+    for (int64_t j = 0; j < r.taps; j++) {
+      Vector sum[ABREAST];
+      zero(sum);
+      for (int64_t t = j; t < r.time; t++) {
+        Vector g[ABREAST], seen[ABREAST];
+        load_row(g, gy + t * r.g_time, count);
+        load_row(seen, x + (t - j) * r.x_time, count);
+        for (int w = 0; w < ABREAST; w++) sum[w] += g[w] * seen[w];
+      }
+      store_row(r.gfilter + (batch * r.taps + j) * r.channels + channel, sum, count);
+    }
+  });
+}
+
 extern "C" int lanes(void) { return LANES; }
