@@ -119,7 +119,7 @@ def test_a_table_that_differs_from_its_file_is_named_and_mended(
     write_table(table, tmp_path / "steps_to_solve-small.csv", compact=True)
     page = tmp_path / "page.md"
     page.write_text(
-        "Before.\n\n<!-- table: steps_to_solve-small: pattern as mixer, median, accuracy, interval, seeds -->\n"
+        "Before.\n\n<!-- table: steps_to_solve-small: mixer, median, accuracy, interval, seeds -->\n"
         "<!-- end of table -->\n\nAfter, with 0.5 in it.\n\n"
         "```\n<!-- table: shown as code: a -->\n<!-- end of table -->\n```\n"
     )
@@ -129,8 +129,8 @@ def test_a_table_that_differs_from_its_file_is_named_and_mended(
     line = "page.md: the table of results/steps_to_solve-small.csv"
     assert list(stale()) == [f"{line} differs from its file; run ./lab results"]
     mended = written(page.read_text())
-    (row,) = [line for line in mended.splitlines() if line.startswith("| mamba")]
-    assert row == "| mamba |  | 0.500 | 0.493 to 0.507 | 2 |"
+    (row,) = [line for line in mended.splitlines() if line.startswith("| Mamba")]
+    assert row == "| Mamba |  | 0.500 | 0.493 to 0.507 | 2 |"
     assert "| mixer | median | accuracy | 95 % interval | seeds |\n|" in mended
     assert mended.startswith("Before.\n\n<!-- table: ")
     assert mended.endswith(

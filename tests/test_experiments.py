@@ -13,6 +13,7 @@ from bestiary.experiments import (
     distance,
     extrapolation,
     figure2,
+    frontier,
     mad,
     rates,
     steps_to_solve,

@@ -150,8 +150,8 @@ def checked(kind: str, name: str, options: Mapping[str, Any], version: str) -> S
     given = {option: check(cls, name, option, value) for option, value in options.items()}
     changed = tuple(sorted(option for option, value in given.items() if value != defaults[option]))
     unwritten = tuple(option for option in getattr(cls, "later_options", ()) if option not in changed)
-    options = tuple(sorted((defaults | given).items()))
-    return Spec(kind, name, options, changed, version, name.endswith(".py"), unwritten)
+    every = tuple(sorted((defaults | given).items()))
+    return Spec(kind, name, every, changed, version, name.endswith(".py"), unwritten)
 
 
 def parse(kind: str, text: str) -> tuple[Spec, ...]:
