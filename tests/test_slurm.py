@@ -96,10 +96,10 @@ def test_jobs_share_a_sweep_and_change_no_number(tmp_path: Path) -> None:
     text = Path("examples/my_mixer.py").read_text()
     bad.write_text(text.replace("h, last = ", "assert len(x) < 3, 'no room'; h, last = "))
     asked, store, plain = recipes(6), Store(tmp_path / "slurm"), Store(tmp_path / "local")
-    for _ in sweep(asked, plain):
+    for _ in sweep(asked, plain, together="never"):
         pass
     failing = clean(str(bad), **SMALL)
-    seen = list(slurm_sweep([failing, *asked], store, "cluster=local,jobs=2", workers=1))
+    seen = list(slurm_sweep([failing, *asked], store, "cluster=local,jobs=2", workers=1, together="never"))
     kinds = Counter(event.kind for event in seen)
     assert (kinds["ended"], kinds["failed"], kinds["retried"]) == (6, 1, 0)
     assert next(event for event in seen if event.kind == "failed").detail == "AssertionError: no room"
