@@ -180,6 +180,16 @@ def test_calibration_runs_the_other_seeds_once_all_rates_were_tried() -> None:
     assert calibration.next_recipes(both.head(1), "small") == []
 
 
+def test_published_points_of_the_frontier_stand_beside_their_own_models() -> None:
+    points = {(one.recipe.dim, str(one.recipe.pattern[-1])): one.published for one in calibration.anchors("paper")}
+    windows = {w: points[128, f"attention(rotary=False, window={w})"] for w in (8, 16, 128, 1024)}
+    assert windows == {8: 0.081, 16: 0.145, 128: 0.655, 1024: 1.0}
+    taylor = {8: "based(features=8)", 16: "based", 24: "based(features=24)"}
+    cells = ((48, 8), (64, 8), (48, 16), (64, 24), (128, 24))
+    features = {(dim, f): points[dim, taylor[f]] for dim, f in cells}
+    assert features == {(48, 8): 0.667, (64, 8): 0.719, (48, 16): 0.836, (64, 24): 0.970, (128, 24): 0.991}
+
+
 def test_the_paper_scale_has_every_cell_of_figure_2() -> None:
     cells = [one for one in calibration.anchors("paper") if one.source == anchor("attention, width 64").source]
     assert len(cells) == 4 * 5 * 4

@@ -6,8 +6,8 @@ The verdict is by a rule that was fixed before the first run. With a tolerance o
 deviations if that is more, an anchor is *reproduced* if the mean over seeds is within the tolerance. If it is not,
 and our 95 % interval does not reach into the tolerance either, it is *not reproduced*. Otherwise, and with fewer than
 three seeds, it *cannot be told*. Anchors that say "solves" compare the share of seeds that reach 0.95.
-`small` is what two cores measure in an afternoon; `paper` has every cell of Figure 2 of Zoology and every point of its
-frontier, with all rates, and is for a GPU. Where a recipe is smaller than published, the table says in what.
+`small` takes two cores some hours; `paper` has every cell of Figure 2 of Zoology and 35 points of its frontier, with
+all rates, and is for a GPU. Where a recipe is smaller than published, the table says in what.
 """
 
 from collections.abc import Iterable, Iterator
