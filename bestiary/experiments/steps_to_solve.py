@@ -53,14 +53,19 @@ def recipe(pattern: str, scale: str, rate: float, seed: int) -> Recipe:
 def recipes(scale: str) -> Iterator[Recipe]:
     """Every mixer at four rates, with its first seed."""
     for pattern in MIXERS.values():
-        yield from (recipe(pattern, scale, rate, 0) for rate in (RATES[1:3] if scale == "smoke" else RATES))
+        yield from first_runs(pattern, scale)
+
+
+def first_runs(pattern: str, scale: str) -> list[Recipe]:
+    """The runs from which the rate of a mixer is chosen."""
+    return [recipe(pattern, scale, rate, 0) for rate in (RATES[1:3] if scale == "smoke" else RATES)]
 
 
 def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
     """The other seeds of mixers whose rates have all been tried, at the best of them."""
     more = []
     for pattern in MIXERS.values():
-        tried = [recipe(pattern, scale, rate, 0) for rate in (RATES[1:3] if scale == "smoke" else RATES)]
+        tried = first_runs(pattern, scale)
         rows = table[table["key"].isin([one.key for one in tried])]
         if len(rows) == len(tried):
             more += [recipe(pattern, scale, best_rate(rows), seed) for seed in seeds(pattern)[1:]]
