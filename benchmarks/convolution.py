@@ -3,7 +3,7 @@
     python benchmarks/convolution.py
 
 Forward and backward, the processor's time on one thread, the ways in turns. `SLIDES` of bestiary/ops/convolution.py is
-chosen by it: filters of so many taps slide, longer ones are transformed.
+chosen by it: `products` is what it is compared with.
 """
 
 import statistics
@@ -20,11 +20,14 @@ from bestiary.training.train import keep_freed_memory
 
 SHORT = ((64, 64, 192, 4), (16, 256, 128, 4), (16, 256, 384, 4), (1, 4096, 256, 4), (512, 64, 64, 3))
 LONG = ((128, 32, 128, 32), (16, 256, 128, 16), (16, 256, 128, 32), (16, 256, 128, 64), (16, 256, 128, 128))
-LONG += ((4, 1024, 128, 64), (4, 1024, 128, 256))  # batch, time, channels, taps
+LONG += ((4, 1024, 128, 64), (4, 1024, 128, 256), (1024, 64, 64, 64), (64, 64, 64, 64), (64, 128, 64, 128))
+LONG += ((16, 256, 64, 256),)  # batch, time, channels, taps
 
 
 def compare(sizes: tuple[tuple[int, int, int, int], ...], other: str, way: Callable[[Tensor, Tensor], Tensor]) -> None:
-    print(f"  {'batch':>6}{'time':>6}{'channels':>9}{'taps':>6}{other + ' ms':>14}{'native ms':>11}{'ratio':>7}")
+    print(
+        f"  {'batch':>6}{'time':>6}{'channels':>9}{'taps':>6}{'products':>10}{other + ' ms':>14}{'native ms':>11}{'ratio':>7}"
+    )
     for batch, length, channels, taps in sizes:
         x, filter = torch.randn(batch, length, channels, requires_grad=True), torch.randn(taps, channels)
         filter.requires_grad_()
@@ -38,7 +41,8 @@ def compare(sizes: tuple[tuple[int, int, int, int], ...], other: str, way: Calla
         ways = {other: lambda once=once: once(way), "native": lambda once=once: once(_native.convolve)}
         taken = interleaved(ways, rounds=9, clock=time.process_time)
         cells = [statistics.median(taken[name]) * 1e3 for name in ways]
-        sizes_text = f"  {batch:6}{length:6}{channels:9}{taps:6}"
+        products = (taps * length - taps * (taps - 1) / 2) / (length + taps - 1)
+        sizes_text = f"  {batch:6}{length:6}{channels:9}{taps:6}{products:10.1f}"
         print(f"{sizes_text}{cells[0]:14.2f}{cells[1]:11.2f}{ratio(taken, other, 'native'):7.2f}", flush=True)
 
 
@@ -48,4 +52,5 @@ if __name__ == "__main__":
     use("torch")
     print(f"the short convolution, forward and backward; {machine()}")
     compare(SHORT, "torch", convolution.short)
+    convolution.SLIDES = 0
     compare(LONG, "transform", convolution.long)

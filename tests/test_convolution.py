@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bestiary.ops.convolution import fft_length, long, recent_inputs, short, step
+from bestiary.ops.convolution import fft_length, long, recent_inputs, short, sliding_is_faster, step
 
 
 def by_steps(x: Tensor, filter: Tensor, past: Tensor) -> Tensor:
@@ -67,3 +67,11 @@ def test_nothing_convolved_is_nothing(way: object, taps: int, batch: int, time: 
     if time == 0:
         assert torch.equal(recent_inputs(x, past, taps), past)
     assert fft_length(0) == 2
+
+
+def test_filters_slide_while_that_takes_fewer_products_than_the_transform() -> None:
+    assert sliding_is_faster(64, 64)  # half of its taps meet no input
+    assert sliding_is_faster(1024, 36)
+    assert not sliding_is_faster(256, 256)
+    assert not sliding_is_faster(1024, 64)
+    assert sliding_is_faster(1, 1)

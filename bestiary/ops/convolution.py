@@ -23,7 +23,7 @@ Past = Float[Tensor, "batch past dim"]
 Kept = Float[Tensor, "batch kept dim"]
 Filter = Float[Tensor, "taps dim"]
 
-SLIDES = 32  # taps up to which sliding is faster than a Fourier transform (benchmarks/convolution.py)
+SLIDES = 36  # products for each point of a Fourier transform up to which sliding is faster (benchmarks/convolution.py)
 
 
 def step(x: Float[Tensor, "batch dim"], filter: Filter, past: Past) -> Float[Tensor, "batch dim"]:
@@ -52,7 +52,7 @@ def short(x: Features, filter: Filter, past: Past | None = None, *, backend: Bac
 def long(x: Features, filter: Filter, past: Past | None = None) -> Features:
     """The convolution by Fourier transform; `filter` may be shorter or longer than the input.
 
-    Where native kernels are to be had they slide filters of at most `SLIDES` taps, which is faster.
+    Where native kernels are to be had they slide the filter as long as that is faster (`sliding_is_faster`).
     """
     if x.numel() == 0:  # of which there is no transform
         return x.clone()
@@ -60,12 +60,22 @@ def long(x: Features, filter: Filter, past: Past | None = None) -> Features:
         return step(x[:, 0], filter, past).unsqueeze(1)
     seen = x if past is None else torch.cat([past, x], dim=1)
     filter = filter[: seen.shape[1]]
-    if len(filter) <= SLIDES and choose("convolution", "auto", x, filter, seen) == "native":
+    sliding = sliding_is_faster(seen.shape[1], len(filter))
+    if sliding and choose("convolution", "auto", x, filter, seen) == "native":
         return _native.convolve(upcast(seen), upcast(filter))[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
     if x.dtype.itemsize < 4:  # transforms of which exist on few devices
         return long(seen.float(), filter.float())[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
     y, _, _ = _Convolve.apply(seen.mT, filter.mT)
     return y.mT[:, seen.shape[1] - x.shape[1] :]
+
+
+def sliding_is_faster(time: int, taps: int) -> bool:
+    """Whether native kernels slide so many taps over `time >= taps` inputs faster than a Fourier transform takes.
+
+    Only taps that meet an input are multiplied, so that a filter as long as its input costs half of its taps.
+    """
+    products = taps * time - taps * (taps - 1) / 2
+    return products <= SLIDES * (time + taps - 1)
 
 
 class _Convolve(torch.autograd.Function):
