@@ -25,9 +25,8 @@ LONG += ((16, 256, 64, 256),)  # batch, time, channels, taps
 
 
 def compare(sizes: tuple[tuple[int, int, int, int], ...], other: str, way: Callable[[Tensor, Tensor], Tensor]) -> None:
-    print(
-        f"  {'batch':>6}{'time':>6}{'channels':>9}{'taps':>6}{'products':>10}{other + ' ms':>14}{'native ms':>11}{'ratio':>7}"
-    )
+    names = f"  {'batch':>6}{'time':>6}{'channels':>9}{'taps':>6}{'products':>10}"
+    print(f"{names}{other + ' ms':>14}{'native ms':>11}{'ratio':>7}")
     for batch, length, channels, taps in sizes:
         x, filter = torch.randn(batch, length, channels, requires_grad=True), torch.randn(taps, channels)
         filter.requires_grad_()
