@@ -1,8 +1,9 @@
 """The batches of a task as a PyTorch data set, for training loops that are not ours."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bestiary.spec import Spec
@@ -38,13 +39,38 @@ def dataset(task: str | Spec | Task, *, split: str = "train", batch: int = 64, s
     return TaskDataset(find_task(task), split, batch, seed)
 
 
+def draw_rows(task: str | Spec | Task, rows: int, *, split: str = "test", batch: int = 256, seed: int = 0) -> Batch:
+    """The first rows of a stream of a task: those that training with this seed and batch size sees, or scoring.
+
+    Raises ValueError for fewer than one row, and as `dataset` does.
+    """
+    if rows < 1:
+        raise ValueError(f"at least one row is drawn, not {rows}")
+    found = task if isinstance(task, Spec | Task) else only_spec(task)
+    built = find_task(found)
+    path = seed if split == "train" or isinstance(found, Task) else found.key  # scoring knows no seed
+    parts = [built.draw(batch, split, path, i) for i in range(-(-rows // batch))]
+    return join(parts).rows(slice(rows))
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Batches of one task as one."""
+    first = batches[0]
+    columns = [torch.cat(column) for column in zip(*(batch.tensors() for batch in batches), strict=True)]
+    facets = dict(zip(first.facets, columns[2:], strict=False))
+    return Batch(columns[0], columns[1], facets, dict(zip(first.truth, columns[2 + len(facets) :], strict=True)))
+
+
 def find_task(task: str | Spec | Task) -> Task:
     """The task that is named. Raises LookupError or ValueError."""
     if isinstance(task, Task):
         return task
-    if isinstance(task, str):
-        found = parse_specs("tasks", task)
-        if len(found) != 1:
-            raise ValueError(f"one task is wanted, and {task!r} names {len(found)}")
-        (task,) = found
-    return task.build()
+    return (only_spec(task) if isinstance(task, str) else task).build()
+
+
+def only_spec(text: str) -> Spec:
+    """The one task that a text names. Raises LookupError or ValueError."""
+    found = parse_specs("tasks", text)
+    if len(found) != 1:
+        raise ValueError(f"one task is wanted, and {text!r} names {len(found)}")
+    return found[0]

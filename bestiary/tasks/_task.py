@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -49,6 +50,13 @@ class Batch(NamedTuple):
     def tensors(self) -> list[Tensor]:
         """All tensors of the batch, in a fixed order."""
         return [self.tokens, self.targets, *self.facets.values(), *self.truth.values()]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """NumPy arrays by name, for JAX and other libraries: `tokens`, `targets`, `facet_...` and `truth_...`."""
+        named = {"tokens": self.tokens, "targets": self.targets}
+        named |= {f"facet_{name}": x for name, x in self.facets.items()}
+        named |= {f"truth_{name}": x for name, x in self.truth.items()}
+        return {name: x.cpu().numpy() for name, x in named.items()}
 
     def question_positions(self) -> Int[Tensor, "batch asked"]:
         """The positions of the questions of each row, in order; rows with fewer are padded with others."""
