@@ -10,6 +10,7 @@ from bestiary._version import __version__
 from bestiary.spec import Spec, names, parse, spec
 
 if TYPE_CHECKING:
+    from bestiary.cli.card import card
     from bestiary.mixers._mixer import Mixer
     from bestiary.model import Model, memory
     from bestiary.runs.store import Store
@@ -26,6 +27,7 @@ __all__ = [
     "Store",
     "Task",
     "__version__",
+    "card",
     "dataset",
     "memory",
     "names",
@@ -41,6 +43,7 @@ HOME = {
     "Recipe": "training.recipe",
     "Store": "runs.store",
     "Task": "tasks._task",
+    "card": "cli.card",
     "dataset": "tasks._dataset",
     "memory": "model",
     "score": "training.train",

@@ -1,0 +1,196 @@
+"""Where a mixer stands: `card` trains it under the protocol and shows it beside the field, `board` shows the field."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bestiary.cli._app import (
+    FiguresFolder,
+    StoreFolder,
+    app,
+    choose_mixers,
+    next_recipes,
+    open_store,
+    refuse,
+    user_input,
+)
+from bestiary.spec import nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bestiary.results.card import Card
+    from bestiary.training.recipe import Recipe
+
+BUDGETS = ("quick", "full")
+
+
+def card(
+    *mixers: "str | type",
+    budget: str = "full",
+    workers: int | None = None,
+    store: Path | str = "runs",
+    scale: str = "small",
+) -> "Card":
+    """The card of one mixer or several: checks, trains what is not in the store, measures, and compares.
+
+    A mixer is a pattern, a file, or a class that is defined in a file. With the `quick` budget only the first seed is
+    trained. Raises ValueError for a mixer that breaks a law or cannot be built, LookupError for an unknown one,
+    RuntimeError if none of its runs ended.
+    """
+    from bestiary.cli.runs import run_recipes
+    from bestiary.experiments import protocol_v1
+    from bestiary.report.words import count_noun
+
+    if budget not in BUDGETS:
+        raise ValueError(f"budget={budget!r}: it is quick or full")
+    patterns = [mixer if isinstance(mixer, str) else file_of(mixer) for mixer in mixers]
+    protocol = choose_mixers(protocol_v1, patterns, "")
+    added = {name: pattern for name, pattern in protocol.MIXERS.items() if name not in protocol_v1.MIXERS}
+    vars(protocol)["MIXERS"] = added | {name: name for name in patterns if name in protocol_v1.MIXERS}
+    facts = check_and_measure(protocol.MIXERS)
+    recipes: list[Recipe] = list(protocol.recipes(scale))
+    how = {"workers": workers, "threads": 1, "device": "cpu", "backend": "auto", "keep": False}
+    name = f"card of {', '.join(protocol.MIXERS)}"
+    _, table = run_recipes(name, recipes, Path(store), **how)
+    while budget == "full" and (more := next_recipes(protocol, table, scale, recipes)):
+        typer.echo(f"{count_noun(len(more), 'run')} more, with other seeds at the best rates")
+        recipes += more
+        _, table = run_recipes(name, recipes, Path(store), **how)
+    if table.empty:
+        raise RuntimeError("none of the runs ended; their folders in the store hold the tracebacks")
+    return compare(protocol, table, facts, scale)
+
+
+def file_of(mixer: type) -> str:
+    """The file of a class as a pattern. Raises ValueError for a class that was typed in and not read from a file."""
+    import inspect
+
+    try:
+        file = Path(inspect.getsourcefile(mixer) or "")
+    except TypeError:
+        file = Path()
+    if file.suffix != ".py" or not file.is_file():
+        raise ValueError(
+            f"{mixer.__name__} is in no file; write it to one (%%writefile in a notebook) and give its path"
+        )
+    return repr(str(file))
+
+
+@app.command("card")
+def show_card(
+    mixers: Annotated[list[str], typer.Argument(help="A pattern or a file of yours, or several to compare.")],
+    budget: Annotated[
+        str, typer.Option(help="quick: the first seed alone. full: three seeds.", metavar="<quick|full>")
+    ] = "full",
+    scale: Annotated[str, typer.Option(hidden=True)] = "small",
+    workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one for each core if not given.")] = None,
+    store: StoreFolder = Path("runs"),
+    figures: FiguresFolder = Path("figures"),
+) -> None:
+    """Show where a mixer stands beside the whole field. The same command again goes on where it stopped.
+
+    Checks the laws, trains the mixer under the protocol v1, measures its cost, and writes a page, its verdict in
+    Markdown and a figure.
+    """
+    with user_input():
+        try:
+            made = card(*mixers, budget=budget, workers=workers, store=store, scale=scale)
+        except RuntimeError as fault:
+            refuse(str(fault), status=1)
+    write_card(made, figures)
+
+
+@app.command()
+def board(
+    sort: Annotated[str, typer.Option(help="The column to sort by, the best first.")] = "recall 64",
+    store: StoreFolder = Path("runs"),
+    page_file: Annotated[
+        Path | None, typer.Option("--page", help="Write the board as a page to this file, too.")
+    ] = None,
+) -> None:
+    """Show the scores of every mixer under the protocol v1: those that ship with the package, and yours."""
+    import pandas as pd
+
+    from bestiary.cli.console import print_table
+    from bestiary.experiments.protocol_v1 import COLUMNS, MIXERS
+    from bestiary.results.card import Card, entries, page
+    from bestiary.results.reference import reference_facts, reference_scores, stored_scores
+
+    scores, facts = reference_scores(), reference_facts()
+    if store.is_dir():
+        scores = pd.concat([scores, stored_scores(open_store(store), {*scores["mixer"]})])
+    wide = scores.pivot(index="mixer", columns="column", values="value")
+    wide = wide[[column for column in COLUMNS if column in wide]]
+    wide = wide.join(facts[[fact for fact in ("family", "state 64", "train beside attention") if fact in facts]])
+    if sort not in [*wide, "mixer"]:
+        refuse(f"the board has no column {sort!r} {nearest(sort, [*COLUMNS, 'mixer', 'family', *map(str, facts)])}")
+    least_first = sort in ("mixer", "family", "state 64", "train beside attention")
+    print_table(wide.reset_index().sort_values(sort, ascending=least_first, kind="stable"))
+    if page_file is not None:
+        page_file.parent.mkdir(parents=True, exist_ok=True)
+        page_file.write_text(page(Card([], entries(scores, facts, MIXERS), pd.DataFrame())), encoding="utf-8")
+        typer.echo(str(page_file))
+
+
+def check_and_measure(mixers: Mapping[str, str]) -> "pd.DataFrame":
+    """Facts about each mixer. Raises ValueError if one breaks a law."""
+    import pandas as pd
+
+    from bestiary.cli._progress import StatusLine
+    from bestiary.results.facts import broken_laws, family, measure
+    from bestiary.spec import parse
+
+    rows = {}
+    with StatusLine() as progress:
+        for name, pattern in mixers.items():
+            progress.show(f"{name}: checking the laws ...")
+            faults = [fault for mixer in {*parse("mixers", pattern)} for fault in broken_laws(mixer)]
+            if faults:
+                raise ValueError(f"{name} breaks a law, so its results would mean nothing: {'; '.join(faults)}")
+            measured = measure(pattern, lambda what, name=name: progress.show(f"{name}: {what} ..."))
+            rows[name] = {"family": family(pattern), **measured}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def compare(protocol: ModuleType, table: "pd.DataFrame", facts: "pd.DataFrame", scale: str) -> "Card":
+    """The card of the protocol's mixers, from their runs and facts."""
+    from bestiary.experiments import protocol_v1
+    from bestiary.results.card import Card, entries
+    from bestiary.results.reference import reference_facts, reference_scores
+
+    own = entries(protocol.scores(table, scale), facts, protocol.MIXERS)
+    field = entries(reference_scores(), reference_facts(), protocol_v1.MIXERS)
+    return Card(own, [entry for entry in field if entry.name not in protocol.MIXERS], table, smoke=scale == "smoke")
+
+
+def write_card(made: "Card", figures: Path) -> None:
+    """Print the verdict, and write the page, the Markdown and the figure."""
+    from bestiary.report.plot import mark_smoke, save_figure
+    from bestiary.results.card import figure, markdown, page
+
+    for name, sentences in made.verdicts().items():
+        typer.echo(f"\n{name}")
+        for sentence in sentences:
+            typer.echo(f"  {sentence}")
+    typer.echo("")
+    figures.mkdir(parents=True, exist_ok=True)
+    stem = figures / f"card-{file_name(made.title)}"
+    for suffix, text in ((".html", page(made)), (".md", markdown(made) + "\n")):
+        path = stem.with_name(stem.name + suffix)
+        path.write_text(text, encoding="utf-8")
+        typer.echo(str(path))
+    drawn = figure(made)
+    if made.smoke:
+        mark_smoke(drawn)
+    for path in save_figure(drawn, stem):
+        typer.echo(str(path))
+
+
+def file_name(title: str) -> str:
+    """A title as part of a file's name: letters, digits and underscores, the rest as dashes."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", title).strip("-")

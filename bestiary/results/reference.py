@@ -1,0 +1,60 @@
+"""The reference results that ship with the package: the runs of every built-in mixer, and what was measured of it."""
+
+from collections.abc import Collection
+from functools import cache
+from importlib.resources import as_file, files
+from types import ModuleType
+
+import pandas as pd
+
+from bestiary.experiments import protocol_v1
+from bestiary.experiments._protocol import place
+from bestiary.runs.exports import read_table
+from bestiary.runs.store import Store
+from bestiary.runs.table import results
+from bestiary.spec import parse, reading_data, spec
+
+PROTOCOLS: dict[str, ModuleType] = {"v1": protocol_v1}
+
+
+@cache
+def reference_runs(protocol: str = "v1") -> pd.DataFrame:
+    """One row for each run and test segment, as `bestiary export` writes them."""
+    with as_file(files("bestiary.results") / f"{protocol}.csv") as place:
+        return read_table(place)
+
+
+@cache
+def reference_facts(protocol: str = "v1") -> pd.DataFrame:
+    """One row for each mixer, by its pattern: family, laws that hold, parameters, states and ratios of time."""
+    with as_file(files("bestiary.results") / f"{protocol}-facts.csv") as place:
+        return pd.read_csv(place, index_col="mixer")
+
+
+@cache
+def reference_scores(protocol: str = "v1") -> pd.DataFrame:
+    """One row for each built-in mixer that was run, and column: value, interval, chance level, seeds and rate."""
+    return PROTOCOLS[protocol].scores(reference_runs(protocol))
+
+
+def stored_scores(store: Store, known: Collection[str], protocol: str = "v1") -> pd.DataFrame:
+    """The scores of the mixers in a store that were run under the protocol and are not known already."""
+    rules = PROTOCOLS[protocol]
+    table, _ = results(store, store.run_keys())
+    if table.empty:
+        return rules.scores(reference_runs(protocol)[:0])
+    found = {text: text for text in map(mixer_of, table["pattern"].unique()) if text not in known}
+    return rules.scores(table, mixers=found)
+
+
+@reading_data()
+def mixer_of(pattern: str) -> str:
+    """The mixer that the protocol has put into both layers, or behind a short convolution; else the whole pattern."""
+    last = parse("mixers", pattern)[-1]
+    given = {name: value for name, value in last.options if name in last.changed and name not in ("layer", "layers")}
+    plain = str(spec("mixers", last.name, **given))
+    texts = [str(part) for part in parse("mixers", pattern)]
+    for behind in (True, False):
+        if texts == [str(part) for part in parse("mixers", place(plain, behind=behind))]:
+            return plain
+    return pattern

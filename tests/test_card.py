@@ -1,0 +1,138 @@
+"""The protocol v1, what is said of a mixer beside the field, and the card as the command line writes it."""
+
+import hashlib
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from bestiary.cli import app
+from bestiary.experiments import protocol_v1
+from bestiary.experiments._protocol import first_runs, place
+from bestiary.results.card import Card, markdown, page
+from bestiary.results.facts import broken_laws, measure
+from bestiary.results.reference import mixer_of
+from bestiary.results.verdict import Entry, Score, ordinal, recall_neighbours, verdict
+from bestiary.spec import parse
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def entry(name: str, recall: float, state: float, **more: float) -> Entry:
+    """A mixer that recalls so much at width 64; other columns by their first word."""
+    scores = {"recall 64": Score(recall, recall - 0.02, recall + 0.02, 0.01, 3)}
+    scores |= {column: Score(value, value, value, 0.5, 3) for column, value in more.items()}
+    facts = {"state 64": float(state), "train beside attention": 1.5, "decode beside attention": 0.5, "growth": 1.0}
+    return Entry(name, "kda", "delta", scores, facts)
+
+
+def test_the_recipes_of_v1_never_change() -> None:
+    """What is run of five mixers. If this fails the protocol has changed: that is v2, beside v1, and not a new v1."""
+    chosen = ("attention", "kda", "rwkv7", "lstm", "base_conv")
+    keys = [recipe.key for name in chosen for part in protocol_v1.PARTS for recipe in first_runs(part, name)]
+    assert (len(keys), hashlib.sha256("".join(keys).encode()).hexdigest()[:12]) == (155, "fb92917f6aac")
+
+
+def test_a_mixer_stands_in_both_layers_or_behind_a_short_convolution() -> None:
+    assert place("kda", behind=False) == "kda"
+    assert place("kda(heads=1)", behind=True) == "base_conv, kda(heads=1)"
+    assert place("rwkv7", behind=False) == "rwkv7(layers=2), rwkv7(layer=1, layers=2)"
+    assert place("rwkv7(layer=1)", behind=True) == "base_conv, rwkv7(layer=1)"
+    assert place("base_conv, kda", behind=True) == "base_conv, kda"
+
+
+@pytest.mark.parametrize("name", ["kda", "rwkv7", "lightning", "gated_delta(init='short')", "base_conv"])
+@pytest.mark.parametrize("behind", [True, False])
+def test_the_mixer_is_found_in_the_pattern_that_was_run(name: str, behind: bool) -> None:
+    with_texts = ", ".join(map(str, parse("mixers", place(name, behind=behind))))
+    assert mixer_of(with_texts) == name
+
+
+def test_a_pattern_of_several_mixers_is_its_own_name() -> None:
+    assert mixer_of("attention, kda") == "attention, kda"
+
+
+def test_like_more_less_and_between() -> None:
+    field = {one.name: one for one in (entry("low", 0.3, 1000), entry("high", 0.8, 1500), entry("large", 0.5, 9000))}
+    said = {value: verdict(entry("mine", value, 1200), field)[0] for value in (0.81, 0.5, 0.1, 0.95)}
+    assert "like high, of about equal state" in said[0.81]
+    assert "between low and high" in said[0.5]
+    assert "less than any of 2 mixers of about equal state, of which low is next" in said[0.1]
+    assert "more than any of 2 mixers of about equal state, of which high is next" in said[0.95]
+    assert "no mixer of the field has about as much" in verdict(entry("mine", 0.5, 100), field)[0]
+    assert recall_neighbours(entry("mine", 0.5, 1200), field) == ["low", "high"]
+
+
+def test_the_rank_counts_those_above() -> None:
+    field = {name: entry(name, value, 1000) for name, value in (("a", 0.9), ("b", 0.8), ("c", 0.2))}
+    assert "it is 3rd of 4." in verdict(entry("mine", 0.5, 1000), field)[1]
+    assert [ordinal(n) for n in (1, 2, 3, 4, 11, 12, 21, 102)] == [
+        "1st",
+        "2nd",
+        "3rd",
+        "4th",
+        "11th",
+        "12th",
+        "21st",
+        "102nd",
+    ]
+
+
+def test_what_it_solves_and_what_it_does_not() -> None:
+    scores = {"parity": 1.0, "parity, longer": 0.55, "S3": 0.8, "flip-flop": 0.52}
+    said = " ".join(verdict(entry("mine", 0.5, 1000, **scores), {}))
+    assert "solves parity (not beyond the trained length: 0.55)." in said
+    assert "learns in part: products in S3 (0.80)." in said
+    assert "does not learn within this budget: flip-flop (0.52)." in said
+
+
+def test_no_rate_that_works_is_said() -> None:
+    assert "none of the six learning rates" in " ".join(
+        verdict(entry("m", 0.5, 9, **{"rates that work": math.nan}), {})
+    )
+    assert "works at one of six" in " ".join(verdict(entry("m", 0.5, 9, **{"rates that work": 0.0}), {}))
+    assert "works over 1.5 decades" in " ".join(verdict(entry("m", 0.5, 9, **{"rates that work": 1.5}), {}))
+
+
+def test_the_page_needs_nothing_else_and_shows_what_it_was_given_as_text() -> None:
+    card = Card(
+        [entry("<b>mine</b>", 0.5, 1000)], [entry("other", 0.5, 1000)], pd.DataFrame(columns=["pattern", "task", "dim"])
+    )
+    html = page(card)
+    assert "<b>mine" not in html
+    assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
+    assert "| | <b>mine</b> | other |" in markdown(card)
+    board = page(Card([], card.field, pd.DataFrame()))
+    assert 'id="verdict"' not in board
+    assert 'id="recall"' in board
+
+
+def test_facts_are_measured() -> None:
+    found = measure("linear_attention")
+    assert found["parameters"] == 4 * 64 * 64
+    assert found["state 64"] > found["state 32"] > found["state 16"] > 0
+    assert all(found[f"{what} beside attention"] > 0 for what in ("train", "decode"))
+
+
+def test_a_card_from_the_command_line(tmp_path: Path) -> None:
+    arguments = ["card", str(EXAMPLES / "my_mixer.py"), "--scale", "smoke", "--store", str(tmp_path / "runs")]
+    found = CliRunner().invoke(app, [*arguments, "--figures", str(tmp_path / "figures"), "--workers", "1"])
+    assert found.exit_code == 0, found.output
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} >= {".html", ".md", ".png", ".svg"}
+    assert "recalls" in found.output
+
+
+def test_a_mixer_that_leaks_has_no_card(tmp_path: Path) -> None:
+    assert broken_laws(parse("mixers", str(EXAMPLES / "leaky_mixer.py"))[0])
+    found = CliRunner().invoke(app, ["card", str(EXAMPLES / "leaky_mixer.py"), "--store", str(tmp_path / "runs")])
+    assert found.exit_code == 2
+    assert "causality: the output at position 0 changes when the input at position 1 does" in found.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_budget_or_column_is_refused() -> None:
+    assert CliRunner().invoke(app, ["card", "kda", "--budget", "huge"]).exit_code == 2
+    found = CliRunner().invoke(app, ["board", "--sort", "recal 64"])
+    assert found.exit_code == 2
