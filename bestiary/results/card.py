@@ -92,7 +92,7 @@ def markdown(card: Card) -> str:
     shown = [*card.own, *(by_name[name] for name in card.neighbours()[:3])]
     lines = []
     for name, sentences in card.verdicts().items():
-        lines += [f"**{name}** {' '.join(sentences)}", ""]
+        lines += [f"**{name}**: {' '.join(sentences)}", ""]
     lines += ["| | " + " | ".join(entry.name for entry in shown) + " |", "|---|" + "---|" * len(shown)]
     for column in COLUMNS:
         if any(column in entry.scores for entry in card.own):
@@ -181,15 +181,15 @@ def figure(card: Card) -> Figure:
         left, right = drawn.subplots(1, 2, width_ratios=(1.15, 1))
         near = card.neighbours()[:3]
         for entry in card.field:
-            colour = "#0072B2" if entry.name in near else "0.8"
-            draw_line(left, entry, color=colour, marker="o", markersize=3, zorder=2 + (entry.name in near))
-            if entry.name in near:
-                x, y = recall_points(entry)[-1][:2]
-                left.annotate(entry.name, (x, y), (3, -9), textcoords="offset points", size=6.5, color=colour)
+            if entry.name not in near:
+                draw_line(left, entry, color="0.85", marker="o", markersize=2.5)
+        shown = [entry for name in near for entry in card.field if entry.name == name]
+        for entry, (colour, marker, dash) in zip(shown, LINE_STYLES[1:], strict=False):
+            draw_line(left, entry, color=colour, marker=marker, markersize=4, linestyle=dash, label=entry.name)
         for entry, (colour, _, dash) in zip(card.own, LINE_STYLES, strict=False):
             draw_line(left, entry, color=colour, marker="*", markersize=9, linestyle=dash, zorder=5, label=entry.name)
         left.set(xscale="log", xlabel="State in numbers", ylabel="Recall", ylim=(-0.03, 1.03))
-        left.legend(loc="lower right")
+        left.legend(loc="upper left", framealpha=0.9, frameon=True, edgecolor="none")
         draw_strips(right, card)
         drawn.supxlabel(
             f"Bestiary {__version__}, protocol v1. Grey: {count_noun(len(card.field), 'mixer')}.", fontsize=6.5

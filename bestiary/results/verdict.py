@@ -63,12 +63,13 @@ class Entry(NamedTuple):
 
 def verdict(own: Entry, field: Mapping[str, Entry]) -> list[str]:
     """Sentences on recall, on what else the mixer can do, on learning rates and on cost, beside the others."""
-    return [
+    sentences = [
         *recall_sentences(own, field),
         *ability_sentences(own.scores),
         *rate_sentences(own.scores, {name: mixer.scores for name, mixer in field.items()}),
         *cost_sentences(own.facts),
     ]
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
 
 def recall_sentences(own: Entry, field: Mapping[str, Entry]) -> Iterator[str]:
