@@ -109,6 +109,7 @@ def test_the_page_needs_nothing_else_and_shows_what_it_was_given_as_text() -> No
     assert 'id="recall"' in board
 
 
+@pytest.mark.slow
 def test_facts_are_measured() -> None:
     found = measure("linear_attention")
     assert found["parameters"] == 4 * 64 * 64
@@ -116,6 +117,7 @@ def test_facts_are_measured() -> None:
     assert all(found[f"{what} beside attention"] > 0 for what in ("train", "decode"))
 
 
+@pytest.mark.slow
 def test_a_card_from_the_command_line(tmp_path: Path) -> None:
     arguments = ["card", str(EXAMPLES / "my_mixer.py"), "--scale", "smoke", "--store", str(tmp_path / "runs")]
     found = CliRunner().invoke(app, [*arguments, "--figures", str(tmp_path / "figures"), "--workers", "1"])
