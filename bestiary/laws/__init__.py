@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from bestiary.laws._law import Broken, Law
 from bestiary.laws.mixers import MIXER_LAWS
 from bestiary.laws.tasks import TASK_LAWS
-from bestiary.spec import Spec, locate, parse, spec
+from bestiary.spec import Spec, locate, spec
+from bestiary.spec.grammar import read_pattern
 
 __all__ = ["MIXER_LAWS", "TASK_LAWS", "Broken", "Law", "check", "variants"]
 
@@ -28,5 +29,5 @@ def check(checked: Spec) -> Iterator[tuple[str, str | None]]:
 
 def variants(kind: str, name: str) -> Iterator[Spec]:
     """A mixer or task with its defaults, and with the options under which it asks to be checked."""
-    for options in ("", *locate(kind, name).variants):
-        yield from parse(kind, f"{spec(kind, name)}({options})")
+    for options in ("", *getattr(locate(kind, name), "variants", ())):
+        yield spec(kind, name, **read_pattern(f"named({options})")[0].options)
