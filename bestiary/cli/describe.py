@@ -16,6 +16,7 @@ from bestiary.model import memory, memory_after
 from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
 from bestiary.spec import Spec, is_file, load, locate, names, nearest, parse, schema, trust
+from bestiary.spec.classes import file_kind
 from bestiary.spec.grammar import read_pattern
 from bestiary.spec.loading import file_path
 from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
@@ -62,25 +63,11 @@ def find_specs(text: str) -> tuple[Spec, ...]:
     name = read_pattern(text)[0].name if ".py" in text else text.partition("(")[0].strip()
     if is_file(name):
         trust(name)
-        return parse(kind_in_file(name), text)
+        return parse(file_kind(name), text)
     for kind in ("mixers", "tasks"):
         if name in names(kind):
             return parse(kind, text)
     raise LookupError(f"nothing is called {name!r} {nearest(name, all_names())}")
-
-
-def kind_in_file(name: str) -> str:
-    """Whether a file, or the class named in it, is of mixers or of tasks. Raises LookupError if it is not clear."""
-    try:
-        return "tasks" if issubclass(locate("mixers", name), Task) else "mixers"
-    except LookupError:
-        try:
-            locate("tasks", name)
-        except LookupError:
-            pass
-        else:
-            return "tasks"
-        raise
 
 
 def all_names() -> list[str]:

@@ -22,7 +22,7 @@ STATE_NAMES = {  # what the second argument of a module is called if it is a sta
     *("init_state", "initial_state", "prev_state", "recurrent_state"),
 }
 TRIED: set[tuple[type, str, bool]] = set()  # classes, how they are named, and whether on the meta device
-ANNOUNCED: set[str] = set()  # what was said in this process
+ANNOUNCED: set[type] = set()  # what was said in this process
 
 
 def as_mixer(built: Any, label: str, dim: int = 0) -> Mixer:
@@ -41,8 +41,8 @@ def as_mixer(built: Any, label: str, dim: int = 0) -> Mixer:
         if fault := form_fault(mixer, dim):
             raise ValueError(fault)
         TRIED.add(tried)
-    if isinstance(mixer, Rereading) and label not in ANNOUNCED:
-        ANNOUNCED.add(label)
+    if isinstance(mixer, Rereading) and type(built) not in ANNOUNCED:
+        ANNOUNCED.add(type(built))
         logging.getLogger("bestiary").warning(rereading_note(label, dim))
     return mixer
 

@@ -5,8 +5,8 @@ import inspect
 import sys
 from pathlib import Path
 
-from bestiary.spec.choosing import narrowed, own_classes
-from bestiary.spec.loading import LIVE, digest, is_built_in, plain_name, trust
+from bestiary.spec.choosing import is_task, narrowed, own_classes
+from bestiary.spec.loading import LIVE, digest, is_built_in, locate, plain_name, trust
 
 FIRST_SEEN: dict[type, str] = {}  # the digests of files when their classes were first given
 
@@ -41,3 +41,17 @@ def source_text(cls: type) -> str:
         return "".join(map(inspect.getsource, filter(inspect.isfunction, vars(cls).values())))
     except (OSError, TypeError):
         return f"{cls.__qualname__} {id(cls)}"
+
+
+def file_kind(name: str) -> str:
+    """Whether a file that the user has named, or a class in it, is of mixers or of tasks. Raises LookupError."""
+    try:
+        return "tasks" if is_task(locate("mixers", name)) else "mixers"
+    except LookupError:
+        try:
+            locate("tasks", name)
+        except LookupError:
+            pass
+        else:
+            return "tasks"
+        raise
