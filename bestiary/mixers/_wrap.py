@@ -34,7 +34,7 @@ class Rereading(Mixer):
             raise NotImplementedError(f"{type(self).__name__} has neither a module nor `read(self, x)`")
         return self.module(x)
 
-    def forward(self, x: Features, state: Features | None = None) -> tuple[Features, Features]:
+    def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
         inputs = x if state is None else torch.cat([state, x], dim=1)
         if x.is_meta or not len(x):  # sizes are known, and many modules can do neither
             return x.clone(), inputs

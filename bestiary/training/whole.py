@@ -31,7 +31,7 @@ class WholeModel(nn.Module):
         super().__init__()
         self.module, self.vocab = module, vocab
 
-    def forward(self, tokens: Tokens, state: Tokens | None = None) -> tuple[Float[Tensor, "batch time vocab"], Tokens]:
+    def forward(self, tokens: Tokens, state: Tensor | None = None) -> tuple[Float[Tensor, "batch time vocab"], Tensor]:
         """Logits at every position, and all tokens so far, which are read again with those that follow."""
         known = tokens if state is None else torch.cat([state, tokens], dim=1)
         return self.hidden(known)[:, known.shape[1] - tokens.shape[1] :], known
