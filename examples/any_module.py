@@ -35,7 +35,7 @@ class Llama(Rereading):
         from transformers import LlamaConfig
         from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
 
-        config = LlamaConfig(hidden_size=dim, num_attention_heads=heads, attn_implementation="sdpa")
+        config = LlamaConfig(hidden_size=dim, num_attention_heads=heads, attn_implementation="sdpa")  # pyright: ignore
         super().__init__(LlamaAttention(config, layer_idx=0))
         self.rotary = LlamaRotaryEmbedding(config)
 

@@ -80,7 +80,7 @@ def test_a_whole_sequence_is_one_call_of_the_module() -> None:
     assert calls == [7]
 
 
-def test_a_module_with_a_state_carries_it(tmp_path: Path) -> None:
+def test_a_module_with_a_state_carries_it() -> None:
     mixer = spec("mixers", f"{EXAMPLE}:GRU").build(8)
     assert isinstance(mixer, Carrying)
     x = torch.randn(2, 9, 8)
@@ -114,7 +114,8 @@ FAULTS = {  # a file, and a part of the one sentence about it
         r"takes no state: write forward\(self, x, state=None\) and return \(y, state\), or wrap it in Rereading"),
     "three things": (CLASS.format(base="Mixer") + "    def forward(self, x, state=None): return x, None, 1\n",
         r"returns 3 things; return two, \(y, state\)"),
-    "a dict": (CLASS.format(base="Mixer") + "    def forward(self, x, state=None): return {'y': x}\n", "returns a dict"),
+    "a dict": (CLASS.format(base="Mixer") + "    def forward(self, x, state=None): return {'y': x}\n",
+        "returns a dict"),
     "odd state": (CLASS.format(base="Mixer") + "    def forward(self, x, state=None): return x, ({'k': x},)\n",
         "the state of Mine holds a dict; a state is made of tensors"),
     "no forward": (CLASS.format(base="Mixer"), "Mine has no forward"),
@@ -206,7 +207,8 @@ def test_a_module_that_computes_in_float32_is_judged_in_float32(tmp_path: Path) 
 
 
 TWO = TOP + (
-    "class Part(nn.Module):\n    def __init__(self, size, step): super().__init__()\n    def forward(self, x): return x\n"
+    "class Part(nn.Module):\n    def __init__(self, size, step): super().__init__()\n"
+    "    def forward(self, x): return x\n"
     "class One(Mixer):\n    def __init__(self, dim, *, heads: int = 4):\n        super().__init__()\n"
     "        self.heads = heads\n    def forward(self, x, state=None): return x, None\n"
 )

@@ -24,6 +24,8 @@ class Rereading(Mixer):
     The state grows by `dim` numbers a token, and a decoded token costs as much as the whole sequence so far.
     """
 
+    module: Any  # what is called, if there is one
+
     def __init__(self, module: nn.Module | None = None) -> None:
         super().__init__()
         self.module = module

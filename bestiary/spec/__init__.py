@@ -147,8 +147,10 @@ def is_pattern(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and isinstance(value[0], Spec)
 
 
-def spec(kind: str, name: str, **options: Any) -> Spec:
-    """A checked spec. Raises LookupError for an unknown name, TypeError for an unknown or wrong option."""
+def spec(kind: str, name: str | type, **options: Any) -> Spec:
+    """A checked spec of a name, a file or a class. Raises LookupError or TypeError for what is unknown or wrong."""
+    if isinstance(name, type):
+        return class_spec(kind, name, **options)
     if is_file(name):
         version = named_version(name) if READING.get() else trust(name)
         return checked(kind, shortest_name(kind, name, version), options, version)

@@ -21,7 +21,7 @@ def class_name(kind: str, cls: type) -> tuple[str, str]:
         return short, ""
     module = sys.modules.get(cls.__module__)
     file = getattr(module, "__file__", None) if module is not None else None
-    if file is None or not file.endswith(".py") or getattr(module, cls.__name__, None) is not cls:
+    if module is None or file is None or not file.endswith(".py") or getattr(module, cls.__name__, None) is not cls:
         name = f"<{cls.__name__}>"
         version = hashlib.sha256(source_text(cls).encode()).hexdigest()
     else:
