@@ -11,27 +11,37 @@ from bestiary.spec import Spec, names, parse, spec
 
 if TYPE_CHECKING:
     from bestiary.cli.card import card
+    from bestiary.laws.report import check
     from bestiary.mixers._mixer import Mixer
+    from bestiary.mixers._wrap import Rereading
     from bestiary.model import Model, memory
+    from bestiary.runs.reading import read_results
     from bestiary.runs.store import Store
+    from bestiary.sweep.run import run_recipes
     from bestiary.tasks._dataset import dataset
     from bestiary.tasks._task import Task
     from bestiary.training.recipe import Recipe
     from bestiary.training.train import score, train
+    from bestiary.training.whole import WholeModel
 
 __all__ = [
     "Mixer",
     "Model",
     "Recipe",
+    "Rereading",
     "Spec",
     "Store",
     "Task",
+    "WholeModel",
     "__version__",
     "card",
+    "check",
     "dataset",
     "memory",
     "names",
     "parse",
+    "read_results",
+    "run_recipes",
     "score",
     "spec",
     "train",
@@ -41,11 +51,16 @@ HOME = {
     "Mixer": "mixers._mixer",
     "Model": "model",
     "Recipe": "training.recipe",
+    "Rereading": "mixers._wrap",
     "Store": "runs.store",
     "Task": "tasks._task",
+    "WholeModel": "training.whole",
     "card": "cli.card",
+    "check": "laws.report",
     "dataset": "tasks._dataset",
     "memory": "model",
+    "read_results": "runs.reading",
+    "run_recipes": "sweep.run",
     "score": "training.train",
     "train": "training.train",
 }

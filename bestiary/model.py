@@ -1,7 +1,7 @@
 """A residual stack of mixers between an embedding and its transpose."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from bestiary.mixers._composition import token_kwargs
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, linear, take
 from bestiary.mixers._start import output_std
-from bestiary.spec import Spec
+from bestiary.ops.precision import upcast
+from bestiary.ops.readout import cross_entropy
+from bestiary.spec import Pattern, Spec, read_specs
 from bestiary.tasks._task import SILENT, Batch, Tokens
 
 Channel = Literal["mlp", "swiglu", "tanh_mlp", "zoology23", "none", "copy"]
@@ -26,6 +28,8 @@ with torch.device("meta"):
 
 class Model(nn.Module):
     """Layer i mixes time with `pattern[i % len(pattern)]`, then channels as `channel` says; the head is tied.
+
+    The pattern is text ("base_conv, attention"), specs or classes, or a list of those.
 
     `channel="mlp"` is a GELU network four times as wide, `"tanh_mlp"` one with tanh, `"swiglu"` the gated one of Llama,
     and `"none"` leaves it out.
@@ -45,7 +49,7 @@ class Model(nn.Module):
         *,
         dim: int,
         depth: int,
-        pattern: Sequence[Spec],
+        pattern: Pattern,
         channel: Channel = "mlp",
         positions: int = 0,
         dropout: float = 0.0,
@@ -53,12 +57,13 @@ class Model(nn.Module):
         bottleneck: int = 0,
     ) -> None:
         super().__init__()
+        specs = read_specs("mixers", pattern)
         self.embed = embedding(vocab, dim)
         self.read = linear(features, dim) if features else None
         self.decoder = Decoder(dim, bottleneck) if bottleneck else None
         self.positions = embedding(positions, dim) if positions else None
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(dim, pattern[i % len(pattern)], channel, depth) for i in range(depth))
+        self.layers = nn.ModuleList(Layer(dim, specs[i % len(specs)], channel, depth) for i in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(
@@ -85,6 +90,15 @@ class Model(nn.Module):
             x = cast(Layer, layer).parallel(x, asked if i == len(self.layers) else None, known)
         x = self.norm(x)
         return x if self.decoder is None or x.shape[1] == 0 else take(self.decoder(x), where)
+
+    def read_out(
+        self, hidden: Float[Tensor, "answers dim"], targets: Int[Tensor, " answers"], *, dtype: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """The summed loss in nats, and how many answers are right; negative targets count for nothing.
+
+        Products are computed in `dtype`, by default that of the weights.
+        """
+        return cross_entropy(upcast(hidden), self.embed.weight, targets, dtype=dtype)
 
     def answer(self, batch: Batch) -> tuple[Float[Tensor, "answers vocab"], Int[Tensor, " answers"]]:
         """Logits and targets of all questions, row by row.

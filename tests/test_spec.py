@@ -8,8 +8,19 @@ from typing import Any
 import pytest
 
 from bestiary.spec import locate, names, parse, read_specs, spec
+from bestiary.spec.options import signature_fault
 
-GOOD = "class Mine:\n    def __init__(self, dim, *, size: int = 3): self.size = size\n"
+GOOD = """
+from bestiary import Mixer
+
+class Mine(Mixer):
+    def __init__(self, dim, *, size: int = 3):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x, state=None):
+        return x, None
+"""
 
 
 @pytest.mark.parametrize(
@@ -161,11 +172,17 @@ def test_an_option_without_type_or_default_is_refused(tmp_path: Path) -> None:
         spec("mixers", str(file))
 
 
-def test_an_option_that_is_not_keyword_only_is_refused(tmp_path: Path) -> None:
+def test_options_of_ones_own_class_may_be_given_by_place_and_without_a_type(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("class Mine:\n    def __init__(self, dim, size: int = 3): ...\n")
-    with pytest.raises(TypeError, match="'size' of Mine must be keyword-only: put `\\*, ` before it"):
-        spec("mixers", str(file))
+    file.write_text("class Mine:\n    def __init__(self, dim, size=3, scale: float = 1, act=print): ...\n")
+    assert dict(spec("mixers", str(file), size=4).options) == {"size": 4, "scale": 1.0}
+    with pytest.raises(TypeError, match="Input should be a valid integer"):
+        spec("mixers", str(file), size="large")
+    with pytest.raises(TypeError, match="no option 'act'"):
+        spec("mixers", str(file), act=3)
+    assert signature_fault(locate("mixers", str(file))) == (
+        "option 'size' of Mine must be keyword-only: put `*, ` before it"
+    )
 
 
 def test_installed_packages_add_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: s
 
     Raises ValueError if it compares none by name, LookupError for an unknown one.
     """
-    from bestiary.spec import parse
+    from bestiary.spec import is_file, parse, plain_name
 
     if not added and not only:
         return experiment
@@ -151,8 +151,8 @@ def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: s
     chosen = {name: known[name] for name in find_names(only, list(known))} if only else dict(known)
     for text in added or ():
         parts = parse("mixers", text)
-        own = len(parts) == 1 and parts[0].name.endswith(".py")
-        chosen |= {Path(parts[0].name).stem if own else text: ", ".join(map(str, parts))}
+        own = len(parts) == 1 and is_file(parts[0].name)
+        chosen |= {plain_name(parts[0].name) if own else text: ", ".join(map(str, parts))}
     fresh = module_from_spec(experiment.__spec__)
     experiment.__spec__.loader.exec_module(fresh)
     vars(fresh)["MIXERS"] = chosen

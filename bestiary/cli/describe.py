@@ -15,7 +15,8 @@ from bestiary.mixers._mixer import Mixer
 from bestiary.model import memory, memory_after
 from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
-from bestiary.spec import Spec, load, locate, names, nearest, parse, schema, trust
+from bestiary.spec import Spec, is_file, load, locate, names, nearest, parse, schema, trust
+from bestiary.spec.classes import file_kind
 from bestiary.spec.grammar import read_pattern
 from bestiary.spec.loading import file_path
 from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
@@ -60,10 +61,9 @@ def is_experiment_file(text: str) -> bool:
 def find_specs(text: str) -> tuple[Spec, ...]:
     """Mixers or tasks by name, with options or not, or by file. Raises LookupError."""
     name = read_pattern(text)[0].name if ".py" in text else text.partition("(")[0].strip()
-    if name.endswith(".py"):
+    if is_file(name):
         trust(name)
-        found = locate("mixers", name)
-        return parse("tasks" if issubclass(found, Task) else "mixers", text)
+        return parse(file_kind(name), text)
     for kind in ("mixers", "tasks"):
         if name in names(kind):
             return parse(kind, text)

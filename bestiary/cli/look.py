@@ -101,21 +101,21 @@ def check(
     """Hold mixers and tasks to the laws."""
     from bestiary import laws
     from bestiary.cli.describe import find_specs
+    from bestiary.laws.report import summary, under_variants
     from bestiary.spec import names, spec
 
     with user_input():
         named = [found for target in targets or () for found in find_specs(target)]
         if not targets:
             named = [spec(kind, name) for kind in ("mixers", "tasks") for name in names(kind)]
-        # What is named without options is also held to the laws under the options that it asks for.
-        checked = [found for one in named for found in ((one,) if one.changed else laws.variants(one.kind, one.name))]
+        checked = [found for one in named for found in under_variants(one)]
     broken = 0
     for found in checked:
         typer.echo(str(found))
-        for law, fault in laws.check(found):
-            typer.echo(f"  {'ok    ' if fault is None else 'BROKEN'}  {law}" + (f": {fault}" if fault else ""))
-            broken += fault is not None
-    typer.echo(f"{broken} law{'' if broken == 1 else 's'} broken" if broken else "every law holds")
+        for verdict in laws.verdicts(found):
+            typer.echo(f"  {verdict}")
+            broken += verdict.broken
+    typer.echo(summary(broken))
     if broken:
         raise typer.Exit(1)
 

@@ -1,13 +1,18 @@
 """What laws share: how one is broken, and the law of options, which holds for mixers and tasks alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 
-from bestiary.spec import Spec, schema, spec
+from bestiary.spec import Spec, is_own, locate, schema, spec
+from bestiary.spec.options import signature_fault
 
 DIM = 64  # the width at which mixers are checked
+CLOSE = 1e-8  # how far two ways to the same number may differ in float64, relative to 1 and the largest
+TOLERANCE: ContextVar[float] = ContextVar("tolerance", default=CLOSE)  # another where a module computes in less
 
 Law = Callable[[Spec], None]
 
@@ -16,9 +21,21 @@ class Broken(Exception):
     """A law does not hold."""
 
 
+@contextmanager
+def tolerance(close: float) -> Iterator[None]:
+    """In here numbers may differ by so much."""
+    before = TOLERANCE.set(close)
+    try:
+        yield
+    finally:
+        TOLERANCE.reset(before)
+
+
 def options(checked: Spec) -> None:
     """Wrong names and types are refused when the spec is made, wrong values when it is built, in one line."""
-    known = schema(checked.kind, checked.name)
+    known, cls = schema(checked.kind, checked.name), locate(checked.kind, checked.name)
+    if is_own(cls) and (fault := signature_fault(cls)):
+        raise Broken(fault)
     check_refusal(
         lambda: spec(checked.kind, checked.name, no_such_option=1), TypeError, "an option that does not exist"
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from bestiary.laws._law import DIM, Broken, Law, options
+from bestiary.laws._law import DIM, TOLERANCE, Broken, Law, options
 from bestiary.mixers._mixer import Mixer, take
 from bestiary.model import measure_state, memory, memory_after, state_leaves
 from bestiary.spec import Spec
@@ -22,7 +22,6 @@ from bestiary.tasks._task import stream
 
 TIME = 131  # a prime length, beyond two chunks of 64
 CUTS = ((1,), (2,), (31,), (32,), (33,), (63,), (64,), (65,), (130,), (1, 2, 5, 70, 71))
-CLOSE = 1e-8
 STEEPEST = 1e7  # a gradient after zero inputs: two norms in a row have a slope of 1,000 each
 
 
@@ -55,7 +54,7 @@ def run_mixer(mixer: Mixer, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
 def first_difference(found: Tensor, wanted: Tensor) -> tuple[int, float] | None:
     """The first position in time where two outputs differ, and by how much there."""
     gap = ((found - wanted).abs().amax(dim=(0, 2)) / (1 + wanted.abs().amax())).detach()
-    wrong = (~(gap <= CLOSE)).nonzero().flatten()
+    wrong = (~(gap <= TOLERANCE.get())).nonzero().flatten()
     return (int(wrong[0]), float(gap[wrong[0]])) if len(wrong) else None
 
 
@@ -254,7 +253,7 @@ def stacking(checked: Spec) -> None:
         mixer.parallel(x, where).square().mean().backward()
         for name, weight in mixer.named_parameters():
             gap = (found[name][i] - typing.cast(Tensor, weight.grad)).abs().max().item()
-            if not gap <= CLOSE * (1 + float(typing.cast(Tensor, weight.grad).abs().max())):
+            if not gap <= TOLERANCE.get() * (1 + float(typing.cast(Tensor, weight.grad).abs().max())):
                 raise Broken(f"the gradient of {name} under vmap differs from a loop's by {gap:.1e}")
 
 

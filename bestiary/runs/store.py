@@ -50,6 +50,7 @@ from bestiary.runs.claims import (
 from bestiary.runs.digests import digest
 from bestiary.runs.files import FAULTS, read_bytes, read_json, reason, write_file
 from bestiary.runs.record import KEPT, DamagedRun, Outcome, Record, damaged_run, read_record, verified
+from bestiary.spec import is_file, split_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -226,9 +227,9 @@ class Run:
         write_file(self.place / "recipe.json", self.recipe.json())
         self.write_origin()
         for part in (part for field in SPECS for part in getattr(self.recipe, field, ())):
-            if part.source and part.name.endswith(".py"):
+            if part.source and is_file(part.name):
                 (self.place / "source").mkdir(exist_ok=True)
-                shutil.copy(Path(part.name).expanduser(), self.place / "source")
+                shutil.copy(Path(split_file(part.name)[0]).expanduser(), self.place / "source")
         self.log = (self.place / "log.jsonl").open("a")
 
     def reset_log(self) -> None:

@@ -12,55 +12,63 @@ are built from the file that you named, if that has the same content.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator, InstanceOf
 
+from bestiary.spec.classes import class_name
 from bestiary.spec.grammar import LAYERS, PATH, read_pattern
 from bestiary.spec.loading import (
     READING,
     TRUSTED,
     as_tuples,
-    check,
     file_path,
     find_class,
+    is_file,
     load,
     locate,
     named_version,
     names,
     nearest,
+    plain_name,
     reading_data,
-    schema,
     shortened,
-    signature,
     source,
+    split_file,
     trust,
 )
+from bestiary.spec.options import check, is_own, schema, signature
 
 __all__ = [
     "LAYERS",
     "Depth",
     "Mixers",
     "Natural",
+    "Pattern",
     "Positive",
     "Spec",
     "Tasks",
+    "is_file",
+    "is_own",
     "is_pattern",
     "load",
     "locate",
     "names",
     "nearest",
     "parse",
+    "plain_name",
     "read_specs",
     "reading_data",
     "schema",
     "spec",
+    "split_file",
     "trust",
 ]
 
@@ -95,19 +103,22 @@ class Spec:
         Raises LookupError for a file that nobody has named, ValueError for one that has changed since.
         """
         if self.named:
-            TRUSTED.setdefault((Path(self.name).stem, self.source), file_path(self.name).resolve())
-        return find_class(self.kind, self.name, self.source)(*arguments, **dict(self.options))
+            file = split_file(self.name)[0]
+            TRUSTED.setdefault((Path(file).stem, self.source), file_path(file).resolve())
+        cls = find_class(self.kind, self.name, self.source)
+        built = cls(*arguments, **dict(self.options))
+        return built if self.kind != "mixers" or not is_own(cls) else adapt(built, str(self), *arguments)
 
     def __str__(self) -> str:
         written = {option: ", ".join(map(str, v)) if is_pattern(v) else v for option, v in self.options}
         given = ", ".join(f"{option}={written[option]!r}" for option in written if option in self.changed)
-        name = repr(self.name) if self.name.endswith(".py") and not PATH.fullmatch(self.name) else self.name
+        name = repr(self.name) if is_file(self.name) and not PATH.fullmatch(self.name) else self.name
         return f"{name}({given})" if given else name
 
     @property
     def identity(self) -> dict[str, Any]:
         """What makes two specs the same, wherever a user's file lies, as JSON."""
-        name = Path(self.name).stem if self.source else self.name
+        name = plain_name(self.name) if self.source else self.name
         return {"name": name, "options": self.options_json(lambda part: part.identity), "source": self.source}
 
     @property
@@ -136,10 +147,13 @@ def is_pattern(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and isinstance(value[0], Spec)
 
 
-def spec(kind: str, name: str, **options: Any) -> Spec:
-    """A checked spec. Raises LookupError for an unknown name, TypeError for an unknown or wrong option."""
-    if name.endswith(".py"):
-        return checked(kind, name, options, named_version(name) if READING.get() else trust(name))
+def spec(kind: str, name: str | type, **options: Any) -> Spec:
+    """A checked spec of a name, a file or a class. Raises LookupError or TypeError for what is unknown or wrong."""
+    if isinstance(name, type):
+        return class_spec(kind, name, **options)
+    if is_file(name):
+        version = named_version(name) if READING.get() else trust(name)
+        return checked(kind, shortest_name(kind, name, version), options, version)
     return checked(kind, name, options, source(kind, name))
 
 
@@ -151,7 +165,30 @@ def checked(kind: str, name: str, options: Mapping[str, Any], version: str) -> S
     changed = tuple(sorted(option for option, value in given.items() if value != defaults[option]))
     unwritten = tuple(option for option in getattr(cls, "later_options", ()) if option not in changed)
     every = tuple(sorted((defaults | given).items()))
-    return Spec(kind, name, every, changed, version, name.endswith(".py"), unwritten)
+    return Spec(kind, name, every, changed, version, is_file(name), unwritten)
+
+
+def shortest_name(kind: str, name: str, version: str) -> str:
+    """The name of a class in a file, without the class if the file alone means the same."""
+    file, chosen = split_file(name)
+    if not chosen:
+        return name
+    try:
+        only = find_class(kind, file, version)
+    except LookupError:
+        return name
+    return file if only is find_class(kind, name, version) else name
+
+
+def class_spec(kind: str, cls: type, **options: Any) -> Spec:
+    """The spec of a class: of one of ours, of one in a file, or of one that lives in this process alone."""
+    name, version = class_name(kind, cls)
+    return checked(kind, name, options, version)
+
+
+def adapt(built: Any, label: str, *arguments: Any) -> Any:
+    """What a user's class has built, as a mixer. Raises ValueError if it cannot be one."""
+    return import_module("bestiary.mixers._own").as_mixer(built, label, *arguments)
 
 
 def parse(kind: str, text: str) -> tuple[Spec, ...]:
@@ -201,8 +238,8 @@ def preset_options(kind: str, name: str, preset: str) -> dict[str, Any]:
 
 def read_specs(kind: str, given: Any) -> tuple[Spec, ...]:
     """Specs from specs, from their text, or from the JSON that they are stored as. Raises ValueError, LookupError."""
-    if isinstance(given, Spec):
-        return (given,)
+    if isinstance(given, Spec | type):
+        given = [given]
     if not isinstance(given, list | tuple | str):
         raise ValueError(f"{shortened(given)} is no {kind.removesuffix('s')}, nor a list or a text of some")
     before = NESTING.set(NESTING.get() + 1)
@@ -221,6 +258,8 @@ def read_item(kind: str, item: Any) -> tuple[Spec, ...]:
     """The specs of one item of a list: a spec, a text, or the JSON of one."""
     if isinstance(item, Spec):
         return (item,)
+    if isinstance(item, type):
+        return (class_spec(kind, item),)
     if isinstance(item, str):
         return parse(kind, item)
     match item:
@@ -232,14 +271,15 @@ def read_item(kind: str, item: Any) -> tuple[Spec, ...]:
 
 def read_stored(kind: str, name: str, options: dict[str, Any], version: str, text: str) -> Spec:
     """A spec as it was made before: with the same file or package it is checked, otherwise taken as it stands."""
-    if name.endswith(".py"):
+    if is_file(name):
         if not version:
             raise ValueError(f"{shortened(name)} is stored without the digest of the file")
-        path = TRUSTED.get((Path(name).stem, version))
+        file, chosen = split_file(name)
+        path = TRUSTED.get((Path(file).stem, version))
         if path is not None:
-            here = file_path(name, missing_ok=True)  # it keeps the name that it was stored by, if that is the same file
+            here = file_path(file, missing_ok=True)  # it keeps the name that it was stored by, if that is the same file
             same = here is not None and here.resolve() == path
-            return checked(kind, name if same else str(path), options, version)
+            return checked(kind, name if same else f"{path}:{chosen}" if chosen else str(path), options, version)
     elif not version or version == source(kind, name):
         return checked(kind, name, options, version)
     values = {o: read_specs(kind, v) if is_stored_pattern(v) else as_tuples(v) for o, v in options.items()}
@@ -255,5 +295,6 @@ def is_stored_pattern(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and "source" in v for v in value)
 
 
+Pattern = str | Spec | type | Sequence[str | Spec | type]  # what mixers may be given as: text, specs, classes
 Tasks = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("tasks", given))]
 Mixers = Annotated[tuple[InstanceOf[Spec], ...], BeforeValidator(lambda given: read_specs("mixers", given))]

@@ -5,12 +5,12 @@ import re
 import warnings
 from typing import Any, NamedTuple
 
-from bestiary.spec.loading import file_path, shortened
+from bestiary.spec.loading import file_path, is_file, shortened, split_file
 
 LAYERS = 4096  # the most that a pattern may have, those within others included
 LONGEST = 2**16  # characters of a pattern
 
-PATH = re.compile(r"[\w./~+-]*[\w-]\.py")  # what needs no quotes in a pattern
+PATH = re.compile(r"[\w./~+-]*[\w-]\.py(?::[^\W\d]\w*)?")  # what needs no quotes in a pattern
 QUOTED_OR_PATH = re.compile(
     rf"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|(?<![\w./~+-]){PATH.pattern}(?=\s*(?:[(,]|$))""", re.DOTALL
 )
@@ -29,7 +29,7 @@ def read_pattern(text: str) -> list[Call]:
     text = text.strip()
     if len(text) > LONGEST:
         raise ValueError(f"a pattern of {len(text):,} characters is too long; {LONGEST:,} are the most")
-    if text.endswith(".py") and not PATH.fullmatch(text) and file_path(text, missing_ok=True) is not None:
+    if is_file(text) and not PATH.fullmatch(text) and file_path(split_file(text)[0], missing_ok=True) is not None:
         return [Call(text, "", {})]
     quoted = QUOTED_OR_PATH.sub(lambda found: found[0] if found[0][0] in "'\"" else repr(found[0]), text)
     try:
@@ -73,7 +73,7 @@ def read_name(node: ast.expr) -> tuple[str, str]:
             return read_name(called)[0], preset
         case ast.Name(id=name):
             return name, ""
-        case ast.Constant(value=str(path)) if path.endswith(".py"):
+        case ast.Constant(value=str(path)) if is_file(path):
             return path, ""
         case ast.Constant(value=str(path)):
             raise ValueError(f"{shortened(path)} is in quotes, so it is the path of a file and must end in .py")

@@ -2,8 +2,8 @@
 
 import hashlib
 import importlib
-import inspect
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,13 +14,15 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, get_type_hints
+from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from bestiary.spec.choosing import choose_class
 
 PACKAGE = Path(__file__).parents[1]
 FEW = 12  # names that an error message lists
+IN_FILE = re.compile(r"(.*\.py)(?::([^\W\d]\w*))?", re.DOTALL)  # a file, and a class in it
 
+LIVE: dict[tuple[str, str, str], type] = {}  # classes that were given as such, by kind, plain name and version
 TRUSTED: dict[tuple[str, str], Path] = {}  # the files that the user has named, by stem and digest: the only ones run
 READING: ContextVar[bool] = ContextVar("reading", default=False)  # whether text is data, and not what the user typed
 
@@ -41,9 +43,26 @@ def names(kind: str) -> list[str]:
     return sorted(built_in | {entry.name for entry in entry_points(group=f"bestiary.{kind}")})
 
 
+def is_file(name: str) -> bool:
+    """Whether a name is that of a user's file, or of a class in one: `my.py`, `my.py:Mine`."""
+    return IN_FILE.fullmatch(name) is not None
+
+
+def split_file(name: str) -> tuple[str, str]:
+    """The file that a name begins with and the class that it may end with: `my.py:Mine` as ("my.py", "Mine")."""
+    found = IN_FILE.fullmatch(name)
+    return (found[1], found[2] or "") if found else (name, "")
+
+
+def plain_name(name: str) -> str:
+    """A name without the folder of its file: `here/my.py:Mine` as `my:Mine`, `here/my.py` as `my`."""
+    file, chosen = split_file(name)
+    return f"{Path(file).stem}:{chosen}" if chosen else Path(file).stem
+
+
 def trust(name: Path | str) -> str:
     """Let a file of one's own be run, as what the user has named; its digest. Raises LookupError if there is none."""
-    path = file_path(str(name))
+    path = file_path(split_file(str(name))[0])
     version = digest(path)
     TRUSTED.pop((path.stem, version), None)  # the last to be named stands last
     TRUSTED[path.stem, version] = path.resolve()
@@ -52,7 +71,7 @@ def trust(name: Path | str) -> str:
 
 def named_version(name: str) -> str:
     """The digest of a file when the user named it, found by its path without reading it. Raises LookupError."""
-    path = Path(os.path.expanduser(name))
+    path = Path(os.path.expanduser(split_file(name)[0]))
     for (stem, version), place in reversed(TRUSTED.items()):
         if stem == path.stem and place == path.resolve():
             return version
@@ -83,67 +102,31 @@ def locate(kind: str, name: str) -> type:
 
 
 def find_class(kind: str, name: str, version: str) -> type:
-    """The one public class of this name and version. Raises LookupError or ValueError."""
-    if not name.endswith(".py"):
+    """The class of this name and version. Raises LookupError or ValueError."""
+    if (live := LIVE.get((kind, plain_name(name), version))) is not None:
+        return live
+    if name.startswith("<"):
+        raise LookupError(
+            f"{name[1:-1]} is known only where it was defined, as in a notebook: put it in a file of its own"
+        )
+    if not is_file(name):
         found, present = load(kind, name), source(kind, name)
         if present != version:
             made_with, here = version or "bestiary", present or "bestiary"
             raise ValueError(f"this was made with the {name} of {made_with}, not with that of {here}")
-        return only_class(found)
-    return only_class(load_named(kind, name, version))
+        return choose_class(kind, found)
+    return choose_class(kind, load_named(kind, name, version), split_file(name)[1])
 
 
 def load_named(kind: str, name: str, version: str) -> ModuleType:
     """The file that the user has named and that has this stem and digest. Raises LookupError or ValueError."""
-    stem = Path(name).stem
+    stem = Path(split_file(name)[0]).stem
     path = TRUSTED.get((stem, version))
     if path is not None:
         return load_file(kind, file_path(str(path)), version)
     if any(other == stem for other, _ in TRUSTED):
         raise ValueError(f"{stem}.py has changed since this was made with it")
     raise unnamed(name)
-
-
-def schema(kind: str, name: str) -> dict[str, tuple[Any, Any]]:
-    """Type and default of each option."""
-    return signature(locate(kind, name))
-
-
-@cache
-def signature(cls: type) -> dict[str, tuple[Any, Any]]:
-    """Type and default of each option of a class."""
-    types = validators(cls)
-    hints = get_type_hints(cls.__init__, include_extras=True)
-    defaults = {p.name: p.default for p in inspect.signature(cls).parameters.values() if p.name in types}
-    return {name: (hints[name], types[name].validate_python(default)) for name, default in defaults.items()}
-
-
-@cache
-def validators(cls: type) -> dict[str, Any]:
-    """What checks each option of a class. Raises TypeError for an option without a type or a default."""
-    hints = get_type_hints(cls.__init__, include_extras=True)
-    parameters = list(inspect.signature(cls).parameters.values())
-    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    for given in parameters:
-        if given.kind is given.POSITIONAL_OR_KEYWORD and given.default is not given.empty:
-            raise TypeError(f"option {given.name!r} of {cls.__name__} must be keyword-only: put `*, ` before it")
-    for option in options:
-        if option.default is option.empty or option.name not in hints:
-            raise TypeError(f"option {option.name!r} of {cls.__name__} needs a type and a default")
-    strict = ConfigDict(strict=True, allow_inf_nan=False)
-    return {option.name: TypeAdapter(hints[option.name], config=strict) for option in options}
-
-
-def check(cls: type, name: str, option: str, value: Any) -> Any:
-    """The value of an option, checked. Raises TypeError for an unknown option or a wrong value."""
-    known = validators(cls)
-    if option not in known:
-        raise TypeError(f"{name} has no option {option!r} {nearest(option, known)}")
-    try:
-        return known[option].validate_python(as_tuples(value))
-    except ValidationError as error:
-        wanted = "; ".join(dict.fromkeys(detail["msg"].removeprefix("Value error, ") for detail in error.errors()))
-        raise TypeError(f"{name}({option}={shortened(value)}): {wanted}") from None
 
 
 def as_tuples(value: Any) -> Any:
@@ -165,7 +148,7 @@ def load(kind: str, name: str) -> ModuleType | type:
 
     A file is run only if the user has named it; that of an experiment is named by asking for it, as no data names one.
     """
-    if name.endswith(".py"):
+    if is_file(name):
         return load_named(kind, name, trust(name) if kind == "experiments" else named_version(name))
     if is_built_in(kind, name):
         return importlib.import_module(f"bestiary.{kind}.{name}")
@@ -207,23 +190,12 @@ def load_file(kind: str, path: Path, version: str) -> ModuleType:
     return module
 
 
-def only_class(found: ModuleType | type) -> type:
-    """The one public class that a module defines. Raises LookupError."""
-    if isinstance(found, type):
-        return found
-    public = {name: c for name, c in inspect.getmembers(found, inspect.isclass) if not name.startswith("_")}
-    own = [c for c in public.values() if c.__module__ == found.__name__]
-    if len(own) != 1:
-        given = ", ".join(c.__name__ for c in own) or "none"
-        hint = "; an experiment is run by `bestiary run`" if hasattr(found, "recipes") else ""
-        raise LookupError(f"{found.__file__} must define one public class (others as _Name), it defines {given}{hint}")
-    return own[0]
-
-
 def source(kind: str, name: str) -> str:
     """What else a build depends on: the digest of a user's file, the version of a package, or nothing."""
-    if name.endswith(".py"):
+    if is_file(name):
         return named_version(name)
+    if name.startswith("<"):
+        return next((version for of, known, version in reversed(LIVE) if (of, known) == (kind, name)), "")
     entry = None if is_built_in(kind, name) else plugin(kind, name)
     return f"{entry.dist.name} {entry.dist.version}" if entry is not None and entry.dist is not None else ""
 

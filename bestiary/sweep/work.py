@@ -27,6 +27,8 @@ Report = Callable[[JobEvent], None]
 
 def prepare(config: WorkerConfig) -> None:
     """Set up a worker's process, once."""
+    import logging
+
     import torch
 
     from bestiary.ops.backend import use
@@ -35,6 +37,7 @@ def prepare(config: WorkerConfig) -> None:
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     use(config.backend)
+    logging.getLogger("bestiary").setLevel(logging.ERROR)  # who asked for the runs has been told the rest
 
 
 def work(job: Job, config: WorkerConfig, device: str, report: Report) -> None:

@@ -7,12 +7,24 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bestiary.spec import Depth, Mixers, Natural, Positive, Spec, Tasks, is_pattern, nearest, parse, reading_data
+from bestiary.spec import (
+    Depth,
+    Mixers,
+    Natural,
+    Pattern,
+    Positive,
+    Spec,
+    Tasks,
+    is_pattern,
+    nearest,
+    plain_name,
+    read_specs,
+    reading_data,
+)
 
 if TYPE_CHECKING:  # torch is imported when a model is built, not when a recipe is written down
     from bestiary.model import Model
@@ -266,7 +278,7 @@ def stored_identities(value: Any) -> Any:
         return value
     return [
         {
-            "name": Path(part["name"]).stem if part["source"] else part["name"],
+            "name": plain_name(part["name"]) if part["source"] else part["name"],
             "options": {
                 name: stored_identities(value) if type(value) is list else value
                 for name, value in part["options"].items()
@@ -293,12 +305,12 @@ def has_dropout(part: Spec) -> bool:
     return bool(dict(part.options).get("dropout")) or any(map(has_dropout, inner))
 
 
-def clean(pattern: str, **changes: Any) -> Recipe:
+def clean(pattern: Pattern, **changes: Any) -> Recipe:
     """The defaults: MQAR with fresh data, queries in random order and filler that repeats no key."""
     return Recipe(**({"train": "mqar", "pattern": pattern} | changes))
 
 
-def iclr24(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) -> Recipe:
+def iclr24(pattern: Pattern, *, length: int = 64, pairs: int = 4, **changes: Any) -> Recipe:
     """The setting of the code that "Zoology" (Arora et al., 2023) released for ICLR 2024.
 
     Figure 2 of the paper was made by earlier code, another model and another regime: see `zoology23`.
@@ -312,7 +324,7 @@ def iclr24(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) ->
     """
     batch = {64: 512, 128: 512, 256: 256, 512: 128, 1024: 64}.get(length, 128)
     epoch = math.ceil(100_000 / batch)
-    only_attention = all(part.name == "attention" for part in parse("mixers", pattern))
+    only_attention = all(part.name == "attention" for part in read_specs("mixers", pattern))
     settings = {
         "train": f"mqar(length={length}, pairs={pairs}, filler='zero', mode='paper')",
         "pattern": pattern,
@@ -337,7 +349,7 @@ def iclr24(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) ->
     return Recipe(**(settings | changes))
 
 
-def zoology23(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any) -> Recipe:
+def zoology23(pattern: Pattern, *, length: int = 64, pairs: int = 4, **changes: Any) -> Recipe:
     """The setting in which the runs of Figure 2 of "Zoology" (Arora et al., 2023) were made, in October and November.
 
     As `iclr24`, but for what the code of those days did (commit 8486daf for BaseConv, 174d6cc for H3, d9429b3 for the
@@ -350,7 +362,7 @@ def zoology23(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any)
     Departs from it: the last batch of an epoch is full; RWKV-4's averages are not rounded to bfloat16; and H3's runs of
     (64, 4), whose commit is not known, may have had a weight decay of 0.1.
     """
-    parts = parse("mixers", pattern)
+    parts = read_specs("mixers", pattern)
     doubled = all(part.name in ("base_conv", "h3") for part in parts)
     only_attention = all(part.name == "attention" for part in parts)
     quarter = only_attention or (length >= 256 and any(part.name == "h3" for part in parts))
@@ -368,11 +380,11 @@ def zoology23(pattern: str, *, length: int = 64, pairs: int = 4, **changes: Any)
         "every": epoch,
         "stop": None,
     }
-    every = ", ".join(str(part) for part in parts for _ in range(2 if doubled else 1))
+    every = tuple(part for part in parts for _ in range(2 if doubled else 1))
     return iclr24(every, length=length, pairs=pairs, **(settings | changes))
 
 
-def based(pattern: str, **changes: Any) -> Recipe:
+def based(pattern: Pattern, **changes: Any) -> Recipe:
     """The recall-memory mixture of "Based" (Arora et al., 2024, Figure 2), as its code ran it.
 
     Five segments in batches of 256 rows, 180,000 rows in all, in the same order in each of 32 epochs. Seven segments of

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bestiary.model import Model
+from bestiary.training.whole import AnyModel
 
 
 class TrainingState:
@@ -15,7 +15,7 @@ class TrainingState:
     to go on.
     """
 
-    def __init__(self, model: Model, *optimizers: torch.optim.Optimizer, device: torch.device | str) -> None:
+    def __init__(self, model: AnyModel, *optimizers: torch.optim.Optimizer, device: torch.device | str) -> None:
         self.model, self.optimizers, self.device = model, optimizers, device
         self.step = 0
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss in nats, right answers, answers

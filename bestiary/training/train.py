@@ -14,13 +14,12 @@ from torch.nn import functional as F
 
 from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
-from bestiary.ops.precision import upcast
-from bestiary.ops.readout import cross_entropy
-from bestiary.spec import Spec
+from bestiary.spec import Spec, read_specs
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 from bestiary.training.recipe import Recipe
 from bestiary.training.rows import CHUNK
 from bestiary.training.state import TrainingState
+from bestiary.training.whole import AnyModel, as_model
 
 LOGITS = 2**25  # logits computed at a time when scoring
 TOKENS = 2**17  # tokens read at a time when scoring
@@ -48,7 +47,7 @@ class Diverged(ArithmeticError):
 
 def train(
     recipe: Recipe,
-    model: Model | None = None,
+    model: nn.Module | None = None,
     *,
     device: torch.device | str = "cpu",
     saved: Mapping[str, Tensor] | None = None,
@@ -56,8 +55,8 @@ def train(
 ) -> Iterator[Measurement]:
     """Train, score on the selection stream every few steps, and score on the test stream at the end.
 
-    Yields measurements as they are made. A model that is given holds the trained weights after the last one. Raises
-    Diverged when the loss is no longer finite.
+    Yields measurements as they are made. A model that is given holds the trained weights after the last one; it may be
+    any module from tokens to logits (see `WholeModel`). Raises Diverged when the loss is no longer finite.
 
     `after_step` is called with the state of training once a step is over and measured. With its tensors as `saved`
     training goes on after that step, and yields what it would have yielded without a break, to the last bit on the
@@ -66,9 +65,9 @@ def train(
     state = new_state(recipe, model, device=device)
     if saved is not None:
         state.load(saved)
-    model, optimizer = state.model, Optimizers(*state.optimizers)
+    trained, optimizer = state.model, Optimizers(*state.optimizers)
     for step, batch in enumerate(batches(recipe, start=state.step), start=state.step + 1):
-        state.sums += update(recipe, model, optimizer, batch, step, device)
+        state.sums += update(recipe, trained, optimizer, batch, step, device)
         state.step = step
         if step % recipe.every == 0 or step == recipe.steps:
             loss, right, asked = state.sums.tolist()
@@ -76,26 +75,28 @@ def train(
             if not math.isfinite(loss):
                 raise Diverged(f"the loss is {loss} at step {step}")
             state.sums.zero_()
-            seen = list(score(model, recipe.select or recipe.test, recipe.steer, recipe.selection_rows, device=device))
+            asked = recipe.select or recipe.test, recipe.steer, recipe.selection_rows
+            seen = list(score(trained, *asked, device=device))
             yield from (one._replace(step=step, split="selection") for one in seen if not one.facet)
             if recipe.stop is not None and accuracy(seen) >= recipe.stop:
                 break
         after_step(state)
-    for measurement in score(model, recipe.test, "test", recipe.test_rows, device=device):
+    for measurement in score(trained, recipe.test, "test", recipe.test_rows, device=device):
         yield measurement._replace(step=state.step)
 
 
-def new_state(recipe: Recipe, model: Model | None = None, *, device: torch.device | str = "cpu") -> TrainingState:
+def new_state(recipe: Recipe, model: nn.Module | None = None, *, device: torch.device | str = "cpu") -> TrainingState:
     """The state before the first step."""
-    model = (recipe.build() if model is None else model).to(device)
-    optimizer = make_optimizer(recipe, model)
+    tasks = recipe.train + recipe.select + recipe.test
+    trained = (recipe.build() if model is None else as_model(model, tasks)).to(device)
+    optimizer = make_optimizer(recipe, trained)
     parts = optimizer.parts if isinstance(optimizer, Optimizers) else (optimizer,)
-    return TrainingState(model, *parts, device=device)
+    return TrainingState(trained, *parts, device=device)
 
 
 def update(
     recipe: Recipe,
-    model: Model,
+    model: AnyModel,
     optimizer: "torch.optim.Optimizer | Optimizers",
     batch: Batch,
     step: int,
@@ -113,7 +114,7 @@ def update(
         torch.manual_seed(stream("dropout", recipe.seed, step).initial_seed())
         with autocast(recipe, device):
             hidden = model.hidden(tokens, where).flatten(0, 1)
-    loss, right = cross_entropy(upcast(hidden), model.embed.weight, targets, dtype=PRODUCTS[recipe.precision])
+    loss, right = model.read_out(hidden, targets, dtype=PRODUCTS[recipe.precision])
     optimizer.zero_grad()
     (loss / count).backward()
     if recipe.clip is not None:
@@ -156,14 +157,15 @@ class Optimizers:
             part.step()
 
 
-def make_optimizer(recipe: Recipe, model: Model) -> torch.optim.Optimizer | Optimizers:
+def make_optimizer(recipe: Recipe, model: AnyModel) -> torch.optim.Optimizer | Optimizers:
     """AdamW on all weights, or on all that Muon does not take.
 
     Muon (Jordan et al., 2024) takes the weights of hidden linear maps; its updates are scaled to the size that AdamW's
     have (Liu et al., 2025, "Muon is scalable for LLM training"), so that one rate serves both.
     """
     groups = decay_groups(recipe, model)
-    hidden = {id(layer.weight) for layer in model.layers.modules() if isinstance(layer, nn.Linear)}
+    inside = model.layers if isinstance(model, Model) else model
+    hidden = {id(layer.weight) for layer in inside.modules() if isinstance(layer, nn.Linear)}
     if recipe.optimizer == "adamw" or not hidden:
         return torch.optim.AdamW(groups, lr=recipe.rate, betas=recipe.betas, fused=True)
     mine = [group | {"params": [w for w in group["params"] if id(w) in hidden]} for group in groups]
@@ -260,11 +262,20 @@ Answers = tuple[Float[Tensor, "answers vocab"], Int[Tensor, " answers"]]  # logi
 
 @torch.no_grad()
 def score(
-    model: Model, tasks: Sequence[Spec], name: str, rows: int, *, device: torch.device | str = "cpu"
+    model: Callable[..., Any],
+    tasks: str | Spec | Sequence[str | Spec],
+    name: str = "test",
+    rows: int = 3000,
+    *,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Measurement]:
-    """Sums over the first `rows` rows of each task's stream `name`, over all answers and by facet."""
-    model.eval()
-    for (measurement,) in score_models(lambda batch: [model.answer(batch)], tasks, name, rows, device=device):
+    """Sums over the first `rows` rows of each task's stream `name`, over all answers and by facet.
+
+    The model is one of ours, or any module or function from tokens to logits (see `WholeModel`).
+    """
+    specs = read_specs("tasks", tasks)
+    scored = as_model(model, specs).eval()
+    for (measurement,) in score_models(lambda batch: [scored.answer(batch)], specs, name, rows, device=device):
         yield measurement
 
 
