@@ -1,0 +1,135 @@
+"""Signs of how a training goes, by which the doctor tells why a run did not learn. They change nothing in it.
+
+At each evaluation, for each part of the model (`embed`, `layers.0.mixer`, `layers.0.channel`, ...), as squared norms:
+
+    gradient:PART   of the gradient of that step, after clipping
+    moved:PART      of the difference between the weights and those before the first step
+    size:PART       of the weights
+    cut:WEIGHT      how many numbers a weight has whose gradient is exactly zero, or that the loss does not reach
+    frozen:WEIGHT   how many numbers a weight has that does not ask for a gradient
+
+At the first evaluation, from a few training rows:
+
+    probed          rows that were read twice, the second time with other tokens in their second half
+    leaks           those of them in which an output in the first half has changed, as none may
+    blind           layers whose mixer answers the same at the last position when what came before is reversed
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from bestiary.mixers._composition import token_kwargs
+from bestiary.model import SEGMENT, Layer, Model
+from bestiary.tasks._task import Batch
+from bestiary.training.recipe import Recipe
+
+ROWS = 2  # that are probed
+SAME = 1e-3  # two outputs differ by less, relative to the largest, if only rounding differs
+DIGITS = 5  # of a squared norm
+
+
+def copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights as they are now, by name."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+@torch.no_grad()
+def training_signs(model: nn.Module, start: Mapping[str, Tensor]) -> dict[str, float]:
+    """The signs of a model that has just made a step, and had the weights `start` before the first."""
+    weights = dict(model.named_parameters())
+    moved = [weight - start[name] for name, weight in weights.items()]
+    reached = [weight for weight in weights.values() if weight.grad is not None]
+    found = torch.stack(torch._foreach_norm([*moved, *weights.values(), *(w.grad for w in reached)])).tolist()
+    gradients = dict(zip(map(id, reached), found[2 * len(weights) :], strict=True))
+    return name_signs(
+        list(weights),
+        [gradients.get(id(w), 0.0) if w.requires_grad else None for w in weights.values()],
+        found[: len(weights)],
+        found[len(weights) : 2 * len(weights)],
+        [weight.numel() for weight in weights.values()],
+    )
+
+
+def name_signs(
+    names: Iterable[str],
+    gradients: Iterable[float | None],
+    moved: Iterable[float],
+    sizes: Iterable[float],
+    counts: Iterable[int],
+) -> dict[str, float]:
+    """The signs from the norms of each weight; the gradient of a weight that does not ask for one is None."""
+    sums: dict[str, float] = {}
+    still: dict[str, float] = {}
+    for name, gradient, way, size, count in zip(names, gradients, moved, sizes, counts, strict=True):
+        if not gradient:
+            still[f"{'frozen' if gradient is None else 'cut'}:{name}"] = float(count)
+        for sign, norm in (("gradient", gradient or 0.0), ("moved", way), ("size", size)):
+            place = f"{sign}:{part_of(name)}"
+            sums[place] = sums.get(place, 0.0) + norm**2
+    return {name: round_number(total) for name, total in sums.items() if math.isfinite(total)} | still
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a weight belongs to; the norm before a mixer belongs to the mixer."""
+    words = name.split(".")
+    if words[0] != "layers":
+        return words[0]
+    return ".".join((*words[:2], words[2].removeprefix("before_")))
+
+
+def round_number(value: float) -> float:
+    """A number with few digits, so that a log stays small."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+@torch.no_grad()
+def probe(recipe: Recipe, model: Model, *, device: torch.device | str = "cpu") -> dict[str, float]:
+    """`probed`, `leaks` and `blind` of a model; nothing where the sequences are very long, or answered at the end."""
+    task = recipe.train[0].build()
+    if not 4 <= task.length <= SEGMENT or task.bottleneck:
+        return {}
+    batch: Batch = task.draw(min(ROWS, recipe.batch), "train", recipe.seed, 0).to(device)
+    tokens = batch.tokens
+    if tokens.is_floating_point():
+        tokens = tokens.to(model.embed.weight.dtype)
+    middle, training = tokens.shape[1] // 2, model.training
+    changed = tokens.clone()
+    changed[:, middle:] = -tokens[:, middle:] if tokens.is_floating_point() else (tokens[:, middle:] + 1) % task.vocab
+    model.eval()
+    both = model.hidden(torch.cat([tokens, changed]))[:, :middle].flatten(1)
+    leaks = [differ(*pair) for pair in zip(*both.chunk(2), strict=True)]
+    blind = sum(is_blind(cast(Layer, layer), model, tokens) for layer in model.layers)
+    model.train(training)
+    return {"probed": float(len(tokens)), "leaks": float(sum(leaks)), "blind": float(blind)}
+
+
+def is_blind(layer: Layer, model: Model, tokens: Tensor) -> bool:
+    """Whether a mixer's last output does not depend on the order of what came before."""
+    turned = torch.cat([tokens[:, :-1].flip(1), tokens[:, -1:]], dim=1)
+    if torch.equal(turned, tokens):
+        return False
+    both = torch.cat([tokens, turned])
+    x = model.embed(both) if model.read is None else model.read(both)
+    last = torch.full(both.shape[:2], both.shape[1] - 1, device=both.device)[:, :1]
+    known = token_kwargs(layer.mixer, model.mixer_tokens(both))
+    y = layer.mixer.parallel(layer.before_mixer(x), last, **known).flatten(1)
+    return bool(y.abs().max() > 0) and not differ(*y.chunk(2))
+
+
+def differ(one: Tensor, other: Tensor) -> bool:
+    """Whether two outputs differ by more than rounding."""
+    return bool((one - other).abs().max() > SAME * one.abs().max())
+
+
+def stacked_signs(
+    names: Sequence[str], gradients: Sequence[Tensor], weights: Sequence[Tensor], start: Sequence[Tensor]
+) -> list[dict[str, float]]:
+    """`training_signs` of each member of a stack, from its stacked weights and gradients."""
+    moved = [weight - first for weight, first in zip(weights, start, strict=True)]
+    norms = [torch.stack([x.flatten(1).norm(dim=1) for x in part]).T.tolist() for part in (gradients, moved, weights)]
+    counts = [weight[0].numel() for weight in weights]
+    return [name_signs(names, *of_member, counts) for of_member in zip(*norms, strict=True)]
