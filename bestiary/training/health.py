@@ -4,12 +4,12 @@ At each evaluation, for each part of the model (`embed`, `layers.0.mixer`, `laye
 
     gradient:PART   of the gradient of that step, after clipping
     moved:PART      of the difference between the weights and those before the first step
-    size:PART       of the weights
     cut:WEIGHT      how many numbers a weight has whose gradient is exactly zero, or that the loss does not reach
     frozen:WEIGHT   how many numbers a weight has that does not ask for a gradient
 
-At the first evaluation, from a few training rows:
+At the first evaluation also, the last three from a few training rows:
 
+    start:PART      of the weights before the first step
     probed          rows that were read twice, the second time with other tokens in their second half
     leaks           those of them in which an output in the first half has changed, as none may
     blind           layers whose mixer answers the same at the last position when what came before is reversed
@@ -43,34 +43,38 @@ def training_signs(model: nn.Module, start: Mapping[str, Tensor]) -> dict[str, f
     weights = dict(model.named_parameters())
     moved = [weight - start[name] for name, weight in weights.items()]
     reached = [weight for weight in weights.values() if weight.grad is not None]
-    found = torch.stack(torch._foreach_norm([*moved, *weights.values(), *(w.grad for w in reached)])).tolist()
-    gradients = dict(zip(map(id, reached), found[2 * len(weights) :], strict=True))
-    return name_signs(
-        list(weights),
-        [gradients.get(id(w), 0.0) if w.requires_grad else None for w in weights.values()],
-        found[: len(weights)],
-        found[len(weights) : 2 * len(weights)],
-        [weight.numel() for weight in weights.values()],
-    )
+    found = torch.stack(torch._foreach_norm([*moved, *(w.grad for w in reached)])).tolist()
+    by_weight = dict(zip(map(id, reached), found[len(weights) :], strict=True))
+    gradients = [by_weight.get(id(w), 0.0) if w.requires_grad else None for w in weights.values()]
+    return name_signs(list(weights), gradients, found[: len(weights)], [w.numel() for w in weights.values()])
 
 
 def name_signs(
-    names: Iterable[str],
-    gradients: Iterable[float | None],
-    moved: Iterable[float],
-    sizes: Iterable[float],
-    counts: Iterable[int],
+    names: Sequence[str], gradients: Sequence[float | None], moved: Sequence[float], counts: Sequence[int]
 ) -> dict[str, float]:
     """The signs from the norms of each weight; the gradient of a weight that does not ask for one is None."""
+    kinds = ("frozen" if gradient is None else "cut" for gradient in gradients)
+    still = {
+        f"{kind}:{name}": float(count)
+        for kind, name, gradient, count in zip(kinds, names, gradients, counts, strict=True)
+        if not gradient
+    }
+    asked = [(name, norm) for name, norm in zip(names, gradients, strict=True) if norm is not None]
+    return {**sum_squares("gradient", asked), **sum_squares("moved", zip(names, moved, strict=True)), **still}
+
+
+def sum_squares(sign: str, norms: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The squared norms of the parts of the model, from the norms of its weights."""
     sums: dict[str, float] = {}
-    still: dict[str, float] = {}
-    for name, gradient, way, size, count in zip(names, gradients, moved, sizes, counts, strict=True):
-        if not gradient:
-            still[f"{'frozen' if gradient is None else 'cut'}:{name}"] = float(count)
-        for sign, norm in (("gradient", gradient or 0.0), ("moved", way), ("size", size)):
-            place = f"{sign}:{part_of(name)}"
-            sums[place] = sums.get(place, 0.0) + norm**2
-    return {name: round_number(total) for name, total in sums.items() if math.isfinite(total)} | still
+    for name, norm in norms:
+        place = f"{sign}:{part_of(name)}"
+        sums[place] = sums.get(place, 0.0) + norm**2
+    return {place: round_number(total) for place, total in sums.items() if math.isfinite(total)}
+
+
+def start_signs(start: Mapping[str, Tensor]) -> dict[str, float]:
+    """The squared norms of the weights before the first step, by part."""
+    return sum_squares("start", ((name, float(weight.norm())) for name, weight in start.items()))
 
 
 def part_of(name: str) -> str:
@@ -130,6 +134,6 @@ def stacked_signs(
 ) -> list[dict[str, float]]:
     """`training_signs` of each member of a stack, from its stacked weights and gradients."""
     moved = [weight - first for weight, first in zip(weights, start, strict=True)]
-    norms = [torch.stack([x.flatten(1).norm(dim=1) for x in part]).T.tolist() for part in (gradients, moved, weights)]
+    norms = [torch.stack([x.flatten(1).norm(dim=1) for x in part]).T.tolist() for part in (gradients, moved)]
     counts = [weight[0].numel() for weight in weights]
     return [name_signs(names, *of_member, counts) for of_member in zip(*norms, strict=True)]

@@ -21,7 +21,7 @@ from bestiary.ops.precision import upcast
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, concatenate, stream
-from bestiary.training.health import probe, stacked_signs
+from bestiary.training.health import probe, stacked_signs, start_signs
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import (
     PRODUCTS,
@@ -238,12 +238,11 @@ class Stack:
         gradients = change.grad.split([w[0].numel() for w in self.weights.values()], dim=1)
         names = [bare(name) for name in self.weights]
         signs = stacked_signs(names, gradients, list(self.weights.values()), list(self.begun.values()))
-        if step != min(first.every, first.steps):
-            return signs
-        return [
-            own | probe(recipe, self.model(place), device=device)
-            for place, (own, recipe) in enumerate(zip(signs, self.recipes, strict=True))
-        ]
+        if step == min(first.every, first.steps):
+            for place, recipe in enumerate(self.recipes):
+                begun = {bare(name): weight[place] for name, weight in self.begun.items()}
+                signs[place] |= start_signs(begun) | probe(recipe, self.model(place), device=device)
+        return signs
 
     @torch.no_grad()
     def score(self, tasks: Sequence[Spec], name: str, rows: int, *, mixed: bool = False) -> list[list[Measurement]]:

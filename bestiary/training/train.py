@@ -18,7 +18,7 @@ from bestiary.ops.precision import upcast
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, Task, stream
-from bestiary.training.health import copy_weights, probe, training_signs
+from bestiary.training.health import copy_weights, probe, start_signs, training_signs
 from bestiary.training.recipe import Recipe
 from bestiary.training.rows import CHUNK
 from bestiary.training.state import TrainingState
@@ -94,8 +94,10 @@ def health_signs(
     recipe: Recipe, model: Model, begun: Mapping[str, Tensor], step: int, device: torch.device | str
 ) -> dict[str, float]:
     """The signs of `health` at an evaluation; those that need a probe, at the first."""
-    probed = probe(recipe, model, device=device) if step == min(recipe.every, recipe.steps) else {}
-    return training_signs(model, begun) | probed
+    signs = training_signs(model, begun)
+    if step == min(recipe.every, recipe.steps):
+        signs |= start_signs(begun) | probe(recipe, model, device=device)
+    return signs
 
 
 def new_state(recipe: Recipe, model: Model | None = None, *, device: torch.device | str = "cpu") -> TrainingState:
