@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GAP = 0.2  # between accuracy in training and on fresh rows, from which on rows are learnt by heart
 STILL = 0.5  # embeddings that moved by less than this share of their size have hardly been trained
 RESTLESS = 0.2  # a step that changes the embeddings by more than this share of their size is too large
+UPROOTED = 5  # times their size, which embeddings must have moved by before that is said
 USUAL = 3e-3  # the default rate, at which most mixers learn
 FALLING = 0.02  # relative fall of the training loss over the last quarter, from which on a run still learns
 VANISHED = 1e-6  # of the largest gradient of any part
@@ -292,12 +293,13 @@ def rate(patient: Patient) -> Iterator[Finding]:
         )
     step = largest_step(recipe, moved)
     lost = max(health.curve, default=0.0) - (health.selection or 0.0)
-    if step > RESTLESS or lost > GAP:
+    if (step > RESTLESS and moved > UPROOTED) or lost > GAP:
         worse = f"; the accuracy fell by {lost:.2f} from its best quarter" if lost > GAP else ""
         yield Finding(
             "rate too high",
             "The learning rate is too high: each step undoes what the others have learnt.",
-            f"at rate {recipe.rate:g} a step changes the embeddings by {step:.2f} of their size{worse}",
+            f"at rate {recipe.rate:g} a step changes the embeddings by {step:.2f} of their size, and they came "
+            f"{moved:.0f} times as far as they were large at the start{worse}",
             patient.train(rate=lower(recipe.rate)),
         )
 
