@@ -64,8 +64,6 @@ def train_together(
     if len({recipe.stack_key for recipe in recipes}) != 1:
         raise CannotStack("these recipes differ in more than rate, weight decay and seed")
     built = [recipe.build() for recipe in recipes] if models is None else models
-    if not all(weight.requires_grad for model in built for weight in model.parameters()):
-        raise CannotStack("some of its weights are frozen")
     stack, first = Stack(recipes, [model.to(device) for model in built]), recipes[0]
     sums, start = torch.zeros(len(recipes), 3, dtype=torch.float64, device=device), 0
     if saved is not None:
@@ -148,6 +146,8 @@ class Stack:
     """The members that are still training: their stacked weights, and the state of AdamW."""
 
     def __init__(self, recipes: Sequence[Recipe], models: Sequence[Model]) -> None:
+        if not all(weight.requires_grad for model in models for weight in model.parameters()):
+            raise CannotStack("some of its weights are frozen")
         self.members, self.recipes, self.shell = list(range(len(recipes))), list(recipes), HiddenStates(models[0])
         weights, self.buffers = stack_module_state([HiddenStates(model) for model in models])  # pyright: ignore[reportArgumentType]
         self.weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
