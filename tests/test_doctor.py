@@ -8,10 +8,7 @@ import pytest
 import torch
 from ill import write_file
 from torch import Tensor
-from typer.testing import CliRunner
 
-from bestiary.cli import app
-from bestiary.cli._estimate import print_diagnosis
 from bestiary.model import Model
 from bestiary.report.contents import report_data
 from bestiary.report.doctor import Finding, diagnose, finding_lines
@@ -252,25 +249,3 @@ def test_no_mixer_of_ours_is_said_to_leak_or_to_be_cut_off(name: str) -> None:
     recipe = clean(name, **SMALL | changes)
     found = set(names_of(diagnose(recipe, log_of(recipe))))
     assert not found & {"wrong mask", "gradient cut", "frozen layer", "gradient vanished", "not a number", "diverged"}
-
-
-def test_train_and_the_verb_say_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    store = Store("runs")
-    recipe = clean(MIXED, **SMALL | {"rate": 1e-5, "steps": 20})
-    run = store.claim(recipe)
-    assert run is not None
-    with run:
-        for line in log_of(recipe):
-            run.append(line)
-        run.end("finished")
-    ran = CliRunner()
-    told = ran.invoke(app, ["doctor", recipe.key])
-    assert told.exit_code == 0, told.output
-    assert "rate too low: The weights have hardly moved" in told.output
-    assert f"{recipe.key}  {MIXED}, dim=32 rate=1e-05 seed=0: rate too low" in ran.invoke(app, ["doctor"]).output
-    print_diagnosis(recipe, store)
-    assert capsys.readouterr().out.splitlines()[1:] == told.output.splitlines()[1:]
-    assert "there is no run" in ran.invoke(app, ["doctor", "abc"]).output
