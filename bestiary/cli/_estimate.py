@@ -10,6 +10,7 @@ from bestiary.cli._progress import StatusLine, format_seconds
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bestiary.runs.store import Store
     from bestiary.training.recipe import Recipe
 
 FORWARD = 1 / 3  # of the time of a training step is its forward pass
@@ -85,3 +86,13 @@ def print_levels(recipe: "Recipe", table: "pd.DataFrame") -> None:
             low, high = wilson(row.accuracy, int(row.asked))
             line += f" The accuracy {row.accuracy:.3f} (95 % interval {low:.3f} to {high:.3f}) {verdict(low, levels)}."
         typer.echo(f"{row.task}: {line}" if len(table) > 1 else line)
+
+
+def print_diagnosis(recipe: "Recipe", store: "Store") -> None:
+    """Say why a run may not have learnt its task; nothing if it has."""
+    from bestiary.report.doctor import diagnose, finding_lines
+
+    if found := diagnose(recipe, store.read(recipe.key).log):
+        typer.echo("why it may not have learnt the task, the likeliest cause first:")
+        for line in finding_lines(found):
+            typer.echo(f"  {line}")

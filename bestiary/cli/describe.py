@@ -20,7 +20,7 @@ from bestiary.spec.classes import file_kind
 from bestiary.spec.grammar import read_pattern
 from bestiary.spec.loading import file_path
 from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
-from bestiary.training.recipe import NAMED, SPECS
+from bestiary.training.recipe import NAMED, SPECS, Recipe
 
 LENGTHS = (1, 100, 1000, 10000)
 SCALES = ("smoke", "small", "paper")
@@ -249,3 +249,27 @@ def run_lines(store: Store, key: str) -> Iterator[str]:
             yield f"  test segment {line['segment']}: {line['right']} of {line['asked']} right"
     if (failure := store.failure(key)) is not None:
         yield failure
+
+
+def diagnosis(store: Store, key: str, *, brief: bool = False) -> Iterator[str]:
+    """What may be wrong with a run; `brief` in one line, and nothing of a run that has solved its task."""
+    from bestiary.report.command import pattern_text
+    from bestiary.report.doctor import diagnose, finding_lines
+    from bestiary.runs.store import DamagedRun
+
+    try:
+        record = store.read(key)
+        if "kind" in record.recipe:
+            return
+        recipe = Recipe.read(record.recipe)
+    except (DamagedRun, ValueError, LookupError) as fault:
+        yield f"{key}: {fault}"
+        return
+    found = diagnose(recipe, record.log)
+    if brief:
+        if found:
+            what = f"{pattern_text(recipe.pattern)}, dim={recipe.dim} rate={recipe.rate:g} seed={recipe.seed}"
+            yield f"{key}  {what}: {', '.join(finding.name for finding in found)}"
+        return
+    yield f"{key}: {len(found)} found, the likeliest cause first" if found else f"{key}: nothing found"
+    yield from (f"  {line}" for line in finding_lines(found))

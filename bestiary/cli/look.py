@@ -1,4 +1,4 @@
-"""Verbs that look at what there is: list, show, check and bound."""
+"""Verbs that look at what there is: list, show, doctor, check and bound."""
 
 import ast
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bestiary.cli._app import StoreFolder, app, refuse, user_input
+from bestiary.cli._app import StoreFolder, app, existing_store, refuse, user_input
 from bestiary.cli._trust import TrustFiles
 
 if TYPE_CHECKING:
@@ -92,6 +92,26 @@ def run_lines(store: "Store", key: str) -> list[str]:
         refuse(str(fault))
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as fault:
         refuse(str(damaged_run(store.folder / key, fault)))
+
+
+@app.command()
+def doctor(
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys of runs; every run in the store if none.")] = None,
+    store: StoreFolder = Path("runs"),
+    _files: TrustFiles = None,
+) -> None:
+    """Say why runs may not have learnt their task, the likeliest cause first, and what to try next."""
+    from bestiary.cli.describe import diagnosis
+
+    with user_input():
+        runs = existing_store(store)
+        known = runs.run_keys()
+        for key in keys or ():
+            if key not in known:
+                raise LookupError(f"there is no run {key!r} in {store}; `bestiary status --all` names them")
+    for key in keys or known:
+        for line in diagnosis(runs, key, brief=not keys):
+            typer.echo(line)
 
 
 @app.command()

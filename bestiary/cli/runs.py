@@ -68,7 +68,7 @@ def train(
     track: Track = "",
 ) -> None:
     """Train one model on one task and score it, beside what guessing scores."""
-    from bestiary.cli._estimate import print_estimate, print_levels
+    from bestiary.cli._estimate import print_diagnosis, print_estimate, print_levels
     from bestiary.sweep import default_threads
 
     threads = threads or default_threads()
@@ -82,6 +82,7 @@ def train(
     failed, table = run_recipes("train", [chosen], store, **how, track=track, detail=True)
     if not table.empty:
         print_levels(chosen, table)
+        print_diagnosis(chosen, open_store(store))
     show_results(failed, table)
 
 

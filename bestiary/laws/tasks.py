@@ -49,7 +49,7 @@ def determinism(checked: Spec) -> None:
         raise Broken("another stream gives the same batch")
 
 
-RESERVED = "loss", "right", "first"  # columns that training.score adds
+RESERVED = "loss", "right", "first", "mixed"  # columns that training.score adds
 
 
 def shapes(checked: Spec) -> None:

@@ -12,13 +12,16 @@ from typing import Any
 import pandas as pd
 
 from bestiary.report.command import command_around_seed
+from bestiary.report.doctor import findings
 from bestiary.report.levels import task_levels
 from bestiary.report.runs import UNBUILDABLE, RunData, family, mixer_names, model_size, segment_label
 from bestiary.runs.intervals import interval
 from bestiary.runs.table import WORKS, best, curve, diverged_as_zero
 from bestiary.spec import read_specs, reading_data
+from bestiary.training.recipe import Recipe
 
 MOST = 5000  # runs in the table; of more, only those at the best rate of their cell
+DIAGNOSED = 500  # runs whose findings are shown
 POINTS = 80  # of a learning curve
 CURVES = 1000  # of single seeds; of more, those of each cell are drawn that stand for all
 
@@ -42,7 +45,10 @@ def report_data(data: RunData, pattern_name: Callable[[str], str] = lambda patte
     for c in cells:
         c["task"] = tasks.index(c["task"])
     made = [json.loads(text) for text in origins]
-    return to_json({"tasks": task_list, "cells": cells, "runs": table, "origins": made, "total": len(runs)})
+    causes = diagnoses(data, at_best.to_dict("records"))
+    return to_json(
+        {"tasks": task_list, "cells": cells, "runs": table, "origins": made, "causes": causes, "total": len(runs)}
+    )
 
 
 def run_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -152,6 +158,22 @@ def run_data(
     details = {"cell": index[row["cell"]], "origin": place, "begun": started}
     command = None if around is None else str(row["seed"]).join(around)
     return {**{name: row[name] for name in names}, **details, "command": command}
+
+
+def diagnoses(data: RunData, rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
+    """By key, what may be wrong with runs at the best rate of their cell: name, sentence, evidence and command."""
+    found: dict[str, list[list[str]]] = {}
+    for row in rows:
+        if len(found) == DIAGNOSED:
+            break
+        try:
+            recipe = Recipe.read({**data.recipes[row["cell"]], "rate": float(row["rate"]), "seed": int(row["seed"])})
+            causes = findings(recipe, data.health[row["key"]])
+        except UNBUILDABLE:
+            continue
+        if causes:
+            found[row["key"]] = [list(finding) for finding in causes]
+    return found
 
 
 def redo_command(data: RunData, row: Mapping[str, Any]) -> tuple[str, str] | None:

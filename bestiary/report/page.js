@@ -344,6 +344,11 @@ function pick(cell) {
   frontier();
   document.querySelector("#frontier .chosen")?.focus({ preventScroll: true });
 }
+function diagnosis(causes) {
+  if (!causes.length) return [];
+  return [html("h3", null, "Why it may not have learnt the task"), html("ol", null, causes.map(([name, sentence, seen, command]) =>
+    html("li", null, html("b", null, name), `: ${sentence} Seen: ${seen}.`, command ? html("pre", { class: "wrap" }, command) : null)))];
+}
 function dialog() {
   const run = data.runs.find((r) => `#run-${r.key}` === location.hash), box = find("run");
   if (!run) return;
@@ -352,6 +357,7 @@ function dialog() {
   box.replaceChildren(html("button", { type: "button", class: "close", onclick: () => box.close() }, "Close"),
     html("h2", { id: "run-title" }, `Run ${run.key}`),
     html("p", null, `${cell.mixer}, width ${cell.dim}, rate ${plain(run.rate)}, seed ${run.seed}: ${run.outcome}, accuracy ${share(run.accuracy)}.`),
+    ...diagnosis(data.causes?.[run.key] ?? []),
     html("h3", null, "Redo"), run.command ? html("pre", { class: "wrap" }, run.command)
       : html("p", null, "No command line says this recipe: a file it was made from is gone or has changed, or has a name that cannot stand in a pattern."),
     run.command ? copier(run.command, "Copy command") : null,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from bestiary.report.command import pattern_text
 from bestiary.runs.files import no_collections
+from bestiary.runs.health import Health
 from bestiary.runs.store import DamagedRun, Store, damaged_run
 from bestiary.runs.table import report_parts
 from bestiary.spec import locate
@@ -29,6 +30,7 @@ class RunData(NamedTuple):
     recipes: dict[str, dict[str, Any]]  # of each cell, as stored, without rate and seed
     curves: dict[str, list[tuple[int, float]]]  # of each run, accuracy on the selection stream by step
     distances: dict[str, dict[int, tuple[int, int]]]  # of each run, right and asked by the power of two of a distance
+    health: dict[str, Health]  # of each run, how its training went
     origins: dict[str, dict[str, Any]]  # of each run, without the name of the machine
     damaged: list[str]
 
@@ -41,7 +43,7 @@ def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
     parts = report_parts(store, keys)
     cells: dict[str, tuple[str, str]] = {}
     rows: list[dict[str, Any]] = []
-    data = RunData(pd.DataFrame(), {}, {}, {}, {}, [])
+    data = RunData(pd.DataFrame(), {}, {}, {}, {}, {}, [])
     for key in keys:
         part = parts.pop(key, None)
         try:
@@ -71,6 +73,7 @@ def add_run(
     data.origins[key] = read_origin(store.folder / key / "origin.json")
     data.curves[key] = [(step, share) for step, share in part["curve"]]
     data.distances[key] = {place: (right, asked) for place, right, asked in part["distances"]}
+    data.health[key] = Health(**part["health"])
     return [{**row, "cell": cell, "task": task} for row in part["rows"]]
 
 

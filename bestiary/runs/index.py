@@ -28,6 +28,7 @@ SOURCES = (
     "training/recipe.py",
     "runs/index.py",
     "runs/table.py",
+    "runs/health.py",
 )  # the code that computes the entries, within the package
 LOCK_TIMEOUT = 2.0  # seconds to wait for a lock
 BATCH = 1000  # runs written in one transaction

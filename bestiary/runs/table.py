@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from bestiary.runs.health import summarize_log
 from bestiary.runs.index import cached_parts
 from bestiary.runs.intervals import interval
 from bestiary.runs.store import DamagedRun, Record, Store
@@ -55,7 +56,8 @@ REPORTED = (
 def parts_with_report(record: Record) -> dict[str, Any]:
     """`index_parts`, and what a report reads of a finished run.
 
-    That is its rows, selection curve, answers by distance and its cell's recipe as JSON. `status` does without it.
+    That is its rows, selection curve, answers by distance, health and its cell's recipe as JSON. `status` does without
+    it.
     """
     parts = index_parts(record)
     if record.ended is None:
@@ -66,6 +68,7 @@ def parts_with_report(record: Record) -> dict[str, Any]:
         "rows": [{name: row[name] for name in REPORTED} for row in parts["segments"]],
         "curve": [list(point) for point in selection_curve(record.log)],
         "distances": [[place, *counts] for place, counts in distance_counts(record.log).items()],
+        "health": summarize_log(record.log)._asdict(),
     }
     return {**parts, "report": report}
 

@@ -21,6 +21,7 @@ from bestiary.ops.precision import upcast
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, concatenate, stream
+from bestiary.training.health import probe, stacked_signs, start_signs
 from bestiary.training.recipe import Recipe
 from bestiary.training.train import (
     PRODUCTS,
@@ -73,14 +74,15 @@ def train_together(
         if step % first.every and step != first.steps:
             after_step(partial(member_states, stack, sums, step))
             continue
-        leaving = []
+        leaving, health = [], stack.health_signs(step)
         for place, (member, (loss, right, asked)) in enumerate(zip(stack.members, sums.tolist(), strict=True)):
-            yield member, Measurement(step, "train", -1, "", 0, loss, int(right), int(asked))
+            signs = health[place] if math.isfinite(loss) else {}
+            yield member, Measurement(step, "train", -1, "", 0, loss, int(right), int(asked), signs)
             if not math.isfinite(loss):
                 yield member, Diverged(f"the loss is {loss} at step {step}")
                 leaving.append(place)
         sums = stack.remove(leaving, sums).zero_()
-        scored = stack.score(first.select or first.test, first.steer, first.selection_rows)
+        scored = stack.score(first.select or first.test, first.steer, first.selection_rows, mixed=True)
         for place, measurements in enumerate(scored):
             yield from (
                 (stack.members[place], x._replace(step=step, split="selection")) for x in measurements if not x.facet
@@ -144,9 +146,12 @@ class Stack:
     """The members that are still training: their stacked weights, and the state of AdamW."""
 
     def __init__(self, recipes: Sequence[Recipe], models: Sequence[Model]) -> None:
+        if not all(weight.requires_grad for model in models for weight in model.parameters()):
+            raise CannotStack("some of its weights are frozen")
         self.members, self.recipes, self.shell = list(range(len(recipes))), list(recipes), HiddenStates(models[0])
         weights, self.buffers = stack_module_state([HiddenStates(model) for model in models])  # pyright: ignore[reportArgumentType]
         self.weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
+        self.begun = {name: w.detach().clone() for name, w in self.weights.items()}
         self.decayed = decayed_weights(recipes[0], self.shell)
         self.randomness = "same" if len({recipe.seed for recipe in recipes}) == 1 else "error"
         self.adam, self.step = self.make_optimizer(sum(w[0].numel() for w in self.weights.values()), {})
@@ -226,10 +231,24 @@ class Stack:
             raise CannotStack(str(fault).splitlines()[0].partition(". ")[0]) from fault
 
     @torch.no_grad()
-    def score(self, tasks: Sequence[Spec], name: str, rows: int) -> list[list[Measurement]]:
+    def health_signs(self, step: int) -> list[dict[str, float]]:
+        """The signs of each member, as `train.health_signs` gives them."""
+        first, device = self.recipes[0], self.first_weight.device
+        (change,) = self.adam.param_groups[0]["params"]
+        gradients = change.grad.split([w[0].numel() for w in self.weights.values()], dim=1)
+        names = [bare(name) for name in self.weights]
+        signs = stacked_signs(names, gradients, list(self.weights.values()), list(self.begun.values()))
+        if step == min(first.every, first.steps):
+            for place, recipe in enumerate(self.recipes):
+                begun = {bare(name): weight[place] for name, weight in self.begun.items()}
+                signs[place] |= start_signs(begun) | probe(recipe, self.model(place), device=device)
+        return signs
+
+    @torch.no_grad()
+    def score(self, tasks: Sequence[Spec], name: str, rows: int, *, mixed: bool = False) -> list[list[Measurement]]:
         """The measurements of each member, as `train.score` yields them."""
         self.shell.eval()
-        options = {"models": max(1, len(self.members)), "device": self.first_weight.device}
+        options = {"models": max(1, len(self.members)), "device": self.first_weight.device, "mixed": mixed}
         scored = list(score_models(self.answers, tasks, name, rows, **options)) if self.members else []
         return [[measurements[place] for measurements in scored] for place in range(len(self.members))]
 
@@ -290,8 +309,8 @@ class Stack:
         part = object.__new__(Stack)
         part.__dict__.update(self.__dict__)
         part.members, part.recipes = ([x[p] for p in places] for x in (self.members, self.recipes))
-        part.weights, part.buffers = (
-            {n: x[list(places)].detach() for n, x in d.items()} for d in (self.weights, self.buffers)
+        part.weights, part.buffers, part.begun = (
+            {n: x[list(places)].detach() for n, x in d.items()} for d in (self.weights, self.buffers, self.begun)
         )
         return part
 
@@ -303,7 +322,7 @@ class Stack:
         part = self.subset(stay)
         (change,) = self.adam.param_groups[0]["params"]
         state = self.adam.state[change]
-        self.members, self.recipes, self.buffers = part.members, part.recipes, part.buffers
+        self.members, self.recipes, self.buffers, self.begun = part.members, part.recipes, part.buffers, part.begun
         self.weights = {name: w.requires_grad_() for name, w in part.weights.items()}
         kept = {name: x if name == "step" else x[stay] for name, x in state.items()}
         self.adam, self.step = self.make_optimizer(change.shape[1], kept)

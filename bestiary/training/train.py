@@ -16,6 +16,7 @@ from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
 from bestiary.spec import Spec, read_specs
 from bestiary.tasks._task import SILENT, Batch, Task, stream
+from bestiary.training.health import copy_weights, probe, start_signs, training_signs
 from bestiary.training.recipe import Recipe
 from bestiary.training.rows import CHUNK
 from bestiary.training.state import TrainingState
@@ -38,7 +39,8 @@ class Measurement(NamedTuple):
     loss: float  # nats
     right: int
     asked: int
-    extra: dict[str, float] = {}  # `rows`, `whole` (rows without a mistake), and the sums of the task's own scores
+    extra: dict[str, float] = {}  # `rows`, `whole` (rows without a mistake), and the sums of the task's own scores;
+    # in selection `mixed`, wrong answers that another question of the row has; in training the signs of `health`
 
 
 class Diverged(ArithmeticError):
@@ -63,6 +65,7 @@ def train(
     same machine. Raises ValueError if they are those of another model.
     """
     state = new_state(recipe, model, device=device)
+    begun = copy_weights(state.model)
     if saved is not None:
         state.load(saved)
     trained, optimizer = state.model, Optimizers(*state.optimizers)
@@ -71,18 +74,29 @@ def train(
         state.step = step
         if step % recipe.every == 0 or step == recipe.steps:
             loss, right, asked = state.sums.tolist()
-            yield Measurement(step, "train", -1, "", 0, loss, int(right), int(asked))
+            signs = health_signs(recipe, trained, begun, step, device) if math.isfinite(loss) else {}
+            yield Measurement(step, "train", -1, "", 0, loss, int(right), int(asked), signs)
             if not math.isfinite(loss):
                 raise Diverged(f"the loss is {loss} at step {step}")
             state.sums.zero_()
-            asked = recipe.select or recipe.test, recipe.steer, recipe.selection_rows
-            seen = list(score(trained, *asked, device=device))
+            tasks, rows = recipe.select or recipe.test, recipe.selection_rows
+            seen = list(score(trained, tasks, recipe.steer, rows, device=device, mixed=True))
             yield from (one._replace(step=step, split="selection") for one in seen if not one.facet)
             if recipe.stop is not None and accuracy(seen) >= recipe.stop:
                 break
         after_step(state)
     for measurement in score(trained, recipe.test, "test", recipe.test_rows, device=device):
         yield measurement._replace(step=state.step)
+
+
+def health_signs(
+    recipe: Recipe, model: AnyModel, begun: Mapping[str, Tensor], step: int, device: torch.device | str
+) -> dict[str, float]:
+    """The signs of `health` at an evaluation; those that need a probe, at the first."""
+    signs = training_signs(model, begun)
+    if step == min(recipe.every, recipe.steps):
+        signs |= start_signs(begun) | probe(recipe, model, device=device)
+    return signs
 
 
 def new_state(recipe: Recipe, model: nn.Module | None = None, *, device: torch.device | str = "cpu") -> TrainingState:
@@ -268,14 +282,17 @@ def score(
     rows: int = 3000,
     *,
     device: torch.device | str = "cpu",
+    mixed: bool = False,
 ) -> Iterator[Measurement]:
     """Sums over the first `rows` rows of each task's stream `name`, over all answers and by facet.
 
-    The model is one of ours, or any module or function from tokens to logits (see `WholeModel`).
+    The model is one of ours, or any module or function from tokens to logits (see `WholeModel`). With `mixed` also the
+    wrong answers that another question of the same row has.
     """
     specs = read_specs("tasks", tasks)
     scored = as_model(model, specs).eval()
-    for (measurement,) in score_models(lambda batch: [scored.answer(batch)], specs, name, rows, device=device):
+    options: dict[str, Any] = {"device": device, "mixed": mixed}
+    for (measurement,) in score_models(lambda batch: [scored.answer(batch)], specs, name, rows, **options):
         yield measurement
 
 
@@ -287,6 +304,7 @@ def score_models(
     *,
     models: int = 1,
     device: torch.device | str = "cpu",
+    mixed: bool = False,
 ) -> Iterator[tuple[Measurement, ...]]:
     """`score` for several models at once: one measurement of each. `answer` gives the answers of all of them."""
     for segment, part in enumerate(tasks):
@@ -295,7 +313,7 @@ def score_models(
             batch = task.draw(CHUNK, name, part.key, i)
             for some in split_rows(batch, min(CHUNK, rows - start), task.vocab, models):
                 piece = some.to(device)
-                parts.append([answer_columns(task, piece, *answers) for answers in answer(piece)])
+                parts.append([answer_columns(task, piece, *answers, mixed=mixed) for answers in answer(piece)])
         yield from zip(*(sum_answers(of_one, name, segment) for of_one in zip(*parts, strict=True)), strict=True)
 
 
@@ -325,7 +343,9 @@ def split_rows(batch: Batch, rows: int, vocab: int, models: int) -> Iterator[Bat
         yield batch.rows(part)
 
 
-def answer_columns(task: Task, batch: Batch, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+def answer_columns(
+    task: Task, batch: Batch, logits: Tensor, targets: Tensor, *, mixed: bool = False
+) -> dict[str, Tensor]:
     """For each answer: loss, whether it is right, the task's scores, the facets, and whether it is its row's first."""
     asked = batch.targets != SILENT
     answers = torch.full_like(batch.targets, SILENT).masked_scatter_(asked, logits.argmax(-1))
@@ -334,10 +354,19 @@ def answer_columns(task: Task, batch: Batch, logits: Tensor, targets: Tensor) ->
         "right": task.right(batch, answers)[asked],
         **task.extra_scores(batch, logits),
     }
+    if mixed:
+        scores["mixed"] = answers_another(batch, answers, logits.shape[-1])[asked] & (scores["right"] == 0)
     columns = {name: x.double().cpu() for name, x in scores.items()}
     facets = {facet: x[asked].long().cpu() for facet, x in batch.facets.items()}
     row = asked.nonzero()[:, 0].cpu()
     return columns | facets | {"first": torch.cat([torch.ones(1), row.diff()]).clamp(max=1).long()}
+
+
+def answers_another(batch: Batch, answers: Tensor, vocab: int) -> Tensor:
+    """Which answers are the target of some question of their row."""
+    targets, given = (part.where(part != SILENT, vocab) for part in (batch.targets, answers))
+    wanted = torch.zeros(len(targets), vocab + 1, dtype=torch.bool, device=targets.device)
+    return wanted.scatter_(1, targets, True).gather(1, given)
 
 
 def step_seconds(recipe: Recipe, *, device: torch.device | str = "cpu", tokens: int = 512) -> float:
