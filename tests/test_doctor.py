@@ -8,7 +8,9 @@ import pytest
 import torch
 from ill import write_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from bestiary.cli import app
 from bestiary.model import Model
 from bestiary.report.contents import report_data
 from bestiary.report.doctor import Finding, diagnose, finding_lines
@@ -228,7 +230,7 @@ def test_quarters() -> None:
     assert quarter_means([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]) == (1.5, 3.5, 5.5, 7.5)
 
 
-def test_the_report_holds_the_findings_of_its_runs(tmp_path: Path) -> None:
+def test_the_report_and_the_verb_hold_the_findings_of_a_run(tmp_path: Path) -> None:
     store = Store(tmp_path)
     recipe = clean(MIXED, **SMALL | {"rate": 1e-5, "steps": 40})
     run = store.claim(recipe)
@@ -237,6 +239,11 @@ def test_the_report_holds_the_findings_of_its_runs(tmp_path: Path) -> None:
         for line in log_of(recipe):
             run.append(line)
         run.end("finished")
+    verb = CliRunner().invoke(app, ["doctor", "--store", str(tmp_path)])
+    assert f"{recipe.key}  base_conv, attention, dim=32 rate=1e-05 seed=0: rate too low" in verb.output
+    verb = CliRunner().invoke(app, ["doctor", recipe.key, "--store", str(tmp_path)])
+    assert "the likeliest cause first\n  rate too low: The weights have hardly moved" in verb.output
+    assert CliRunner().invoke(app, ["doctor", "nothing", "--store", str(tmp_path)]).exit_code == 2
     found = report_data(gather_runs(store, store.run_keys()))["causes"]
     assert [cause[0] for cause in found[recipe.key]] == names_of(diagnose(recipe, store.read(recipe.key).log))
     assert found[recipe.key][0][0] == "rate too low"

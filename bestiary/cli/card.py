@@ -18,7 +18,7 @@ from bestiary.cli._app import (
     refuse,
     user_input,
 )
-from bestiary.spec import nearest
+from bestiary.spec import nearest, read_specs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +48,9 @@ def card(
 
     if budget not in BUDGETS:
         raise ValueError(f"budget={budget!r}: it is quick or full")
-    patterns = [mixer if isinstance(mixer, str) else file_of(mixer) for mixer in mixers]
+    patterns = [
+        ", ".join(map(str, read_specs("mixers", mixer))) if isinstance(mixer, type) else mixer for mixer in mixers
+    ]
     protocol = choose_mixers(protocol_v1, patterns, "")
     added = {name: pattern for name, pattern in protocol.MIXERS.items() if name not in protocol_v1.MIXERS}
     vars(protocol)["MIXERS"] = added | {name: name for name in patterns if name in protocol_v1.MIXERS}
@@ -64,21 +66,6 @@ def card(
     if table.empty:
         raise RuntimeError("none of the runs ended; their folders in the store hold the tracebacks")
     return compare(protocol, table, facts, scale)
-
-
-def file_of(mixer: type) -> str:
-    """The file of a class as a pattern. Raises ValueError for a class that was typed in and not read from a file."""
-    import inspect
-
-    try:
-        file = Path(inspect.getsourcefile(mixer) or "")
-    except TypeError:
-        file = Path()
-    if file.suffix != ".py" or not file.is_file():
-        raise ValueError(
-            f"{mixer.__name__} is in no file; write it to one (%%writefile in a notebook) and give its path"
-        )
-    return repr(str(file))
 
 
 @app.command("card")

@@ -27,4 +27,4 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
         return 0.0, 1.0
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
