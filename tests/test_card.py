@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from bestiary.cli import app
 from bestiary.experiments import protocol_v1
-from bestiary.experiments._protocol import first_runs, place
+from bestiary.experiments._protocol import Part, first_runs, place
 from bestiary.results.card import Card, markdown, page
 from bestiary.results.facts import broken_laws, measure
 from bestiary.results.reference import mixer_of
@@ -26,6 +26,19 @@ def entry(name: str, recall: float, state: float, **more: float) -> Entry:
     scores |= {column: Score(value, value, value, 0.5, 3) for column, value in more.items()}
     facts = {"state 64": float(state), "train beside attention": 1.5, "decode beside attention": 0.5, "growth": 1.0}
     return Entry(name, "kda", "delta", scores, facts)
+
+
+def runs_of_part(pattern: str, part: Part, found: dict[tuple[float, int], tuple[float, float]]) -> pd.DataFrame:
+    """Rows as `results` gives them: by rate and seed the selection accuracy and that of every test segment."""
+    tests = list(enumerate(map(str, parse("tasks", part.settings["test"]))))
+    same = {"pattern": place(pattern, behind=part.behind), "dim": part.settings["dim"], "asked": 1000}
+    return pd.DataFrame(
+        same
+        | {"task": task, "segment": segment, "rate": rate, "seed": seed, "outcome": "finished"}
+        | {"selection": selection, "accuracy": accuracy}
+        for (rate, seed), (selection, accuracy) in found.items()
+        for segment, task in tests
+    )
 
 
 def test_the_recipes_of_v1_never_change() -> None:
@@ -97,11 +110,11 @@ def test_no_rate_that_works_is_said() -> None:
 
 
 def test_the_page_needs_nothing_else_and_shows_what_it_was_given_as_text() -> None:
-    card = Card(
-        [entry("<b>mine</b>", 0.5, 1000)], [entry("other", 0.5, 1000)], pd.DataFrame(columns=["pattern", "task", "dim"])
-    )
+    runs = runs_of_part("kda", protocol_v1.PARTS[0], {(2e-3, 0): (0.5, 0.5)})
+    card = Card([entry("<b>mine</b>", 0.5, 1000)], [entry("other", 0.5, 1000)], runs)
     html = page(card)
     assert "<b>mine" not in html
+    assert "bestiary train --task" in html
     assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert "| | <b>mine</b> | other |" in markdown(card)
     board = page(Card([], card.field, pd.DataFrame()))
@@ -138,3 +151,51 @@ def test_an_unknown_budget_or_column_is_refused() -> None:
     assert CliRunner().invoke(app, ["card", "kda", "--budget", "huge"]).exit_code == 2
     found = CliRunner().invoke(app, ["board", "--sort", "recal 64"])
     assert found.exit_code == 2
+
+
+def test_the_first_seed_chooses_the_rate_and_all_seeds_are_scored() -> None:
+    part = protocol_v1.PARTS[0]
+    low, high = part.rates[:2]
+    runs = {
+        (low, 0): (0.5, 0.9),
+        (high, 0): (0.6, 0.3),
+        (high, 1): (0.1, 0.4),
+        (high, 2): (0.1, 0.5),
+        (low, 1): (0.9, 0.9),
+    }
+    found = protocol_v1.scores(runs_of_part("kda", part, runs), mixers={"mine": "kda"}).iloc[0]
+    assert found["mixer"] == "mine"
+    assert found["column"] == "recall 64"
+    assert (found["value"], found["seeds"], found["rate"]) == (pytest.approx(0.4), 3, high)
+    assert found["low"] < 0.4 < found["high"]
+    assert 0 < found["chance"] < 0.02
+
+
+def test_a_run_that_diverged_scores_nothing_and_is_not_chosen() -> None:
+    part = protocol_v1.PARTS[4]
+    low, high = part.rates
+    table = runs_of_part("kda", part, {(low, 0): (0.2, 0.2), (high, 0): (0.9, 0.8)})
+    table.loc[table["rate"] == high, ["outcome", "accuracy", "asked"]] = ["diverged", math.nan, math.nan]
+    found = protocol_v1.scores(table, mixers={"kda": "kda"}).iloc[0]
+    assert (found["value"], found["rate"]) == (pytest.approx(0.2), low)
+
+
+def test_rates_that_work_are_counted_in_decades() -> None:
+    part = protocol_v1.PARTS[3]
+    runs = {
+        (rate, seed): (0.95 if rate in (3e-3, 1e-2, 3e-2) else 0.5, 0.0) for rate in part.rates for seed in range(3)
+    }
+    found = protocol_v1.scores(runs_of_part("kda", part, runs), mixers={"kda": "kda"}).iloc[0]
+    assert (found["value"], found["seeds"]) == (pytest.approx(1.0), 3)
+    nothing = {at: (0.1, 0.1) for at in runs}
+    assert math.isnan(protocol_v1.scores(runs_of_part("kda", part, nothing), mixers={"kda": "kda"}).iloc[0]["value"])
+
+
+def test_other_seeds_run_at_the_best_rate_once_all_rates_were_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol_v1, "MIXERS", {"kda": "kda"})
+    part = protocol_v1.PARTS[0]
+    tried = {(rate, 0): (rate, 0.5) for rate in part.rates}
+    more = protocol_v1.next_recipes(runs_of_part("kda", part, tried), "small")
+    assert [(recipe.rate, recipe.seed) for recipe in more] == [(part.rates[-1], 1), (part.rates[-1], 2)]
+    tried.popitem()
+    assert protocol_v1.next_recipes(runs_of_part("kda", part, tried), "small") == []

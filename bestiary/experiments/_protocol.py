@@ -1,8 +1,9 @@
 """A protocol's parts: their recipes for any mixer, which runs in a table are theirs, and what is scored of them."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from statistics import fmean as mean
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -24,6 +25,11 @@ class Part(NamedTuple):
     rates: tuple[float, ...]
     behind: bool  # a short convolution; otherwise the mixer is in both layers
     settings: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Its first column."""
+        return next(iter(self.columns))
 
     def recipe(self, pattern: str, rate: float, seed: int) -> Recipe:
         """The run of a mixer or pattern."""
@@ -54,49 +60,68 @@ def first_runs(part: Part, pattern: str) -> list[Recipe]:
     return [part.recipe(pattern, rate, SEEDS[0]) for rate in part.rates]
 
 
-def rows_of(table: pd.DataFrame, part: Part, pattern: str) -> pd.DataFrame:
-    """The rows of the table that are runs of this part and mixer."""
-    with reading_data():
+class Row(NamedTuple):
+    """A run and test segment."""
+
+    task: str
+    rate: float
+    seed: int
+    segment: int
+    accuracy: float  # 0 of a run that diverged
+    asked: int
+    selection: float  # 0 of a run that diverged, however good it was before
+
+
+def rows_of_parts(table: pd.DataFrame, parts: Iterable[Part]) -> Callable[[Part, str], list[Row]]:
+    """A function that gives the rows of the table that are runs of a part and a mixer: of its tests, at its width."""
+    places = {}
+    for part in parts:
+        for task in parse("tasks", part.settings["test"]):
+            places[str(task), part.settings["dim"]] = part.name
+    filled = diverged_as_zero(table).assign(accuracy=table["accuracy"].fillna(0.0), asked=table["asked"].fillna(0))
+    groups: dict[tuple[str, str], list[Row]] = {}
+    columns = (filled[name].tolist() for name in ("pattern", "dim", *Row._fields))
+    for pattern, dim, task, rate, seed, segment, accuracy, asked, selection in zip(*columns, strict=True):
+        if name := places.get((task, dim)):
+            row = Row(task, float(rate), int(seed), int(segment), float(accuracy), int(asked), float(selection))
+            groups.setdefault((pattern, name), []).append(row)
+
+    @reading_data()
+    def rows_of(part: Part, pattern: str) -> list[Row]:
+        """The rows of a part and a mixer."""
         text = ", ".join(map(str, parse("mixers", place(pattern, behind=part.behind))))
-    return table[(table["pattern"] == text) & in_part(table, part)]
+        return groups.get((text, part.name), [])
+
+    return rows_of
 
 
-def in_part(table: pd.DataFrame, part: Part) -> "pd.Series[bool]":
-    """Which rows are of this part: its tests, at its width."""
-    tests = [str(one) for one in parse("tasks", part.settings["test"])]
-    return table["task"].isin(tests) & (table["dim"] == part.settings["dim"])
-
-
-def best_rate(rows: pd.DataFrame) -> float:
+def best_rate(rows: Sequence[Row]) -> float:
     """The rate at which the first seed has the highest accuracy on the selection stream."""
-    tried = diverged_as_zero(rows[rows["seed"] == SEEDS[0]])
-    return float(tried.loc[tried["selection"].idxmax(), "rate"])
+    return max((row for row in rows if row.seed == SEEDS[0]), key=lambda row: row.selection).rate
 
 
-def score_part(rows: pd.DataFrame, part: Part) -> Iterator[dict[str, Any]]:
+def score_part(rows: Sequence[Row], part: Part) -> Iterator[dict[str, Any]]:
     """What is scored of one mixer's runs of a part."""
     if part.columns == WINDOW:
         yield working_rates(rows)
         return
     rate = best_rate(rows)
-    chosen = rows[rows["rate"] == rate]
     for column, segment in part.columns.items():
-        kept = chosen if segment is None else chosen[chosen["segment"] == segment]
-        kept = kept.assign(accuracy=kept["accuracy"].fillna(0.0), asked=kept["asked"].fillna(0))  # what diverged
-        shares = kept.groupby("seed")["accuracy"].mean()
-        low, high = interval(shares.tolist(), int(kept["asked"].sum()))
-        chance = sum(chance_of(text) for text in kept["task"].unique()) / kept["task"].nunique()
+        kept = [row for row in rows if row.rate == rate and segment in (None, row.segment)]
+        shares = [mean(row.accuracy for row in kept if row.seed == seed) for seed in sorted({row.seed for row in kept})]
+        low, high = interval(shares, sum(row.asked for row in kept))
+        chance = mean(chance_of(task) for task in dict.fromkeys(row.task for row in kept))
         about = {"chance": chance, "seeds": len(shares), "rate": rate}
-        yield {"column": column, "value": shares.mean(), "low": low, "high": high, **about}
+        yield {"column": column, "value": mean(shares), "low": low, "high": high, **about}
 
 
-def working_rates(rows: pd.DataFrame) -> dict[str, Any]:
-    """Decades from the lowest rate that works to the highest, mean over seeds; none if no rate does."""
-    found = diverged_as_zero(rows).groupby("rate")["selection"].mean()
-    works = found.index[found >= WORKS]
-    decades = math.log10(works.max() / works.min()) if len(works) else math.nan
-    seeds = int(rows.groupby("rate")["seed"].nunique().min())
-    return {"column": RATES_THAT_WORK, "value": decades, "seeds": seeds, "rate": float(found.idxmax())}
+def working_rates(rows: Sequence[Row]) -> dict[str, Any]:
+    """Decades from the lowest rate that works to the highest, by the mean over seeds; NaN if no rate does."""
+    found = {rate: mean(row.selection for row in rows if row.rate == rate) for rate in {row.rate for row in rows}}
+    works = [rate for rate, share in found.items() if share >= WORKS]
+    decades = math.log10(max(works) / min(works)) if works else math.nan
+    seeds = min(len({row.seed for row in rows if row.rate == rate}) for rate in found)
+    return {"column": RATES_THAT_WORK, "value": decades, "seeds": seeds, "rate": max(found, key=lambda one: found[one])}
 
 
 @cache

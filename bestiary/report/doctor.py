@@ -5,7 +5,7 @@ The limits that are ours were set by runs made on purpose (`tests/test_doctor.py
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from bestiary.report.command import command, pattern_text, shell_quote
 from bestiary.report.levels import task_levels
@@ -19,6 +19,7 @@ from bestiary.training.recipe import Recipe
 if TYPE_CHECKING:
     from torch import nn
 
+    from bestiary.model import Layer
     from bestiary.tasks._task import Task
 
 GAP = 0.2  # between accuracy in training and on fresh rows, from which on rows are learnt by heart
@@ -163,7 +164,7 @@ def first_bad_layer(recipe: Recipe) -> str | None:
         return lambda _module, _given, y: None if torch.isfinite(y).all() else bad.append(name)
 
     for i, layer in enumerate(model.layers):
-        layer.before_mixer.register_forward_hook(watch(f"what layers.{i} reads"))
+        cast("Layer", layer).before_mixer.register_forward_hook(watch(f"what layers.{i} reads"))
     model.norm.register_forward_hook(watch("the last layer"))
     with torch.no_grad():
         model.hidden(tokens)

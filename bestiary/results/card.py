@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary._version import __version__
-from bestiary.experiments._protocol import RATES_THAT_WORK, SEEDS, best_rate, rows_of
+from bestiary.experiments._protocol import RATES_THAT_WORK, SEEDS, best_rate, rows_of_parts
 from bestiary.experiments.protocol_v1 import COLUMNS, PARTS
 from bestiary.report.command import command
 from bestiary.report.page import POLICY, lighten, read_asset
@@ -34,6 +34,7 @@ class Card(NamedTuple):
 
     @property
     def title(self) -> str:
+        """The names of the mixers that it is of."""
         return " and ".join(entry.name for entry in self.own)
 
     def verdicts(self) -> dict[str, list[str]]:
@@ -78,10 +79,13 @@ def next_steps(entry: Entry) -> Iterator[tuple[str, str]]:
 
 def commands(card: Card) -> Iterator[str]:
     """The command of the run with the first seed at the best rate, for each mixer and part."""
+    if not card.own:
+        return
+    rows_of = rows_of_parts(card.runs, PARTS)
     for entry in card.own:
         for part in PARTS:
-            rows = rows_of(card.runs, part, entry.pattern)
-            if len(rows):
+            rows = rows_of(part, entry.pattern)
+            if rows:
                 recipe = part.recipe(entry.pattern, best_rate(rows), SEEDS[0])
                 yield f"# {', '.join(part.columns)}\n{command(recipe)}"
 

@@ -10,7 +10,7 @@ import torch
 
 from bestiary.experiments._protocol import place
 from bestiary.experiments.frontier import TEST, state_numbers, tasks
-from bestiary.laws import check
+from bestiary.laws import verdicts
 from bestiary.mixers._mixer import Mixer
 from bestiary.spec import Spec, parse
 from bestiary.spec.loading import find_class
@@ -24,7 +24,7 @@ WIDTHS = (16, 32, 64)
 
 def broken_laws(mixer: Spec) -> list[str]:
     """A line about each law that the mixer breaks, with where."""
-    return [f"{law}: {fault}" for law, fault in check(mixer) if fault is not None]
+    return [f"{verdict.law}: {verdict.fault}" for verdict in verdicts(mixer) if verdict.broken]
 
 
 def measure(pattern: str, progress: Callable[[str], None] = lambda _: None) -> dict[str, float]:

@@ -68,7 +68,7 @@ def parts_with_report(record: Record) -> dict[str, Any]:
         "rows": [{name: row[name] for name in REPORTED} for row in parts["segments"]],
         "curve": [list(point) for point in selection_curve(record.log)],
         "distances": [[place, *counts] for place, counts in distance_counts(record.log).items()],
-        "health": summarize_log(record.log)._asdict(),
+        "health": json.loads(json.dumps(summarize_log(record.log)._asdict())),  # tuples become lists
     }
     return {**parts, "report": report}
 

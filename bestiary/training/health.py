@@ -43,9 +43,9 @@ def training_signs(model: nn.Module, start: Mapping[str, Tensor]) -> dict[str, f
     """The signs of a model that has just made a step, and had the weights `start` before the first."""
     weights = dict(model.named_parameters())
     moved = [weight - start[name] for name, weight in weights.items()]
-    reached = [weight for weight in weights.values() if weight.grad is not None]
-    found = torch.stack(torch._foreach_norm([*moved, *(w.grad for w in reached)])).tolist()
-    by_weight = dict(zip(map(id, reached), found[len(weights) :], strict=True))
+    reached = {id(weight): weight.grad for weight in weights.values() if weight.grad is not None}
+    found = torch.stack(torch._foreach_norm([*moved, *reached.values()])).tolist()  # pyright: ignore[reportPrivateImportUsage]
+    by_weight = dict(zip(reached, found[len(weights) :], strict=True))
     gradients = [by_weight.get(id(w), 0.0) if w.requires_grad else None for w in weights.values()]
     return name_signs(list(weights), gradients, found[: len(weights)], [w.numel() for w in weights.values()])
 
@@ -107,8 +107,9 @@ def probe(recipe: Recipe, model: AnyModel, *, device: torch.device | str = "cpu"
     model.eval()
     both = model.hidden(torch.cat([tokens, changed]))[:, :middle].flatten(1)
     leaks = [differ(*pair) for pair in zip(*both.chunk(2), strict=True)]
-    layers = model.layers if isinstance(model, Model) else ()  # of a whole model they are not known
-    blind = sum(is_blind(cast(Layer, layer), model, tokens) for layer in layers)
+    blind = 0  # of a whole model, whose layers are not known
+    if isinstance(model, Model):
+        blind = sum(is_blind(cast(Layer, layer), model, tokens) for layer in model.layers)
     model.train(training)
     return {"probed": float(len(tokens)), "leaks": float(sum(leaks)), "blind": float(blind)}
 
@@ -138,4 +139,4 @@ def stacked_signs(
     moved = [weight - first for weight, first in zip(weights, start, strict=True)]
     norms = [torch.stack([x.flatten(1).norm(dim=1) for x in part]).T.tolist() for part in (gradients, moved)]
     counts = [weight[0].numel() for weight in weights]
-    return [name_signs(names, *of_member, counts) for of_member in zip(*norms, strict=True)]
+    return [name_signs(names, of_gradients, of_moves, counts) for of_gradients, of_moves in zip(*norms, strict=True)]
