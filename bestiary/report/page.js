@@ -347,7 +347,7 @@ function pick(cell) {
 function diagnosis(causes) {
   if (!causes.length) return [];
   return [html("h3", null, "Why it may not have learnt the task"), html("ol", null, causes.map(([name, sentence, seen, command]) =>
-    html("li", null, html("b", null, name), `: ${sentence} Seen: ${seen}.`, command ? html("pre", { class: "wrap" }, command) : null)))];
+    html("li", null, html("strong", null, name), `: ${sentence} Seen: ${seen}.`, command ? html("pre", { class: "wrap" }, command) : null)))];
 }
 function dialog() {
   const run = data.runs.find((r) => `#run-${r.key}` === location.hash), box = find("run");
