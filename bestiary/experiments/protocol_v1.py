@@ -143,4 +143,5 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Every score of every mixer."""
     found = summary(table).set_index("mixer")
     shares = found.drop(columns=RATES_THAT_WORK, errors="ignore")
-    yield "", matrix(shares, note="Accuracy, mean over seeds at the best rate of three or two.")
+    if len(shares.columns):
+        yield "", matrix(shares, note="Accuracy, mean over seeds at the best rate of three or two.")
