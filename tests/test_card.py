@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from bestiary.cli import app
 from bestiary.experiments import protocol_v1
 from bestiary.experiments._protocol import Part, first_runs, place
-from bestiary.results.card import Card, markdown, page
+from bestiary.results.card import Card, markdown, next_steps, page
 from bestiary.results.facts import broken_laws, measure
 from bestiary.results.reference import mixer_of
 from bestiary.results.verdict import Entry, Score, ordinal, recall_neighbours, verdict
@@ -199,3 +200,10 @@ def test_other_seeds_run_at_the_best_rate_once_all_rates_were_tried(monkeypatch:
     assert [(recipe.rate, recipe.seed) for recipe in more] == [(part.rates[-1], 1), (part.rates[-1], 2)]
     tried.popitem()
     assert protocol_v1.next_recipes(runs_of_part("kda", part, tried), "small") == []
+
+
+def test_commands_of_the_card_can_be_pasted_into_a_shell() -> None:
+    mine = entry("mine", 0.5, 1000)._replace(pattern="kda(heads=1)")
+    commands = [command for _, command in next_steps(mine)]
+    assert all(shlex.split(command)[-1] == "kda(heads=1)" for command in commands)
+    assert "bestiary run load --with 'kda(heads=1)'" in commands

@@ -1,6 +1,6 @@
 """The protocol v1: where does a mixer stand beside the whole field? Recall, tracking, copying, noise, learning rates.
 
-Ten parts, the same recipe for every mixer. In the parts on recall the mixer is the second layer, behind a short
+Twelve parts, the same recipe for every mixer. In the parts on recall the mixer is the second layer, behind a short
 convolution, so that what is compared is the memory and not the skill to shift tokens; in the others it is both layers.
 One rule for all: the first seed tries every learning rate of a part, and the two others run at the rate with the best
 selection accuracy. `summary` has a row for each mixer and column.

@@ -68,14 +68,12 @@ def page(
         "looks": [[marker, svg_dashes(dash)] for _, marker, dash in LINE_STYLES],
     }
     policy = f"{POLICY}; connect-src 'self'" if version else POLICY
-    light = "".join(f"--c{i}:{colour};" for i, (colour, _, _) in enumerate(LINE_STYLES))
-    dark = "".join(f"--c{i}:{lighten(colour)};" for i, (colour, _, _) in enumerate(LINE_STYLES))
     parts = {
         "POLICY": policy,
         "VERSION": f'<meta name="bestiary-version" content="{escape(version)}">' if version else "",
         "TITLE": escape(title),
         "MARK": f'<p class="smoke">{SMOKE}</p>' if shown.get("smoke") else "",
-        "CSS": f":root{{{light}}}\n:root[data-theme=dark]{{{dark}}}\n{read_asset('page.css')}",
+        "CSS": page_style(),
         "SUMMARY": "\n".join(paragraph(*part) for part in words),
         "LATEX": escape(latex),
         "BESTIARY": f"Bestiary {__version__}",
@@ -84,6 +82,15 @@ def page(
     }
     pieces = read_asset("page.html").split("@@")  # text and names in turn, so that nothing put in is looked at again
     return "".join(parts[piece] if odd % 2 else piece for odd, piece in enumerate(pieces))
+
+
+def page_style() -> str:
+    """The style sheet, with the colours of lines, light and dark."""
+    from bestiary.report.plot import LINE_STYLES
+
+    light = "".join(f"--c{i}:{colour};" for i, (colour, _, _) in enumerate(LINE_STYLES))
+    dark = "".join(f"--c{i}:{lighten(colour)};" for i, (colour, _, _) in enumerate(LINE_STYLES))
+    return f":root{{{light}}}\n:root[data-theme=dark]{{{dark}}}\n{read_asset('page.css')}"
 
 
 def pack_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from matplotlib.figure import Figure
 from bestiary._version import __version__
 from bestiary.experiments._protocol import RATES_THAT_WORK, SEEDS, best_rate, rows_of_parts
 from bestiary.experiments.protocol_v1 import COLUMNS, PARTS
-from bestiary.report.command import command
-from bestiary.report.page import POLICY, lighten, read_asset
+from bestiary.report.command import command, shell_quote
+from bestiary.report.page import POLICY, page_style, read_asset
 from bestiary.report.plot import LINE_STYLES, SMOKE, STYLE
 from bestiary.report.words import count_noun
+from bestiary.results.facts import WIDTHS
 from bestiary.results.verdict import Entry, recall_neighbours, scores_of, verdict
 from bestiary.runs.exports import describe_origin
-
-WIDTHS = (16, 32, 64)
 
 
 class Card(NamedTuple):
@@ -61,7 +60,7 @@ def entries(scores: pd.DataFrame, facts: pd.DataFrame, patterns: Mapping[str, st
 
 def next_steps(entry: Entry) -> Iterator[tuple[str, str]]:
     """What to look at next, with the command: where the mixer is weak, the experiment that says more."""
-    pattern = entry.pattern if " " not in entry.pattern else repr(entry.pattern)
+    pattern = shell_quote(entry.pattern)
     scores = entry.scores
     weak = {column for column, score in scores.items() if column != RATES_THAT_WORK and score.scaled < 0.9}
     if any(column.startswith("recall") for column in weak):
@@ -126,8 +125,6 @@ def page(card: Card) -> str:
     mixers = [entry_data(entry, own=False, near=entry.name in near) for entry in card.field]
     mixers += [entry_data(entry, own=True, near=False) for entry in card.own]
     data = {"columns": COLUMNS, "widths": WIDTHS, "rates": RATES_THAT_WORK, "families": families, "mixers": mixers}
-    light = "".join(f"--c{i}:{colour};" for i, (colour, _, _) in enumerate(LINE_STYLES))
-    dark = "".join(f"--c{i}:{lighten(colour)};" for i, (colour, _, _) in enumerate(LINE_STYLES))
     verdicts = "".join(verdict_html(name, sentences) for name, sentences in card.verdicts().items())
     parts = {
         "POLICY": POLICY,
@@ -135,7 +132,7 @@ def page(card: Card) -> str:
         "KIND": "Card of a mixer" if card.own else "Board",
         "TITLE": escape(card.title) if card.own else f"{count_noun(len(card.field), 'mixer')}",
         "MARK": f'<p class="smoke">{SMOKE}</p>' if card.smoke else "",
-        "CSS": f":root{{{light}}}\n:root[data-theme=dark]{{{dark}}}\n{read_asset('page.css')}",
+        "CSS": page_style(),
         "VERDICT": verdicts,
         "ORIGIN": escape(describe_origin(card.runs)) + "." if "begun" in card.runs else "",
         "NEXT": "".join(next_html(entry) for entry in card.own),

@@ -1,14 +1,13 @@
 """The batches of a task as a PyTorch data set, for training loops that are not ours."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count
 
-import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from bestiary.spec import Spec
 from bestiary.spec import parse as parse_specs
-from bestiary.tasks._task import Batch, Task
+from bestiary.tasks._task import Batch, Task, concatenate
 
 
 class TaskDataset(IterableDataset[Batch]):
@@ -50,15 +49,7 @@ def draw_rows(task: str | Spec | Task, rows: int, *, split: str = "test", batch:
     built = find_task(found)
     path = seed if split == "train" or isinstance(found, Task) else found.key  # scoring knows no seed
     parts = [built.draw(batch, split, path, i) for i in range(-(-rows // batch))]
-    return join(parts).rows(slice(rows))
-
-
-def join(batches: Sequence[Batch]) -> Batch:
-    """Batches of one task as one."""
-    first = batches[0]
-    columns = [torch.cat(column) for column in zip(*(batch.tensors() for batch in batches), strict=True)]
-    facets = dict(zip(first.facets, columns[2:], strict=False))
-    return Batch(columns[0], columns[1], facets, dict(zip(first.truth, columns[2 + len(facets) :], strict=True)))
+    return concatenate(parts).rows(slice(rows))
 
 
 def find_task(task: str | Spec | Task) -> Task:

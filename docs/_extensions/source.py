@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "bestiary"
-CONTRACTS = ("tasks/_task.py", "mixers/_mixer.py", "mixers/_wrap.py")  # private files that every author of a task or mixer reads
+CONTRACTS = ("tasks/_task.py", "mixers/_mixer.py", "mixers/_wrap.py")  # private files that authors read
 UNLISTED = ("cli", "interop")  # the command line has a reference of its own; interop forwards old names
 CATALOGUED = ("mixers", "tasks", "experiments")  # listed one by one in pages of their own
 TORCH_DOCUMENTS = ("forward",)  # methods of nn.Module that every module overrides
