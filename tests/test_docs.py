@@ -65,11 +65,17 @@ def test_the_page_explains_every_law_and_shows_it_hold(page: str, names: dict[st
 
 def test_the_experiment_of_the_page_trains_and_draws(tmp_path: Path) -> None:
     folders = ["--store", str(tmp_path / "runs"), "--figures", str(tmp_path)]
-    given = ["run", str(EXAMPLES / "my_experiment.py"), "--scale", "smoke", "--workers", "1", *folders]
-    result = CliRunner().invoke(app, given)
-    assert result.exit_code == 0, result.output
-    assert (tmp_path / "my_experiment-smoke.csv").read_text().count("\n") == 5
-    assert (tmp_path / "my_experiment-smoke.png").exists()
+    short = "steps=4, every=2, batch=8, selection_rows=8, test_rows=8, seed=seed"
+    recipes = (EXAMPLES / "my_experiment.py").read_text().replace("steps=steps, seed=seed", short)
+    assert short in recipes
+    (functions,) = [block for block in code("own-experiment.md", "python") if "def summary" in block]
+    for name, text in (("plain", recipes), ("with_functions", recipes + functions)):
+        (tmp_path / f"{name}.py").write_text(text)
+        given = ["run", str(tmp_path / f"{name}.py"), "--scale", "smoke", "--workers", "1", *folders]
+        result = CliRunner().invoke(app, given)
+        assert result.exit_code == 0, result.output
+        assert (tmp_path / f"{name}-smoke.csv").read_text().count("\n") == 5
+        assert (tmp_path / f"{name}-smoke.png").exists()
 
 
 def test_the_training_loop_of_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,6 +20,7 @@ from bestiary.experiments import (
     steps_to_solve,
 )
 from bestiary.experiments import load as loads
+from bestiary.experiments._default import default_figures, default_summary
 from bestiary.model import memory
 from bestiary.report.references import least_width, recalls, references
 from bestiary.runs.store import Outcome, Record
@@ -299,3 +301,51 @@ def test_the_best_linear_map_is_the_least_square_that_recalls() -> None:
     lines = references(8, 64)
     assert lines["best linear map"] == width**2
     assert lines["bits suffice"] == 2  # 8 values of 5 bits are 40 bits
+
+
+def trained(pattern: str, dim: int, rate: float, right: int, **changes: Any) -> list[dict[str, object]]:
+    """The rows of a run on MQAR."""
+    task = changes.pop("task", "mqar(vocab=64, length=32, pairs=4)")
+    return rows(clean(pattern, train=task, dim=dim, rate=rate, **changes), right)
+
+
+def test_recipes_alone_give_a_table_at_the_best_rate_and_a_line_for_each_mixer() -> None:
+    runs = [
+        ("attention", 16, 1e-3, 300),
+        ("attention", 16, 1e-2, 700),
+        ("attention", 32, 1e-2, 900),
+        ("lstm", 16, 1e-2, 500),
+    ]
+    table = pd.DataFrame([row for run in runs for row in trained(*run)])
+    found = default_summary(table, {"Attention": "attention"})
+    assert found[["mixer", "dim", "accuracy", "rate"]].to_numpy().tolist() == [
+        ["Attention", 16, 0.7, 1e-2],
+        ["Attention", 32, 0.9, 1e-2],
+        ["lstm", 16, 0.5, 1e-2],
+    ]
+    ((suffix, figure),) = default_figures(table)
+    assert suffix == ""
+    assert figure.axes[0].get_xlabel() == "dim"
+    assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[0.7, 0.9], [0.5]]
+
+
+def test_what_says_the_same_again_is_no_axis_and_what_else_differs_is_a_panel() -> None:
+    tasks = ("mqar(vocab=64, length=32, pairs=4)", "mqar(vocab=64, length=64, pairs=8)")
+    table = pd.DataFrame(
+        [row for task in tasks for dim in (16, 32) for row in trained("lstm", dim, 1e-2, 500, task=task)]
+    )
+    ((_, figure),) = default_figures(table)
+    assert [(axis.get_title(), axis.get_xlabel()) for axis in figure.axes] == [
+        ("dim 16", "length"),
+        ("dim 32", "length"),
+    ]
+
+
+def test_many_panels_are_several_figures_and_no_number_is_a_table_of_shares() -> None:
+    rates = [trained("lstm", dim, 1e-2, 500, batch=batch) for dim in (8, 16) for batch in (1, 2, 3, 4, 5)]
+    assert [suffix for suffix, _ in default_figures(pd.DataFrame(sum(rates, [])))] == ["-1", "-2"]
+    texts = [
+        trained(mixer, 8, 1e-2, 500, channel=channel) for mixer in ("lstm", "attention") for channel in ("none", "mlp")
+    ]
+    ((_, figure),) = default_figures(pd.DataFrame(sum(texts, [])))
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.50"] * 4

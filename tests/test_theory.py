@@ -102,7 +102,7 @@ def test_an_experiment_without_recipes_or_measure_is_refused(tmp_path: Path, mon
     (tmp_path / "mine.py").write_text('"""A question."""\n\nsummary = figures = print\n')
     refused = run_cli(tmp_path, monkeypatch, "run", "./mine.py")
     assert refused.exit_code == 2
-    assert "must define recipes (or measure), summary and figures" in refused.output
+    assert "must define recipes, or else measure, summary and figures" in refused.output
 
 
 def test_what_the_chapter_names_is_there() -> None:

@@ -4,6 +4,7 @@ import signal
 import sys
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from functools import partial
 from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
@@ -129,9 +130,21 @@ def load_experiment(name: str) -> ModuleType:
     from bestiary.spec import load
 
     experiment = load("experiments", name)
-    parts = ("measure" if hasattr(experiment, "measure") else "recipes", "summary", "figures")
+    parts = ("measure", "summary", "figures") if hasattr(experiment, "measure") else ("recipes",)
     if not isinstance(experiment, ModuleType) or not all(hasattr(experiment, part) for part in parts):
-        raise LookupError(f"{name} is no experiment: it must define recipes (or measure), summary and figures")
+        raise LookupError(f"{name} is no experiment: it must define recipes, or else measure, summary and figures")
+    return with_defaults(experiment)
+
+
+def with_defaults(experiment: ModuleType) -> ModuleType:
+    """The experiment, with a table and figures if it defines recipes alone."""
+    if not hasattr(experiment, "summary") or not hasattr(experiment, "figures"):
+        from bestiary.experiments._default import default_figures, default_summary
+
+        mixers = getattr(experiment, "MIXERS", None)
+        given = {"summary": default_summary, "figures": default_figures}
+        defaults = {name: partial(function, mixers=mixers) for name, function in given.items()}
+        vars(experiment).update(defaults | vars(experiment))
     return experiment
 
 
@@ -156,7 +169,7 @@ def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: s
     fresh = module_from_spec(experiment.__spec__)
     experiment.__spec__.loader.exec_module(fresh)
     vars(fresh)["MIXERS"] = chosen
-    return fresh
+    return with_defaults(fresh)
 
 
 def find_names(text: str, known: "Sequence[str]") -> list[str]:

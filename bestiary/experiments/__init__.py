@@ -2,11 +2,12 @@
 
 def recipes(scale: str) -> Iterator[Recipe]            what to run; scale is smoke (seconds), small (minutes) or paper
 def measure(scale: str) -> Iterator[dict[str, Any]]    instead of recipes, where nothing is trained: rows of the table
+
+Optional, except with `measure`:
+
 def summary(table: DataFrame) -> DataFrame             the table to print, from the rows of bestiary.runs.table.results
 def figures(table: DataFrame) -> Iterator[tuple[str, Figure]]       figures, each with a suffix for its file name
-
-Optional:
-
+MIXERS = {"Name": "pattern"}                           names of patterns, among which --with and --only choose
 def next_recipes(table: DataFrame, scale: str) -> list[Recipe]      what to run after seeing these results; [] ends it
 facet = "distance"                                     a row for each value of this facet (see bestiary.runs.facets)
 def pattern_name(pattern: str) -> str                  the name that a report shows for a pattern
