@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bestiary.results.card import Card
+    from bestiary.runs.store import Store
     from bestiary.training.recipe import Recipe
 
 BUDGETS = ("quick", "full")
@@ -65,7 +66,7 @@ def card(
         _, table = run_recipes(name, recipes, Path(store), **how)
     if table.empty:
         raise RuntimeError("none of the runs ended; their folders in the store hold the tracebacks")
-    return compare(protocol, table, facts, scale)
+    return compare(protocol, table, facts, scale, open_store(Path(store)))
 
 
 @app.command("card")
@@ -144,26 +145,31 @@ def check_and_measure(mixers: Mapping[str, str]) -> "pd.DataFrame":
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def compare(protocol: ModuleType, table: "pd.DataFrame", facts: "pd.DataFrame", scale: str) -> "Card":
-    """The card of the protocol's mixers, from their runs and facts."""
+def compare(protocol: ModuleType, table: "pd.DataFrame", facts: "pd.DataFrame", scale: str, store: "Store") -> "Card":
+    """The card of the protocol's mixers, from their runs in the store and their facts."""
     from bestiary.experiments import protocol_v1
     from bestiary.results.card import Card, entries
+    from bestiary.results.causes import causes
     from bestiary.results.reference import reference_facts, reference_scores
 
     own = entries(protocol.scores(table, scale), facts, protocol.MIXERS)
     field = entries(reference_scores(), reference_facts(), protocol_v1.MIXERS)
-    return Card(own, [entry for entry in field if entry.name not in protocol.MIXERS], table, smoke=scale == "smoke")
+    field = [entry for entry in field if entry.name not in protocol.MIXERS]
+    found = {entry.name: causes(entry, table, store, scale) for entry in own}
+    return Card(own, field, table, smoke=scale == "smoke", causes=found)
 
 
 def write_card(made: "Card", figures: Path) -> None:
     """Print the verdict, and write the page, the Markdown and the figure."""
     from bestiary.report.plot import mark_smoke, save_figure
-    from bestiary.results.card import figure, markdown, page
+    from bestiary.results.card import cause_line, figure, markdown, page
 
     for name, sentences in made.verdicts().items():
         typer.echo(f"\n{name}")
         for sentence in sentences:
             typer.echo(f"  {sentence}")
+        for cause in made.causes.get(name, ()):
+            typer.echo(f"  {cause_line(cause)} (seen: {cause.finding.evidence})")
     typer.echo("")
     figures.mkdir(parents=True, exist_ok=True)
     stem = figures / f"card-{file_name(made.title)}"

@@ -1,6 +1,6 @@
 """The protocol v1: where does a mixer stand beside the whole field? Recall, tracking, copying, noise, learning rates.
 
-Twelve parts, the same recipe for every mixer. In the parts on recall the mixer is the second layer, behind a short
+Eleven parts, the same recipe for every mixer. In the parts on recall the mixer is the second layer, behind a short
 convolution, so that what is compared is the memory and not the skill to shift tokens; in the others it is both layers.
 One rule for all: the first seed tries every learning rate of a part, and the two others run at the rate with the best
 selection accuracy. `summary` has a row for each mixer and column.
@@ -39,12 +39,18 @@ def recall(dim: int) -> Part:
     return Part({f"recall {dim}": None}, RECALL_RATES, True, settings)
 
 
-def small_task(columns: tuple[str, ...], tests: tuple[str, ...], train: str = "", **changes: Any) -> Part:
-    """Trained on the first of some tests, or another form of it, and scored on all: two layers with channel mixers."""
+def behind_convolution(columns: tuple[str, ...], tests: tuple[str, ...], train: str = "", **changes: Any) -> Part:
+    """Trained on the first of some tests, or another form of it, and scored on all: behind a short convolution."""
     settings: dict[str, Any] = {"train": train or tests[0], "select": tests[0], "test": ", ".join(tests), "dim": 32}
-    settings |= {"channel": "mlp", "steps": 800, "batch": 64, "every": 50, "stop": 0.999} | changes
+    settings |= {"steps": 800, "batch": 64, "every": 50, "stop": 0.999} | changes
     settings |= {"selection_rows": 256, "test_rows": 512}
-    return Part(dict(zip(columns, range(len(columns)), strict=True)), (1e-3, 4e-3), False, settings)
+    return Part(dict(zip(columns, range(len(columns)), strict=True)), RECALL_RATES[1:], True, settings)
+
+
+def in_both_layers(columns: tuple[str, ...], tests: tuple[str, ...]) -> Part:
+    """The same with two layers of the mixer, each before a channel mixer."""
+    part = behind_convolution(columns, tests, channel="mlp", steps=600)
+    return part._replace(behind=False, rates=(2e-3, 8e-3))
 
 
 def group(name: str) -> tuple[str, str]:
@@ -53,24 +59,24 @@ def group(name: str) -> tuple[str, str]:
     return short, long
 
 
-SPARSE = "flip_flop(pairs=128, ignore=0.98)"
+NOISY, LONGER_NOISY = "noisy_recall(length=64)", "noisy_recall(length=256)"
+FUZZY = "fuzzy_recall(length=48, key_size=2, value_size=1)"
+WITH_PLAIN_KEYS = "fuzzy_recall(length=48, key_size=2, value_size=1, keys='mixed')"
 OVERWRITTEN = "overwriting_mqar(vocab=256, length=64, pairs=4, updates=4)"
 WITH_EASIER = f"{OVERWRITTEN}, overwriting_mqar(vocab=256, length=32, pairs=2, updates=2)"
 EASY = "mqar(vocab=256, length=32, pairs=2)"
+SPARSE = "flip_flop(pairs=128, ignore=0.98)"
 SHORT_RUNS = {"batch": 64, "steps": 600, "every": 50, "selection_rows": 256, "test_rows": 512}
 PARTS = (
     *(recall(dim) for dim in (64, 32, 16)),
     Part(WINDOW, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), True, {"train": EASY, "test": EASY, "dim": 32} | SHORT_RUNS),
-    small_task(("overwriting",), (OVERWRITTEN,), WITH_EASIER, channel="none")._replace(
-        behind=True, rates=RECALL_RATES[1:]
-    ),
-    small_task(("noisy recall",), ("noisy_recall",), "noisy_recall(scored='all')", batch=32),
-    small_task(("fuzzy recall",), ("fuzzy_recall",), "fuzzy_recall(keys='mixed', scored='all')", batch=32),
-    small_task(("parity", "parity, longer"), group("Z2")),
-    small_task(("S3", "S3, longer"), group("S3")),
-    small_task(("flip-flop", "flip-flop, sparse"), ("flip_flop(pairs=32)", SPARSE)),
-    small_task(("copying", "copying, longer"), ("repeat_after_me", "repeat_after_me(least=40, most=40)")),
-    small_task(("induction", "induction, longer"), ("induction_heads(length=64)", "induction_heads(length=1024)")),
+    behind_convolution(("overwriting",), (OVERWRITTEN,), WITH_EASIER),
+    behind_convolution(("noisy recall", "noisy recall, longer"), (NOISY, LONGER_NOISY), steps=600),
+    behind_convolution(("fuzzy recall",), (FUZZY,), WITH_PLAIN_KEYS),
+    in_both_layers(("parity", "parity, longer"), group("Z2")),
+    in_both_layers(("S3", "S3, longer"), group("S3")),
+    in_both_layers(("flip-flop", "flip-flop, sparse"), ("flip_flop(pairs=32)", SPARSE)),
+    in_both_layers(("copying", "copying, longer"), ("repeat_after_me(most=12)", "repeat_after_me(least=24, most=24)")),
 )
 COLUMNS = [column for part in PARTS for column in part.columns]
 LEFT_OUT = {"gated_sum", "parallel", "serial", "selected"}  # made of other mixers, or of tokens that are chosen by text

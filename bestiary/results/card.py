@@ -17,7 +17,8 @@ from bestiary.experiments.protocol_v1 import COLUMNS, PARTS
 from bestiary.report.command import command, shell_quote
 from bestiary.report.page import POLICY, page_style, read_asset
 from bestiary.report.plot import LINE_STYLES, SMOKE, STYLE
-from bestiary.report.words import count_noun
+from bestiary.report.words import count_noun, join_words
+from bestiary.results.causes import Cause
 from bestiary.results.facts import WIDTHS
 from bestiary.results.verdict import Entry, recall_neighbours, scores_of, verdict
 from bestiary.runs.exports import describe_origin
@@ -30,6 +31,7 @@ class Card(NamedTuple):
     field: Sequence[Entry]
     runs: pd.DataFrame  # of the own mixers
     smoke: bool = False
+    causes: Mapping[str, Sequence[Cause]] = {}  # of low scores, by mixer
 
     @property
     def title(self) -> str:
@@ -71,7 +73,7 @@ def next_steps(entry: Entry) -> Iterator[tuple[str, str]]:
         yield "a finer grid of learning rates, at one and two layers", f"bestiary run rates --with {pattern}"
     if weak & {"parity", "S3", "parity, longer", "S3, longer"}:
         yield "state tracking by depth and length", f"bestiary run tracking --with {pattern}"
-    if weak & {"copying, longer", "induction", "induction, longer"}:
+    if weak & {"copying, longer"}:
         yield "where length extrapolation ends", f"bestiary run extrapolation --with {pattern}"
     yield "all that can be said about the mixer itself", f"bestiary show {pattern}"
 
@@ -125,7 +127,10 @@ def page(card: Card) -> str:
     mixers = [entry_data(entry, own=False, near=entry.name in near) for entry in card.field]
     mixers += [entry_data(entry, own=True, near=False) for entry in card.own]
     data = {"columns": COLUMNS, "widths": WIDTHS, "rates": RATES_THAT_WORK, "families": families, "mixers": mixers}
-    verdicts = "".join(verdict_html(name, sentences) for name, sentences in card.verdicts().items())
+    verdicts = "".join(
+        verdict_html(name, sentences) + causes_html(card.causes.get(name, ()))
+        for name, sentences in card.verdicts().items()
+    )
     parts = {
         "POLICY": POLICY,
         "PROTOCOL": "v1",
@@ -165,6 +170,24 @@ def verdict_html(name: str, sentences: Sequence[str]) -> str:
     """A mixer's sentences as a list."""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
     return f"<h3>{escape(name)}</h3><ul>{items}</ul>"
+
+
+def causes_html(causes: Sequence[Cause]) -> str:
+    """What the doctor finds in the runs of low scores, with the numbers behind it and what to try."""
+    if not causes:
+        return ""
+    items = "".join(
+        f"<li>{escape(cause_line(cause))} <small>Seen: {escape(cause.finding.evidence)}.</small>"
+        + (f"<br><code>{escape(cause.finding.command)}</code>" if cause.finding.command else "")
+        + "</li>"
+        for cause in causes
+    )
+    return f"<p>Why it may score little, by the likeliest finding in the runs:</p><ul>{items}</ul>"
+
+
+def cause_line(cause: Cause) -> str:
+    """The columns and what was found in one line."""
+    return f"{join_words(cause.columns)}: {cause.finding.sentence}"
 
 
 def next_html(entry: Entry) -> str:

@@ -21,11 +21,10 @@ ABILITIES = {  # columns, as they are called in a sentence
     "S3": "products in S3",
     "flip-flop": "flip-flop",
     "copying": "copying",
-    "induction": "induction",
 }
 LONGER = ("longer", "beyond the trained length")
-HARDER = {"parity": LONGER, "S3": LONGER, "flip-flop": ("sparse", "with sparse writes"), "copying": LONGER} | {
-    "induction": LONGER,
+HARDER = dict.fromkeys(("noisy recall", "parity", "S3", "copying"), LONGER) | {
+    "flip-flop": ("sparse", "with sparse writes"),
 }
 
 
@@ -164,7 +163,7 @@ def rate_sentences(own: Mapping[str, Score], field: Mapping[str, Mapping[str, Sc
         return
     decades = own[RATES_THAT_WORK].value
     if math.isnan(decades):
-        yield "none of the six learning rates solves the easy task in 400 steps."
+        yield "none of the six learning rates solves the easy task."
         return
     others = [scores[RATES_THAT_WORK].value for scores in field.values() if RATES_THAT_WORK in scores]
     narrower = sum(math.isnan(other) or other < decades for other in others)
