@@ -7,15 +7,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from stores import finished
 from typer.testing import CliRunner
 
 from bestiary.cli import app
 from bestiary.experiments import protocol_v1
 from bestiary.experiments._protocol import Part, first_runs, place
 from bestiary.results.card import Card, markdown, next_steps, page
+from bestiary.results.causes import causes
 from bestiary.results.facts import broken_laws, measure
 from bestiary.results.reference import mixer_of
-from bestiary.results.verdict import Entry, Score, ordinal, recall_neighbours, verdict
+from bestiary.results.verdict import Entry, Score, ordinal, recall_neighbours, scores_of, verdict
+from bestiary.runs.store import Store
+from bestiary.runs.table import results
 from bestiary.spec import parse
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -121,6 +125,24 @@ def test_the_page_needs_nothing_else_and_shows_what_it_was_given_as_text() -> No
     board = page(Card([], card.field, pd.DataFrame()))
     assert 'id="verdict"' not in board
     assert 'id="recall"' in board
+
+
+def test_low_scores_have_causes_and_like_ones_stand_together(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    named = {part.name: part for part in protocol_v1.PARTS}
+    reached = {"parity": 0.5, "S3": 1 / 6, "flip-flop": 0.99}
+    made = [
+        finished(store, named[name].recipe("lstm", rate, 0), share)
+        for name, share in reached.items()
+        for rate in named[name].rates
+    ]
+    table, _ = results(store, [one.key for one in made])
+    scores = scores_of(protocol_v1.scores(table, mixers={"lstm": "lstm"}), "lstm")
+    (cause,) = causes(Entry("lstm", "lstm", "recurrent", scores, {}), table, store)
+    assert cause.columns == ["parity", "S3"]
+    assert cause.finding.name == "at chance"
+    card = Card([entry("lstm", 0.5, 1000)], [], table, causes={"lstm": [cause]})
+    assert "parity and S3: " in page(card)
 
 
 @pytest.mark.slow
