@@ -39,7 +39,8 @@ def runs_of_part(pattern: str, part: Part, found: dict[tuple[float, int], tuple[
     same = {"pattern": place(pattern, behind=part.behind), "dim": part.settings["dim"], "asked": 1000}
     return pd.DataFrame(
         same
-        | {"task": task, "segment": segment, "rate": rate, "seed": seed, "outcome": "finished"}
+        | {"key": f"{pattern} {part.name} {rate} {seed}", "task": task, "segment": segment, "rate": rate, "seed": seed}
+        | {"outcome": "finished"}
         | {"selection": selection, "accuracy": accuracy}
         for (rate, seed), (selection, accuracy) in found.items()
         for segment, task in tests

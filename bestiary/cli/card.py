@@ -79,6 +79,10 @@ def show_card(
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one for each core if not given.")] = None,
     store: StoreFolder = Path("runs"),
     figures: FiguresFolder = Path("figures"),
+    send: Annotated[
+        Path | None,
+        typer.Option(help="Also write the mixer's file, its runs and its facts to this folder, to send in."),
+    ] = None,
 ) -> None:
     """Show where a mixer stands beside the whole field. The same command again goes on where it stopped.
 
@@ -86,11 +90,15 @@ def show_card(
     Markdown and a figure.
     """
     with user_input():
+        if send is not None and (len(mixers) != 1 or not mixers[0].endswith(".py") or budget != "full"):
+            raise ValueError("--send goes with one mixer, in a file of its own, and the full budget")
         try:
             made = card(*mixers, budget=budget, workers=workers, store=store, scale=scale)
         except RuntimeError as fault:
             refuse(str(fault), status=1)
     write_card(made, figures)
+    if send is not None:
+        write_contribution(made, Path(mixers[0]), send, open_store(store))
 
 
 @app.command()
@@ -182,6 +190,25 @@ def write_card(made: "Card", figures: Path) -> None:
         mark_smoke(drawn)
     for path in save_figure(drawn, stem):
         typer.echo(str(path))
+
+
+def write_contribution(made: "Card", file: Path, folder: Path, store: "Store") -> None:
+    """Write a mixer's file, its runs and its facts as they are sent in: see `bestiary.results.contributed`."""
+    import pandas as pd
+
+    from bestiary.cli.data import write_table
+    from bestiary.runs.exports import add_origins
+    from bestiary.spec import parse
+
+    (own,) = made.own
+    name = file.stem
+    facts = pd.DataFrame([{"mixer": name, "family": own.family, **own.facts}])
+    there = str(parse("mixers", own.pattern)[0])
+    runs = made.runs.assign(pattern=made.runs["pattern"].str.replace(there, file.name, regex=False))
+    write_table(add_origins(runs, store), folder / f"{name}.csv", compact=True)
+    write_table(facts, folder / f"{name}-facts.csv")
+    (folder / file.name).write_bytes(file.read_bytes())
+    typer.echo(f"{folder}: {file.name}, {name}.csv, {name}-facts.csv")
 
 
 def file_name(title: str) -> str:

@@ -55,6 +55,11 @@ def at_layer(mixer: Spec, layer: int) -> Spec:
     return spec("mixers", mixer.name, **given, layer=layer, **({"layers": 2} if "layers" in options else {}))
 
 
+def tasks_of(part: Part) -> tuple[str, ...]:
+    """The tests of a part, as tables of results write them."""
+    return tuple(map(str, parse("tasks", part.settings["test"])))
+
+
 def first_runs(part: Part, pattern: str) -> list[Recipe]:
     """The runs from which the rate of a mixer is chosen."""
     return [part.recipe(pattern, rate, SEEDS[0]) for rate in part.rates]
@@ -74,15 +79,14 @@ class Row(NamedTuple):
 
 def rows_of_parts(table: pd.DataFrame, parts: Iterable[Part]) -> Callable[[Part, str], list[Row]]:
     """A function that gives the rows of the table that are runs of a part and a mixer: of its tests, at its width."""
-    places = {}
-    for part in parts:
-        for task in parse("tasks", part.settings["test"]):
-            places[str(task), part.settings["dim"]] = part.name
+    places = {(tasks_of(part), part.settings["dim"]): part.name for part in parts}
     filled = diverged_as_zero(table).assign(accuracy=table["accuracy"].fillna(0.0), asked=table["asked"].fillna(0))
+    filled = filled.sort_values(["key", "segment"], kind="stable")
+    tests = filled.groupby("key", sort=False)["task"].agg(tuple)  # two parts may share one test, never all
     groups: dict[tuple[str, str], list[Row]] = {}
-    columns = (filled[name].tolist() for name in ("pattern", "dim", *Row._fields))
-    for pattern, dim, task, rate, seed, segment, accuracy, asked, selection in zip(*columns, strict=True):
-        if name := places.get((task, dim)):
+    columns = (filled[name].tolist() for name in ("key", "pattern", "dim", *Row._fields))
+    for key, pattern, dim, task, rate, seed, segment, accuracy, asked, selection in zip(*columns, strict=True):
+        if name := places.get((tests[key], dim)):
             row = Row(task, float(rate), int(seed), int(segment), float(accuracy), int(asked), float(selection))
             groups.setdefault((pattern, name), []).append(row)
 

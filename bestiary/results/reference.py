@@ -9,6 +9,7 @@ import pandas as pd
 
 from bestiary.experiments import protocol_v1
 from bestiary.experiments._protocol import place
+from bestiary.results.contributed import contributed_facts, contributed_runs, contributions
 from bestiary.runs.exports import read_table
 from bestiary.runs.store import Store
 from bestiary.runs.table import results
@@ -26,15 +27,22 @@ def reference_runs(protocol: str = "v1") -> pd.DataFrame:
 
 @cache
 def reference_facts(protocol: str = "v1") -> pd.DataFrame:
-    """One row for each mixer, by its pattern: family, laws that hold, parameters, states and ratios of time."""
+    """One row for each mixer, those that were sent in too: family, parameters, states and ratios of time."""
     with as_file(files("bestiary.results") / f"{protocol}-facts.csv") as place:
-        return pd.read_csv(place, index_col="mixer")
+        built_in = pd.read_csv(place, index_col="mixer")
+    return pd.concat([built_in, *(contributed_facts(name) for name in contributions())])
 
 
 @cache
 def reference_scores(protocol: str = "v1") -> pd.DataFrame:
-    """One row for each built-in mixer that was run, and column: value, interval, chance level, seeds and rate."""
-    return PROTOCOLS[protocol].scores(reference_runs(protocol))
+    """One row for each mixer that was run, those that were sent in too, and column.
+
+    It has the value with its interval, the chance level, the number of seeds and the rate.
+    """
+    scores = PROTOCOLS[protocol].scores
+    sent = contributions()
+    others = [scores(contributed_runs(name), mixers={name: pattern}) for name, pattern in sent.items()]
+    return pd.concat([scores(reference_runs(protocol)), *others])
 
 
 def stored_scores(store: Store, known: Collection[str], protocol: str = "v1") -> pd.DataFrame:
