@@ -9,7 +9,7 @@ import pytest
 
 ORDER = (
     *("spec", "ops", "tasks", "mixers", "model", "laws", "constructions", "training"),
-    *("runs", "sweep", "report", "corpus", "lm", "slices", "experiments", "results", "cli"),
+    *("runs", "sweep", "report", "corpus", "lm", "slices", "explain", "experiments", "results", "cli"),
 )
 ANYWHERE = ("_version",)  # what every part may import
 FORWARDS = ("interop",)  # names from version 0.1, in folders of models that were converted then

@@ -1,0 +1,129 @@
+"""Everything that is asked of a model and a task, as tables and in words."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from bestiary.constructions._construction import Construction
+from bestiary.explain.ablation import ablation_tables
+from bestiary.explain.cases import draw_cases, find_pairs
+from bestiary.explain.edits import edit_table
+from bestiary.explain.errors import error_table
+from bestiary.explain.memory import previous_token_table, readback_table, weight_table
+from bestiary.explain.patching import PLACES, matrix_of, patch_states, patch_streams
+from bestiary.model import Model
+from bestiary.tasks._task import Task
+
+CASES, ROWS = 64, 256
+BOUND = 0.5  # an effect from which on a place is said to decide
+STANDS = {
+    "key": "stands at the key's own place",
+    "value": "stands at the value's place",
+    "after the value": "stands behind the value",
+    "before the question": "stands right before the question",
+    "question": "stands at the question",
+}
+
+
+class Explanation(NamedTuple):
+    """What was found of one model; tables that do not apply to it are empty."""
+
+    name: str
+    task: str
+    errors: pd.DataFrame
+    edits: pd.DataFrame
+    keys: pd.DataFrame  # effects of streams where keys were exchanged
+    values: pd.DataFrame
+    states: pd.DataFrame  # effects of states where keys were exchanged
+    parts: pd.DataFrame
+    removed: pd.DataFrame
+    weights: pd.DataFrame
+    previous: pd.DataFrame
+    readback: pd.DataFrame
+
+
+def explain_model(
+    model: Model | Construction,
+    task: Task,
+    *,
+    name: str = "",
+    cases: int = CASES,
+    rows: int = ROWS,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Explanation:
+    """What a model does on a task of recall, on rows of its test stream.
+
+    `cases` rows are changed and patched, `rows` are answered for the counts of mistakes and the ablations. Works for
+    models of layers, trained or constructed. Raises ValueError for a task in which no answer stood behind an earlier
+    occurrence of the asked token.
+    """
+    model.eval()
+    progress("counting mistakes")
+    errors = error_table(model, task, rows=rows, seed=seed)
+    chosen = draw_cases(task, cases, seed=seed)
+    progress("changing rows")
+    edits = edit_table(model, chosen)
+    progress("exchanging streams")
+    keys, values = (patch_streams(model, chosen, what) for what in ("keys", "values"))
+    progress("exchanging states")
+    states = patch_states(model, chosen, "keys")
+    batch = task.draw(rows, "test", "explain", seed)
+    parts = removed = pd.DataFrame()
+    if isinstance(model, Model):
+        progress("taking parts out")
+        parts, removed = ablation_tables(model, batch)
+    progress("reading the memory")
+    weights, previous = weight_table(model, chosen), previous_token_table(model, chosen)
+    readback = readback_table(model, find_pairs(batch))
+    found = (errors, edits, keys, values, states, parts, removed, weights, previous, readback)
+    return Explanation(name, str(type(task).__name__), *found)
+
+
+def words(found: Explanation) -> Iterator[str]:
+    """What the tables say, in sentences with their numbers."""
+    right = found.errors[found.errors["answer"] == "right"]["share"]
+    wrong = found.errors[found.errors["answer"] != "right"]
+    yield f"It answers {float(right.iloc[0]) if len(right) else 0.0:.2f} of the questions rightly."
+    if wrong["share"].max() > 0.01:
+        most = wrong.loc[wrong["share"].idxmax()]
+        guess = f" (a guess among the row's values: {most['guess']:.2f})" if most["guess"] else ""
+        yield f"The commonest mistake is {most['meaning']}: {most['share']:.2f} of the answers{guess}."
+    yield from binding_words(found)
+    yield from state_words(found)
+    if len(found.parts):
+        finer = found.parts[~found.parts["part"].str.contains("mixer")]
+        needed = finer[finer["lost"] > 0.05].head(3)
+        if len(needed):
+            listed = ", ".join(f"{row.part} of layer {row.layer} ({row.accuracy:.2f})" for row in needed.itertuples())
+            yield f"Without these parts it answers fewer questions: {listed}."
+
+
+def binding_words(found: Explanation) -> Iterator[str]:
+    """Where the key is until it is bound to its value, and where after that."""
+    effects = matrix_of(found.keys, "place", PLACES)
+    if effects.isna().to_numpy().all():
+        return
+    where = [str(effects.loc[layer].idxmax()) for layer in effects.index]
+    for layer, (before, after) in enumerate(zip(where, where[1:], strict=False)):
+        strength, then = effects.loc[layer, before], effects.loc[layer + 1, after]
+        if before == after or min(strength, then) < BOUND:
+            continue
+        numbers = f"effect {strength:.2f} before it, {then:.2f} after"
+        if before == "key" and after == "value":
+            yield f"Layer {layer} binds: it brings the key to its value's place ({numbers})."
+        elif before == "key" and after == "question":
+            yield f"Layer {layer} binds and recalls at once: the pair is joined within it ({numbers})."
+        elif after == "question":
+            yield f"Layer {layer} recalls: it brings what {STANDS[before]} to the question ({numbers})."
+        else:
+            yield f"Layer {layer} moves the key: it {STANDS[before]} before it, and {STANDS[after]} after ({numbers})."
+
+
+def state_words(found: Explanation) -> Iterator[str]:
+    """Which layer's state carries the pairs from where they stand to the question."""
+    last = found.states[(found.states["cut"] == "before the question") & (found.states["layer"] != "all")]
+    if len(last) and last["effect"].max() >= BOUND:
+        row = last.loc[last["effect"].idxmax()]
+        yield f"The state of layer {row['layer']} carries the pairs to the question (effect {row['effect']:.2f})."

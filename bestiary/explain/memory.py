@@ -1,0 +1,168 @@
+"""Reading the memory of a layer with a matrix state: which pairs it holds, how exactly, and how the query weighs them.
+
+The state of a `FastWeight` mixer is linear in the values that were written. So the weight with which position t reads
+what was written at j, the "hidden attention" of Ali et al. (2024), is found by writing e_j instead of the value of j:
+then what is read at t has that weight in its j-th place. It holds for every recurrence of `bestiary.ops.recurrence`,
+decay, erasing and all.
+"""
+
+import math
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bestiary.explain.blocks import take_apart
+from bestiary.explain.cases import Cases, Pairs
+from bestiary.explain.patching import positions
+from bestiary.mixers._mixer import FastWeight, Features, take
+from bestiary.mixers.attention import Attention
+from bestiary.ops.attention import rotate, share
+from bestiary.ops.recurrence import run
+from bestiary.tasks._task import Tokens
+
+
+def mixer_inputs(model: nn.Module, tokens: Tokens) -> list[Features]:
+    """What the mixer of each layer reads."""
+    parts = take_apart(model)
+    seen: dict[nn.Module, Features] = {}
+
+    def look(module: nn.Module, given: Any, result: Any) -> None:
+        del result
+        seen[module] = given[0]
+
+    hooks = [mixer.register_forward_hook(look) for mixer in parts.mixers]
+    try:
+        parts.stream(tokens)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen[mixer] for mixer in parts.mixers]
+
+
+@torch.no_grad()
+def weights_between_positions(mixer: nn.Module, x: Features) -> Float[Tensor, "rows heads time time"] | None:
+    """The weight with which each position reads each other one; None of a mixer that has no such weights here.
+
+    Of softmax attention these are its probabilities; of a matrix memory, those of the module's docstring.
+    """
+    if isinstance(mixer, Attention):
+        now = torch.arange(x.shape[1])
+        q = mixer.split(mixer.q(x), mixer.heads)
+        q, k = (rotate(q, now) if mixer.rotary else q), share(mixer.keys(x, now), mixer.heads)
+        age = now.unsqueeze(1) - now
+        seen = (age >= 0) & ((age < (mixer.window or len(now))) | (now < mixer.sinks))
+        return (q @ k.mT * k.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf).softmax(-1)
+    if isinstance(mixer, FastWeight):
+        drive, _ = mixer.drive(x, None)
+        heads, time = drive.v.shape[2], x.shape[1]
+        basis = torch.eye(time, dtype=x.dtype).view(1, time, 1, time).expand(len(x), -1, heads, -1)
+        matrix = x.new_zeros(len(x), heads, drive.k.shape[-1], time)
+        return run(drive._replace(v=basis), matrix)[0].transpose(1, 2)
+    return None
+
+
+@torch.no_grad()
+def weight_table(model: nn.Module, cases: Cases) -> pd.DataFrame:
+    """The share of a question's weight that lies on each kind of place of the asked pair, by layer and head.
+
+    Weights may be negative; the share is of the sum of absolute values. "most on the right pair" is how often the key's
+    or the value's place has the most weight of all.
+    """
+    parts, rows = take_apart(model), []
+    for layer, (mixer, x) in enumerate(zip(parts.mixers, mixer_inputs(model, cases.tokens), strict=True)):
+        weights = weights_between_positions(mixer, x)
+        if weights is None:
+            continue
+        index = torch.arange(len(x))
+        at_question = weights[index, :, cases.at].abs()
+        shares = at_question / at_question.sum(-1, keepdim=True).clamp(min=1e-12)
+        for head in range(shares.shape[1]):
+            row: dict[str, object] = {"layer": layer, "head": head}
+            for place in ("key", "value"):
+                where = positions(cases, place)
+                row[place] = float(shares[index, head, where[:, 0]].mean())
+                row[f"other {place}"] = float(shares[index, head, where[:, 1]].mean())
+            most = shares[:, head].argmax(-1)
+            row["most on the right pair"] = float(((most == cases.key) | (most == cases.key + 1)).double().mean())
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def previous_token_table(model: nn.Module, cases: Cases) -> pd.DataFrame:
+    """The share of each position's weight that lies on the token before it and on itself, by layer and head."""
+    parts, rows = take_apart(model), []
+    for layer, (mixer, x) in enumerate(zip(parts.mixers, mixer_inputs(model, cases.tokens), strict=True)):
+        weights = weights_between_positions(mixer, x)
+        if weights is None:
+            continue
+        shares = weights.abs() / weights.abs().sum(-1, keepdim=True).clamp(min=1e-12)
+        before, itself = (shares.diagonal(-back, -2, -1)[..., 1 - back :].mean((0, 2)) for back in (1, 0))
+        rows += [
+            {"layer": layer, "head": head, "the token before": float(before[head]), "itself": float(itself[head])}
+            for head in range(shares.shape[1])
+        ]
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def readback_table(model: nn.Module, pairs: Pairs) -> pd.DataFrame:
+    """What each head's matrix gives back right after the last pair, asked with the keys it was written with.
+
+    For a pair that is written at its key's place, or at its value's, S^T k is held against what was written there:
+
+    - `named`: the share of pairs whose own value is the nearest, by cosine, of those of the row's pairs,
+    - `cosine`: with its own value, on average,
+    - `best possible`: that of the matrix of the same size with the least squared error on these pairs,
+    - `effective rank`: exp of the entropy of the matrix's singular values, of at most min(key, value),
+    - `half-life`: tokens after which half of what was written is left by decay alone; infinite without decay.
+
+    Empty for models without such layers.
+    """
+    parts, rows = take_apart(model), []
+    cut = int(pairs.key.max()) + 2
+    for layer, (mixer, x) in enumerate(zip(parts.mixers, mixer_inputs(model, pairs.tokens[:, :cut]), strict=True)):
+        if not isinstance(mixer, FastWeight):
+            continue
+        drive, _ = mixer.drive(x, None)
+        _, matrix = run(drive, x.new_zeros(len(x), *mixer.shape))
+        heads = drive.v.shape[2]
+        for place, where in (("key", pairs.key), ("value", pairs.key + 1)):
+            k = take(drive.k.expand(-1, -1, heads, -1), where).transpose(1, 2)  # (rows, heads, pairs, key)
+            v = take(drive.v, where).transpose(1, 2)
+            best = torch.linalg.lstsq(k.double(), v.double(), driver="gelsd").solution.to(k.dtype)
+            likeness = cosines(k @ matrix, v)
+            nearest = likeness.argmax(-1) == torch.arange(where.shape[1])
+            found = {
+                "named": nearest.double().mean((0, 2)),
+                "cosine": likeness.diagonal(0, -2, -1).mean((0, 2)),
+                "best possible": cosines(k @ best, v).diagonal(0, -2, -1).mean((0, 2)),
+                "effective rank": effective_rank(matrix).mean(0),
+                "half-life": half_life(drive.g, heads),
+            }
+            for head in range(heads):
+                numbers = {name: float(values[head]) for name, values in found.items()}
+                rows.append({"layer": layer, "head": head, "written at": place} | numbers)
+    return pd.DataFrame(rows)
+
+
+def cosines(x: Float[Tensor, "rows heads pairs value"], y: Tensor) -> Float[Tensor, "rows heads pairs pairs"]:
+    """The cosine of each of the first with each of the second."""
+    return nn.functional.normalize(x, dim=-1) @ nn.functional.normalize(y, dim=-1).mT
+
+
+def effective_rank(matrix: Float[Tensor, "rows heads key value"]) -> Float[Tensor, "rows heads"]:
+    """exp of the entropy of the singular values as shares of their sum (Roy & Vetterli, 2007)."""
+    values = torch.linalg.svdvals(matrix.double())
+    shares = values / values.sum(-1, keepdim=True).clamp(min=1e-300)
+    return torch.special.entr(shares).sum(-1).exp()
+
+
+def half_life(g: Tensor | None, heads: int) -> Float[Tensor, " heads"]:
+    """Tokens after which decay leaves half, by the mean log decay of each head; infinite without decay."""
+    if g is None:
+        return torch.full((heads,), math.inf)
+    return math.log(0.5) / g.mean((0, 1, 3)).clamp(max=-1e-12)

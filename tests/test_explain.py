@@ -1,0 +1,338 @@
+"""What `explain` finds is what was built in: in models whose weights are written down, and by doing it by hand."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from bestiary.cli import app
+from bestiary.constructions._construction import Construction, Stack
+from bestiary.constructions.memories import memory_of
+from bestiary.constructions.softmax_attention import softmax_attention
+from bestiary.explain.ablation import ablation_tables, parts_of
+from bestiary.explain.blocks import take_apart
+from bestiary.explain.cases import Cases, draw_cases, find_pairs, find_questions
+from bestiary.explain.edits import edit_table, edited_rows
+from bestiary.explain.errors import error_table, kinds_of_tokens
+from bestiary.explain.explanation import binding_words, explain_model, words
+from bestiary.explain.memory import effective_rank, half_life, readback_table, weight_table, weights_between_positions
+from bestiary.explain.page import page
+from bestiary.explain.patching import PLACES, matrix_of, patch_states, patch_streams, positions, stands_alone
+from bestiary.explain.player import played_row
+from bestiary.model import Model
+from bestiary.spec import parse, spec
+from bestiary.tasks._task import Batch, Task
+
+VOCAB, LENGTH = 32, 26
+
+
+def task() -> Task:
+    return spec("tasks", "mqar", vocab=VOCAB, length=LENGTH, pairs=4).build()
+
+
+def construction(name: str) -> Construction:
+    return softmax_attention(VOCAB, LENGTH) if name == "softmax" else memory_of(name, VOCAB)
+
+
+def small_model(pattern: str = "base_conv, gated_delta(init='short')", **changes: Any) -> Model:
+    torch.manual_seed(0)
+    return Model(
+        VOCAB, **({"dim": 16, "depth": 2, "pattern": parse("mixers", pattern), "channel": "mlp"} | changes)
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def cases() -> Cases:
+    return draw_cases(task(), 24)
+
+
+class OffByOne(nn.Module):
+    """A model that answers with the value of the pair behind the right one, or of the first pair after the last."""
+
+    def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        questions, _ = find_questions(batch)
+        pairs = find_pairs(batch).key
+        shown = [batch.tokens[row, pairs[row] + 1] for row in range(len(pairs))]
+        given = []
+        for row, key in zip(questions.row.tolist(), questions.key.tolist(), strict=True):
+            place = pairs[row].tolist().index(key)
+            given.append(shown[row][(place + 1) % pairs.shape[1]])
+        return nn.functional.one_hot(torch.stack(given), VOCAB).float(), questions.answer
+
+
+def test_questions_are_found_with_their_pairs() -> None:
+    batch = task().draw(8, "test", 0)
+    questions, count = find_questions(batch)
+    assert count == len(questions.row) == 32
+    assert torch.equal(batch.tokens[questions.row, questions.key], batch.tokens[questions.row, questions.at])
+    assert torch.equal(batch.tokens[questions.row, questions.key + 1], questions.answer)
+    assert find_pairs(batch).key.tolist() == [[0, 2, 4, 6]] * 8
+
+
+def test_exchanging_keys_or_values_exchanges_the_answers(cases: Cases) -> None:
+    solved = task()
+    rows = torch.arange(len(cases.at))
+    assert torch.equal(solved.solve(cases.tokens)[rows, cases.at], cases.right)
+    for what in ("keys", "values"):
+        assert torch.equal(solved.solve(cases.swapped(what))[rows, cases.at], cases.wrong)
+    assert (cases.at > torch.maximum(cases.key, cases.other) + 1).all()
+
+
+def test_edits_ask_what_the_solver_says(cases: Cases) -> None:
+    rows = torch.arange(len(cases.at))
+    for name, changed, expected in edited_rows(cases):
+        said = task().solve(changed.tokens)[rows[: len(changed.at)], changed.at]
+        if name in ("none", "values exchanged", "keys exchanged", "pairs exchanged", "new value"):
+            assert torch.equal(said, expected), name
+        if name == "key removed":
+            assert (expected == -1).all()
+            assert (changed.tokens[:, :8] != changed.tokens[rows, changed.at].unsqueeze(1)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "binds"),
+    [
+        ("softmax", {1: "value", 2: "question"}),  # layer 0 moves the key to the value, layer 1 reads it from there
+        ("linear", {1: "value", 2: "question"}),  # the short convolution does, then linear attention reads
+        ("delta", {1: "question"}),  # its own convolution does, so that one layer is all
+    ],
+)
+def test_the_binding_is_found_where_it_was_put(name: str, binds: dict[int, str], cases: Cases) -> None:
+    found = matrix_of(patch_streams(construction(name), cases, "keys"), "place", PLACES)
+    assert found.loc[0, "key"] == pytest.approx(1, abs=1e-6)
+    for layer, place in binds.items():
+        assert found.loc[layer, place] == pytest.approx(1, abs=1e-6)
+        assert found.loc[layer].dropna().drop(place).abs().max() < 1e-6
+    states = patch_states(construction(name), cases, "keys").set_index(["layer", "cut"])["effect"]
+    carries = max(binds) - 1
+    assert states[carries, "before the question"] == pytest.approx(1, abs=1e-6)
+    assert all(abs(states[layer, "before the question"]) < 1e-6 for layer in range(carries))
+
+
+@pytest.mark.parametrize("name", ["softmax", "delta", "linear"])
+def test_constructions_answer_rightly_and_follow_every_edit(name: str, cases: Cases) -> None:
+    errors = error_table(construction(name), task(), rows=16).set_index("answer")["share"]
+    assert errors["right"] == 1
+    found = edit_table(construction(name), cases).set_index("edit")["follows"]
+    followed = ["none", "values exchanged", "keys exchanged", "pairs exchanged", "new value"]
+    assert (found[followed] == 1).all()
+
+
+def test_a_planted_off_by_one_shows_as_the_neighbours_value() -> None:
+    found = error_table(OffByOne(), task(), rows=32).set_index("answer")
+    assert found.loc["neighbour's value", "share"] == pytest.approx(0.75)
+    assert found.loc["first value", "share"] == pytest.approx(0.25)
+    assert found.loc["right", "share"] == 0
+    assert found["guess"].sum() == pytest.approx(1)
+    assert found.loc["right", "guess"] == pytest.approx(0.25)
+
+
+def test_kinds_go_from_the_most_to_the_least_special() -> None:
+    tokens = [1, 11, 2, 12, 3, 13, 4, 14, 1, 15, 5, 1]  # key 1 was given 11, then 15
+    found = kinds_of_tokens(tokens, [2, 4, 6, 8], 11, 8)
+    assert found[15] == "right"
+    assert found[11] == "earlier value"
+    assert found[14] == "neighbour's value"
+    assert found[12] == "first value"
+    assert found[13] == "another value"
+    assert found[3] == "a key"
+    assert found[5] == "another token shown"
+    assert 9 not in found
+
+
+@pytest.mark.parametrize("what", ["keys", "values"])
+@torch.no_grad()
+def test_patching_is_what_is_done_by_hand_row_by_row(what: Any, cases: Cases) -> None:
+    model = small_model().double()
+    ten = Cases(*(column[:10] for column in cases))
+    found = patch_streams(model, ten, what).set_index(["layer", "place"])["effect"]
+    second = ten.swapped(what)
+    sums, whole = dict.fromkeys(found.index, 0.0), dict.fromkeys(found.index, 0.0)
+    for row in range(10):
+        streams = [take_apart(model).stream(tokens[row : row + 1]) for tokens in (ten.tokens, second)]
+        right, wrong, at = int(ten.right[row]), int(ten.wrong[row]), int(ten.at[row])
+
+        def margin(x: Tensor, right: int = right, wrong: int = wrong, at: int = at) -> float:
+            logits = model.norm(x[0, at]) @ model.embed.weight.T
+            return float(logits[right] - logits[wrong])
+
+        low, high = margin(streams[1][-1]), margin(streams[0][-1])
+        for layer, place in sums:
+            if not stands_alone(ten, place)[row]:
+                continue
+            whole[layer, place] += high - low
+            x = streams[1][layer].clone()
+            for position in positions(ten, place)[row].tolist():
+                x[0, position] = streams[0][layer][0, position]
+            for one in model.layers[layer:]:
+                x = one(x, None)[0]
+            sums[layer, place] += margin(x) - low
+    for index, total in sums.items():
+        assert found[index] == pytest.approx(total / whole[index], abs=1e-8)
+
+
+def test_exchanging_all_states_before_the_question_and_the_whole_stream_is_the_other_run(cases: Cases) -> None:
+    for pattern in ("base_conv, gated_delta(init='short')", "attention", "mamba", "lstm"):
+        found = patch_states(small_model(pattern).double(), cases, "keys")
+        every = found[(found["layer"] == "all") & (found["cut"] != "in the middle")]
+        assert every["effect"].to_numpy() == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("pattern", ["attention(heads=2)", "attention(window=7, heads=2, kv_heads=1, sinks=2)"])
+def test_the_weights_of_attention_give_its_output(pattern: str) -> None:
+    (made,) = parse("mixers", pattern)
+    mixer = made.build(16).double()
+    x = torch.randn(2, 12, 16, dtype=torch.float64)
+    weights = weights_between_positions(mixer, x)
+    assert weights is not None
+    v = mixer.split(mixer.v(x), mixer.kv_heads).repeat_interleave(2 // mixer.kv_heads, 1)
+    assert torch.allclose(mixer.out((weights @ v).transpose(1, 2).flatten(2)), mixer(x)[0], atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["gated_delta(init='short')", "delta_net", "kda", "gla", "linear_attention", "retnet"]
+)
+def test_the_weights_of_a_matrix_memory_give_what_is_read(pattern: str) -> None:
+    (made,) = parse("mixers", pattern)
+    mixer = made.build(16).double()
+    x = torch.randn(2, 12, 16, dtype=torch.float64)
+    weights = weights_between_positions(mixer, x)
+    assert weights is not None
+    drive, _ = mixer.drive(x, None)
+    read = (weights @ drive.v.transpose(1, 2)).transpose(1, 2)
+    assert torch.allclose(mixer.read(read, x), mixer(x)[0], atol=1e-8)
+
+
+def test_what_a_construction_reads_and_holds(cases: Cases) -> None:
+    weights = weight_table(construction("softmax"), cases).set_index("layer")
+    assert weights.loc[1, "value"] == pytest.approx(1, abs=1e-6)
+    assert weights.loc[1, "most on the right pair"] == 1
+    held = readback_table(construction("delta"), find_pairs(task().draw(8, "test", 0))).set_index("written at")
+    assert held.loc["value", "named"] == 1
+    assert held.loc["value", "cosine"] == pytest.approx(1, abs=1e-6)
+    assert held.loc["value", "best possible"] == pytest.approx(1, abs=1e-6)
+
+
+def test_rank_and_half_life() -> None:
+    assert effective_rank(torch.eye(5).view(1, 1, 5, 5)).item() == pytest.approx(5)
+    assert effective_rank(torch.ones(1, 1, 4, 4)).item() == pytest.approx(1)
+    g = torch.tensor([0.5, 0.25]).log().expand(1, 3, 2).unsqueeze(3)
+    assert half_life(g, 2).tolist() == pytest.approx([1, 0.5])
+    assert half_life(None, 1).item() == float("inf")
+
+
+def test_ablation_leaves_the_model_as_it_was_and_counts_its_parts() -> None:
+    model = small_model("base_conv, gated_delta(init='short', heads=2)")
+    batch = task().draw(16, "test", 0)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    table, removed = ablation_tables(model, batch)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not model.layers[1].mixer.out._forward_pre_hooks
+    named = sorted(zip(table["layer"], table["part"], strict=True))
+    expected = [(0, "channel mixer"), (0, "convolution filter"), (0, "mixer"), (1, "channel mixer")]
+    expected += [(1, "convolution conv"), (1, "gate"), (1, "head 0"), (1, "head 1"), (1, "mixer")]
+    assert named == expected
+    assert removed["without"].tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_part_that_is_taken_out_gives_its_mean() -> None:
+    model = small_model("attention(heads=2)", depth=1, channel="none").double()
+    batch = task().draw(4, "test", 0)
+    (x,) = take_apart(model).stream(batch.tokens)[:1]
+    mixer = model.layers[0].mixer
+    seen: list[Tensor] = []
+    handle = mixer.out.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    mixer(model.layers[0].before_mixer(x))
+    handle.remove()
+    read = seen[0].clone()
+    read[..., :8] = seen[0][..., :8].mean((0, 1))
+    expected = model.norm(x + mixer.out(read)) @ model.embed.weight.T
+    (part,) = [part for part in parts_of(model, batch) if part.name == "head 0"]
+    with part.without():
+        assert torch.allclose(take_apart(model).logits(batch.tokens), expected, atol=1e-8)
+
+
+def test_the_words_say_what_was_built() -> None:
+    said = " ".join(words(explain_model(construction("softmax"), task(), cases=16, rows=16)))
+    assert "It answers 1.00 of the questions rightly." in said
+    assert "Layer 0 binds: it brings the key to its value's place" in said
+    assert "Layer 1 recalls: it brings what stands at the value's place to the question" in said
+    assert "The state of layer 1 carries the pairs to the question" in said
+    once = explain_model(construction("delta"), task(), cases=16, rows=16)
+    assert "Layer 0 binds and recalls at once" in " ".join(binding_words(once))
+
+
+def test_a_model_that_knows_nothing_is_explained_too() -> None:
+    found = explain_model(small_model("mamba"), task(), cases=8, rows=8)
+    assert found.errors["share"].sum() == pytest.approx(1)
+    assert "It answers" in next(iter(words(found)))
+
+
+@pytest.mark.parametrize("name", ["parity", "group_words", "continuous_mqar", "compression"])
+def test_tasks_without_pairs_are_refused_in_one_line(name: str) -> None:
+    chosen = spec("tasks", name).build()
+    with pytest.raises(ValueError, match=r"explain is for tasks of that kind|reads vectors"):
+        draw_cases(chosen, 8)
+
+
+def test_models_without_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match="no stack of layers"):
+        take_apart(nn.Linear(2, 2))
+    assert isinstance(construction("delta"), Stack)
+
+
+def test_the_page_stands_alone_and_plays_the_row(cases: Cases) -> None:
+    model = small_model()
+    found = explain_model(model, task(), name="<b>mine</b>", cases=8, rows=8)
+    html = page([found._replace(task="mqar")], [played_row(model, cases)])
+    assert "<b>mine" not in html
+    assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
+    shown = re.search(r'<script type="application/json" id="data">(.*?)</script>', html)
+    assert shown is not None
+    (data,) = json.loads(shown[1])
+    assert len(data["row"]["chance"]) == LENGTH
+    assert len(data["row"]["matrices"]["cells"]) == LENGTH
+    assert data["row"]["tokens"][data["row"]["key"]] == data["row"]["tokens"][data["row"]["at"]]
+    longer = cases._replace(tokens=cases.tokens.repeat(1, 12))
+    assert played_row(model, longer) is None
+
+
+def test_the_command_explains_a_run_and_says_what_is_missing(tmp_path: Path) -> None:
+    run = ["--task", f"mqar(vocab={VOCAB}, length={LENGTH}, pairs=4)", "--layers", "base_conv, attention", "dim=8"]
+    run += ["steps=2", "every=2", "batch=4", "selection_rows=8", "test_rows=8"]
+    run += ["--store", str(tmp_path / "runs"), "--threads", "1"]
+    keys = []
+    for more in (["--keep"], ["seed=1"]):
+        trained = CliRunner().invoke(app, ["train", *run, *more])
+        assert trained.exit_code == 0, trained.output
+        keys += [place.name for place in (tmp_path / "runs").iterdir() if place.is_dir() and place.name not in keys]
+    given = ["--store", str(tmp_path / "runs"), "--cases", "8", "--rows", "8", "--out", str(tmp_path / "page.html")]
+    found = CliRunner().invoke(app, ["explain", keys[0], *given])
+    assert found.exit_code == 0, found.output
+    assert "of the questions rightly" in found.output
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    for arguments, said in (
+        ([keys[1], *given], "kept no weights; train it with them in another store: bestiary train"),
+        (["nothing", *given], "there is no run 'nothing'"),
+        ([keys[0], *given, "--task", "parity(length=8)"], "explain is for tasks"),
+        ([keys[0], *given, "--task", "mqar"], "has 8192 tokens"),
+    ):
+        refused = CliRunner().invoke(app, ["explain", *arguments])
+        assert refused.exit_code == 2, refused.output
+        assert said in " ".join(refused.output.split())
+    (tmp_path / "mine.html").write_text("mine")
+    refused = CliRunner().invoke(app, ["explain", keys[0], *given[:-1], str(tmp_path / "mine.html")])
+    assert refused.exit_code == 2
+    assert (tmp_path / "mine.html").read_text() == "mine"
+
+
+def test_effects_have_intervals_that_hold_them(cases: Cases) -> None:
+    found = patch_streams(small_model(), cases, "values")
+    known: pd.DataFrame = found.dropna()
+    assert ((known["low"] <= known["effect"] + 1e-9) & (known["effect"] <= known["high"] + 1e-9)).all()
