@@ -20,8 +20,8 @@ def played_row(model: nn.Module, cases: Cases, number: int = 0) -> dict[str, Any
     """What the page shows of one case, as JSON: None for rows that are too long to be played.
 
     `matrices` are the states of the last matrix memory after each token, head by head, scaled to whole numbers from
-    -99 to 99 by the largest of all; `weights` is how much the last layer with weights reads from each position, the
-    mean over heads of absolute values; `chance` of the right answer is the model's at each position.
+    -99 to 99 by the largest of all; `weights` are the shares that the last layer with weights reads from each position
+    (absolute values, the mean over heads); `chance` of the right answer is the model's at each position.
     """
     tokens = cases.tokens[number : number + 1]
     if tokens.shape[1] > TIME:
@@ -30,7 +30,7 @@ def played_row(model: nn.Module, cases: Cases, number: int = 0) -> dict[str, Any
     logits = parts.logits(tokens)[0]
     layers = list(enumerate(zip(parts.mixers, mixer_inputs(model, tokens), strict=True)))
     known = [(layer, weights_between_positions(mixer, x)) for layer, (mixer, x) in layers]
-    read = [(layer, weights[0].abs().mean(0)) for layer, weights in known if weights is not None]
+    read = [(layer, weights[0].abs()) for layer, weights in known if weights is not None]
     memories = [
         (layer, matrices_of(mixer, x))
         for layer, (mixer, x) in layers
@@ -49,7 +49,7 @@ def played_row(model: nn.Module, cases: Cases, number: int = 0) -> dict[str, Any
     if read:
         layer, weights = read[-1]
         shares = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
-        found["weights"] = {"layer": layer, "shares": rounded(shares)}
+        found["weights"] = {"layer": layer, "shares": rounded(shares.mean(0))}
     if memories:
         layer, matrices = memories[-1]
         found["matrices"] = {"layer": layer, "cells": whole_numbers(matrices)}
