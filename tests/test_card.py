@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bestiary.cli import app
 from bestiary.experiments import protocol_v1
-from bestiary.experiments._protocol import Part, first_runs, place
+from bestiary.experiments._protocol import Part, best_rate, first_runs, place, rows_of_parts
 from bestiary.results.card import Card, markdown, next_steps, page
 from bestiary.results.causes import causes
 from bestiary.results.facts import broken_laws, measure
@@ -67,6 +67,13 @@ def test_a_mixer_stands_in_both_layers_or_behind_a_short_convolution() -> None:
 def test_the_mixer_is_found_in_the_pattern_that_was_run(name: str, behind: bool) -> None:
     with_texts = ", ".join(map(str, parse("mixers", place(name, behind=behind))))
     assert mixer_of(with_texts) == name
+
+
+def test_of_equal_rates_the_lowest_is_chosen_whatever_the_order_of_the_table() -> None:
+    part = protocol_v1.PARTS[0]
+    runs = runs_of_part("kda", part, {(rate, 0): (1.0, 0.5) for rate in part.rates})
+    for table in (runs, runs.iloc[::-1], runs.sample(frac=1, random_state=0)):
+        assert best_rate(rows_of_parts(table, protocol_v1.PARTS)(part, "kda")) == min(part.rates)
 
 
 def test_a_pattern_of_several_mixers_is_its_own_name() -> None:

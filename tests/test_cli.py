@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from bestiary.cli import console
 from bestiary.cli._progress import StatusLine, format_seconds
 from bestiary.runs.store import Store
 from tests.fake_runs import fill_store
@@ -406,3 +407,22 @@ def test_origin_names_versions_and_recipe_names_every_option(tmp_path: Path) -> 
     (run,) = (tmp_path / "runs").glob("[!.]*")
     assert json.loads((run / "origin.json").read_text())["versions"]["torch"]
     assert json.loads((run / "recipe.json").read_text())["pattern"][0]["options"]["rotary"] is True
+
+
+def test_a_table_too_wide_is_printed_in_several_each_with_its_first_column(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = {f"a long name {i}": [0.5, 0.25] for i in range(12)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console.out, "width", 60)
+        console.print_table(pd.DataFrame({"mixer": ["attention", "delta_net"], **columns}))
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 60
+    assert printed.count("attention") == printed.count("delta_net") > 1
+    assert printed.count("0.500") == 12
+
+
+def test_columns_that_fit_stay_in_one_table() -> None:
+    cells = {"mixer": ["attention"], "dim": ["16"], "accuracy": ["0.500"]}
+    assert console.fitting_columns(cells, {"dim", "accuracy"}, 24) == [["mixer", "dim", "accuracy"]]
+    assert console.fitting_columns(cells, {"dim", "accuracy"}, 23) == [["mixer", "dim"], ["mixer", "accuracy"]]
+    assert console.fitting_columns({}, set(), 80) == []

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -140,21 +140,52 @@ class ProgressDisplay:
 
 
 def print_table(table: pd.DataFrame) -> None:
-    """Print a table. Values that all rows share stand once above it; an interval is one column; missing is blank."""
+    """Print a table. Values that all rows share stand once above it; an interval is one column; missing is blank.
+
+    A table that is too wide is printed in several, each with the first column.
+    """
     if {"low", "high"} <= set(table.columns):
         spans = [f"{low:.3f} to {high:.3f}" for low, high in zip(table["low"], table["high"], strict=True)]
         table = table.drop(columns="high").assign(low=spans).rename(columns={"low": "95 % interval"})
     shared = [name for name in table.columns if len(table) > 1 and table[name].nunique(dropna=False) == 1]
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for name in table.columns.drop(shared):
-        numeric = pd.api.types.is_numeric_dtype(table[name])
-        shown.add_column(name, justify="right" if numeric else "left", no_wrap=numeric)
-    cells = {name: format_column(column) for name, column in table.items()}
-    for row in zip(*(cells[name] for name in table.columns.drop(shared)), strict=True):
-        shown.add_row(*row)
+    cells = {str(name): format_column(column) for name, column in table.items()}
     if common := [f"{name} {cells[name][0]}" for name in shared if cells[name][0]]:
         out.print(", ".join(common))
-    out.print(shown)
+    numeric = {str(name) for name, column in table.items() if pd.api.types.is_numeric_dtype(column)}
+    shown = {str(name): cells[str(name)] for name in table.columns.drop(shared)}
+    if fitting_columns(shown, numeric, out.width) != [[*shown]]:  # then numbers have their headers word by word
+        shown = {name.replace(" ", "\n"): column for name, column in shown.items()}
+        numeric = {name.replace(" ", "\n") for name in numeric}
+    for names in fitting_columns(shown, numeric, out.width):
+        part = Table(box=None, pad_edge=False, header_style="bold")
+        for name in names:
+            part.add_column(name, justify="right" if name in numeric else "left", no_wrap=name in numeric)
+        for row in zip(*(shown[name] for name in names), strict=True):
+            part.add_row(*row)
+        out.print(part)
+
+
+def fitting_columns(cells: Mapping[str, Sequence[str]], numeric: Collection[str], width: int) -> list[list[str]]:
+    """The columns of a table in groups that fit a width, each with the first column: one group if they all do.
+
+    Text may be broken at spaces, numbers may not, and headers at the ends of their lines.
+    """
+    widths = {
+        name: max(map(len, [*name.split("\n"), *(column if name in numeric else " ".join(column).split())]), default=0)
+        for name, column in cells.items()
+    }
+    if not widths:
+        return []
+    first, *others = widths
+    groups = [[first]]
+    left = width - widths[first]
+    for name in others:
+        if widths[name] + 2 > left and len(groups[-1]) > 1:
+            groups.append([first])
+            left = width - widths[first]
+        groups[-1].append(name)
+        left -= widths[name] + 2
+    return groups
 
 
 def format_column(column: pd.Series) -> list[str]:

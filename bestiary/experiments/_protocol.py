@@ -100,8 +100,8 @@ def rows_of_parts(table: pd.DataFrame, parts: Iterable[Part]) -> Callable[[Part,
 
 
 def best_rate(rows: Sequence[Row]) -> float:
-    """The rate at which the first seed has the highest accuracy on the selection stream."""
-    return max((row for row in rows if row.seed == SEEDS[0]), key=lambda row: row.selection).rate
+    """The rate at which the first seed has the highest accuracy on the selection stream, the lowest of equal ones."""
+    return min((row for row in rows if row.seed == SEEDS[0]), key=lambda row: (-row.selection, row.rate)).rate
 
 
 def score_part(rows: Sequence[Row], part: Part) -> Iterator[dict[str, Any]]:

@@ -137,14 +137,7 @@ def plain(table: pd.DataFrame) -> str:
 def plain_cell(value: Any) -> str:
     """Shares with two digits, large numbers without, text as it is."""
     if isinstance(value, float):
-        text = (
-            "∞"
-            if value == float("inf")
-            else "–"
-            if value != value
-            else f"{value:.2f}"
-            if abs(value) < 100
-            else f"{value:,.0f}"
-        )
+        text = f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
+        text = {"inf": "∞", "nan": "–", "-0.00": "0.00"}.get(text, text)
         return f"<td class=number>{text}</td>"
     return f"<td class=number>{value}</td>" if isinstance(value, int) else f"<td class=text>{escape(str(value))}</td>"
