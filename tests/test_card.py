@@ -89,6 +89,12 @@ def test_like_more_less_and_between() -> None:
     assert "more than any of 2 mixers of about equal state, of which high is next" in said[0.95]
     assert "no mixer of the field has about as much" in verdict(entry("mine", 0.5, 100), field)[0]
     assert recall_neighbours(entry("mine", 0.5, 1200), field) == ["low", "high"]
+    alone = {"low": field["low"]}
+    assert (
+        "width 64, with a state of 1,200 numbers: more than low, of about equal state."
+        in verdict(entry("mine", 0.5, 1200), alone)[0]
+    )
+    assert ": less than low, of about equal state." in verdict(entry("mine", 0.1, 1200), alone)[0]
 
 
 def test_the_rank_counts_those_above() -> None:

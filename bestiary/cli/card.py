@@ -177,7 +177,7 @@ def write_card(made: "Card", figures: Path) -> None:
         for sentence in sentences:
             typer.echo(f"  {sentence}")
         for cause in made.causes.get(name, ()):
-            typer.echo(f"  {cause_line(cause)} (seen: {cause.finding.evidence})")
+            typer.echo(f"  {cause_line(cause)} (seen: {cause.evidence})")
     typer.echo("")
     figures.mkdir(parents=True, exist_ok=True)
     stem = figures / f"card-{file_name(made.title)}"

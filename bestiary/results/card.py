@@ -177,7 +177,7 @@ def causes_html(causes: Sequence[Cause]) -> str:
     if not causes:
         return ""
     items = "".join(
-        f"<li>{escape(cause_line(cause))} <small>Seen: {escape(cause.finding.evidence)}.</small>"
+        f"<li>{escape(cause_line(cause))} <small>Seen: {escape(cause.evidence)}.</small>"
         + (f"<br><code>{escape(cause.finding.command)}</code>" if cause.finding.command else "")
         + "</li>"
         for cause in causes

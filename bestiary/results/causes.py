@@ -17,7 +17,12 @@ class Cause(NamedTuple):
     """A finding, and the columns in whose runs it is the likeliest one."""
 
     columns: list[str]
-    finding: Finding
+    finding: Finding  # of the first of them
+
+    @property
+    def evidence(self) -> str:
+        """The numbers behind the finding, and of which column they are."""
+        return self.finding.evidence + (f"; {self.columns[0]}" if len(self.columns) > 1 else "")
 
 
 def causes(entry: Entry, table: pd.DataFrame, store: Store, scale: str = "small") -> list[Cause]:

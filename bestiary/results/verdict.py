@@ -117,6 +117,9 @@ def beside(score: Score, equal: Mapping[str, Score]) -> str:
         return f": like {join_words(like[:NAMED])}, of about equal state"
     above = sorted((name for name in equal if equal[name].value > score.value), key=lambda name: equal[name].value)
     below = sorted((name for name in equal if equal[name].value < score.value), key=lambda name: -equal[name].value)
+    if len(equal) == 1:
+        (name,) = equal
+        return f": {'more' if below else 'less'} than {name}, of about equal state"
     if not above:
         return f": more than any of {count_noun(len(equal), 'mixer')} of about equal state, of which {below[0]} is next"
     if not below:
