@@ -1,7 +1,7 @@
 """A protocol's parts: their recipes for any mixer, which runs in a table are theirs, and what is scored of them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from statistics import fmean as mean
 from typing import Any, NamedTuple
@@ -79,16 +79,18 @@ class Row(NamedTuple):
 
 def rows_of_parts(table: pd.DataFrame, parts: Iterable[Part]) -> Callable[[Part, str], list[Row]]:
     """A function that gives the rows of the table that are runs of a part and a mixer: of its tests, at its width."""
-    places = {(tasks_of(part), part.settings["dim"]): part.name for part in parts}
+    tests_of = {part.name: (tasks_of(part), part.settings["dim"]) for part in parts}
     filled = diverged_as_zero(table).assign(accuracy=table["accuracy"].fillna(0.0), asked=table["asked"].fillna(0))
     filled = filled.sort_values(["key", "segment"], kind="stable")
-    tests = filled.groupby("key", sort=False)["task"].agg(tuple)  # two parts may share one test, never all
-    groups: dict[tuple[str, str], list[Row]] = {}
     columns = (filled[name].tolist() for name in ("key", "pattern", "dim", *Row._fields))
+    runs: dict[tuple[str, str, int], list[Row]] = {}
     for key, pattern, dim, task, rate, seed, segment, accuracy, asked, selection in zip(*columns, strict=True):
-        if name := places.get((tests[key], dim)):
-            row = Row(task, float(rate), int(seed), int(segment), float(accuracy), int(asked), float(selection))
-            groups.setdefault((pattern, name), []).append(row)
+        row = Row(task, float(rate), int(seed), int(segment), float(accuracy), int(asked), float(selection))
+        runs.setdefault((key, pattern, dim), []).append(row)
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for (_, pattern, dim), rows in runs.items():
+        if name := find_part(tuple(row.task for row in rows), dim, tests_of):
+            groups.setdefault((pattern, name), []).extend(rows)
 
     @reading_data()
     def rows_of(part: Part, pattern: str) -> list[Row]:
@@ -97,6 +99,15 @@ def rows_of_parts(table: pd.DataFrame, parts: Iterable[Part]) -> Callable[[Part,
         return groups.get((text, part.name), [])
 
     return rows_of
+
+
+def find_part(tests: tuple[str, ...], dim: int, tests_of: Mapping[str, tuple[tuple[str, ...], int]]) -> str:
+    """The part whose tests at its width a run has, or the first of them; empty if there is none.
+
+    Two parts may share a test, but no part has all tests of another.
+    """
+    alike = {name: known for name, (known, width) in tests_of.items() if width == dim and known[: len(tests)] == tests}
+    return min(alike, key=lambda name: len(alike[name]), default="")
 
 
 def best_rate(rows: Sequence[Row]) -> float:
