@@ -38,6 +38,10 @@ class Card(NamedTuple):
         """The names of the mixers that it is of."""
         return " and ".join(entry.name for entry in self.own)
 
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return markdown(self)
+
     def verdicts(self) -> dict[str, list[str]]:
         """Sentences about each mixer of the card."""
         field = {entry.name: entry for entry in self.field}
