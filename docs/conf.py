@@ -24,6 +24,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 300  # seconds of a cell, on a machine that does other things too
 nb_execution_in_temp = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # which knows tables
 add_module_names = False
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 88
