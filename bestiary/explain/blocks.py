@@ -50,20 +50,11 @@ def take_apart(model: nn.Module) -> Blocks:
         def head(x: Tensor) -> Tensor:
             return model.norm(x) @ model.embed.weight.T
 
-        return Blocks(embed, [block_of_layer(layer) for layer in layers], head, [layer.mixer for layer in layers])
+        return Blocks(embed, layers, head, [layer.mixer for layer in layers])
     if isinstance(model, Stack) and model.stride == 1:
         parts = list(model.layers)
         return Blocks(lambda tokens: model.embed(tokens, 0), [block_of(part) for part in parts], model.head, parts)
     raise ValueError(f"{type(model).__name__} is no stack of layers that can be taken apart")
-
-
-def block_of_layer(layer: Layer) -> Block:
-    """A layer of a trained model as a block."""
-
-    def block(x: Features, state: State, tokens: Tokens) -> tuple[Features, State]:
-        return layer(x, state, tokens)
-
-    return block
 
 
 def block_of(part: nn.Module) -> Block:

@@ -79,8 +79,7 @@ def draw_cases(task: Task, count: int, *, seed: int = 0) -> Cases:
     while drawn < 64 * ROWS and (kept or drawn < 4 * ROWS):
         batch = task.draw(ROWS, "test", "explain", seed, drawn)
         drawn += ROWS
-        check_questions(batch)
-        kept += one_case_a_row(batch)
+        kept += one_case_a_row(batch, check_questions(batch))
         if len(kept) >= count:
             columns = zip(*kept[:count], strict=True)
             return Cases(*(torch.stack(column) for column in columns))
@@ -103,9 +102,8 @@ def check_questions(batch: Batch) -> Questions:
     return questions
 
 
-def one_case_a_row(batch: Batch) -> list[Cases]:
+def one_case_a_row(batch: Batch, questions: Questions) -> list[Cases]:
     """The last suitable question of each row, with the nearest pair that does not stand right beside its own."""
-    questions, _ = find_questions(batch)
     found = []
     for row in questions.row.unique().tolist():
         tokens = batch.tokens[row]

@@ -95,7 +95,7 @@ def patch_states(model: nn.Module, cases: Cases, what: What) -> pd.DataFrame:
         found = torch.empty(len(parts.blocks) + 1, len(cases.at), dtype=ends[0].dtype)
         for place in places.unique().tolist():
             here = places == place
-            group = Cases(*(column[here] for column in cases))
+            group = cases.where(here)
             found[:, here] = margins_with_other_states(parts, group, tokens[here], place)
         for layer, margins in zip([*range(len(parts.blocks)), "all"], found, strict=True):
             rows.append({"layer": layer, "cut": cut} | effect(margins, *ends))
