@@ -99,3 +99,14 @@ def test_what_cannot_be_looked_at_is_refused() -> None:
         facets(np.array([[0, 4]]), counts)
     with pytest.raises(ValueError, match="rows of two tokens or more"):
         facets(np.zeros((3, 1), dtype=np.int64), counts)
+
+
+def test_a_threshold_is_a_number_of_occurrences_or_a_rate() -> None:
+    from bestiary.slices.hits import PAPER_RATE, read_threshold
+
+    assert read_threshold("50", 10) == 50
+    assert read_threshold(PAPER_RATE, 10**10) == 1250, "the threshold of the paper, of 10 billion tokens"
+    assert [read_threshold("2/M", total) for total in (0, 499_999, 500_000, 3_000_000)] == [0, 0, 1, 6]
+    for given in ("", "x", "-1", "1.5", "-1/M", "nan/M", "inf/M", "3/K", "3/"):
+        with pytest.raises(ValueError, match="is no threshold: give occurrences"):
+            read_threshold(given, 100)

@@ -17,7 +17,16 @@ from bestiary.corpus.prepare import prepare
 from bestiary.corpus.tokenizers import Tokenizer, open_tokenizer
 from bestiary.model import Model
 from bestiary.slices.logprobs import read_losses
-from bestiary.slices.losses import Text, bits_per_byte, model_losses, retokenize, source_text, split_text
+from bestiary.slices.losses import (
+    Text,
+    bits_per_byte,
+    model_losses,
+    retokenize,
+    source_text,
+    split_text,
+    window_contexts,
+    window_losses,
+)
 from bestiary.spec import parse
 
 
@@ -54,6 +63,27 @@ def test_a_text_of_ones_own_is_cut_likewise(corpus: Corpus, tmp_path: Path) -> N
     assert source_text(str(tmp_path / "long.txt"), corpus, 8).unit == "piece"
     short = source_text(str(tmp_path / "own.jsonl"), corpus, 10**6, column="said")
     assert short.shape[0] == 1
+
+
+@pytest.mark.parametrize(("length", "window"), [(20, 3), (21, 5), (12, 5), (7, 1), (64, 16)])
+def test_with_a_window_each_token_is_taken_where_most_of_what_is_allowed_comes_before(length: int, window: int) -> None:
+    contexts = np.arange(3 * (length + 1)).reshape(3, length + 1)
+    parts = window_contexts(contexts, window)
+    assert parts.shape[1] == 2 * window + 1
+    losses = parts[:, 1:] + np.arange(1, 2 * window + 1) / 1000  # which token it is, and how many come before
+    found = window_losses(losses, length, window)
+    np.testing.assert_array_equal(found // 1, contexts[:, 1:])
+    seen = np.round(1000 * (found % 1)).astype(int)
+    before = np.arange(1, length + 1)
+    assert (seen[:, : 2 * window] == before[: 2 * window]).all()
+    assert (seen[:, 2 * window :] > window).all()
+    assert (seen <= 2 * window).all()
+
+
+def test_a_window_that_is_no_window_is_refused() -> None:
+    for window in (0, -1, 10, 11):
+        with pytest.raises(ValueError, match="it must be at least 1 and less than half"):
+            window_contexts(np.zeros((2, 21), np.int64), window)
 
 
 @pytest.mark.parametrize("own", [False, True])

@@ -73,6 +73,28 @@ def test_two_models_are_sliced_against_each_other(place: Path) -> None:
     assert " has" in (out / "page.html").read_text()
 
 
+def test_several_models_are_sliced_against_the_first_reference_with_and_without_a_window(place: Path) -> None:
+    of, out = runs(place), place / "several"
+    given = ["--length", 16, "--threshold", "15000/M", "--window", 3, "--out", out]
+    models = ["--against", of["attention"], "--against", place / "same.npy"]
+    bestiary("slice", of["base_conv"], place / "corpus", "--length", 16, "--threshold", 200, "--out", place / "first")
+    np.save(place / "same.npy", -np.load(place / "first" / "tokens.npz")["losses_0"])
+    told = bestiary("slice", of["base_conv"], place / "corpus", *models, *given)
+    tables = {name: pd.read_csv(out / f"{name}.csv") for name in ("slices", "position", "distance", "threshold")}
+    assert list(tables["slices"]["model"]) == ["base_conv", "same", "attention"]
+    base, same, reference = tables["slices"].to_dict("records")
+    assert base["overall"] == pytest.approx(same["overall"], rel=1e-5)
+    assert np.isnan(reference["share"])
+    assert told.count("of the gap of base_conv") == told.count("of the gap of same") == 1
+    assert "base_conv, where more than 6 tokens came before: its loss is" in told
+    models = set(tables["position"]["model"])
+    assert models == {"base_conv", "same", "attention", "base_conv, last 3", "attention, last 3"}
+    mean = tables["position"].groupby("model")["loss"].first()
+    assert mean["attention"] == pytest.approx(mean["attention, last 3"]), "at first, a window sees as much"
+    assert {page.name for page in out.glob("page*.html")} == {"page.html", "page-2.html"}
+    assert "hits: same" in told.replace("\n", " ")
+
+
 def test_log_probabilities_of_anyone_are_sliced_and_a_copier_is_perfect_on_hits(place: Path) -> None:
     of, out = runs(place), place / "file"
     bestiary("slice", of["attention"], place / "corpus", "--length", 16, "--threshold", 200, "--out", out)
@@ -228,11 +250,19 @@ def test_a_full_disk_is_one_sentence(verb: str, place: Path, tmp_path: Path) -> 
     [
         (["slice", "base_conv", "corpus", "--split", "tset"], "a corpus has no split 'tset'"),
         (["slice", "models", "texts"], "texts is no corpus; name one whose tokens and counts are to be used"),
-        (["slice", "texts", "corpus"], "texts holds no config.json, so it is no Hugging Face model"),
+        (
+            ["slice", "texts", "corpus", "--threshold", "200"],
+            "texts holds no config.json, so it is no Hugging Face model",
+        ),
         (["slice", "base_conv", "corpus", "--threshold", "0", "--limit", "1"], "is a hit at threshold 0"),
         (["slice", "base_conv", "empty.txt", "--corpus", "corpus"], "empty.txt"),
         (["slice", "base_conv", "binary.bin", "--corpus", "corpus"], "is binary: byte 1 is NUL"),
-        (["generate", "corpus"], "corpus is no run: it holds no recipe.json"),
+        (["slice", "base_conv", "corpus", "--threshold", "many"], "'many' is no threshold: give occurrences"),
+        (
+            ["slice", "base_conv", "corpus", "--window", "999", "--threshold", "200"],
+            "it must be at least 1 and less than half",
+        ),
+        (["generate", "corpus"], "corpus holds no config.json, so it is no Hugging Face model"),
         (["pretrain", "zoology", "--only", "atention", "--corpus", "corpus"], "did you mean 'attention'"),
         (["pretrain", "zoology", "--size", "2M", "--corpus", "corpus"], "there is no size '2M'"),
         (["pretrain", "attention", "stepz=3", "--corpus", "corpus"], "did you mean 'steps'"),

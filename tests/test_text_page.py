@@ -245,7 +245,7 @@ def test_pointing_at_a_token_tells_its_numbers_and_shows_where_it_occurred_befor
     token(page, 9).hover()
     assert card_text(page) == (
         f"( AR hit Model Probability Loss, nats mamba2 {math.exp(-3):.3f} 3.00 attention {math.exp(-0.124):.3f} 0.12 "
-        "attention better by 2.88 Earlier in the context 6 tokens back Pair in training 1,234 times"
+        "attention better by 2.88 Earlier in the context 6 tokens back Pair was counted 1,234 times"
     )
     assert page.evaluate("[...document.querySelectorAll('.earlier')].map((span) => span.dataset.i)") == ["3"]
     assert page.evaluate("[...document.querySelectorAll('.pair')].map((span) => span.dataset.i)") == ["2", "8"]
@@ -264,7 +264,7 @@ def test_pointing_at_a_token_tells_its_numbers_and_shows_where_it_occurred_befor
 def test_the_card_says_what_is_rare_not_shown_or_not_predicted(page: Any) -> None:
     token(page, 11).hover()
     assert "mamba2 1.2 × 10⁻⁴ 9.00 attention 6.1 × 10⁻⁶ 12.00 mamba2 better by 3.00" in card_text(page)
-    assert "400 tokens back, not shown Pair in training 11 times" in card_text(page)
+    assert "400 tokens back, not shown Pair was counted 11 times" in card_text(page)
     assert card_text(page).startswith("</script> other")
     token(page, 12).hover()
     assert "mamba2 1.000 0.00 attention 1.000 0.00 no difference 0.00 Earlier in the context none" in card_text(page)

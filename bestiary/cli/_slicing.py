@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import typer
 
@@ -53,15 +53,17 @@ def open_text(
 
 def open_source(name: str, *, device: str, trust: bool, shape: tuple[int, int]) -> LossSource:
     """Open a model by the folder of its run, its Hugging Face name or folder, or a file of its log-probabilities."""
+    from bestiary.corpus.gguf import is_gguf
     from bestiary.training.train import find_device
 
     place, _ = Path(name), find_device(device)
-    if place.is_file():
+    if place.is_file() and not is_gguf(place):
         from bestiary.slices.logprobs import read_losses
 
         found = read_losses(place, shape)
         return LossSource(place.stem, None, lambda _: found)
     from bestiary.corpus.tokenizers import open_tokenizer
+    from bestiary.lm.names import is_run
 
     if is_run(place):
         from bestiary.lm.pretraining import open_run
@@ -77,12 +79,18 @@ def open_source(name: str, *, device: str, trust: bool, shape: tuple[int, int]) 
     model, _ = open_causal(name, trust=trust, device=device)
     tokenizer = open_tokenizer(name)
     identity = (name, file_states(place), str(getattr(model.config, "_commit_hash", None)), device)
-    return LossSource(place.name, tokenizer, lambda contexts: token_losses(model, contexts), identity)
+    return LossSource(
+        place.stem if place.is_file() else place.name,
+        tokenizer,
+        lambda contexts: token_losses(model, contexts),
+        identity,
+    )
 
 
 def file_states(folder: Path) -> str:
-    """Names, sizes and times of the files of a folder; nothing if there is no such folder."""
-    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    """Names, sizes and times of a file, or of the files of a folder; nothing if there is no such place."""
+    places = folder.iterdir() if folder.is_dir() else [folder]
+    files = sorted(path for path in places if path.is_file())
     return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
 
 
@@ -104,15 +112,27 @@ def claim_folder(out: Path) -> None:
 
 
 def slice_models(
-    text: "Text", models: Sequence[str], *, threshold: int, out: Path | None, device: str, trust: bool
+    text: "Text",
+    models: Sequence[str],
+    *,
+    threshold: str,
+    window: int | None,
+    out: Path | None,
+    device: str,
+    trust: bool,
 ) -> None:
-    """Print the result, and write tables, figures, losses and the page."""
+    """Print the result, and write tables, figures, losses and pages; the last of several models is the reference."""
+    from bestiary.cli.console import print_table
     from bestiary.slices import tables
+    from bestiary.slices.hits import read_threshold
+    from bestiary.slices.losses import window_contexts, window_losses
 
     out = out or FIGURES / "-".join(["slice", *(Path(name).stem for name in models)])
     claim_folder(out)
-    if not text.facets.hits(threshold).any():
-        raise ValueError(f"no token of {text.name} is a hit at threshold {threshold}; raise --threshold")
+    most = read_threshold(threshold, text.counts.total)
+    if not text.facets.hits(most).any():
+        raise ValueError(f"no token of {text.name} is a hit at threshold {most}; raise --threshold")
+    windows = None if window is None else window_contexts(text.contexts, window)
     sources = [open_source(name, device=device, trust=trust, shape=text.shape) for name in models]
     own, first = text.corpus.tokenizer, sources[0].tokenizer
     if first is not None and not first.is_equivalent(own):
@@ -120,18 +140,36 @@ def slice_models(
             f"{models[0]} reads by tokenizer {first.hash}, {text.corpus.folder} was counted by {own.hash}; "
             f"make a corpus by it: bestiary corpus SOURCE --tokenizer {models[0]} --out FOLDER"
         )
-    losses, others = {}, {}
-    for source in sources:
-        name = source.name if source.name not in losses else f"{source.name} (reference)"
-        if source.tokenizer is None or source.tokenizer.is_equivalent(own):
-            losses[name] = measured(source, text.contexts, out)
-        else:
+    losses, windowed, others = {}, {}, {}
+    for source, given in zip(sources, models, strict=True):
+        name = source.name if source.name not in losses else f"{source.name} ({given})"
+        if source.tokenizer is not None and not source.tokenizer.is_equivalent(own):
             others[name] = source
-    found = tables.estimate_text(text, losses, threshold)
-    sentences = tables.summary_sentences(text, found, list(losses), threshold)
+            continue
+        losses[name] = measured(source, text.contexts, out)
+        if windows is not None and window is not None and source.tokenizer is not None:
+            windowed[name] = window_losses(measured(source, windows, out), text.shape[1], window)
+    if len(models) > 2 and len(losses) + len(others) == len(models) and list(others)[-1:] == [sources[-1].name]:
+        raise ValueError(f"{models[-1]}, the reference, reads by another tokenizer: name one that the others read by")
+    found = tables.estimate_text(text, losses, most)
+    sentences = tables.summary_sentences(text, found, list(losses), most)
+    if window is not None:
+        sentences += tables.far_sentences(text, losses, windowed, window)
     sentences += bits_per_byte_lines(text, losses, others, out)
     typer.echo("\n".join(sentences))
-    write_results(text, found, losses, threshold, sentences, out)
+    by_threshold = list(tables.shares_by_threshold(text, losses, list(losses)[-1]))
+    typer.echo("Perplexity on hits by threshold, in occurrences among the tokens counted:")
+    print_table(tables.threshold_table(by_threshold))
+    shown = losses | {f"{name}, last {window:,}": given for name, given in windowed.items()}
+    content = {
+        "kinds": list(tables.losses_by_kind(text, losses, most)),
+        "position": list(tables.losses_by_position(text, shown)),
+        "distance": list(tables.losses_by_distance(text, shown, most)),
+        "count": list(tables.losses_by_count(text, losses, repeated=True)),
+        "count-new": list(tables.losses_by_count(text, losses, repeated=False)),
+        "threshold": by_threshold,
+    }
+    write_results(text, found, losses, most, content, sentences, out)
 
 
 def measured(source: LossSource, contexts: "NDArray", out: Path) -> "NDArray":
@@ -168,10 +206,11 @@ def write_results(
     found: "Estimates",
     losses: "dict[str, np.ndarray]",
     threshold: int,
+    content: "dict[str, list[dict[str, Any]]]",
     sentences: Sequence[str],
     out: Path,
 ) -> None:
-    """Write losses, tables, curves and the page into a folder."""
+    """Write losses, tables, curves and a page for each model but the reference into a folder."""
     import numpy as np
     import pandas as pd
 
@@ -186,33 +225,24 @@ def write_results(
     shared = {"text": text.name, "corpus": text.corpus.hash, "order": text.order, "threshold": threshold}
     shared |= {"tokens": hits.size, "hits_share": found.share_of_hits().value}
     rows = [shared | tables.perplexity_row(name, found) for name in names]
-    rows[0] |= tables.share_columns(found, *names) if len(names) == 2 else {}
-    content = {
-        "slices": rows,
-        "kinds": list(tables.losses_by_kind(text, losses, threshold)),
-        "distance": list(tables.losses_by_distance(text, losses, threshold)),
-        "count": list(tables.losses_by_count(text, losses, repeated=True)),
-        "count-new": list(tables.losses_by_count(text, losses, repeated=False)),
-        "threshold": list(tables.shares_by_threshold(text, losses, names[-1])),
-    }
-    frames = {name: pd.DataFrame(part) for name, part in content.items()}
+    for name, row in zip(names[:-1], rows, strict=False):
+        row |= tables.share_columns(found, name, names[-1])
+    frames = {name: pd.DataFrame(part) for name, part in {"slices": rows, **content}.items()}
     for name, frame in frames.items():
         frame.to_csv(out / f"{name}.csv", index=False)
     curves = {name: frames[name] for name in tables.FACETS}
     paths = save_figure(tables.curve_figure(curves), out / "curves")
-    write_page(
-        out / "page.html",
-        title=" against ".join(names),
-        sentences=[*sentences, tables.selection_note(len(names), text.unit)],
-        passages=tables.select_passages(text, list(losses.values()), threshold),
-        names=names,
-        figures=list(tables.page_figures(curves)),
-        caption=tables.CURVE_NOTE,
-    )
-    for path in [*(out / f"{name}.csv" for name in frames), *paths, out / "tokens.npz", out / "page.html"]:
+    pairs = [(name, names[-1]) for name in names[:-1]] or [(names[0],)]
+    pages = [out / ("page.html" if i == 0 else f"page-{i + 1}.html") for i in range(len(pairs))]
+    for page, pair in zip(pages, pairs, strict=True):
+        write_page(
+            page,
+            title=" against ".join(pair),
+            sentences=[*sentences, tables.selection_note(len(pair), text.unit)],
+            passages=tables.select_passages(text, [losses[name] for name in pair], threshold),
+            names=pair,
+            figures=list(tables.page_figures(curves)),
+            caption=tables.CURVE_NOTE,
+        )
+    for path in [*(out / f"{name}.csv" for name in frames), *paths, out / "tokens.npz", *pages]:
         typer.echo(str(path))
-
-
-def is_run(place: Path) -> bool:
-    """Whether a folder is a trained run of this package, and not one converted for Hugging Face."""
-    return (place / "recipe.json").is_file() and not (place / "config.json").is_file()

@@ -20,6 +20,8 @@ Models = Annotated[Path, typer.Option("--store", help="Folder of the trained mod
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that a model's folder brings.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="At most so many contexts, spread evenly over the text.")]
 DEFAULT = Path("corpora/stdlib")
+PAPER_RATE = "0.125/M"  # of bestiary.slices.hits, which would import numpy here
+MODEL = "A trained model's folder, a causal model of Hugging Face, or a GGUF file"
 
 
 @app.command()
@@ -29,7 +31,9 @@ def corpus(
         typer.Argument(help="stdlib; a file or folder of text, JSONL or Parquet; hf:NAME; pile, fineweb, wikitext."),
     ] = "stdlib",
     out: Annotated[Path, typer.Option(help="Folder to write.")] = DEFAULT,
-    tokenizer: Annotated[str, typer.Option(help="bpe (trained here), bytes, a folder, or a name on the hub.")] = "bpe",
+    tokenizer: Annotated[
+        str, typer.Option(help="bpe (trained here), bytes, a folder or GGUF file, a hub name.")
+    ] = "bpe",
     vocab: Annotated[int, typer.Option(min=258, help="Entries of a BPE trained here.")] = 4096,
     column: Annotated[str, typer.Option(help="Of JSON lines, Parquet and data sets.")] = "text",
     limit: Annotated[int | None, typer.Option(min=1, help="End with the document that fills so many tokens.")] = None,
@@ -174,49 +178,53 @@ def show_recipes(recipes: "dict[str, Pretraining]") -> None:
 
 @app.command()
 def generate(
-    run: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    model: Annotated[str, typer.Argument(help=f"{MODEL}.")],
     prompt: Annotated[str, typer.Argument(help="Text to continue.")] = "",
     count: Annotated[int, typer.Option(min=1, help="Tokens to write.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample from so many of the likeliest tokens.")] = 40,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "cpu",
+    trust: Trust = False,
     _files: TrustFiles = None,
 ) -> None:
-    """Continue a prompt with a trained model, token by token with its state."""
+    """Continue a prompt with a language model, token by token with its state."""
     with user_input():
-        import torch
+        from bestiary.lm.generation import continue_text
+        from bestiary.lm.models import open_model
 
-        from bestiary.corpus.tokenizers import open_tokenizer
-        from bestiary.lm.generation import generate as continue_prompt
-        from bestiary.lm.pretraining import open_run
-
-        _, model = open_run(run)
-        tokenizer = open_tokenizer(str(run / "tokenizer"))
-        start = torch.tensor([[tokenizer.separator, *tokenizer.encode([prompt])[0].tolist()]])
-        options = {"temperature": temperature, "top_k": top_k, "seed": seed, "vocab": tokenizer.vocab}
-        tokens = continue_prompt(model, start, count, **options)
-    typer.echo(prompt + tokenizer.decode(tokens[0, start.shape[1] :].tolist()))
+        opened, tokenizer, _ = open_model(model, device=device, trust=trust)
+        options = {"temperature": temperature, "top_k": top_k, "seed": seed}
+        written = continue_text(opened, tokenizer, prompt, count, **options)
+    typer.echo(prompt + written)
 
 
 @app.command("slice")
 def slice_text(
     model: Annotated[
         str,
-        typer.Argument(
-            help="A trained model's folder, a causal model of Hugging Face, or a file of log-probabilities."
-        ),
-    ],  # fmt: skip
+        typer.Argument(help=f"{MODEL}; or a file of log-probabilities."),
+    ],
     text: Annotated[
         str, typer.Argument(help="A corpus (corpora/stdlib if not given), or any text that `bestiary corpus` reads.")
     ] = "",
-    against: Annotated[str, typer.Option(help="A second model: the reference, such as attention.")] = "",
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="Another model; give it again for more. The first of them is the reference."),
+    ] = None,
     corpus: Annotated[
         Path | None, typer.Option(help="The corpus whose tokens and counts are used, if TEXT is none.")
     ] = None,
     split: Annotated[str, typer.Option(help="Of a corpus: train, selection or test.")] = "test",
     length: Annotated[int, typer.Option(min=1, help="Tokens of a context.")] = 256,
     limit: Limit = None,
-    threshold: Annotated[int, typer.Option(min=0, help="Occurrences in training up to which a bigram is rare.")] = 50,
+    threshold: Annotated[
+        str,
+        typer.Option(help="How often a bigram may be counted to be rare: 50, or 0.125/M of a million tokens."),
+    ] = PAPER_RATE,
+    window: Annotated[
+        int | None, typer.Option(min=1, help="Measure again with only the last so many tokens, to twice as many.")
+    ] = None,
     order: Annotated[int, typer.Option(min=2, max=5, help="Of the n-grams that are looked for.")] = 2,
     column: Annotated[str, typer.Option(help="Of a text in JSON lines or Parquet.")] = "text",
     out: Annotated[
@@ -231,16 +239,17 @@ def slice_text(
     from bestiary.lm.names import check_name
 
     with user_input():
-        for name in (model, *([against] if against else [])):
+        reference, *others = against or [""]
+        names = [name for name in (model, *others, reference) if name]
+        for name in names:
             check_name(name)
         given = open_text(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
-        names = [model, *([against] if against else [])]
-        slice_models(given, names, threshold=threshold, out=out, device=device, trust=trust)
+        slice_models(given, names, threshold=threshold, window=window, out=out, device=device, trust=trust)
 
 
 @app.command()
 def probe(
-    model: Annotated[str, typer.Argument(help="A trained model's folder, or a causal model of Hugging Face.")],
+    model: Annotated[str, typer.Argument(help=f"{MODEL}.")],
     shots: Annotated[str, typer.Option(help="Examples before the question, between commas.")] = "0,2",
     entries: Annotated[str, typer.Option(help="Facts in a context of key and value, and of the phone book.")] = "5,20",
     words: Annotated[str, typer.Option(help="Words of other text.")] = "0,200",
@@ -282,7 +291,7 @@ def convert(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A trained model's folder, or a causal model of Hugging Face.")],
+    model: Annotated[str, typer.Argument(help=f"{MODEL}.")],
     tasks: Annotated[str, typer.Option(help="Of lm-evaluation-harness, between commas.")] = "swde,fda,squad_completion",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many documents of each task.")] = None,
     device: Device = "cpu",

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from bestiary.corpus.gguf import is_gguf, open_gguf_tokenizer
 from bestiary.corpus.hub import skip_without_network
 from bestiary.runs.store import write_file
 
@@ -34,7 +35,7 @@ COMMON_ENDS = (
 )  # tried in this order if no configuration names one
 CONFIG_FILE = "tokenizer_config.json"
 DEFINITION_FILE = "tokenizer.json"
-CHOICES = "'bytes', 'bpe', a folder with a tokenizer.json, or the hub name of a repository with one"
+CHOICES = "'bytes', 'bpe', a folder with a tokenizer.json, a GGUF file, or the hub name of a repository with one"
 MIN_VOCAB = 257  # of a byte-level tokenizer: 256 bytes and the separator
 
 
@@ -240,7 +241,7 @@ def train_bpe(texts: Iterable[str], vocab: int) -> Tokenizer:
 
 
 def open_tokenizer(name: str | Path) -> Tokenizer:
-    """Open a tokenizer: "bytes", a folder with a tokenizer.json, such a file, or a name on the Hugging Face hub.
+    """Open a tokenizer: "bytes", a folder with a tokenizer.json, such a file, a GGUF file, or a name on the hub.
 
     Raises LookupError if there is none, ValueError if it cannot be read.
     """
@@ -251,12 +252,24 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     path = Path(name).expanduser()
     if path.is_dir():
         return read_tokenizer(path / DEFINITION_FILE, path / CONFIG_FILE, str(name))
+    if is_gguf(path):
+        return from_gguf(path, str(name))
     if path.is_file():
         return read_tokenizer(path, path.with_name(CONFIG_FILE), str(name))
     if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise LookupError(f"no tokenizer at {name}: give {CHOICES}")
     definition = download(str(name), DEFINITION_FILE)
     return read_tokenizer(definition, definition and download(str(name), CONFIG_FILE), str(name))
+
+
+def from_gguf(path: Path, name: str) -> Tokenizer:
+    """The tokenizer of a GGUF file; its separator ended documents in pretraining, where a chat ends otherwise."""
+    definition = open_gguf_tokenizer(path).backend_tokenizer
+    ends = [definition.token_to_id(end) for end in COMMON_ENDS]
+    known = [end for end in ends if end is not None]
+    if not known:
+        raise ValueError(f"the tokenizer of {path} has none of {', '.join(COMMON_ENDS)}, which end a text")
+    return Tokenizer(definition.to_str(), name, known[0])
 
 
 def read_tokenizer(definition: Path | None, configuration: Path | None, name: str) -> Tokenizer:

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from bestiary.corpus.gguf import check_gguf, is_gguf, open_gguf_tokenizer
 from bestiary.corpus.hub import skip_without_network
 from bestiary.lm.files import DIGESTS, check_digests
 from bestiary.lm.names import check_name, is_path
@@ -258,7 +259,7 @@ def wrap_model(model: Model, settings: Mapping[str, Any]) -> BestiaryForCausalLM
 def open_causal(
     name: str | Path, *, trust: bool = False, device: str = "cpu", dtype: Any = "auto"
 ) -> tuple[PreTrainedModel, Any]:
-    """A causal model in evaluation mode and its tokenizer, from a folder or by name from the hub.
+    """A causal model in evaluation mode and its tokenizer, from a folder, a GGUF file, or by name from the hub.
 
     Code that comes with a model runs only if `trust`. Raises LookupError if there is no such model, ValueError if
     it cannot be used.
@@ -266,23 +267,34 @@ def open_causal(
     check_name(name)
     if is_path(name):
         name = Path(name).expanduser()
-        check_folder(name, trust=trust)
+        check_gguf(name) if is_gguf(name) else check_folder(name, trust=trust)
     else:
         skip_without_network()
-    options = {"trust_remote_code": trust}
     try:
-        config = AutoConfig.from_pretrained(str(name), **options)
-        opened: Any = AutoModelForCausalLM.from_pretrained(
-            str(name), config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(str(name), **options)
+        (model, info), tokenizer = open_gguf(name) if is_gguf(name) else open_folder(name, trust=trust, dtype=dtype)
     except Exception as fault:  # what damaged files and models of others fail with is not documented
         raise explain_error(str(name), fault, trust=trust) from None
-    model, info = opened
     if missing := sorted(info["missing_keys"]):
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise ValueError(f"the weights of {name} lack {missing[0]}{more}: they are of another model")
     return model.to(device).eval(), tokenizer
+
+
+def open_folder(name: str | Path, *, trust: bool, dtype: Any) -> tuple[tuple[Any, dict[str, Any]], Any]:
+    """A model with what was found wrong while loading it, and its tokenizer. Raises nearly anything."""
+    options = {"trust_remote_code": trust}
+    config = AutoConfig.from_pretrained(str(name), **options)
+    opened: Any = AutoModelForCausalLM.from_pretrained(
+        str(name), config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+    )
+    return opened, AutoTokenizer.from_pretrained(str(name), **options)
+
+
+def open_gguf(path: str | Path) -> tuple[tuple[Any, dict[str, Any]], Any]:
+    """As `open_folder`, for a GGUF file, whose weights become numbers of 32 bits. Raises nearly anything."""
+    path = Path(path)
+    opened: Any = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, output_loading_info=True)
+    return opened, open_gguf_tokenizer(path)
 
 
 def check_folder(folder: Path, *, trust: bool) -> None:

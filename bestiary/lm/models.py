@@ -1,4 +1,4 @@
-"""Language models of either kind, opened by the folder of a run, a folder of Hugging Face, or a name on its hub."""
+"""Language models of either kind, opened by a run's folder, one of Hugging Face, a GGUF file, or a hub name."""
 
 import hashlib
 import json

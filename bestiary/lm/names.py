@@ -1,4 +1,4 @@
-"""What the name of a language model means: the folder of a run, one of Hugging Face, or a model on its hub."""
+"""What the name of a language model means: the folder of a run, one of Hugging Face, a GGUF file, or the hub."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 RUN_KEY = re.compile(r"[0-9a-f]{12}")
 FOLDERS = ("models", "runs", "corpora", "figures")  # where the verbs write unless told otherwise
-FILES = (".npy", ".npz", ".json", ".jsonl", ".txt", ".csv", ".safetensors")
+FILES = (".npy", ".npz", ".json", ".jsonl", ".txt", ".csv", ".safetensors", ".gguf")
 
 
 def is_run(folder: Path | str) -> bool:

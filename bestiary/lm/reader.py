@@ -28,9 +28,7 @@ def make_reader(model: Any, tokenizer: Any, *, rows: int = 16) -> Reader:
     """A `Reader` from a model and its tokenizer. What prompts have in common is read once, answers `rows` at a time."""
     import torch
 
-    from bestiary.model import Model
-
-    step = model if isinstance(model, Model) else choose_step(model)
+    step = as_step(model)
     device, limit = next(model.parameters()).device, max_tokens(model)
 
     def read(questions: Sequence[tuple[str, str]]) -> list[Score]:
@@ -49,6 +47,13 @@ def make_reader(model: Any, tokenizer: Any, *, rows: int = 16) -> Reader:
         return scores
 
     return read
+
+
+def as_step(model: Any) -> Step:
+    """One of our models is a step as it is; for others, see `choose_step`."""
+    from bestiary.model import Model
+
+    return model if isinstance(model, Model) else choose_step(model)
 
 
 def score_answers(step: Step, prompt: "Tensor", answers: list[list[int]], state: Any) -> list[Score]:

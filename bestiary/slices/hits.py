@@ -3,6 +3,9 @@
 A token is an AR hit if the bigram that it ends occurred earlier in the same context and at most `threshold` times in
 the training text (1,250 of 10 billion tokens in the paper, 1,000 in its successor "Just read twice"): often enough to
 be copied from the context, too rarely to be memorised. Everything is exact and found by sorting, row by row.
+
+A threshold is a number of occurrences, or a rate per million tokens, so that it means the same for any amount of text.
+What is counted stands for what a model was trained on: for a model of unknown training, any text of the same kind.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from bestiary.corpus.counts import Counts
 
 ORDERS = (2, 3, 4, 5)  # of n-grams
+PAPER_RATE = "0.125/M"  # 1,250 in 10 billion tokens
 TOKENS_AT_ONCE = 2**20  # tokens processed at a time
 
 
@@ -25,7 +29,7 @@ class Facets(NamedTuple):
     that has not occurred earlier in the context has `distance` 0, `earlier` 0, and so on.
     """
 
-    seen: "NDArray[np.int64]"  # how often the bigram occurred in training
+    seen: "NDArray[np.int64]"  # how often the bigram was counted
     distance: "NDArray[np.int32]"  # tokens back to the last earlier occurrence of the gram
     earlier: "NDArray[np.int32]"  # occurrences of the gram before this one: 1 at the first that can be recalled
     continuations: "NDArray[np.int32]"  # different tokens that followed the prefix before: 1 is unique, more ambiguous
@@ -33,8 +37,25 @@ class Facets(NamedTuple):
     longest: "NDArray[np.int8]"  # the longest gram that occurred earlier, of the orders 2 to 5; 0 if none
 
     def hits(self, threshold: int) -> "NDArray[np.bool_]":
-        """Where the AR hits are: grams that occurred earlier in the context, at most `threshold` times in training."""
+        """Where the AR hits are: grams that occurred earlier in the context, counted at most `threshold` times."""
         return (self.distance > 0) & (self.seen <= threshold)
+
+
+def read_threshold(text: str, total: int) -> int:
+    """Occurrences up to which a bigram is rare: "50" as it is, "0.125/M" of so many per million of `total` tokens.
+
+    Rates are rounded down. Raises ValueError.
+    """
+    number, slash, unit = text.strip().partition("/")
+    try:
+        value = float(number) if slash else int(number)
+        if not 0 <= value < float("inf") or unit not in ("", "M") or (slash and not unit):
+            raise ValueError
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no threshold: give occurrences, such as 50, or occurrences per million, such as {PAPER_RATE}"
+        ) from None
+    return int(value * total / 1e6) if slash else int(value)
 
 
 def facets(contexts: "NDArray[np.integer]", counts: "Counts", *, order: int = 2) -> Facets:

@@ -160,6 +160,38 @@ def model_losses(
     return np.concatenate(found)
 
 
+def window_contexts(contexts: "NDArray[np.int64]", window: int) -> "NDArray[np.int64]":
+    """Contexts (n, length + 1) cut into overlapping ones of 2 * window + 1 tokens, `window` apart.
+
+    Those of one context follow each other, the last of them ends where it ends. Raises ValueError for a window of which
+    the contexts hold no more than two.
+    """
+    length = contexts.shape[1] - 1
+    if not 0 < 2 * window < length:
+        raise ValueError(f"a window of {window} in contexts of {length}: it must be at least 1 and less than half")
+    starts = window_starts(length, window)
+    return contexts[:, starts[:, None] + np.arange(2 * window + 1)].reshape(-1, 2 * window + 1)
+
+
+def window_losses(losses: "NDArray", length: int, window: int) -> "NDArray":
+    """The losses (n, length) of whole contexts from those of their `window_contexts`.
+
+    Each token is taken where the most comes before it: `window` to 2 * window tokens, fewer only at the beginning.
+    """
+    starts = window_starts(length, window)
+    parts = losses.reshape(-1, len(starts), 2 * window)
+    found = np.empty((len(parts), length), losses.dtype)
+    for i in reversed(range(len(starts))):  # later ones first, so that earlier ones overwrite what they see more of
+        new = slice(0 if i == 0 else window, 2 * window)
+        found[:, starts[i] + new.start : starts[i] + new.stop] = parts[:, i, new]
+    return found
+
+
+def window_starts(length: int, window: int) -> "NDArray[np.int64]":
+    """Where the windows of a context of `length` predicted tokens start."""
+    return np.append(np.arange(0, length - 2 * window, window), length - 2 * window)
+
+
 def bits_per_byte(losses: "NDArray", count: int) -> float:
     """The sum of losses (nats) in bits, divided by the bytes that were predicted: comparable between tokenizers."""
     return float(losses.sum(dtype=np.float64)) / np.log(2) / count

@@ -109,7 +109,7 @@ function cardContent(i) {
   return [head, html("table", null, html("thead", null, html("tr", null, ["Model", "Probability", "Loss, nats"].map((name, k) =>
     html("th", { scope: "col", class: k ? "number" : null }, name)))), html("tbody", null, data.names.map(row), verdict)),
     html("dl", null, html("dt", null, "Earlier in the context"), html("dd", null, back),
-      html("dt", null, "Pair in training"), html("dd", null, counts[i] < 0 ? "not counted" : counts[i] ? count(counts[i], "time") : "never"))];
+      html("dt", null, "Pair was counted"), html("dd", null, counts[i] < 0 ? "not counted" : counts[i] ? count(counts[i], "time") : "never"))];
 }
 function placeCard(card, span, earlier) {
   const stage = find("stage").getBoundingClientRect(), parts = span.getClientRects(), at = parts[0], last = parts[parts.length - 1];

@@ -72,8 +72,15 @@ def losses_by_distance(text: "Text", losses: "Mapping[str, NDArray]", threshold:
     return binned_losses(losses, facets.distance, facets.hits(threshold), edges, text.documents)
 
 
+def losses_by_position(text: "Text", losses: "Mapping[str, NDArray]") -> Iterator[dict[str, Any]]:
+    """Loss on all tokens by how many tokens of the context come before."""
+    before = np.broadcast_to(np.arange(1, text.shape[1] + 1), text.shape)
+    edges = doubling_edges(text.shape[1])
+    return binned_losses(losses, before, np.ones(text.shape, bool), edges, text.documents)
+
+
 def losses_by_count(text: "Text", losses: "Mapping[str, NDArray]", *, repeated: bool) -> Iterator[dict[str, Any]]:
-    """Loss by how often the bigram occurred in training, for bigrams that repeat in the context or for the others."""
+    """Loss by how often the bigram was counted, for bigrams that repeat in the context or for the others."""
     facets = text.facets
     edges = [0, *doubling_edges(int(facets.seen.max(initial=1)))]
     return binned_losses(losses, facets.seen, (facets.distance > 0) == repeated, edges, text.documents)
@@ -115,9 +122,10 @@ def shares_by_threshold(
 
 
 def summary_sentences(text: "Text", found: Estimates, names: Sequence[str], threshold: int) -> list[str]:
-    """The result in sentences, with its numbers and formulas."""
+    """The result in sentences, with its numbers and formulas; the last of several models is the reference."""
     gram = "bigram" if text.order == 2 else f"{text.order}-gram"
-    rare = f"at most {threshold:,} times in {text.counts.total:,} tokens of training"
+    rate = 1e6 * threshold / max(1, text.counts.total)
+    rare = f"at most {plural(threshold, 'time')} in the {text.counts.total:,} tokens counted ({rate:.3g} per million)"
     tail = f"and {rare}" if text.order == 2 else f"and its last bigram {rare}"
     lines = [
         f"{text.name}: {text.documents.size:,} tokens of {plural(found.documents, text.unit)} in contexts of "
@@ -128,14 +136,38 @@ def summary_sentences(text: "Text", found: Estimates, names: Sequence[str], thre
         of = [str(found.perplexity(name, part)) for part in ("overall", "hits", "other")]
         formed = "" if found.recall_formed(name) or found.documents < 2 else " Recall has not formed in it."
         lines.append(f"{name}: perplexity {of[0]}, on hits {of[1]}, on other tokens {of[2]}.{formed}")
-    if len(names) == 2:
-        given = share_or_reason(found, *names)
+    for name in names[:-1]:
+        given, whose = share_or_reason(found, name, names[-1]), f"of {name} " if len(names) > 2 else ""
         if "why" in given:
-            lines.append(f"No share of the gap: {given['why']}.")
+            lines.append(f"No share of the gap {whose}: {given['why']}.".replace(" :", ":"))
         else:
-            lines.append(f"Share of the gap due to hits: {given['log'].percent} in log-perplexity, {LOG_SHARE}.")
+            lines.append(f"Share of the gap {whose}due to hits: {given['log'].percent} in log-perplexity, {LOG_SHARE}.")
             lines.append(f"In perplexity: {given['plain'].percent}, {PERPLEXITY_SHARE}.")
     return [*lines, *interval_sentences(found.documents, text.unit)]
+
+
+def far_sentences(
+    text: "Text", losses: "Mapping[str, NDArray]", windowed: "Mapping[str, NDArray]", window: int
+) -> list[str]:
+    """What each model gains from more than `2 * window` tokens back, on the tokens that have so many before them."""
+    far = np.broadcast_to(np.arange(1, text.shape[1] + 1) > 2 * window, text.shape)
+    lines = []
+    for name, given in windowed.items():
+        of = Estimates(Sums.from_losses({"whole": losses[name], "window": given}, far, text.documents))
+        gain = of.gap("window", "whole", "hits")
+        lines.append(
+            f"{name}, where more than {2 * window:,} tokens came before: its loss is {gain} nats lower than with the "
+            f"last {window:,} to {2 * window:,} alone."
+        )
+    return lines
+
+
+def threshold_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """What follows from other thresholds, from `shares_by_threshold`: one row each, the models side by side."""
+    table = pd.DataFrame(rows)
+    wide = table.pivot(index=["threshold", "hits_share"], columns="model", values="hits")
+    wide = wide[list(dict.fromkeys(table["model"]))].rename(columns=lambda name: f"hits: {name}")
+    return wide.reset_index().rename(columns={"hits_share": "share of tokens"})
 
 
 def interval_sentences(count: int, unit: str) -> list[str]:
@@ -163,9 +195,10 @@ def selection_note(models: int, unit: str = "document") -> str:
 
 CURVE_NOTE = "Mean and 95 % interval over documents; each bin at its lower edge, 0.5 is never."
 FACETS = {  # the tables of curves, by name: title and x axis
+    "position": ("All tokens", "Tokens before"),
     "distance": ("Hits", "Tokens back"),
-    "count": ("Repeated bigrams", "Count in training"),
-    "count-new": ("New bigrams", "Count in training"),
+    "count": ("Repeated bigrams", "Times counted"),
+    "count-new": ("New bigrams", "Times counted"),
 }
 
 
@@ -196,7 +229,7 @@ def threshold_figure(rows: pd.DataFrame) -> Figure:
         Line("of the gap, in log-perplexity", x, *(rows[f"share{end}"].tolist() for end in ("", "_low", "_high"))),
         Line("of the gap, in perplexity", x, rows["share_plain"].tolist()),
     ]
-    note = "Hits: repeated bigrams seen at most so often in training (0.5: never); no share before recall has formed."
+    note = "Hits: repeated bigrams counted at most so often (0.5: never); no share before recall has formed."
     return fit_share_axis(panels({"": lines}, x="Threshold", y="Share", note=note, size=(4.2, 2.7)), lines)
 
 

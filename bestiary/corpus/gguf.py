@@ -1,0 +1,86 @@
+"""Tokenizers of GGUF files, the format of llama.cpp, read through transformers. Needs `bestiary[gguf]`.
+
+transformers takes the vocabulary and the merges of a file, but not how text is split before they are applied. The file
+names this split (`tokenizer.ggml.pre`); SPLITS has those of llama.cpp (src/llama-vocab.cpp) that most models use.
+With the wrong split a model reads other tokens than it was trained on: SmolLM2, for one, before numbers.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+MAGIC = b"GGUF"
+DIGIT = r"\p{N}"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", DIGIT)
+SPLITS = {
+    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais"), (GPT2,)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), (DIGIT, GPT2)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (LLAMA3,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), (QWEN2,)),
+}
+
+
+def is_gguf(name: str | Path) -> bool:
+    """Whether this is a GGUF file, by its first bytes, or is called one."""
+    path = Path(name).expanduser()
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC or path.suffix == ".gguf"
+
+
+def check_gguf(path: Path) -> None:
+    """Raises ValueError for a file that is none, or ImportError if the library that reads them is missing."""
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise ValueError(f"{path} is no GGUF file: it does not begin with GGUF")
+    if find_spec("gguf") is None or find_spec("transformers") is None:
+        raise ImportError(f"reading {path} needs gguf: pip install 'bestiary[gguf]'")
+
+
+def gguf_field(path: Path, name: str) -> Any:
+    """A field of a file's header; None if it has no such field."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).fields.get(name)
+    return None if field is None else field.contents()
+
+
+def open_gguf_tokenizer(path: Path) -> Any:
+    """The tokenizer of transformers for a GGUF file, splitting text as llama.cpp does.
+
+    Raises ImportError or ValueError, also for a split that is not in SPLITS.
+    """
+    from transformers import AutoTokenizer
+
+    check_gguf(path)
+    try:
+        split = gguf_field(path, "tokenizer.ggml.pre")
+        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    except Exception as fault:  # what damaged files fail with is not documented
+        raise ValueError(f"the tokenizer of {path} cannot be read ({first_line(fault)})") from None
+    if split not in (None, "default"):  # vocabularies of SentencePiece are not split
+        if split not in SPLITS:
+            raise ValueError(
+                f"{path} splits text as {split!r}, which is not known here: use the model's folder of Hugging Face"
+            )
+        tokenizer.backend_tokenizer.pre_tokenizer = splitter(SPLITS[split])
+    return tokenizer
+
+
+def splitter(patterns: tuple[str, ...]) -> Any:
+    """A pre-tokenizer of `tokenizers` that isolates what matches each regular expression, then goes to bytes."""
+    from tokenizers import Regex, pre_tokenizers
+
+    isolated = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*isolated, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def first_line(fault: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(fault).strip().splitlines() or [type(fault).__name__])[0][:200]
