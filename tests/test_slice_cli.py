@@ -121,7 +121,7 @@ def test_the_page_of_one_model_speaks_of_its_loss_and_names_passages_by_their_wo
         text = " ".join("".join(passage["pieces"]).replace("<|endoftext|>", "").split())
         assert passage["title"].rstrip("…").split()[0] in text
         assert "context" not in passage["title"]
-    assert page.count("<figure") == 3
+    assert page.count("<figure") == 4
 
 
 def test_a_limit_takes_contexts_of_many_documents(place: Path) -> None:

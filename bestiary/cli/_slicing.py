@@ -111,6 +111,14 @@ def claim_folder(out: Path) -> None:
         raise ValueError(f"{out} cannot be written ({fault.strerror}): give another folder with --out") from None
 
 
+class Measured(NamedTuple):
+    """What was measured of several models on one text, by their names, in the order given."""
+
+    losses: "dict[str, NDArray]"
+    windowed: "dict[str, NDArray]"  # the same with a window
+    others: dict[str, LossSource]  # models that read by another tokenizer, not measured yet
+
+
 def slice_models(
     text: "Text",
     models: Sequence[str],
@@ -125,51 +133,73 @@ def slice_models(
     from bestiary.cli.console import print_table
     from bestiary.slices import tables
     from bestiary.slices.hits import read_threshold
-    from bestiary.slices.losses import window_contexts, window_losses
 
     out = out or FIGURES / "-".join(["slice", *(Path(name).stem for name in models)])
     claim_folder(out)
     most = read_threshold(threshold, text.counts.total)
     if not text.facets.hits(most).any():
         raise ValueError(f"no token of {text.name} is a hit at threshold {most}; raise --threshold")
-    windows = None if window is None else window_contexts(text.contexts, window)
-    sources = [open_source(name, device=device, trust=trust, shape=text.shape) for name in models]
-    own, first = text.corpus.tokenizer, sources[0].tokenizer
-    if first is not None and not first.is_equivalent(own):
-        raise ValueError(
-            f"{models[0]} reads by tokenizer {first.hash}, {text.corpus.folder} was counted by {own.hash}; "
-            f"make a corpus by it: bestiary corpus SOURCE --tokenizer {models[0]} --out FOLDER"
-        )
-    losses, windowed, others = {}, {}, {}
-    for source, given in zip(sources, models, strict=True):
-        name = source.name if source.name not in losses else f"{source.name} ({given})"
-        if source.tokenizer is not None and not source.tokenizer.is_equivalent(own):
-            others[name] = source
-            continue
-        losses[name] = measured(source, text.contexts, out)
-        if windows is not None and window is not None and source.tokenizer is not None:
-            windowed[name] = window_losses(measured(source, windows, out), text.shape[1], window)
-    if len(models) > 2 and len(losses) + len(others) == len(models) and list(others)[-1:] == [sources[-1].name]:
-        raise ValueError(f"{models[-1]}, the reference, reads by another tokenizer: name one that the others read by")
+    losses, windowed, others = measure_models(text, models, window, out, device=device, trust=trust)
     found = tables.estimate_text(text, losses, most)
     sentences = tables.summary_sentences(text, found, list(losses), most)
     if window is not None:
         sentences += tables.far_sentences(text, losses, windowed, window)
     sentences += bits_per_byte_lines(text, losses, others, out)
     typer.echo("\n".join(sentences))
-    by_threshold = list(tables.shares_by_threshold(text, losses, list(losses)[-1]))
+    content = text_tables(text, losses, losses | windowed, most)
     typer.echo("Perplexity on hits by threshold, in occurrences among the tokens counted:")
-    print_table(tables.threshold_table(by_threshold))
-    shown = losses | {f"{name}, last {window:,}": given for name, given in windowed.items()}
-    content = {
-        "kinds": list(tables.losses_by_kind(text, losses, most)),
+    print_table(tables.threshold_table(content["threshold"]))
+    write_results(text, found, losses, most, content, sentences, out)
+
+
+def measure_models(
+    text: "Text", models: Sequence[str], window: int | None, out: Path, *, device: str, trust: bool
+) -> Measured:
+    """The losses of models, with and without a window. Raises LookupError or ValueError, mostly before measuring."""
+    from bestiary.slices.losses import window_contexts, window_losses
+
+    windows = None if window is None else window_contexts(text.contexts, window)
+    sources = [open_source(name, device=device, trust=trust, shape=text.shape) for name in models]
+    check_tokenizers(text, models, sources)
+    found = Measured({}, {}, {})
+    for source, given in zip(sources, models, strict=True):
+        name = source.name if source.name not in found.losses else f"{source.name} ({given})"
+        if source.tokenizer is not None and not source.tokenizer.is_equivalent(text.corpus.tokenizer):
+            found.others[name] = source
+            continue
+        found.losses[name] = measured(source, text.contexts, out)
+        if windows is not None and window is not None and source.tokenizer is not None:
+            of = window_losses(measured(source, windows, out), text.shape[1], window)
+            found.windowed[f"{name}, last {window:,}"] = of
+    return found
+
+
+def check_tokenizers(text: "Text", models: Sequence[str], sources: Sequence[LossSource]) -> None:
+    """Raises ValueError if the first model, or the reference of several, reads by another tokenizer than the counts."""
+    needed = {models[0]: sources[0]} | ({models[-1]: sources[-1]} if len(models) > 2 else {})
+    for name, source in needed.items():
+        if source.tokenizer is not None and not source.tokenizer.is_equivalent(text.corpus.tokenizer):
+            raise ValueError(
+                f"{name} reads by tokenizer {source.tokenizer.hash}, {text.corpus.folder} was counted by "
+                f"{text.corpus.tokenizer.hash}; make a corpus by it: "
+                f"bestiary corpus SOURCE --tokenizer {name} --out FOLDER"
+            )
+
+
+def text_tables(
+    text: "Text", losses: "dict[str, NDArray]", shown: "dict[str, NDArray]", threshold: int
+) -> dict[str, list[dict[str, Any]]]:
+    """The tables of slices and curves by name; `shown` has the losses with a window as well."""
+    from bestiary.slices import tables
+
+    return {
+        "kinds": list(tables.losses_by_kind(text, losses, threshold)),
         "position": list(tables.losses_by_position(text, shown)),
-        "distance": list(tables.losses_by_distance(text, shown, most)),
+        "distance": list(tables.losses_by_distance(text, shown, threshold)),
         "count": list(tables.losses_by_count(text, losses, repeated=True)),
         "count-new": list(tables.losses_by_count(text, losses, repeated=False)),
-        "threshold": by_threshold,
+        "threshold": list(tables.shares_by_threshold(text, losses, list(losses)[-1])),
     }
-    write_results(text, found, losses, most, content, sentences, out)
 
 
 def measured(source: LossSource, contexts: "NDArray", out: Path) -> "NDArray":

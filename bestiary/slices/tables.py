@@ -149,10 +149,16 @@ def summary_sentences(text: "Text", found: Estimates, names: Sequence[str], thre
 def far_sentences(
     text: "Text", losses: "Mapping[str, NDArray]", windowed: "Mapping[str, NDArray]", window: int
 ) -> list[str]:
-    """What each model gains from more than `2 * window` tokens back, on the tokens that have so many before them."""
+    """What each model gains from more than `2 * window` tokens back, on the tokens that have so many before them.
+
+    `windowed` has the losses with a window, as "MODEL, last WINDOW".
+    """
     far = np.broadcast_to(np.arange(1, text.shape[1] + 1) > 2 * window, text.shape)
     lines = []
-    for name, given in windowed.items():
+    for name in losses:
+        given = windowed.get(f"{name}, last {window:,}")
+        if given is None:  # of a file, which cannot be measured again
+            continue
         of = Estimates(Sums.from_losses({"whole": losses[name], "window": given}, far, text.documents))
         gain = of.gap("window", "whole", "hits")
         lines.append(
