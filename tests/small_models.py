@@ -11,7 +11,7 @@ def small_tokenizer() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from bestiary.lm.probe import CITIES, NOUNS, draw_words
+    from bestiary.lm.questions import draw_words, word_list
 
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -20,7 +20,8 @@ def small_tokenizer() -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=700, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )
-    made.train_from_iterator([NOUNS, CITIES, " ".join(draw_words(Random(0), 2000, None))], trainer)
+    words = [*word_list("nouns"), *word_list("cities"), *draw_words(Random(0), 2000, None)]
+    made.train_from_iterator([" ".join(words)], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", pad_token="<end>")
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bestiary.lm.journal import Journal
-from bestiary.lm.probe import CITIES, DID, HOW, NAMES, NOUNS, SURNAMES, WHEN, WHO, probe
+from bestiary.lm.probe import depth_figure, probe
+from bestiary.lm.questions import DRAW, contents, kinds, most_entries, word_list
 from bestiary.lm.reader import Reader, Score, cached_step, choose_step, make_reader, uncached_step
 from bestiary.runs.intervals import wilson
 
@@ -68,6 +69,101 @@ def test_what_guesses_scores_chance_and_a_tie_is_a_guess() -> None:
         assert row.ranked == pytest.approx(row.chance)
         assert row.exact == 0.0
         assert (row.low, row.high) == wilson(row.ranked, row.asked)
+
+
+HIDDEN: dict[str, Any] = {
+    "tasks": ("updates", "variables", "hops", "meaning"), "words": (0, 60), "needles": 5, "depths": (0.0, 1.0),
+    "shots": (0, 1), "contexts": 10, "questions": 1,
+}  # fmt: skip
+
+
+def find_answer(prompt: str, *, careful: bool = True) -> str:
+    """What the text says, by the meaning of each template; without care, the first thing that fits."""
+    *text, question = re.split(r"\n", prompt)
+    told = " ".join(text)
+
+    def after(pattern: str) -> str:
+        found = re.findall(pattern, told)
+        return found[-1 if careful else 0]
+
+    if key := re.search(r"secret code of (\w+) is$", question):
+        return after(rf"code of {key[1]} is (?:changed to )?(\d+)")
+    if key := re.search(r"number that (\w+) stands", question):
+        middle = after(rf"Let {key[1]} be (\w+)")
+        return after(rf"Let {middle} be (\w+)")
+    if key := re.search(r"boss of the boss of (\w+) is", question):
+        boss = after(rf"The boss of {key[1]} is (\w+)")
+        return after(rf"The boss of {boss} is (\w+)") if careful else boss
+    key = re.search(r"lives in (\w+) is", question)
+    assert key
+    return after(rf"From the window, (\w+) sees {re.escape(contents()['landmarks'][key[1]])}")
+
+
+def test_what_understands_the_text_scores_one_and_what_takes_the_first_that_fits_falls_for_the_lures() -> None:
+    def reader(careful: bool) -> Reader:
+        def read(rows: Sequence[tuple[str, str]]) -> list[Score]:
+            right = [answer == f" {find_answer(prompt, careful=careful)}" for prompt, answer in rows]
+            return [Score(0.0 if hit else -9.0, hit) for hit in right]
+
+        return read
+
+    assert set(HIDDEN["tasks"]) | {"mqar", "phone_book", "needle"} == set(DRAW) == set(kinds())
+    rows = list(probe(reader(True), **HIDDEN))
+    assert all(row.exact == row.ranked == 1.0 for row in rows)
+    of = {row.task: row.exact for row in probe(reader(False), **HIDDEN)}
+    assert (of["updates"], of["hops"]) == (0.0, 0.0), "the former code, and the boss alone, are among the choices"
+    assert (of["variables"], of["meaning"]) == (1.0, 1.0)
+
+
+def test_what_guesses_scores_chance_on_hidden_facts() -> None:
+    rows = list(probe(recording_reader([]), **HIDDEN | {"contexts": 200}))
+    assert sum(row.low <= row.chance <= row.high for row in rows) >= 0.8 * len(rows)
+    assert {(row.task, row.shots): round(1 / row.chance) for row in rows} == {
+        (task, shots): 5 - shots + (task in ("updates", "hops")) for task in HIDDEN["tasks"] for shots in (0, 1)
+    }
+
+
+def test_answers_of_a_question_are_different_and_no_task_is_asked_for_too_much() -> None:
+    for task in DRAW:
+        rows: list[tuple[str, str]] = []
+        entries = min(most_entries(task), 20)
+        given = {"entries": (entries,), "needles": entries, "words": (100,), "depths": (0.3,), "shots": (1,)}
+        list(probe(recording_reader(rows), tasks=(task,), contexts=4, questions=1, choices=50, **given))
+        for prompt in {prompt for prompt, _ in rows}:
+            answers = [answer for asked, answer in rows if asked == prompt]
+            assert len(set(answers)) == len(answers) > entries - 2
+
+
+@pytest.mark.parametrize("task", ["updates", "variables", "hops"])
+def test_the_last_fact_asked_for_lies_at_its_depth_and_the_others_before_it(task: str) -> None:
+    for depth in (0.0, 0.5, 1.0):
+        rows: list[tuple[str, str]] = []
+        given = {"needles": 4, "shots": (0,), "words": (400,), "depths": (depth,), "contexts": 8, "questions": 1}
+        list(probe(recording_reader(rows), tasks=(task,), **given))
+        for prompt, answer in {prompt: answer for prompt, answer in reversed(rows)}.items():
+            text = prompt.split("\n\n")[0]
+            facts = [re.escape(fact).replace(r"\{", "{").replace(r"\}", "}") for fact in kinds()[task].fact]
+            asked = kinds()[task].question.replace("{key}", r"(\w+)") + "$"
+            key = re.search(asked, prompt)
+            assert key
+            middle = re.search(rf"boss of {key[1]} is (\w+)|Let {key[1]} be (\w+)", text)
+            parts = {"key": key[1], "value": answer.strip(), "old": r"\d+"}
+            parts["middle"] = next(filter(None, middle.groups())) if middle else ""
+            places = [re.search(fact.format(**parts), text) for fact in facts]
+            first, last = (place.start() if place else -1 for place in places)
+            assert -1 < first < last
+            assert last / len(text) == pytest.approx(depth, abs=0.2)
+
+
+def test_a_figure_shows_length_by_depth() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame(list(probe(recording_reader([]), **HIDDEN)))
+    figure = depth_figure(table)
+    assert figure is not None
+    shown = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert shown == [f"{task}, 60 words, {shots} shots" for task in HIDDEN["tasks"] for shots in (0, 1)]
+    assert depth_figure(table[table["words"] == 0]) is None
 
 
 def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path: Path) -> None:
@@ -140,10 +236,11 @@ def test_the_needle_asked_for_lies_at_its_depth(depth: float) -> None:
 
 
 def test_made_up_text_holds_nothing_that_is_asked_for_and_other_text_is_taken_as_it_is(tmp_path: Path) -> None:
-    told = {word.lower() for part in (WHO, DID, HOW, WHEN) for word in re.findall(r"\w+", part)}
-    asked = [word.lower() for part in (NOUNS, NAMES, SURNAMES, CITIES) for word in part.split()]
+    told = {word.lower() for part in contents()["filler"].values() for word in re.findall(r"\w+", part)}
+    lists = [word_list(name) for name in ("nouns", "names", "surnames", "cities")]
+    asked = [word.lower() for words in lists for word in words]
     assert not told & set(asked)
-    assert len({*NOUNS.split()}) == len(NOUNS.split())
+    assert all(len({*words}) == len(words) for words in lists)
     (tmp_path / "text.txt").write_text(" ".join(f"w{i}" for i in range(50)))
     rows: list[tuple[str, str]] = []
     list(

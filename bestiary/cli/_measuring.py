@@ -36,14 +36,28 @@ def journal_path(verb: str, name: str, subject: Mapping[str, Any]) -> Path:
     return FIGURES / f"{verb}-{Path(name).name or 'model'}-{key}.jsonl"
 
 
-def probe_model(name: str, *, rows: int, device: str, trust: bool, **sizes: Sequence[int]) -> "pd.DataFrame":
+def write_probe(table: "pd.DataFrame", out: Path) -> list[Path]:
+    """Write the table, and beside it a figure by length and depth if something was hidden; returns the files."""
+    from bestiary.lm.probe import depth_figure
+    from bestiary.report.plot import save_figure
+    from bestiary.runs.store import write_file
+
+    write_file(out, table.to_csv(index=False))
+    figure = depth_figure(table)
+    return [out, *([] if figure is None else save_figure(figure, out.with_suffix("")))]
+
+
+def probe_model(name: str, *, rows: int, device: str, trust: bool, **sizes: Any) -> "pd.DataFrame":
     """Recall asked in text: `rows` questions at each difficulty, without those that were answered before."""
     import pandas as pd
 
     from bestiary.lm.journal import Journal
     from bestiary.lm.models import open_model
     from bestiary.lm.probe import FORMAT, probe
+    from bestiary.lm.questions import DRAW
 
+    if sizes.get("tasks") == ["all"]:
+        sizes["tasks"] = list(DRAW)
     contexts = -(-rows // 4)
     probe(lambda _: [], contexts=contexts, **cast(Any, sizes))  # refuses what is impossible before the model is opened
     model, tokenizer, fingerprint = open_model(name, device=device, trust=trust)

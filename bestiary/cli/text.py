@@ -250,29 +250,35 @@ def slice_text(
 @app.command()
 def probe(
     model: Annotated[str, typer.Argument(help=f"{MODEL}.")],
+    tasks: Annotated[
+        str, typer.Option(help="mqar, phone_book, needle, updates, variables, hops, meaning; or all.")
+    ] = "mqar,phone_book,needle",
     shots: Annotated[str, typer.Option(help="Examples before the question, between commas.")] = "0,2",
-    entries: Annotated[str, typer.Option(help="Facts in a context of key and value, and of the phone book.")] = "5,20",
+    entries: Annotated[str, typer.Option(help="Facts in a context of mqar, and of the phone book.")] = "5,20",
+    needles: Annotated[int, typer.Option(min=2, help="Facts hidden in a context of the other tasks.")] = 8,
     words: Annotated[str, typer.Option(help="Words of other text.")] = "0,200",
+    depths: Annotated[str, typer.Option(help="Where the hidden facts lie, 0 to 1.")] = "0,0.25,0.5,0.75,1",
     rows: Annotated[int, typer.Option(min=1, help="Questions of each kind.")] = 32,
-    out: Annotated[Path | None, typer.Option(help="File for the table, .csv.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the table, .csv; beside it, a figure by depth.")] = None,
     device: Device = "cpu",
     trust: Trust = False,
     _files: TrustFiles = None,
 ) -> None:
-    """Test recall in plain text: key and value, phone book and needle."""
-    from bestiary.cli._measuring import check_table_file, probe_model
+    """Test recall in plain text: key and value, phone book, needles, changed and chained facts."""
+    from bestiary.cli._measuring import check_table_file, probe_model, write_probe
     from bestiary.cli.console import print_table as show_table
-    from bestiary.runs.store import write_file
 
     with user_input():
-        sizes = {"shots": parse_integers(shots), "entries": parse_integers(entries), "words": parse_integers(words)}
+        sizes: dict[str, Any] = {"tasks": split_names(tasks), "needles": needles}
+        sizes |= {"shots": parse_integers(shots), "entries": parse_integers(entries), "words": parse_integers(words)}
+        sizes["depths"] = [float(part) for part in split_names(depths)]
         check_table_file(out)
         table = probe_model(model, **sizes, rows=rows, device=device, trust=trust)
     show_table(table)
     if out is not None:
         with user_input():
-            write_file(out, table.to_csv(index=False))
-        typer.echo(str(out))
+            for path in write_probe(table, out):
+                typer.echo(str(path))
 
 
 @app.command()

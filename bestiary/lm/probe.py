@@ -1,60 +1,37 @@
 """Recall in plain text, for any causal language model: facts are stated, then some of them are asked for.
 
-    mqar         pairs of words, other text, then a word whose partner follows    (Arora et al., 2023, "Zoology")
-    phone_book   names with numbers, then a name                                  (Jelassi et al., 2024)
-    needle       sentences hidden in other text, one of them at a chosen depth    (Hsieh et al., 2024, "RULER")
+    mqar         pairs of words, other text, then a word whose partner follows          (Arora et al., 2023, "Zoology")
+    phone_book   names with numbers, then a name                                        (Jelassi et al., 2024)
+    needle       sentences hidden in other text, one of them at a chosen depth          (Hsieh et al., 2024, "RULER")
+    updates      the same, but a code is changed later on, and the last one counts      (after the same)
+    variables    a name that stands for a name that stands for a number                 (the same, variable tracking)
+    hops         the boss of someone's boss, from two sentences
+    meaning      a question that shares no word with its answer                   (Modarressi et al., 2025, "NoLiMa")
 
 `shots` solved questions about the same context stand before each question. Answers are scored in two ways: `exact` is
 the share of questions whose greedy continuation is the answer, `ranked` the share where the answer is likelier than
 other values of the context (at most `choices` in all, without those of solved questions). So a model that is far from
-writing an answer still shows what it remembers, against a known level of chance. Everything is drawn as words, so all
-models are asked the same questions, whatever their tokenizer.
+writing an answer still shows what it remembers, against a known level of chance. Everything is drawn as words (see
+bestiary/lm/probe.toml), so all models are asked the same questions, whatever their tokenizer.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bestiary.lm.journal import Journal
+from bestiary.lm.questions import DRAW, Question, Setting, check_setting, count_choices, draw_questions, kinds
 from bestiary.lm.reader import Reader, make_reader
 from bestiary.runs.intervals import wilson
-from bestiary.spec import nearest
 
-FORMAT = 1  # raised when other questions are asked, so that old answers are not taken for new ones
-NOUNS = """
-apple arrow basket beacon beard bell bench blanket bottle branch brick bridge brush bucket butter button cabin camel
-candle canoe carpet castle cedar cello cherry clover coffee comet copper coral cotton crane crown curtain dagger daisy
-diamond dolphin donkey dragon drum eagle falcon feather fiddle flag flute fox frog garlic ginger glacier glove goat
-grape guitar hammer harbor hazel helmet honey hook horse ivory jacket jelly kettle kite ladder lantern lemon lizard
-lobster locket magnet mango maple marble melon mirror mitten monkey moth muffin needle nickel oak olive onion orchid
-otter owl oyster paddle palace panda parrot peach pearl pebble pelican pencil pepper piano pigeon pillow pine pistol
-planet plum pony potato pumpkin puppet rabbit radio raven ribbon rifle robin rocket rope ruby saddle sailor salmon
-satin scarf shark shell shield shovel silver skull slipper snail spider sponge spoon squid statue stove sugar swan
-sword teapot temple thistle thunder tiger timber toast torch trumpet tulip tunnel turtle umbrella vase velvet violin
-walnut walrus whale whistle willow window wizard wolf zebra
-"""
-NAMES = """
-Alice Adam Bella Bruno Clara Carl Diana David Elena Edgar Fiona Felix Grace George Hanna Henry Irene Isaac Julia James
-Karen Kevin Laura Lucas Maria Martin Nina Noah Olga Oscar Paula Peter Rosa Robert Sara Simon Tina Thomas Vera Victor
-Wanda Walter Yara Zeno
-"""
-SURNAMES = """
-Abbott Baker Carter Dixon Ellis Fisher Gibson Hughes Ingram Jensen Keller Lawson Morgan Norris Owens Parker Quinn
-Reeves Sawyer Turner Upton Vaughn Webster Yates Zimmer
-"""
-CITIES = """
-Amsterdam Athens Baghdad Bangkok Berlin Bogota Boston Brussels Budapest Cairo Calgary Chicago Copenhagen Dakar Dallas
-Delhi Denver Dublin Geneva Hanoi Havana Helsinki Houston Istanbul Jakarta Karachi Lima Lisbon London Madrid Manila
-Miami Milan Moscow Mumbai Munich Nairobi Naples Oslo Ottawa Paris Prague Quito Rome Santiago Seattle Seoul Shanghai
-Singapore Stockholm Sydney Tehran Tokyo Toronto Vienna Warsaw Zurich
-"""
-WHO = "People,Most visitors,The neighbours,A few students,Our guests,Many farmers,The children,Some workers"
-DID = "talked,walked about,waited,sat together,stayed,worked,rested,looked around,went on,kept quiet"
-HOW = "calmly,for a while,without hurry,as usual,in good spirits,much longer than planned,again,side by side"
-WHEN = "in the morning,after lunch,until evening,on most days,before the rain,all summer,last week,at times"
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+FORMAT = 2  # raised when other questions are asked, so that old answers are not taken for new ones
+TASKS = ("mqar", "phone_book", "needle")  # unless others are asked for
 
 
 class Row(NamedTuple):
@@ -63,8 +40,9 @@ class Row(NamedTuple):
     task: str
     shots: int
     length: int  # mean number of words in a prompt
+    words: int  # of other text
     entries: int
-    depth: float  # of the needle: 0 is the beginning of the text, 1 the end; nan in the other tasks
+    depth: float  # of what is asked for: 0 is the beginning of the text, 1 the end; nan where nothing is hidden
     exact: float
     ranked: float
     chance: float  # of `ranked`
@@ -73,74 +51,11 @@ class Row(NamedTuple):
     asked: int  # questions
 
 
-class Setting(NamedTuple):
-    """One difficulty of a task."""
-
-    task: str
-    entries: int
-    words: int  # of other text
-    depth: float = math.nan
-    shots: int = 0
-
-
-class Question(NamedTuple):
-    """A prompt and the answers to choose from; the first one is right."""
-
-    prompt: str
-    choices: tuple[str, ...]
-
-
-class TaskKind(NamedTuple):
-    """How a task states a fact, asks for one, and draws keys and values."""
-
-    fact: str
-    question: str
-    before: str  # text between the context and the questions
-    draw: Callable[[Random, int], list[tuple[str, str]]]  # so many pairs of key and value
-
-
-def draw_nouns(rng: Random, count: int) -> list[tuple[str, str]]:
-    """Pairs of different nouns."""
-    nouns = rng.sample(NOUNS.split(), 2 * count)
-    return list(zip(nouns[:count], nouns[count:], strict=True))
-
-
-def draw_people(rng: Random, count: int) -> list[tuple[str, str]]:
-    """Names of people with telephone numbers."""
-    people = rng.sample([f"{name} {surname}" for name in NAMES.split() for surname in SURNAMES.split()], count)
-    numbers = draw_numbers(rng, count, 7)
-    return [(who, f"{n // 10**4:03d}-{n % 10**4:04d}") for who, n in zip(people, numbers, strict=True)]
-
-
-def draw_codes(rng: Random, count: int) -> list[tuple[str, str]]:
-    """Cities with codes of five digits."""
-    return list(zip(rng.sample(CITIES.split(), count), map(str, draw_numbers(rng, count, 5)), strict=True))
-
-
-def draw_numbers(rng: Random, count: int, digits: int) -> list[int]:
-    """Different numbers of so many digits."""
-    return rng.sample(range(10 ** (digits - 1), 10**digits), count)
-
-
-KINDS = {
-    "mqar": TaskKind("{}: {}", "{}:", "\n\n", draw_nouns),
-    "phone_book": TaskKind(
-        "{}: {}", "{}:", "\n\nFrom the phone book above, the numbers of some people:\n\n", draw_people
-    ),
-    "needle": TaskKind("The secret code of {} is {}.", "The secret code of {} is", "\n\n", draw_codes),
-}
-MAX_ENTRIES = {
-    "mqar": len(NOUNS.split()) // 2,
-    "phone_book": len(NAMES.split()) * len(SURNAMES.split()),
-    "needle": len(CITIES.split()),
-}
-
-
 def probe(
     model: Any,
     tokenizer: Any = None,
     *,
-    tasks: Sequence[str] = tuple(KINDS),
+    tasks: Sequence[str] = TASKS,
     shots: Sequence[int] = (0, 2),
     entries: Sequence[int] = (5, 20, 80),
     words: Sequence[int] = (0, 200, 800),
@@ -156,9 +71,10 @@ def probe(
 ) -> Iterator[Row]:
     """One `Row` for each difficulty of each task, from a causal model and its tokenizer, or from a `Reader` alone.
 
-    `entries` is the number of facts in mqar and the phone book, `words` the number of other words that follow the
-    facts of mqar or surround the needles; these words are made up, or taken from the file `text`. Each row asks
-    `contexts` x `questions` questions, at most `questions` about the same context (about needles one).
+    `entries` is the number of entries in mqar and the phone book, `needles` in the other tasks, `words` the number of
+    other words that follow the facts of mqar or surround the hidden ones; they are made up, or taken from the file
+    `text`. Each row asks `contexts` x `questions` questions, at most `questions` about the same context (one where the
+    facts are hidden).
     Questions whose answers are in `journal` are not asked again; `progress` is called with how many are answered, and
     of how many. Raises ValueError, before anything is asked, for a difficulty that is impossible.
     """
@@ -195,31 +111,15 @@ def list_settings(
     depths: Sequence[float],
     shots: Sequence[int],
 ) -> Iterator[Setting]:
-    """Every difficulty of the tasks. Raises ValueError for an unknown task."""
+    """Every difficulty of the tasks."""
     for task in tasks:
-        if task not in KINDS:
-            raise ValueError(f"no probe {task!r} {nearest(task, KINDS)}")
         for shot in shots:
-            if task == "needle":
+            if task in DRAW and kinds()[task].hidden:
                 yield from (Setting(task, needles, n, depth, shot) for n in words for depth in depths)
             else:
                 yield from (
                     Setting(task, e, n, shots=shot) for e in entries for n in (words if task == "mqar" else (0,))
                 )
-
-
-def check_setting(setting: Setting, choices: int) -> None:
-    """Raises ValueError for a difficulty that is impossible."""
-    task, entries, words, depth, shots = setting
-    if not shots + 2 <= entries <= MAX_ENTRIES[task]:
-        raise ValueError(
-            f"{task} with {entries} entries and {shots} shots: there must be two entries more than shots, "
-            f"and {MAX_ENTRIES[task]} at most"
-        )
-    if choices < 2:
-        raise ValueError(f"choices={choices}: an answer is ranked among two or more")
-    if words < 0 or shots < 0 or depth < 0 or depth > 1:
-        raise ValueError(f"{words} words, {shots} shots, depth {depth}: nothing may be below 0, nor a depth above 1")
 
 
 def measure(
@@ -242,13 +142,13 @@ def measure(
             tell(asked)
             rng = Random(f"{seed} {setting.task} {setting.entries} {setting.words} {context}")
             journal.add(key, ask(read, draw_questions(rng, setting, min(questions, total - asked), choices, other)))
-        for greedy, first, words in journal[key]:
-            exact, ranked, length = exact + greedy, ranked + first, length + words
+        for greedy, first, size in journal[key]:
+            exact, ranked, length = exact + greedy, ranked + first, length + size
         asked, context = asked + len(journal[key]), context + 1
     low, high = wilson(ranked / asked, asked)
-    task, entries, _, depth, shots = setting
-    shares = (exact / asked, ranked / asked, 1 / min(choices, entries - shots), low, high)
-    return Row(task, shots, round(length / asked), entries, depth, *shares, asked)
+    task, entries, words, depth, shots = setting
+    shares = (exact / asked, ranked / asked, 1 / count_choices(setting, choices), low, high)
+    return Row(task, shots, round(length / asked), words, entries, depth, *shares, asked)
 
 
 def ask(read: Reader, batch: list[Question]) -> list[tuple[bool, float, int]]:
@@ -264,48 +164,14 @@ def ask(read: Reader, batch: list[Question]) -> list[tuple[bool, float, int]]:
     return results
 
 
-def draw_questions(rng: Random, setting: Setting, count: int, choices: int, other: list[str] | None) -> list[Question]:
-    """At most `count` questions about one context; with needles a single one, about the needle at the chosen depth."""
-    kind = KINDS[setting.task]
-    facts = kind.draw(rng, setting.entries)
-    filler = draw_words(rng, setting.words, other)
-    order = list(range(len(facts)))
-    rng.shuffle(order)
-    unsolved, solved = order[: len(facts) - setting.shots], order[len(facts) - setting.shots :]
-    if setting.task == "needle":
-        count, context = 1, hide_needles(rng, [kind.fact.format(*facts[i]) for i in order], filler, setting.depth)
-    else:
-        context = "\n".join(kind.fact.format(*fact) for fact in facts)
-        context += "\n\n" + " ".join(filler) if filler else ""
-    context += kind.before + "".join(kind.fact.format(*facts[i]) + "\n" for i in solved)
-    questions = []
-    for i in unsolved[:count]:
-        values = [facts[j][1] for j in rng.sample([j for j in unsolved if j != i], min(choices, len(unsolved)) - 1)]
-        prompt = context + kind.question.format(facts[i][0])
-        questions.append(Question(prompt, tuple(f" {value}" for value in (facts[i][1], *values))))
-    return questions
+def depth_figure(table: "pd.DataFrame") -> "Figure | None":
+    """Shares of `ranked`: a row for each hidden task and length, a column for each depth; None if none was hidden."""
+    from bestiary.report.plot import matrix
 
-
-def hide_needles(rng: Random, needles: list[str], words: list[str], depth: float) -> str:
-    """Text with needles between its sentences: the first at a relative depth, the others anywhere."""
-    if not words:
-        return " ".join(rng.sample(needles, len(needles)))
-    depths = [depth, *(rng.random() for _ in needles[1:])]
-    needles_at: dict[int, list[str]] = {}
-    for needle, relative in zip(needles, depths, strict=True):
-        position = round(relative * len(words))
-        while 0 < position < len(words) and words[position - 1][-1] not in ".!?":
-            position += 1
-        needles_at.setdefault(position, []).append(needle)
-    return " ".join(part for i in range(len(words) + 1) for part in (*needles_at.get(i, ()), *words[i : i + 1]))
-
-
-def draw_words(rng: Random, count: int, other: list[str] | None) -> list[str]:
-    """So many words of a text, or of made-up sentences."""
-    if other is not None:
-        start = rng.randrange(len(other) - count + 1)
-        return other[start : start + count]
-    words: list[str] = []
-    while len(words) < count:
-        words += (" ".join(rng.choice(part.split(",")) for part in (WHO, DID, HOW, WHEN)) + ".").split()
-    return [*words[: count - 1], words[count - 1].rstrip(".") + "."] if count else []
+    rows = table[table["depth"].notna() & (table["words"] > 0)]
+    if rows.empty:
+        return None
+    names = rows["task"] + ", " + rows["words"].astype(str) + " words" + rows["shots"].map(lambda n: f", {n} shots")
+    wide = rows.assign(name=names).pivot_table(index="name", columns="depth", values="ranked", sort=False)
+    wide.columns = [f"depth {depth:g}" for depth in wide.columns]
+    return matrix(wide, note="Share of questions whose answer is ranked first, by the depth of what is asked for.")
