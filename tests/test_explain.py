@@ -15,19 +15,32 @@ from bestiary.cli import app
 from bestiary.constructions._construction import Construction, Stack
 from bestiary.constructions.memories import memory_of
 from bestiary.constructions.softmax_attention import softmax_attention
+from bestiary.experiments._opened import open_runs
+from bestiary.experiments.formation import watch_smoke
 from bestiary.explain.ablation import ablation_tables, parts_of
 from bestiary.explain.blocks import take_apart
 from bestiary.explain.cases import Cases, draw_cases, find_pairs, find_questions
 from bestiary.explain.edits import edit_table, edited_rows
-from bestiary.explain.errors import error_table, kinds_of_tokens
+from bestiary.explain.errors import answers_by_kind, error_table, facet_table, kinds_of_tokens
 from bestiary.explain.explanation import binding_words, explain_model, words
-from bestiary.explain.memory import effective_rank, half_life, readback_table, weight_table, weights_between_positions
+from bestiary.explain.memory import (
+    effective_rank,
+    filter_table,
+    half_life,
+    previous_token_table,
+    readback_table,
+    weight_table,
+    weights_between_positions,
+)
 from bestiary.explain.page import page
 from bestiary.explain.patching import PLACES, matrix_of, patch_states, patch_streams, positions, stands_alone
 from bestiary.explain.player import played_row
+from bestiary.explain.watching import first_steps, watch, watch_figure
 from bestiary.model import Model
 from bestiary.spec import parse, spec
 from bestiary.tasks._task import Batch, Task
+from bestiary.training.recipe import Recipe, clean
+from bestiary.training.train import train
 
 VOCAB, LENGTH = 32, 26
 
@@ -120,7 +133,7 @@ def test_constructions_answer_rightly_and_follow_every_edit(name: str, cases: Ca
     errors = error_table(construction(name), task(), rows=16).set_index("answer")["share"]
     assert errors["right"] == 1
     found = edit_table(construction(name), cases).set_index("edit")["follows"]
-    followed = ["none", "values exchanged", "keys exchanged", "pairs exchanged", "new value"]
+    followed = ["none", "values exchanged", "keys exchanged", "pairs exchanged", "another pair replaced", "new value"]
     assert (found[followed] == 1).all()
 
 
@@ -223,8 +236,141 @@ def test_rank_and_half_life() -> None:
     assert effective_rank(torch.eye(5).view(1, 1, 5, 5)).item() == pytest.approx(5)
     assert effective_rank(torch.ones(1, 1, 4, 4)).item() == pytest.approx(1)
     g = torch.tensor([0.5, 0.25]).log().expand(1, 3, 2).unsqueeze(3)
-    assert half_life(g, 2).tolist() == pytest.approx([1, 0.5])
-    assert half_life(None, 1).item() == float("inf")
+    assert half_life(g, 2)["half-life"].tolist() == pytest.approx([1, 0.5])
+    assert half_life(None, 1)["half-life"].item() == float("inf")
+    spread = torch.tensor([0.5 ** (1 / life) for life in range(1, 12)]).log().view(1, 11, 1, 1)
+    lives = half_life(spread, 3)
+    for name, expected in (("half-life 10 %", 2), ("half-life", 6), ("half-life 90 %", 10)):
+        assert lives[name].tolist() == pytest.approx([expected] * 3)
+
+
+def test_what_a_convolution_looks_at_is_where_its_weights_are() -> None:
+    model = small_model("base_conv, attention")
+    assert list(filter_table(model)["layer"]) == [0]
+    with torch.no_grad():
+        model.layers[0].mixer.filter.filter.zero_()[-1] = -2.0
+    assert filter_table(model).loc[0, "now"] == 1
+    with torch.no_grad():
+        model.layers[0].mixer.filter.filter[-3, :8] = 4.0
+    assert filter_table(model).loc[0, ["now", "1 back", "2 back"]].tolist() == [0.5, 0, 0.5]
+
+
+class NearOnly(nn.Module):
+    """A model that answers rightly up to a distance, and beyond with a token that was never shown."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def answer(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        questions, _ = find_questions(batch)
+        shown = [{*batch.tokens[row].tolist()} for row in questions.row.tolist()]
+        never = torch.tensor([min(set(range(VOCAB)) - tokens) for tokens in shown])
+        near = questions.at - questions.key - 1 <= self.most
+        answers = torch.where(near, questions.answer, never)
+        return nn.functional.one_hot(answers, VOCAB).float(), questions.answer
+
+
+def test_mistakes_are_found_where_they_are() -> None:
+    batch = task().draw(64, "test", 0)
+    found = facet_table(answers_by_kind(NearOnly(7), batch))
+    back = found[found["by"] == "tokens back"].set_index("from")
+    assert back["right"].to_dict() == {low: float(low < 8) for low in back.index}
+    assert {8} < set(back.index)
+    assert set(back["mistake"]) == {"none", "never shown"}
+    assert (found["low"] <= found["right"]).all()
+    for name, part in found.groupby("by"):
+        assert part["asked"].sum() == 4 * 64, name
+    assert set(found[found["by"] == "which pair"]["from"]) == {1, 2, 4}
+    assert set(found[found["by"] == "pairs before"]["from"]) == {4}
+
+
+def watched_recipe() -> Recipe:
+    given = {"dim": 16, "steps": 6, "every": 3, "batch": 8, "selection_rows": 8, "test_rows": 8}
+    return clean("delta_net, attention", train=f"mqar(vocab={VOCAB}, length={LENGTH}, pairs=4)", **given)
+
+
+def test_watching_changes_nothing_and_sees_what_explain_sees() -> None:
+    recipe = watched_recipe()
+    model, plain = recipe.build(), recipe.build()
+    steps: list[tuple[int, int]] = []
+    rows = list(watch(recipe, every=2, model=model, cases=8, rows=8, progress=lambda *done: steps.append(done)))
+    list(train(recipe, plain))
+    assert all(torch.equal(weight, plain.state_dict()[name]) for name, weight in model.state_dict().items())
+    assert [row["step"] for row in rows] == [0, 2, 4, 6]
+    assert steps == [(step, 6) for step in range(1, 7)]
+    model.eval()
+    cases = draw_cases(recipe.test[0].build(), 8)
+    read, before = weight_table(model, cases), previous_token_table(model, cases)
+    assert rows[-1]["the pair"] == pytest.approx((read["key"] + read["value"]).max())
+    assert rows[-1]["the token before"] == pytest.approx(before["the token before"].max())
+    batch = recipe.test[0].build().draw(8, "test", "watch", 0)
+    held = readback_table(model, find_pairs(batch))
+    assert rows[-1]["named"] == pytest.approx(held["named"].max())
+    assert rows[-1]["effective rank"] == pytest.approx(held["effective rank"].max() / 8), "two heads of 8"
+    kinds = answers_by_kind(model, batch).kinds
+    assert rows[-1]["right"] == kinds.count("right") / len(kinds)
+    figure = watch_figure(pd.DataFrame(rows))
+    assert [axis.get_title() for axis in figure.axes] == ["Answers", "Weights", "Memory"]
+
+
+def test_what_formed_first_is_the_half_way_step() -> None:
+    table = pd.DataFrame({"step": [0, 10, 20, 30], "right": [0.1, 0.1, 0.4, 0.9], "the pair": [0.2, 0.6, 0.9, 0.8]})
+    table["the token before"], table["named"] = [0.50, 0.52, 0.55, 0.51], float("nan")
+    found = first_steps(table)
+    assert (found["right"], found["the pair"]) == (30, 10)
+    assert str(found["the token before"]) == str(found["named"]) == "nan"
+
+
+def test_experiments_on_opened_models_keep_what_was_found(tmp_path: Path) -> None:
+    recipes = [watched_recipe().model_copy(update={"seed": seed}) for seed in (0, 1)]
+    how: dict[str, Any] = {"kind": "test", "folder": tmp_path / "opened", "workers": 1}
+    rows = list(open_runs(recipes, watch_smoke, **how))
+    found = [row for row in rows if "news" not in row]
+    assert len(rows) - len(found) == 2
+    assert [(row["seed"], row["step"]) for row in found] == [(0, 0), (0, 6), (1, 0), (1, 6)]
+    assert repr(list(open_runs(recipes, watch_smoke, **how))) == repr(found), "nothing is trained again"
+    file = next((tmp_path / "opened").iterdir())
+    file.write_text(file.read_text().replace("0", "1", 1))
+    with pytest.raises(ValueError, match=file.name):
+        list(open_runs(recipes, watch_smoke, **how))
+
+
+def opened_rows(name: str, right: float, seed: int, rate: float) -> list[dict[str, Any]]:
+    about = {"name": name, "seed": seed, "rate": rate, "mixer": name, "key": "k", "scale": "small"}
+    numbers = [("right", -1, "", right), ("without", 0, "convolution conv", 0.2), ("without", 1, "mixer", 0.0)]
+    numbers += [("key at", 1, place, value) for place, value in (("key", 0.0), ("value", 0.8), ("question", 0.1))]
+    numbers += [("state at", layer, "before the question", value) for layer, value in ((0, 0.1), (1, 0.9))]
+    return [about | dict(zip(("what", "layer", "place", "value"), row, strict=True)) for row in numbers]
+
+
+def test_the_table_of_mechanisms_is_of_the_seeds_that_recall_at_the_better_rate() -> None:
+    from bestiary.experiments import mechanism
+
+    runs = [("a", 1.0, 0, 0.1), ("a", 0.3, 1, 0.1), ("a", 0.5, 0, 0.2), ("a", 0.5, 1, 0.2), ("b", 0.2, 0, 0.1)]
+    table = pd.DataFrame([row for run in runs for row in opened_rows(*run)])
+    a, b = mechanism.summary(table).to_dict("records")
+    assert (a["rate"], a["recall"], a["right"]) == (0.1, "1 of 2", 0.65)
+    assert (a["key at value after layer 0"], a["state of layer 1"], a["without a convolution"]) == (0.8, 0.9, 0.2)
+    assert b["recall"] == "0 of 1"
+    assert b["state of layer 1"] != b["state of layer 1"]
+    (figure,) = [figure for _, figure in mechanism.figures(table)]
+    assert [axis.get_title() for axis in figure.axes] == ["a"]
+
+
+def test_the_table_of_formation_says_what_came_first() -> None:
+    from bestiary.experiments import formation
+
+    rows = [
+        {"name": "a", "seed": seed, "step": step, "right": right, "the pair": pair, "the token before": before}
+        for seed in (0, 1)
+        for step, right, pair, before in ((0, 0.0, 0.0, 0.0), (25, 0.0, 0.1, 0.9), (50, 0.9, 0.8, 0.9))
+    ]
+    table = pd.DataFrame(rows).assign(named=float("nan"), **{"effective rank": float("nan")})
+    table = table.assign(**{"a value of the row": 0.1, "never shown": 0.0})
+    found = formation.summary(table)
+    assert list(found["order"]) == ["the token before < right < the pair"] * 2
+    assert [suffix for suffix, _ in formation.figures(table)] == ["", "-weights"]
 
 
 def test_ablation_leaves_the_model_as_it_was_and_counts_its_parts() -> None:
@@ -317,6 +463,9 @@ def test_the_command_explains_a_run_and_says_what_is_missing(tmp_path: Path) -> 
     assert found.exit_code == 0, found.output
     assert "of the questions rightly" in found.output
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    found = CliRunner().invoke(app, ["explain", keys[0], *given, "--watch", "1"])
+    assert found.exit_code == 0, found.output
+    assert "While it learnt" in (tmp_path / "page.html").read_text()
     for arguments, said in (
         ([keys[1], *given], "kept no weights; train it with them in another store: bestiary train"),
         (["nothing", *given], "there is no run 'nothing'"),

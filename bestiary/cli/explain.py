@@ -10,6 +10,8 @@ from bestiary.cli._progress import StatusLine
 from bestiary.cli._trust import TrustFiles
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bestiary.model import Model
     from bestiary.runs.store import Store
     from bestiary.training.recipe import Recipe
@@ -24,6 +26,9 @@ def explain(
     cases: Annotated[int, typer.Option(min=8, help="Rows that are changed and patched.")] = 64,
     rows: Annotated[int, typer.Option(min=8, help="Rows that are answered.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the rows, from the test stream.")] = 0,
+    watch: Annotated[
+        int | None, typer.Option(min=1, help="Train the runs once more, and look every so many steps what forms.")
+    ] = None,
     store: StoreFolder = Path("runs"),
     out: Annotated[Path, typer.Option(help="The page.")] = Path("explanation.html"),
     overwrite: Overwrite = False,
@@ -61,7 +66,10 @@ def explain(
                 raise ValueError(f"{asked} has {built.vocab} tokens, {name} knows {model.embed.num_embeddings}")
             show = lambda what, name=name: progress.show(f"{name}: {what} ...")  # noqa: E731
             found = explain_model(model, built, name=name, cases=cases, rows=rows, seed=seed, progress=show)
-            explained.append(found._replace(task=str(asked)))
+            found = found._replace(task=str(asked))
+            if watch is not None:
+                found = found._replace(watched=watched(recipe, watch, name))
+            explained.append(found)
             played.append(played_row(model, draw_cases(built, 1, seed=seed)))
         typer.echo(f"\n{name}, on {asked}")
         for sentence in words(found):
@@ -70,6 +78,17 @@ def explain(
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(explained, played), encoding="utf-8")
     typer.echo(str(out))
+
+
+def watched(recipe: "Recipe", every: int, name: str) -> "pd.DataFrame":
+    """The scores of a run over its training, which is done once more."""
+    import pandas as pd
+
+    from bestiary.cli._progress import Progress
+    from bestiary.explain.watching import watch
+
+    with Progress(f"steps of {name}") as progress:
+        return pd.DataFrame(list(watch(recipe, every=every, progress=progress)))
 
 
 def load_model(store: "Store", key: str) -> "tuple[Recipe, Model]":

@@ -17,6 +17,7 @@ EDITS = {
     "values exchanged": "the asked pair and another exchange their values",
     "keys exchanged": "they exchange their keys",
     "pairs exchanged": "they exchange their places, keys and values alike",
+    "another pair replaced": "the other pair gives way to a key and a value that the row has not shown",
     "new value": "the asked key gets a value that the row has not shown",
     "pair again": "the pair stands again, right before the question",
     "new value later": "the asked key stands again right before the question, with a value not shown before",
@@ -39,6 +40,10 @@ def edited_rows(cases: Cases) -> Iterator[Edited]:
         yield Edited(f"{what} exchanged", cases._replace(tokens=cases.swapped(what)), cases.wrong)
     both = cases._replace(tokens=cases.swapped("keys")).swapped("values")
     yield Edited("pairs exchanged", cases._replace(tokens=both), cases.right)
+    asked = cases.tokens.gather(1, cases.at.unsqueeze(1)).squeeze(1)
+    some, key = with_unseen(cases, asked)
+    some, value = with_unseen(with_tokens(some, [(some.other, key)]), some.right)
+    yield Edited("another pair replaced", with_tokens(some, [(some.other + 1, value)]), some.right)
     some, value = with_unseen(cases, cases.right)
     yield Edited("new value", with_tokens(some, [(some.key + 1, value)]), value)
     far = cases.at - torch.maximum(cases.key, cases.other) > 3  # else what stands before the question is a pair
@@ -46,7 +51,6 @@ def edited_rows(cases: Cases) -> Iterator[Edited]:
     yield Edited("pair again", again(distant, distant.right), distant.right)
     distant, value = with_unseen(distant, distant.right)
     yield Edited("new value later", again(distant, value), value)
-    asked = cases.tokens.gather(1, cases.at.unsqueeze(1)).squeeze(1)
     some, key = with_unseen(cases, asked)
     yield Edited("key removed", with_tokens(some, [(some.key, key)]), torch.full_like(some.right, -1))
 

@@ -22,6 +22,11 @@ KINDS = {
     "never shown": "a token that did not stand before the question",
 }
 ROWS = 256
+FACETS = {
+    "tokens back": "from the question to the value that is asked for",
+    "pairs before": "how many pairs stood before the question",
+    "which pair": "the asked pair's place among them, from 1",
+}
 
 
 @runtime_checkable
@@ -38,7 +43,7 @@ class Answers(NamedTuple):
 
     kinds: list[str]
     guesses: list[dict[str, float]]
-    distance: list[int]  # from the question back to the value
+    facets: dict[str, list[int]]  # FACETS of each question
 
 
 @torch.no_grad()
@@ -47,7 +52,7 @@ def answers_by_kind(model: Answering, batch: Batch) -> Answers:
     questions = check_questions(batch)
     given = torch.full_like(batch.targets, -1)
     given[batch.targets != SILENT] = model.answer(batch)[0].argmax(1)
-    kinds, guesses = [], []
+    kinds, guesses, facets = [], [], {name: [] for name in FACETS}
     for row in range(len(batch.tokens)):
         here = questions.where(questions.row == row)
         pairs = sorted({*here.key.tolist()})
@@ -58,7 +63,9 @@ def answers_by_kind(model: Answering, batch: Batch) -> Answers:
             kinds.append(kind_of.get(int(given[row, at]), "never shown"))
             values = [kind_of[tokens[pair + 1]] for pair in before]
             guesses.append({kind: values.count(kind) / len(values) for kind in {*values}})
-    return Answers(kinds, guesses, (questions.at - questions.key - 1).tolist())
+            for name, value in zip(FACETS, (at - key - 1, len(before), before.index(key) + 1), strict=True):
+                facets[name].append(value)
+    return Answers(kinds, guesses, facets)
 
 
 def kinds_of_tokens(tokens: list[int], pairs: list[int], at: int, key: int) -> dict[int, str]:
@@ -79,7 +86,11 @@ def error_table(model: Answering, task: Task, *, rows: int = ROWS, seed: int = 0
 
     Raises ValueError for a task that reads vectors or is not about pairs.
     """
-    found = answers_by_kind(model, task.draw(rows, "test", "explain", seed))
+    return count_kinds(answers_by_kind(model, task.draw(rows, "test", "explain", seed)))
+
+
+def count_kinds(found: Answers) -> pd.DataFrame:
+    """The table of `error_table`, from answers by kind."""
     count = len(found.kinds)
     table = []
     for kind, meaning in KINDS.items():
@@ -90,3 +101,23 @@ def error_table(model: Answering, task: Task, *, rows: int = ROWS, seed: int = 0
             table.append({"answer": kind, "share": number / count, "low": low, "high": high, "guess": guess})
             table[-1] |= {"meaning": meaning}
     return pd.DataFrame(table)
+
+
+def facet_table(found: Answers) -> pd.DataFrame:
+    """The share of right answers by each of FACETS, in bins that double, with the commonest mistake of each bin.
+
+    Columns: `by`, `from`, `to`, `right`, `low`, `high` (Wilson's 95 % interval), `asked`, `mistake`.
+    """
+    rows = []
+    for name, values in found.facets.items():
+        low = 1
+        while low <= max(values, default=0):
+            kinds = [kind for kind, value in zip(found.kinds, values, strict=True) if low <= value < 2 * low]
+            if kinds:
+                right, wrong = kinds.count("right"), [kind for kind in kinds if kind != "right"]
+                ends = wilson(right / len(kinds), len(kinds))
+                row = {"by": name, "from": low, "to": 2 * low - 1, "right": right / len(kinds)}
+                row |= {"low": ends[0], "high": ends[1], "asked": len(kinds)}
+                rows.append(row | {"mistake": max(KINDS, key=wrong.count) if wrong else "none"})
+            low *= 2
+    return pd.DataFrame(rows)

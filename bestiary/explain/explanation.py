@@ -9,9 +9,10 @@ from bestiary.constructions._construction import Construction
 from bestiary.explain.ablation import ablation_tables
 from bestiary.explain.cases import draw_cases, find_pairs
 from bestiary.explain.edits import edit_table
-from bestiary.explain.errors import error_table
-from bestiary.explain.memory import previous_token_table, readback_table, weight_table
+from bestiary.explain.errors import answers_by_kind, count_kinds, facet_table
+from bestiary.explain.memory import filter_table, previous_token_table, readback_table, weight_table
 from bestiary.explain.patching import PLACES, matrix_of, patch_states, patch_streams
+from bestiary.explain.watching import first_steps
 from bestiary.model import Model
 from bestiary.tasks._task import Task
 
@@ -32,6 +33,7 @@ class Explanation(NamedTuple):
     name: str
     task: str
     errors: pd.DataFrame
+    facets: pd.DataFrame  # right answers by distance, load and place
     edits: pd.DataFrame
     keys: pd.DataFrame  # effects of streams where keys were exchanged
     values: pd.DataFrame
@@ -41,6 +43,8 @@ class Explanation(NamedTuple):
     weights: pd.DataFrame
     previous: pd.DataFrame
     readback: pd.DataFrame
+    filters: pd.DataFrame
+    watched: pd.DataFrame = pd.DataFrame()  # the scores of `watching` over training, if it was watched
 
 
 def explain_model(
@@ -61,7 +65,8 @@ def explain_model(
     """
     model.eval()
     progress("counting mistakes")
-    errors = error_table(model, task, rows=rows, seed=seed)
+    batch = task.draw(rows, "test", "explain", seed)
+    answers = answers_by_kind(model, batch)
     chosen = draw_cases(task, cases, seed=seed)
     progress("changing rows")
     edits = edit_table(model, chosen)
@@ -69,16 +74,15 @@ def explain_model(
     keys, values = (patch_streams(model, chosen, what) for what in ("keys", "values"))
     progress("exchanging states")
     states = patch_states(model, chosen, "keys")
-    batch = task.draw(rows, "test", "explain", seed)
     parts = removed = pd.DataFrame()
     if isinstance(model, Model):
         progress("taking parts out")
         parts, removed = ablation_tables(model, batch)
     progress("reading the memory")
     weights, previous = weight_table(model, chosen), previous_token_table(model, chosen)
-    readback = readback_table(model, find_pairs(batch))
-    found = (errors, edits, keys, values, states, parts, removed, weights, previous, readback)
-    return Explanation(name, str(type(task).__name__), *found)
+    memory = (weights, previous, readback_table(model, find_pairs(batch)), filter_table(model))
+    mistakes = (count_kinds(answers), facet_table(answers))
+    return Explanation(name, type(task).__name__, *mistakes, edits, keys, values, states, parts, removed, *memory)
 
 
 def words(found: Explanation) -> Iterator[str]:
@@ -92,6 +96,7 @@ def words(found: Explanation) -> Iterator[str]:
         yield f"The commonest mistake is {most['meaning']}: {most['share']:.2f} of the answers{guess}."
     yield from binding_words(found)
     yield from state_words(found)
+    yield from watched_words(found)
     if len(found.parts):
         finer = found.parts[~found.parts["part"].str.contains("mixer")]
         needed = finer[finer["lost"] > 0.05].head(3)
@@ -127,3 +132,13 @@ def state_words(found: Explanation) -> Iterator[str]:
     if len(last) and last["effect"].max() >= BOUND:
         row = last.loc[last["effect"].idxmax()]
         yield f"The state of layer {row['layer']} carries the pairs to the question (effect {row['effect']:.2f})."
+
+
+def watched_words(found: Explanation) -> Iterator[str]:
+    """What formed first, if the model was watched while it learnt."""
+    if found.watched.empty:
+        return
+    steps = {name: step for name, step in first_steps(found.watched).items() if step == step}
+    if steps:
+        order = sorted(steps, key=lambda name: steps[name])
+        yield f"Half of their way was done: {', '.join(f'{name} at step {steps[name]:,.0f}' for name in order)}."

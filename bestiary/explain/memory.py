@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bestiary.explain.blocks import take_apart
 from bestiary.explain.cases import Cases, Pairs
 from bestiary.explain.patching import positions
-from bestiary.mixers._mixer import FastWeight, Features, take
+from bestiary.mixers._mixer import FastWeight, Features, ShortConv, take
 from bestiary.mixers.attention import Attention
 from bestiary.ops.attention import rotate, share
 from bestiary.ops.recurrence import run
@@ -118,7 +118,8 @@ def readback_table(model: nn.Module, pairs: Pairs) -> pd.DataFrame:
     - `cosine`: with its own value, on average,
     - `best possible`: that of the matrix of the same size with the least squared error on these pairs,
     - `effective rank`: exp of the entropy of the matrix's singular values, of at most min(key, value),
-    - `half-life`: tokens after which half of what was written is left by decay alone; infinite without decay.
+    - `half-life`: tokens after which half of what was written is left by decay alone, the median over tokens and
+      channels, beside the tenth and the ninetieth percentile; infinite without decay.
 
     Empty for models without such layers.
     """
@@ -141,7 +142,7 @@ def readback_table(model: nn.Module, pairs: Pairs) -> pd.DataFrame:
                 "cosine": likeness.diagonal(0, -2, -1).mean((0, 2)),
                 "best possible": cosines(k @ best, v).diagonal(0, -2, -1).mean((0, 2)),
                 "effective rank": effective_rank(matrix).mean(0),
-                "half-life": half_life(drive.g, heads),
+                **half_life(drive.g, heads),
             }
             for head in range(heads):
                 numbers = {name: float(values[head]) for name, values in found.items()}
@@ -161,8 +162,24 @@ def effective_rank(matrix: Float[Tensor, "rows heads key value"]) -> Float[Tenso
     return torch.special.entr(shares).sum(-1).exp()
 
 
-def half_life(g: Tensor | None, heads: int) -> Float[Tensor, " heads"]:
-    """Tokens after which decay leaves half, by the mean log decay of each head; infinite without decay."""
+def half_life(g: Tensor | None, heads: int) -> dict[str, Float[Tensor, " heads"]]:
+    """Tokens after which decay leaves half, of each head: the median and two percentiles; infinite without decay."""
+    names = {"half-life 10 %": 0.1, "half-life": 0.5, "half-life 90 %": 0.9}
     if g is None:
-        return torch.full((heads,), math.inf)
-    return math.log(0.5) / g.mean((0, 1, 3)).clamp(max=-1e-12)
+        return {name: torch.full((heads,), math.inf) for name in names}
+    lives = math.log(0.5) / g.clamp(max=-1e-12).transpose(1, 2).expand(-1, heads, -1, -1)
+    return {name: lives.transpose(0, 1).flatten(1).quantile(share, 1) for name, share in names.items()}
+
+
+@torch.no_grad()
+def filter_table(model: nn.Module) -> pd.DataFrame:
+    """What each short convolution looks at: the share of its weights, in absolute value, on each token back."""
+    rows = []
+    for layer, mixer in enumerate(take_apart(model).mixers):
+        for name, module in mixer.named_modules():
+            if isinstance(module, ShortConv):
+                sizes = module.filter.detach().abs().sum(1)
+                shares = (sizes / sizes.sum().clamp(min=1e-12)).flip(0).tolist()
+                row: dict[str, object] = {"layer": layer, "convolution": name or "itself"}
+                rows.append(row | {f"{back} back" if back else "now": share for back, share in enumerate(shares)})
+    return pd.DataFrame(rows)

@@ -12,9 +12,26 @@ function draw(canvas, matrix) {
   }));
 }
 
+// Arrows from a token to the earlier ones that are read most, as thick as what is read.
+const ARROWS = 3, LEAST = 0.05;
+function drawArrows(svg, buttons, now, shares) {
+  const top = shares.slice(0, now).map((share, j) => [share, j]).sort((a, b) => b[0] - a[0]).slice(0, ARROWS).filter(([share]) => share >= LEAST);
+  const middle = (button) => button.offsetLeft + button.offsetWidth / 2;
+  svg.replaceChildren(...top.map(([share, j]) => {
+    const [from, to] = [buttons[now], buttons[j]], [x, y, u, v] = [middle(from), from.offsetTop, middle(to), to.offsetTop];
+    const lift = Math.min(24, 8 + Math.hypot(x - u, y - v) / 10), path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", `M${x},${y} C${x},${y - lift} ${u},${v - lift} ${u},${v} m-3,-5 l3,5 l3,-5`);
+    path.setAttribute("stroke-width", (0.6 + 2.4 * share).toFixed(2));
+    path.setAttribute("opacity", (0.35 + 0.65 * share).toFixed(2));
+    return path;
+  }));
+}
+
 function player({ name, row }) {
   if (!row) return html("p", { class: "empty" }, `${name}: its rows are too long to be played.`);
   const tokens = row.tokens.map((token, i) => html("button", { type: "button", class: i === row.key || i === row.key + 1 ? "key" : null, title: `position ${i}`, onclick: () => show(i) }, String(token)));
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("aria-hidden", "true");
   const said = html("p", { "aria-live": "polite" });
   const heads = row.matrices ? row.matrices.cells[0].map((_, h) => html("canvas", { role: "img", "aria-label": `memory of head ${h}` })) : [];
   let now = row.at;
@@ -30,8 +47,9 @@ function player({ name, row }) {
     const asked = now === row.at ? ` This is the question; right is ${row.right}.` : "";
     said.textContent = `Position ${now}, token ${row.tokens[now]}: the model says ${row.says[now]}; probability of ${row.right}: ${row.chance[now].toFixed(2)}.${asked}${reads}`;
     heads.forEach((canvas, h) => draw(canvas, row.matrices.cells[now][h]));
+    arrows();
   }
-  const made = html("div", { class: "play" }, html("h3", null, name), html("div", { class: "tokens" }, tokens), said, html("div", null, heads));
+  const made = html("div", { class: "play" }, html("h3", null, name), html("div", { class: "tokens" }, tokens, svg), said, html("div", null, heads));
   made.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (step) {
@@ -40,7 +58,10 @@ function player({ name, row }) {
       tokens[now].focus();
     }
   });
+  const arrows = () => row.weights && drawArrows(svg, tokens, now, row.weights.shares[now]);
   show(now);
+  addEventListener("resize", arrows);
+  requestAnimationFrame(arrows); // once it stands in the page and has a size
   return made;
 }
 

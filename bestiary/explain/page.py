@@ -4,13 +4,16 @@ import json
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from io import StringIO
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from bestiary._version import __version__
 from bestiary.explain.explanation import Explanation, words
 from bestiary.explain.patching import PLACES, matrix_of
+from bestiary.explain.watching import watch_figure
 from bestiary.report.page import POLICY, page_style, read_asset
 
 CUTS = ("behind the pairs", "half way to the question", "before the question")
@@ -42,6 +45,7 @@ def model_html(found: Explanation) -> str:
     sections = [
         f"<h2>{escape(found.name)}</h2><ul>{said}</ul>",
         section("What it answers", "Guess: what a guess among the row's values would have.", shares(found.errors)),
+        section("Where it answers rightly", "", plain(found.facets)),
         section("What it answers when the row is changed", "", changed(found.edits)),
         section(
             "Where the key is",
@@ -75,7 +79,20 @@ def model_html(found: Explanation) -> str:
             "nearest of the row's. Best possible: the cosine that a matrix of this size could reach."
         )
         sections.append(section("What the memory holds", about, plain(found.readback)))
+    if len(found.filters):
+        about = "The share of each short convolution's weights, in absolute value, on each token back."
+        sections.append(section("What convolutions look at", about, plain(found.filters)))
+    if len(found.watched):
+        about = "Scores while it learnt: see docs/explain.md."
+        sections.append(section("While it learnt", about, drawn(watch_figure(found.watched))))
     return f"<article>{''.join(sections)}</article>"
+
+
+def drawn(figure: Figure) -> str:
+    """A figure as SVG within a page."""
+    svg = StringIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    return f'<figure class="white">{svg.getvalue()[svg.getvalue().find("<svg") :]}</figure>'
 
 
 def section(title: str, about: str, body: str) -> str:

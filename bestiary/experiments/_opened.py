@@ -1,0 +1,48 @@
+"""Trains models and opens them: what `bestiary.explain` finds of each, kept in a file for each recipe."""
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bestiary.runs.files import read_record, write_record
+from bestiary.sweep import cores
+from bestiary.training.recipe import Recipe
+
+FOLDER = Path("models/opened")
+Look = Callable[[Recipe], list[dict[str, Any]]]  # trains a recipe and returns rows about it
+
+
+def open_runs(
+    recipes: Sequence[Recipe], look: Look, *, kind: str, folder: Path = FOLDER, workers: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of every recipe, each with the recipe's `key`, `mixer`, `rate` and `seed`.
+
+    Recipes whose rows are kept are not trained again: the same call goes on where it was stopped. Rows with `news`
+    alone tell how far it is. `look` must be a function of a module.
+    """
+    left = [recipe for recipe in recipes if not (folder / f"{kind}-{recipe.key}.json").is_file()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if left:
+        with multiprocessing.get_context("spawn").Pool(min(workers or cores(), len(left))) as pool:
+            jobs = [(recipe, look, folder / f"{kind}-{recipe.key}.json") for recipe in left]
+            for done, name in enumerate(pool.imap_unordered(open_one, jobs), start=1):
+                yield {"news": f"{name}: {done} of {len(left)} models opened"}
+    for recipe in recipes:
+        found = read_record(folder / f"{kind}-{recipe.key}.json")
+        about = {"key": recipe.key, "mixer": str(recipe.pattern[-1]), "rate": recipe.rate, "seed": recipe.seed}
+        yield from (about | row for row in found["rows"])
+
+
+def open_one(job: tuple[Recipe, Look, Path]) -> str:
+    """Train and open one model in a process of one thread; returns its name."""
+    import torch
+
+    recipe, look, file = job
+    torch.set_num_threads(1)
+    try:
+        write_record(file, {"recipe": recipe.json(), "rows": look(recipe)})
+    except KeyboardInterrupt:
+        sys.exit(130)
+    return f"{recipe.pattern[-1]}, rate {recipe.rate:g}, seed {recipe.seed}"

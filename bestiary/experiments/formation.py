@@ -1,0 +1,92 @@
+"""What forms first while a model learns to recall? The scores of `bestiary.explain.watching` over training, and seeds.
+
+Attention, DeltaNet and gated DeltaNet with their own short convolutions, and Based behind one, each in two layers, are
+watched on MQAR. Okpekpe & Orvieto (2025, "When recalling in-context, transformers are not SSMs") see the induction of
+attention form suddenly; Olsson et al. (2022, "In-context learning and induction heads") see the head that looks one
+token back before the one that looks up. Half-way steps are when a score has risen half of its way from the first to its
+highest value.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bestiary.experiments._opened import open_runs
+from bestiary.explain.watching import PANELS, first_steps, watch
+from bestiary.report.plot import Line, panels
+from bestiary.spec import parse
+from bestiary.training.recipe import Recipe, clean
+
+MIXERS = {
+    "attention": "attention(heads=2)",
+    "DeltaNet": "delta_net(heads=2)",
+    "gated DeltaNet": "gated_delta(heads=2, init='short')",
+    "conv, Based": "serial('short_conv, based(heads=2, features=8)')",
+}
+TASK = "mqar(vocab=64, length=32, pairs=4)"
+SIZES = {
+    "smoke": {"steps": 30, "dim": 16, "every": 10, "seeds": 2},
+    "small": {"steps": 1200, "dim": 64, "every": 25, "seeds": 3},
+}
+RATE = 4e-3
+RISING = ("right", "the token before", "the pair", "named")
+
+
+def recipes(scale: str) -> Iterator[Recipe]:
+    """Two layers of each mixer, at each seed."""
+    size = SIZES.get(scale, SIZES["small"])
+    for pattern in MIXERS.values():
+        for seed in range(size["seeds"]):
+            settings = {"steps": size["steps"], "dim": size["dim"], "rate": RATE, "seed": seed}
+            yield clean(pattern, train=TASK, depth=2, every=size["steps"] // 2, batch=64, **settings)
+
+
+def measure(scale: str) -> Iterator[dict[str, Any]]:
+    """A row for each step at which each model was looked at."""
+    names = {str(parse("mixers", pattern)[0]): name for name, pattern in MIXERS.items()}
+    look = watch_smoke if scale == "smoke" else watch_model
+    for row in open_runs(list(recipes(scale)), look, kind=f"formation-{scale}"):
+        yield row if set(row) == {"news"} else row | {"scale": scale, "name": names[row["mixer"]]}
+
+
+def watch_model(recipe: Recipe, size: str = "small") -> list[dict[str, Any]]:
+    """The scores of a model while it is trained."""
+    return list(watch(recipe, every=SIZES[size]["every"]))
+
+
+def watch_smoke(recipe: Recipe) -> list[dict[str, Any]]:
+    """`watch_model`, looking at few steps."""
+    return watch_model(recipe, "smoke")
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """For each mixer and seed the half-way step of each score, and which came first."""
+    rows = []
+    for (name, seed), part in table.groupby(["name", "seed"], sort=False):
+        steps = first_steps(part.sort_values("step"))
+        known = {score: step for score, step in steps.items() if step == step}
+        order = " < ".join(sorted(known, key=lambda score: known[score]))
+        last = part.sort_values("step").iloc[-1]
+        rows.append({"mixer": name, "seed": seed, "right at the end": last["right"], **steps, "order": order})
+    return pd.DataFrame(rows)
+
+
+def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """The scores over steps: for each mixer a panel, mean and range over seeds."""
+    for title, names in PANELS.items():
+        contents = {}
+        for name, part in table.groupby("name", sort=False):
+            lines = []
+            for score in names:
+                values = part.assign(step=part["step"].clip(lower=1)).groupby("step")[score]
+                mean, low, high = values.mean(), values.min(), values.max()
+                if mean.notna().any():
+                    lines.append(Line(score, mean.index.tolist(), mean.tolist(), low.tolist(), high.tolist()))
+            if lines:
+                contents[str(name)] = lines
+        if contents:
+            suffix = "" if title == "Answers" else f"-{title.lower()}"
+            note = "Mean and range over seeds."
+            yield suffix, panels(contents, x="Step", y="Share", note=note, size=(1.9, 2.3), shares=True)
