@@ -53,3 +53,11 @@ def test_a_matrix_writes_every_share_and_is_darkest_at_one() -> None:
     (image,) = axis.images
     shades = image.to_rgba(table.to_numpy())[..., :3].sum(-1)
     assert shades[0, 0] > shades[1, 0] > shades[0, 1] > shades[1, 1]
+
+
+def test_many_ticks_are_thinned_and_few_are_not() -> None:
+    from bestiary.report.plot import spread_ticks
+
+    few = [32, 48, 64, 96, 128]
+    assert spread_ticks(few) == few
+    assert spread_ticks([1, *range(25, 1225, 25)]) == [1, 25, 50, 100, 200, 400, 800]

@@ -47,6 +47,9 @@ LINE_STYLES = (
 )
 
 
+TICKS = 8  # values of x that are all written
+
+
 class Line(NamedTuple):
     """A line of a panel; `low` and `high` are its band. A published one is drawn hollow, without a band."""
 
@@ -97,7 +100,7 @@ def panels(
                 )
             ticks = sorted({value for line in lines for value in line.x})
             axis.set_xscale("log", base=2)
-            shown = ticks if shares else ticks[:: -(-len(ticks) // 5)]
+            shown = spread_ticks(ticks) if shares else ticks[:: -(-len(ticks) // 5)]
             axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
             axis.set(title=title, xlabel=x if isinstance(x, str) else x[title])
             set_y_axis(axis, shares=shares)
@@ -109,6 +112,15 @@ def panels(
         if note:
             figure.supxlabel(note, fontsize=6.5, color="0.4")
     return figure
+
+
+def spread_ticks(ticks: Sequence[float | int]) -> list[float | int]:
+    """All of a few ticks of a logarithmic axis; of many, those at least twice the last one that is shown."""
+    shown: list[float | int] = []
+    for tick in ticks:
+        if len(ticks) <= TICKS or not shown or tick >= 2 * shown[-1]:
+            shown.append(tick)
+    return shown
 
 
 def set_y_axis(axis: Axes, *, shares: bool) -> None:
