@@ -351,7 +351,8 @@ def test_the_table_of_mechanisms_is_of_the_seeds_that_recall_at_the_better_rate(
     table = pd.DataFrame([row for run in runs for row in opened_rows(*run)])
     a, b = mechanism.summary(table).to_dict("records")
     assert (a["rate"], a["recall"], a["right"]) == (0.1, "1 of 2", 0.65)
-    assert (a["key at value after layer 0"], a["state of layer 1"], a["without a convolution"]) == (0.8, 0.9, 0.2)
+    assert (a["after layer 0"], a["effect"]) == ("value (1)", 0.8)
+    assert (a["state of layer 1"], a["without a convolution"]) == (0.9, 0.2)
     assert b["recall"] == "0 of 1"
     assert b["state of layer 1"] != b["state of layer 1"]
     (figure,) = [figure for _, figure in mechanism.figures(table)]

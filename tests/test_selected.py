@@ -15,6 +15,7 @@ from bestiary.mixers._mixer import Mixer, take
 from bestiary.mixers._softmax import find_repeats
 from bestiary.model import Model, memory
 from bestiary.spec import parse
+from bestiary.tasks._task import stream
 from bestiary.training.recipe import clean
 from bestiary.training.size import flops
 
@@ -310,3 +311,100 @@ def test_stacked_models_compute_what_each_does(name: str) -> None:
 def test_repeats_are_equal_neighbours_in_a_stable_order() -> None:
     ids = torch.randint(6, (5, 40))
     assert torch.equal(find_repeats(ids), repeated(ids))
+
+
+# A router that begins by weighting every position and ends with a share of them
+
+
+SOFT = "selected(heads=2, share=0.25, soft=3, ramp=4)"
+
+
+def trained_for(passes: int, text: str = SOFT) -> Any:
+    """The mixer after some training passes, in training mode."""
+    mixer = build_mixer(text).train()
+    with torch.no_grad():
+        mixer.router.weight.copy_(0.5 * torch.randn(mixer.router.weight.shape, generator=stream("router", 0)))
+        for i in range(passes):
+            mixer.parallel(torch.randn(BATCH, TIME, DIM, generator=stream("router", i), dtype=torch.float64))
+    return mixer
+
+
+def test_a_soft_router_weighs_every_position_and_then_fades_what_it_does_not_select() -> None:
+    x = inputs()
+    for passes, faded in ((0, 0.0), (3, 0.0), (4, 0.25), (5, 0.5), (7, 1.0), (9, 1.0)):
+        mixer = trained_for(passes)
+        gate = (x @ mixer.router.weight.T).sigmoid()
+        on = x @ mixer.router.weight.T > mixer.router.cut
+        expected = torch.where(on, gate, gate * (1 - faded)) * weighed(mixer, x)
+        for mode in (True, False):
+            assert_same(mixer.train(mode)(x)[0], expected)
+        assert_same(mixer.eval().parallel(x), expected)
+
+
+def test_the_cut_follows_the_share_and_only_in_training() -> None:
+    mixer, share = trained_for(0), []
+    before = mixer.router.cut.clone()
+    mixer.eval().parallel(inputs())
+    assert (mixer.router.cut, mixer.router.passes) == (before, 0)
+    mixer.train()
+    torch.manual_seed(1)
+    for _ in range(300):
+        x = 2 * torch.randn(BATCH, TIME, DIM, dtype=torch.float64)
+        share.append(float(mixer.router.selects(x).double().mean()))
+        mixer.parallel(x)
+    assert sum(share[100:]) / 200 == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("passes", [0, 5, 9])
+def test_a_soft_router_never_looks_ahead(training: bool, passes: int) -> None:
+    x = inputs()
+    whole = trained_for(passes).train(training).parallel(x)
+    for time in (1, TIME // 2, TIME - 1):
+        changed = x.clone()
+        changed[:, time:] += 1
+        assert_same(trained_for(passes).train(training).parallel(changed)[:, :time], whole[:, :time])
+
+
+@pytest.mark.parametrize("passes", [0, 5, 9])
+def test_the_gradient_of_a_soft_router_is_that_of_its_gate_everywhere(passes: int) -> None:
+    mixer, x = trained_for(passes), inputs()
+    mixer.forward(x)[0].sum().backward()
+    found = mixer.router.weight.grad.clone()
+    on = x @ mixer.router.weight.T > mixer.router.cut
+    assert bool(on.any())
+    assert not bool(on.all())
+    mixer.zero_grad()
+    ((x @ mixer.router.weight.T).sigmoid() * weighed(mixer, x).detach()).sum().backward()
+    assert_same(found, mixer.router.weight.grad)
+
+
+def test_only_what_is_selected_is_computed_once_the_rest_has_faded() -> None:
+    x = inputs()
+    for passes, few in ((5, False), (9, True)):
+        mixer = trained_for(passes).eval()
+        with torch.no_grad():
+            on = mixer.router.selects(x)
+            assert (mixer.computed_count(on) < TIME) == few
+
+
+def test_models_with_soft_routers_are_trained_together_as_alone() -> None:
+    from bestiary.training.together import train_together
+    from bestiary.training.train import train
+
+    given = {"dim": 16, "depth": 1, "steps": 6, "every": 6, "batch": 4, "selection_rows": 4, "test_rows": 4}
+    task = "mqar(vocab=32, length=26, pairs=4)"
+    recipes = [clean("selected(soft=2, ramp=2)", train=task, rate=rate, **given) for rate in (1e-3, 1e-2)]
+    alone = [list(train(recipe)) for recipe in recipes]
+    found: dict[int, list[Any]] = {0: [], 1: []}
+    for place, progress in train_together(recipes):
+        found[place].append(progress)
+    for wanted, got in zip(alone, found.values(), strict=True):
+        assert got[0].loss == pytest.approx(wanted[0].loss, rel=1e-4)
+        assert got[-2].loss == pytest.approx(wanted[-1].loss, rel=1e-3)
+
+
+def test_soft_is_of_a_router_alone() -> None:
+    for given in ('select="random", soft=3', "soft=3, most=4", "soft=-1"):
+        with pytest.raises(ValueError, match="soft="):
+            build_mixer(f"selected({given})")

@@ -36,7 +36,7 @@ SIZES = {
     "small": {"steps": 1200, "dim": 64, "rates": (2e-3, 8e-3), "seeds": 3, "cases": 64, "rows": 256},
 }
 SOLVED = 0.9  # of the questions, from which on a model is said to recall
-PLACES = ("key", "value", "question")
+PLACES = ("key", "value", "after the value", "question")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
@@ -88,21 +88,23 @@ def best_rates(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """For each mixer how many seeds recall, and of those, means: where the key is, and what is needed.
+    """For each mixer how many seeds recall, and of those, where the key is after layer 0, and what is needed.
 
-    "at its value after layer 0" is the effect of the stream at the value's place; "at the question after layer 0" means
-    that one layer binds and recalls at once. "without convolutions" is the accuracy where the one that is needed most
-    has its last tap alone.
+    "after layer 0" is where the stream decides the answer once layer 0 is passed, in how many seeds: the value's place,
+    or the one behind it, if the layer only binds; the question, if it has recalled as well. "state of layer" is the
+    effect of that layer's state before the question. "without a convolution" is the accuracy where the one that is
+    needed most has its last tap alone. Effects and accuracies are means over the seeds that recall.
     """
     rows = []
     for name, part in best_rates(table).groupby("name", sort=False):
-        right = part[part["what"] == "right"].set_index("seed")["value"]
-        solved = part[part["seed"].isin(right[right >= SOLVED].index)]
+        right, solved = recalling(part)
         row: dict[str, Any] = {"mixer": name, "rate": part["rate"].iloc[0], "right": right.mean()}
         row |= {"worst": right.min(), "best": right.max(), "recall": f"{int((right >= SOLVED).sum())} of {len(right)}"}
-        streams = solved[solved["what"] == "key at"].groupby(["layer", "place"])["value"].mean()
-        for place in ("value", "question"):
-            row[f"key at {place} after layer 0"] = streams.get((1, place), float("nan"))
+        streams = solved[(solved["what"] == "key at") & (solved["layer"] == 1)]
+        where = streams.loc[streams.groupby("seed")["value"].idxmax()]
+        counts = where["place"].value_counts(sort=False)
+        row["after layer 0"] = ", ".join(f"{place} ({count})" for place, count in counts.items())
+        row["effect"] = where["value"].mean()
         states = solved[solved["what"] == "state at"]
         last = states[states["place"] == "before the question"].groupby("layer")["value"].mean()
         row |= {f"state of layer {layer}": last.get(layer, float("nan")) for layer in (0, 1)}
@@ -112,15 +114,20 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def recalling(part: pd.DataFrame) -> "tuple[pd.Series[float], pd.DataFrame]":
+    """The accuracy of each seed of a mixer, and the rows of those seeds that recall."""
+    right = part[part["what"] == "right"].set_index("seed")["value"]
+    return right, part[part["seed"].isin(right[right >= SOLVED].index)]
+
+
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Where the key is before each layer, mean and range over the seeds that recall."""
     contents = {}
     for name, part in best_rates(table).groupby("name", sort=False):
-        right = part[part["what"] == "right"].set_index("seed")["value"]
-        solved = part[part["seed"].isin(right[right >= SOLVED].index) & (part["what"] == "key at")]
+        _, solved = recalling(part)
         lines = []
         for place in PLACES:
-            values = solved[solved["place"] == place].groupby("layer")["value"]
+            values = solved[(solved["what"] == "key at") & (solved["place"] == place)].groupby("layer")["value"]
             if len(values):
                 found = [values.mean(), values.min(), values.max()]
                 x = [layer + 1 for layer in found[0].index]

@@ -2,7 +2,7 @@
 
     y_i = f_i W_o sum_{j<=i} softmax_j(q_i . k_j / sqrt(key)) v_j,   f_i = 0 where nothing is looked up
 
-select="learned": f_i = g_i where g_i > 1/2, else 0, g_i = sigmoid(w . x_i).
+select="learned": f_i = g_i where g_i > 1/2, else 0, g_i = sigmoid(w . x_i). With `soft`, ours: see `Router`.
 select="random":  f_i = 1 for a share of the positions, drawn from a seed and the position alone.
 select="repeat":  f_i = 1 where the token at i occurred before ("programmatic" in the paper). A model says which tokens
 its features stand for; where none does, features are compared bit by bit.
@@ -15,19 +15,18 @@ computed under torch.func.vmap, too, whatever selects.
 paper's code 1e-3, with sqrt(T) for `most`, which holds here where there is none).
 Weights are drawn N(0, 0.02).
 Departs from the paper: its router keeps the k best scores of a sequence, which looks ahead; a threshold and a count do
-not, but a router that is not sparse spends them early. In training its code weighs every position, here the same are
-selected always, and no noise is added. Positions are rotary unless switched off, no biases.
+not, but a router that is not sparse spends them early. In training its code weighs every position, as here with `soft`;
+without, the same are selected always. No noise is added. Positions are rotary unless switched off, no biases.
 """
 
-import math
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
-from bestiary.mixers._cost import add_cost
-from bestiary.mixers._mixer import Chosen, Features, State, Where, linear, take
+from bestiary.mixers._mixer import Chosen, Features, State, Where, take
+from bestiary.mixers._router import Router
 from bestiary.mixers._softmax import (
     MultiHeadAttention,
     Positions,
@@ -51,7 +50,9 @@ class Selected(MultiHeadAttention):
     variants: ClassVar = (
         'select="random", heads=1, rotary=False, seed=3',
         'select="random", share=0.5, most=24',
+        "share=0.5, soft=2, ramp=2",
     )
+    later_options: ClassVar = ("soft", "ramp")
     reads_tokens = True
 
     class Marked(NamedTuple):
@@ -72,14 +73,20 @@ class Selected(MultiHeadAttention):
         rotary: bool = True,
         most: Positive | None = None,
         penalty: float = 0.0,
+        soft: int = 0,
+        ramp: Positive = 400,
     ) -> None:
         super().__init__(dim, heads, rotary=rotary)
         if not 0 < share <= 1:
             raise ValueError(f"a share of {share} is not above 0 and at most 1")
         if penalty < 0 or (penalty and select != "learned"):
             raise ValueError(f"a penalty of {penalty} with select={select!r}: only a router has one, 0 or more")
-        self.select, self.share, self.seed, self.most, self.penalty = select, share, seed, most, penalty
-        self.router = linear(dim, 1) if select == "learned" else None
+        self.select, self.share, self.seed, self.most = select, share, seed, most
+        if soft < 0 or (soft and (select != "learned" or most is not None)):
+            raise ValueError(f"soft={soft}: 0 or more passes, of a router, without `most`")
+        self.router = None
+        if select == "learned":
+            self.router = Router(dim, share=share, most=most, penalty=penalty, soft=soft, ramp=ramp)
 
     def forward(self, x: Features, state: State = None, *, tokens: Tokens | None = None) -> tuple[Features, State]:
         kept = self.update_cache(x, state, tokens)
@@ -91,10 +98,7 @@ class Selected(MultiHeadAttention):
             return take(self.parallel(x, tokens=tokens), where)
         places = torch.arange(x.shape[1], device=x.device) if where is None else where
         y = self.attend(take(x, where), places, self.update_cache(x, None, tokens))
-        if self.router is None or not (self.penalty and self.training):
-            return y
-        excess = self.router(x).sigmoid().mean() - (self.most or math.sqrt(x.shape[1])) / x.shape[1]
-        return add_cost(y, self.penalty * excess.clamp(min=0))
+        return y if self.router is None else self.router.after_pass(y, x)
 
     def update_cache(self, x: Features, state: State, tokens: Tokens | None = None) -> Any:
         mark = self.selection_marks(x, tokens)
@@ -125,7 +129,7 @@ class Selected(MultiHeadAttention):
         """Whether the positions `where` attend."""
         if self.most is None and self.select != "repeat":
             if self.router is not None:
-                return self.router(x).squeeze(-1) > 0
+                return self.router.selects(x)
             return (hash_numbers(self.seed, where) < self.share * 2**32).expand(len(x), -1)
         if self.select == "random":
             numbers = hash_numbers(self.seed, torch.arange(kept.k.shape[2], device=x.device))
@@ -145,12 +149,12 @@ class Selected(MultiHeadAttention):
             return asked
         if not shows_numbers(on):
             return asked if self.most is None else min(self.most, asked)
+        if self.router is not None and self.router.hardness < 1:
+            return asked
         return int(on.sum(1).max()) if on.numel() else asked
 
     def gate_factor(self, x: Chosen, on: Bool[Tensor, "batch asked"]) -> Float[Tensor, "batch asked 1"]:
         """f of the inputs x."""
-        on = on.unsqueeze(-1)
         if self.router is None:
-            return on.to(x.dtype)
-        gate = self.router(x).sigmoid()
-        return torch.where(on, gate, gate - gate.detach() if self.most is None else torch.zeros_like(gate))
+            return on.unsqueeze(-1).to(x.dtype)
+        return self.router.factor(x, on)
