@@ -15,6 +15,7 @@ from bestiary.cli import app
 from bestiary.constructions._construction import Construction, Stack
 from bestiary.constructions.memories import memory_of
 from bestiary.constructions.softmax_attention import softmax_attention
+from bestiary.corpus.tokenizers import open_tokenizer
 from bestiary.experiments._opened import open_runs
 from bestiary.experiments.formation import watch_smoke
 from bestiary.explain.ablation import ablation_tables, parts_of
@@ -35,6 +36,7 @@ from bestiary.explain.memory import (
 from bestiary.explain.page import page
 from bestiary.explain.patching import PLACES, matrix_of, patch_states, patch_streams, positions, stands_alone
 from bestiary.explain.player import played_row
+from bestiary.explain.pretrained import Pretrained, WordPairs
 from bestiary.explain.watching import first_steps, watch, watch_figure
 from bestiary.model import Model
 from bestiary.spec import parse, spec
@@ -486,3 +488,76 @@ def test_effects_have_intervals_that_hold_them(cases: Cases) -> None:
     found = patch_streams(small_model(), cases, "values")
     known: pd.DataFrame = found.dropna()
     assert ((known["low"] <= known["effect"] + 1e-9) & (known["effect"] <= known["high"] + 1e-9)).all()
+
+
+# Language models of others
+
+
+def test_pairs_of_words_are_a_task_like_any_other() -> None:
+    pytest.importorskip("transformers")
+    from small_models import small_tokenizer
+
+    words_task = WordPairs(small_tokenizer(3000), pairs=3)
+    batch = words_task.draw(40, "test", 0)
+    assert torch.equal(words_task.solve(batch.tokens), batch.targets)
+    halves = small_tokenizer(3000).decode(batch.tokens[0]).split(".")
+    assert len(halves) == 7
+    assert sorted(halves[:3]) == sorted(halves[3:6])
+    chosen = draw_cases(words_task, 16)
+    rows = torch.arange(16)
+    assert torch.equal(chosen.tokens[rows, chosen.key], chosen.tokens[rows, chosen.at])
+    assert torch.equal(chosen.tokens[rows, chosen.key + 1], chosen.right)
+    with pytest.raises(ValueError, match="nouns are one token each"):
+        WordPairs(open_tokenizer("bytes"))
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+def test_a_model_of_transformers_is_taken_apart_and_its_streams_exchanged_as_by_hand() -> None:
+    pytest.importorskip("transformers")
+    from small_models import small_gpt2, small_mamba, small_tokenizer
+
+    words_task = WordPairs(small_tokenizer(3000), pairs=3)
+    chosen = draw_cases(words_task, 20)
+    for built in (small_gpt2, small_mamba):
+        torch.manual_seed(0)
+        theirs = built(len(small_tokenizer(3000))).double().eval()
+        model = Pretrained(theirs)
+        parts = take_apart(model)
+        streams = parts.stream(chosen.tokens)
+        assert len(streams) == 3
+        assert torch.allclose(model.logits_of(streams[-1]).double(), theirs(chosen.tokens).logits.double(), atol=1e-5)
+        other = chosen.swapped("keys")
+        second = parts.stream(other)
+        for layer in (0, 1):
+            mixed = second[layer].clone()
+            for row, at in enumerate(chosen.at.tolist()):
+                mixed[row, at] = streams[layer][row, at]
+            x = mixed
+            for block in model.layers[layer:]:
+                given = block(x)
+                x = given[0] if isinstance(given, tuple) else given
+            assert torch.allclose(parts.finish(mixed, layer, other), x, atol=1e-8)
+        found = patch_streams(model, chosen, "keys", layers=(0, 2)).set_index(["layer", "place"])["effect"]
+        assert found[2, "question"] == pytest.approx(1)
+        assert found[0, "key"] == pytest.approx(1)
+    found = explain_model(model, words_task, name="theirs", cases=8, rows=8)
+    assert found.states.empty
+    assert "theirs" in page([found], [played_row(model, chosen)])
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+def test_the_command_explains_a_language_model(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from small_models import small_gpt2, small_tokenizer
+
+    small_gpt2(len(small_tokenizer(3000))).save_pretrained(tmp_path / "theirs")
+    small_tokenizer(3000).save_pretrained(tmp_path / "theirs")
+    given = ["explain", "--probe", str(tmp_path / "theirs"), "--cases", "8", "--rows", "8"]
+    found = CliRunner().invoke(app, [*given, "--out", str(tmp_path / "page.html")])
+    assert found.exit_code == 0, found.output
+    assert "theirs, on pairs of words" in found.output
+    refused = CliRunner().invoke(app, [*given, "--watch", "3", "--out", str(tmp_path / "page.html")])
+    assert refused.exit_code == 2
+    assert "leave out --task and --watch" in " ".join(refused.output.split())

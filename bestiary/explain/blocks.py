@@ -1,7 +1,7 @@
 """A model taken apart: an embedding, blocks that pass a stream on and keep a state, and a head."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,23 +22,45 @@ class Blocks(NamedTuple):
     blocks: Sequence[Block]
     head: Callable[[Tensor], Tensor]
     mixers: Sequence[nn.Module]  # the mixer of each block
+    streams: Callable[..., list[Features]] | None = None  # of a model whose blocks are not run by themselves
 
     def stream(self, tokens: Tokens) -> list[Features]:
         """What each block reads, and at the end what the head reads, at every position."""
+        if self.streams is not None:
+            return self.streams(tokens)
         found = [self.embed(tokens)]
         for block in self.blocks:
             found.append(block(found[-1], None, tokens)[0])
         return found
+
+    def finish(self, x: Features, layer: int, tokens: Tokens) -> Features:
+        """What the head reads if the blocks from `layer` on read x."""
+        if self.streams is not None:
+            return self.streams(tokens, layer, x)[-1]
+        for block in self.blocks[layer:]:
+            x, _ = block(x, None, tokens)
+        return x
 
     def logits(self, tokens: Tokens) -> Float[Tensor, "batch time vocab"]:
         """The logits of whole sequences."""
         return self.head(self.stream(tokens)[-1])
 
 
+@runtime_checkable
+class TakesItselfApart(Protocol):
+    """A model that knows its parts."""
+
+    def as_blocks(self) -> Blocks:
+        """The parts."""
+        ...
+
+
 def take_apart(model: nn.Module) -> Blocks:
     """The parts of a model that is trained here, or of a construction of layers. Raises ValueError for others."""
     if isinstance(model, Attending):
         return take_apart(model.model)
+    if isinstance(model, TakesItselfApart):
+        return model.as_blocks()
     if isinstance(model, Model):
         if model.decoder is not None:
             raise ValueError("a model that answers from its last position alone has no answer at each position")

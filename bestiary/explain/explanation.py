@@ -1,17 +1,21 @@
 """Everything that is asked of a model and a task, as tables and in words."""
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import pandas as pd
+import torch
 
 from bestiary.constructions._construction import Construction
 from bestiary.explain.ablation import ablation_tables
+from bestiary.explain.blocks import take_apart
 from bestiary.explain.cases import draw_cases, find_pairs
 from bestiary.explain.edits import edit_table
 from bestiary.explain.errors import answers_by_kind, count_kinds, facet_table
 from bestiary.explain.memory import filter_table, previous_token_table, readback_table, weight_table
 from bestiary.explain.patching import PLACES, matrix_of, patch_states, patch_streams
+from bestiary.explain.pretrained import Pretrained
 from bestiary.explain.watching import first_steps
 from bestiary.model import Model
 from bestiary.tasks._task import Task
@@ -48,20 +52,22 @@ class Explanation(NamedTuple):
 
 
 def explain_model(
-    model: Model | Construction,
+    model: Model | Construction | Pretrained,
     task: Task,
     *,
     name: str = "",
     cases: int = CASES,
     rows: int = ROWS,
     seed: int = 0,
+    layers: int = 8,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Explanation:
     """What a model does on a task of recall, on rows of its test stream.
 
-    `cases` rows are changed and patched, `rows` are answered for the counts of mistakes and the ablations. Works for
-    models of layers, trained or constructed. Raises ValueError for a task in which no answer stood behind an earlier
-    occurrence of the asked token.
+    `cases` rows are changed and patched, `rows` are answered for the counts of mistakes and the ablations. Streams are
+    exchanged before at most `layers` layers, evenly spread, and before the head. Works for models of layers, trained or
+    constructed, and for `Pretrained` ones, whose states and parts are left alone. Raises ValueError for a task in which
+    no answer stood behind an earlier occurrence of the asked token.
     """
     model.eval()
     progress("counting mistakes")
@@ -71,9 +77,11 @@ def explain_model(
     progress("changing rows")
     edits = edit_table(model, chosen)
     progress("exchanging streams")
-    keys, values = (patch_streams(model, chosen, what) for what in ("keys", "values"))
+    depth = len(take_apart(model).blocks)
+    some = sorted({*torch.linspace(0, depth, min(depth, layers) + 1).round().int().tolist()})
+    keys, values = (patch_streams(model, chosen, what, layers=some) for what in ("keys", "values"))
     progress("exchanging states")
-    states = patch_states(model, chosen, "keys")
+    states = pd.DataFrame() if isinstance(model, Pretrained) else patch_states(model, chosen, "keys")
     parts = removed = pd.DataFrame()
     if isinstance(model, Model):
         progress("taking parts out")
@@ -111,23 +119,28 @@ def binding_words(found: Explanation) -> Iterator[str]:
     if effects.isna().to_numpy().all():
         return
     where = [str(effects.loc[layer].idxmax()) for layer in effects.index]
-    for layer, (before, after) in enumerate(zip(where, where[1:], strict=False)):
-        strength, then = effects.loc[layer, before], effects.loc[layer + 1, after]
+    passed = list(effects.index)
+    for (layer, before), (later, after) in pairwise(zip(passed, where, strict=True)):
+        strength, then = effects.loc[layer, before], effects.loc[later, after]
         if before == after or min(strength, then) < BOUND:
             continue
-        numbers = f"effect {strength:.2f} before it, {then:.2f} after"
+        numbers = f"effect {strength:.2f} before, {then:.2f} after"
+        who, s = (f"Layer {layer}", "s") if later == layer + 1 else (f"Layers {layer} to {later - 1}", "")
+        it = "it" if s else "they"
         if before == "key" and after == "value":
-            yield f"Layer {layer} binds: it brings the key to its value's place ({numbers})."
+            yield f"{who} bind{s}: {it} bring{s} the key to its value's place ({numbers})."
         elif before == "key" and after == "question":
-            yield f"Layer {layer} binds and recalls at once: the pair is joined within it ({numbers})."
+            yield f"{who} bind{s} and recall{s} at once: the pair is joined there ({numbers})."
         elif after == "question":
-            yield f"Layer {layer} recalls: it brings what {STANDS[before]} to the question ({numbers})."
+            yield f"{who} recall{s}: {it} bring{s} what {STANDS[before]} to the question ({numbers})."
         else:
-            yield f"Layer {layer} moves the key: it {STANDS[before]} before it, and {STANDS[after]} after ({numbers})."
+            yield f"{who} move{s} the key: it {STANDS[before]} before, and {STANDS[after]} after ({numbers})."
 
 
 def state_words(found: Explanation) -> Iterator[str]:
     """Which layer's state carries the pairs from where they stand to the question."""
+    if found.states.empty:
+        return
     last = found.states[(found.states["cut"] == "before the question") & (found.states["layer"] != "all")]
     if len(last) and last["effect"].max() >= BOUND:
         row = last.loc[last["effect"].idxmax()]

@@ -58,12 +58,11 @@ def model_html(found: Explanation) -> str:
             "The same with exchanged values.",
             heat(matrix_of(found.values, "place", PLACES), "before layer"),
         ),
-        section(
-            "Which state carries the pairs",
-            "The state of one layer is taken from the other row, at a cut between the pairs and the question.",
-            heat(found.states.pivot(index="layer", columns="cut", values="effect")[list(CUTS)], "state of layer"),
-        ),
     ]
+    if len(found.states):
+        about = "The state of one layer is taken from the other row, at a cut between the pairs and the question."
+        states = found.states.pivot(index="layer", columns="cut", values="effect")[list(CUTS)]
+        sections.append(section("Which state carries the pairs", about, heat(states, "state of layer")))
     if len(found.parts):
         columns = found.parts.head(MOST)[["layer", "part", "accuracy", "lost"]]
         sections.append(section("What it cannot do without", "Accuracy without each part.", plain(columns)))

@@ -31,24 +31,23 @@ RESAMPLES = 1000
 
 
 @torch.no_grad()
-def patch_streams(model: nn.Module, cases: Cases, what: What) -> pd.DataFrame:
+def patch_streams(model: nn.Module, cases: Cases, what: What, *, layers: Sequence[int] | None = None) -> pd.DataFrame:
     """The effect of the stream before each layer, and before the head, at each kind of place, with 95 % intervals.
 
     The places are those of the two exchanged pairs alike: "key" is where their keys stand. Cases in which the place
     "after the value" or "before the question" is also another one do not count there. Columns: `layer` (how many have
-    been passed), `place`, `effect`, `low`, `high`.
+    been passed; all of them, or `layers`), `place`, `effect`, `low`, `high`.
     """
     parts = take_apart(model)
     first, second = parts.stream(cases.tokens), parts.stream(cases.swapped(what))
     tokens = cases.swapped(what)
     ends = [answer_margin(parts, stream[-1], cases) for stream in (first, second)]
     rows = []
-    for layer in range(len(parts.blocks) + 1):
+    for layer in range(len(parts.blocks) + 1) if layers is None else layers:
         for place in PLACES:
             where, alone = positions(cases, place), stands_alone(cases, place)
             x = mixed_at(second[layer], first[layer], where)
-            for block in parts.blocks[layer:]:
-                x, _ = block(x, None, tokens)
+            x = x if layer == len(parts.blocks) else parts.finish(x, layer, tokens)
             margins = (answer_margin(parts, x, cases), *ends)
             rows.append({"layer": layer, "place": place} | effect(*(one[alone] for one in margins)))
     return pd.DataFrame(rows)
