@@ -111,7 +111,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         convolutions = solved[(solved["what"] == "without") & solved["place"].str.startswith("convolution")]
         row["without a convolution"] = convolutions.groupby("seed")["value"].min().mean()
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).round(3).replace(-0.0, 0.0)
 
 
 def recalling(part: pd.DataFrame) -> "tuple[pd.Series[float], pd.DataFrame]":
@@ -131,7 +131,7 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
             if len(values):
                 found = [values.mean(), values.min(), values.max()]
                 x = [layer + 1 for layer in found[0].index]
-                lines.append(Line(f"at the {place}", x, *(column.clip(0, 1).tolist() for column in found)))
+                lines.append(Line(place, x, *(column.clip(0, 1).tolist() for column in found)))
         if lines:
             contents[str(name)] = lines
     if contents:
