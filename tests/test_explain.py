@@ -450,6 +450,10 @@ def test_the_page_stands_alone_and_plays_the_row(cases: Cases) -> None:
     assert data["row"]["tokens"][data["row"]["key"]] == data["row"]["tokens"][data["row"]["at"]]
     longer = cases._replace(tokens=cases.tokens.repeat(1, 12))
     assert played_row(model, longer) is None
+    row = played_row(model, cases, lambda tokens: f" w{tokens[0]}")
+    assert row is not None
+    assert row["words"][row["right"]] == f"w{row['right']}"
+    assert {*row["tokens"], *row["says"]} <= row["words"].keys()
 
 
 def test_the_command_explains_a_run_and_says_what_is_missing(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The verb that says what a model does when it recalls."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -28,7 +29,8 @@ class Subject(NamedTuple):
     model: Any  # of ours, or `Pretrained`
     task: "Task"
     asked: str  # the task in words
-    recipe: "Recipe | None"  # of a run that can be watched
+    recipe: "Recipe | None" = None  # of a run that can be watched
+    decode: "Callable[[list[int]], str] | None" = None  # of a language model: tokens as text
 
 
 @app.command()
@@ -81,12 +83,12 @@ def explain_subject(subject: Subject, watch: int | None, **how: int) -> "tuple[E
     from bestiary.explain.explanation import explain_model, words
     from bestiary.explain.player import played_row
 
-    name, model, task, asked, recipe = subject
+    name, model, task, asked, recipe, decode = subject
     with StatusLine() as progress, user_input():
         found = explain_model(
             model, task, name=name, **how, progress=lambda what: progress.show(f"{name}: {what} ...")
         )._replace(task=asked)
-        played = played_row(model, draw_cases(task, 1, seed=how["seed"]))
+        played = played_row(model, draw_cases(task, 1, seed=how["seed"]), decode)
     if watch is not None and recipe is not None:
         with user_input():
             found = found._replace(watched=watched(recipe, watch, name))
@@ -124,7 +126,7 @@ def open_language_model(name: str, trust: bool) -> Subject:
     opened = model if isinstance(model, Model) else Pretrained(model)
     place = Path(name)
     title = place.stem if place.is_file() else place.name
-    return Subject(title, opened, WordPairs(tokenizer), "pairs of words", None)
+    return Subject(title, opened, WordPairs(tokenizer), "pairs of words", decode=tokenizer.decode)
 
 
 def watched(recipe: "Recipe", every: int, name: str) -> "pd.DataFrame":

@@ -29,7 +29,8 @@ function drawArrows(svg, buttons, now, shares) {
 
 function player({ name, row }) {
   if (!row) return html("p", { class: "empty" }, `${name}: its rows are too long to be played.`);
-  const tokens = row.tokens.map((token, i) => html("button", { type: "button", class: i === row.key || i === row.key + 1 ? "key" : null, title: `position ${i}`, onclick: () => show(i) }, String(token)));
+  const word = (token) => row.words[token] ?? String(token);
+  const tokens = row.tokens.map((token, i) => html("button", { type: "button", class: i === row.key || i === row.key + 1 ? "key" : null, title: `position ${i}`, onclick: () => show(i) }, word(token)));
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("aria-hidden", "true");
   const said = html("p", { "aria-live": "polite" });
@@ -43,9 +44,9 @@ function player({ name, row }) {
       button.style.setProperty("--w", row.weights && j <= now ? Math.min(1, 2 * row.weights.shares[now][j]) : 0);
     });
     const most = row.weights ? row.weights.shares[now].slice(0, now + 1).map((w, j) => [w, j]).sort((a, b) => b[0] - a[0])[0] : null;
-    const reads = most ? ` Layer ${row.weights.layer} reads most from position ${most[1]} (${row.tokens[most[1]]}), ${most[0].toFixed(2)}.` : "";
-    const asked = now === row.at ? ` This is the question; right is ${row.right}.` : "";
-    said.textContent = `Position ${now}, token ${row.tokens[now]}: the model says ${row.says[now]}; probability of ${row.right}: ${row.chance[now].toFixed(2)}.${asked}${reads}`;
+    const reads = most ? ` Layer ${row.weights.layer} reads most from position ${most[1]} (${word(row.tokens[most[1]])}), ${most[0].toFixed(2)}.` : "";
+    const asked = now === row.at ? ` This is the question; right is ${word(row.right)}.` : "";
+    said.textContent = `Position ${now}, token ${word(row.tokens[now])}: the model says ${word(row.says[now])}; probability of ${word(row.right)}: ${row.chance[now].toFixed(2)}.${asked}${reads}`;
     heads.forEach((canvas, h) => draw(canvas, row.matrices.cells[now][h]));
     arrows();
   }

@@ -1,5 +1,6 @@
 """One row token by token, as the page plays it: what is read, what the memory holds, where the answer comes from."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,12 @@ TIME = 256  # tokens, above which a row is not played
 
 
 @torch.no_grad()
-def played_row(model: nn.Module, cases: Cases, number: int = 0) -> dict[str, Any] | None:
+def played_row(
+    model: nn.Module, cases: Cases, decode: Callable[[list[int]], str] | None = None, *, number: int = 0
+) -> dict[str, Any] | None:
     """What the page shows of one case, as JSON: None for rows that are too long to be played.
+
+    `decode` turns tokens into the words that are shown instead of their numbers.
 
     `matrices` are the states of the last matrix memory after each token, head by head, scaled to whole numbers from
     -99 to 99 by the largest of all; `weights` are the shares that the last layer with weights reads from each position
@@ -43,9 +48,13 @@ def played_row(model: nn.Module, cases: Cases, number: int = 0) -> dict[str, Any
         "right": int(cases.right[number]),
         "says": logits.argmax(-1).tolist(),
         "chance": rounded(logits.softmax(-1)[:, cases.right[number]]),
+        "words": {},
         "weights": None,
         "matrices": None,
     }
+    if decode is not None:
+        shown = {*found["tokens"], *found["says"], found["right"]}
+        found["words"] = {token: decode([token]).strip() or "␣" for token in sorted(shown)}
     if read:
         layer, weights = read[-1]
         shares = weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
