@@ -319,8 +319,9 @@ def test_watching_changes_nothing_and_sees_what_explain_sees() -> None:
 def test_what_formed_first_is_the_half_way_step() -> None:
     table = pd.DataFrame({"step": [0, 10, 20, 30], "right": [0.1, 0.1, 0.4, 0.9], "the pair": [0.2, 0.6, 0.9, 0.8]})
     table["the token before"], table["named"] = [0.50, 0.52, 0.55, 0.51], float("nan")
+    table["a value of the row"] = [0.0, 0.6, 0.4, 0.1]
     found = first_steps(table)
-    assert (found["right"], found["the pair"]) == (30, 10)
+    assert (found["right"], found["the pair"], found["a value of the row"]) == (30, 10, 10)
     assert str(found["the token before"]) == str(found["named"]) == "nan"
 
 
@@ -372,7 +373,7 @@ def test_the_table_of_formation_says_what_came_first() -> None:
     table = pd.DataFrame(rows).assign(named=float("nan"), **{"effective rank": float("nan")})
     table = table.assign(**{"a value of the row": 0.1, "never shown": 0.0})
     found = formation.summary(table)
-    assert list(found["order"]) == ["the token before < right < the pair"] * 2
+    assert list(found["order"]) == ["the token before < right = the pair"] * 2
     assert [suffix for suffix, _ in formation.figures(table)] == ["", "-weights"]
 
 

@@ -60,4 +60,4 @@ def test_many_ticks_are_thinned_and_few_are_not() -> None:
 
     few = [32, 48, 64, 96, 128]
     assert spread_ticks(few) == few
-    assert spread_ticks([1, *range(25, 1225, 25)]) == [1, 25, 50, 100, 200, 400, 800]
+    assert spread_ticks([1, *range(25, 1225, 25)]) == [1, 25, 100, 400]

@@ -31,7 +31,6 @@ SIZES = {
     "small": {"steps": 1200, "dim": 64, "every": 25, "seeds": 3},
 }
 RATE, RATES = 4e-3, {"attention": 2e-3}  # at which all seeds recall; attention stays on the plateau at 4e-3
-RISING = ("right", "the token before", "the pair", "named")
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
@@ -66,8 +65,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (name, seed), part in table.groupby(["name", "seed"], sort=False):
         steps = first_steps(part.sort_values("step"))
-        known = {score: step for score, step in steps.items() if step == step}
-        order = " < ".join(sorted(known, key=lambda score: known[score]))
+        reached = sorted({step for step in steps.values() if step == step})
+        together = [[score for score, step in steps.items() if step == first] for first in reached]
+        order = " < ".join(" = ".join(scores) for scores in together)
         last = part.sort_values("step").iloc[-1]
         rows.append({"mixer": name, "seed": seed, "right at the end": last["right"], **steps, "order": order})
     return pd.DataFrame(rows)
@@ -80,8 +80,9 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
         for name, part in table.groupby("name", sort=False):
             lines = []
             for score in names:
-                values = part.assign(step=part["step"].clip(lower=1)).groupby("step")[score]
-                mean, low, high = values.mean(), values.min(), values.max()
+                steps = part.assign(step=part["step"].clip(lower=1))
+                values = steps.pivot(index="step", columns="seed", values=score).ffill()  # some stop when they know it
+                mean, low, high = values.mean(axis=1), values.min(axis=1), values.max(axis=1)
                 if mean.notna().any():
                     lines.append(Line(score, mean.index.tolist(), mean.tolist(), low.tolist(), high.tolist()))
             if lines:

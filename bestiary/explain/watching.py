@@ -112,7 +112,7 @@ def first_steps(table: pd.DataFrame, level: float = 0.5) -> dict[str, float]:
     nan for a score that rises by less than a tenth, and for those that are falling by nature.
     """
     found = {}
-    for name in ("right", "the token before", "the pair", "named"):
+    for name in ("right", "a value of the row", "the token before", "the pair", "named"):
         values = table[name].to_numpy(dtype=float)
         low, high = values[0], values.max()
         risen = bool(high - low >= 0.1)

@@ -115,10 +115,10 @@ def panels(
 
 
 def spread_ticks(ticks: Sequence[float | int]) -> list[float | int]:
-    """All of a few ticks of a logarithmic axis; of many, those at least twice the last one that is shown."""
+    """All of a few ticks of a logarithmic axis; of many, those at least four times the last one that is shown."""
     shown: list[float | int] = []
     for tick in ticks:
-        if len(ticks) <= TICKS or not shown or tick >= 2 * shown[-1]:
+        if len(ticks) <= TICKS or not shown or tick >= 4 * shown[-1]:
             shown.append(tick)
     return shown
 
