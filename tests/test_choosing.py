@@ -46,6 +46,7 @@ def test_an_experiment_without_mixers_says_so() -> None:
     assert choose_mixers(tracking, None, "") is tracking
 
 
+@pytest.mark.slow
 def test_the_table_calls_the_mixer_by_its_file(tmp_path: Path) -> None:
     places = ["--store", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"), "--workers", "2"]
     chosen = ["--scale", "smoke", "--with", MINE, "--only", "LSTM"]

@@ -195,6 +195,7 @@ def test_showing_a_mixer_measures_its_memory(tmp_path: Path) -> None:
     assert "448 numbers" in shown  # 7 keys and values of width 32
 
 
+@pytest.mark.slow
 def test_training_leaves_a_run_that_can_be_shown_and_is_not_repeated(tmp_path: Path) -> None:
     done = run_cli("train", "--layers", "attention", "--keep", *SMALL, folder=tmp_path)
     assert re.match(r"about [\d.]+ m?s: 4 steps of [\d.]+ m?s and the evaluations", done.stdout)
@@ -216,6 +217,7 @@ def test_training_leaves_a_run_that_can_be_shown_and_is_not_repeated(tmp_path: P
     assert "about" not in again.stdout
 
 
+@pytest.mark.slow
 def test_an_experiment_ends_with_a_table_and_figures_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     write_experiment(tmp_path)
     done = run_cli("run", "./question.py", folder=tmp_path)
@@ -285,6 +287,7 @@ def test_runs_on_several_tasks_are_told_apart() -> None:
     assert ProgressDisplay("", made[:1]).label(made[0]).endswith("seed=0")
 
 
+@pytest.mark.slow
 def test_a_dry_run_estimates_and_runs_nothing(tmp_path: Path) -> None:
     write_experiment(tmp_path)
     done = run_cli("run", "./question.py", "--dry-run", folder=tmp_path)
@@ -338,6 +341,7 @@ def test_an_interrupted_sweep_stops_with_130_and_goes_on_later(tmp_path: Path) -
     assert "at work" not in status
 
 
+@pytest.mark.slow
 def test_checking_tells_an_honest_mixer_from_a_leaky_one(tmp_path: Path) -> None:
     examples = Path("examples").resolve()
     assert "every law holds" in run_cli("check", f"{examples}/my_mixer.py", folder=tmp_path).stdout
@@ -345,6 +349,7 @@ def test_checking_tells_an_honest_mixer_from_a_leaky_one(tmp_path: Path) -> None
     assert "BROKEN  causality: the output at position 0 changes when the input at position 1 does" in leaky
 
 
+@pytest.mark.slow
 def test_a_mixer_that_cannot_be_stacked_at_speed_prints_no_raw_warning(tmp_path: Path) -> None:
     text = Path("examples/my_mixer.py").read_text()
     (tmp_path / "slow.py").write_text(text.replace("h, last =", "x = x + 0 * torch.histc(x.detach()).sum(); h, last ="))
@@ -402,6 +407,7 @@ def test_a_full_disk_is_one_line_and_what_was_done_stays(tmp_path: Path) -> None
     assert "4 finished" in run_cli("status", "./question.py", folder=tmp_path).stdout
 
 
+@pytest.mark.slow
 def test_origin_names_versions_and_recipe_names_every_option(tmp_path: Path) -> None:
     run_cli("train", *SMALL, folder=tmp_path)
     (run,) = (tmp_path / "runs").glob("[!.]*")

@@ -59,10 +59,12 @@ def with_facet(name: str, found: pd.DataFrame) -> pd.DataFrame:
     return found if facet is None else found.merge(pd.DataFrame({facet: [3, 17]}), how="cross")
 
 
+LARGE = ("calibration", "load", "protocol_v1")  # of hundreds of runs at any scale
+LARGE_ARE_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TRAINED]
 PAPER_IS_SLOW = [pytest.param(scale, marks=pytest.mark.slow) if scale == "paper" else scale for scale in SCALES]
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", LARGE_ARE_SLOW)
 @pytest.mark.parametrize("scale", PAPER_IS_SLOW)
 def test_recipes_are_distinct_and_can_be_built(name: str, scale: str) -> None:
     made = recipes(name, scale)
@@ -74,7 +76,7 @@ def test_recipes_are_distinct_and_can_be_built(name: str, scale: str) -> None:
         task.build()
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", LARGE_ARE_SLOW)
 @pytest.mark.parametrize("scale", PAPER_IS_SLOW)
 def test_a_table_and_figures_come_of_all_runs_and_of_a_few(name: str, scale: str) -> None:
     module = experiment(name)
@@ -200,6 +202,7 @@ def test_the_paper_scale_has_every_cell_of_figure_2() -> None:
     assert (cell.published, cell.recipe) == (0.941, expected)
 
 
+@pytest.mark.slow
 def test_the_mad_protocol_has_66_settings_of_six_trainings_and_equal_states() -> None:
     counts = {task: len(list(mad.task_settings(task))) for task in mad.SWEEPS}
     assert sorted(counts.values()) == [6, 11, 11, 11, 13, 14]

@@ -26,7 +26,11 @@ def run_cli(*arguments: str, status: int = 0) -> str:
     return done.output
 
 
-@pytest.mark.parametrize("name", TRAINED)
+LARGE = ("calibration", "load", "protocol_v1")  # of hundreds of runs at any scale
+LARGE_ARE_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TRAINED]
+
+
+@pytest.mark.parametrize("name", LARGE_ARE_SLOW)
 @pytest.mark.parametrize("compact", [True, False])
 def test_every_experiment_says_the_same_of_the_file_as_of_the_runs(name: str, tmp_path: Path, compact: bool) -> None:
     module, made, file = experiment(name), recipes(name, "small"), tmp_path / "x.csv"

@@ -421,7 +421,8 @@ def long_recipes() -> list[Recipe]:
     return [clean("attention", **SMALL | {"steps": 100, "every": 10}, seed=seed) for seed in range(3)]
 
 
-@pytest.mark.parametrize("together", ["never", pytest.param("always", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("together", ["never", "always"])
 def test_a_sweep_that_is_killed_goes_on_in_the_middle_of_its_runs(tmp_path: Path, together: Together) -> None:
     file, folder = tmp_path / "program.py", tmp_path / "runs"
     file.write_text(PROGRAM.format(folder=str(folder), together=together))

@@ -334,6 +334,7 @@ def test_a_disk_that_refuses_is_one_line_and_status_1(
     assert "runs/0" in line
 
 
+@pytest.mark.slow
 def test_training_into_a_store_on_a_read_only_disk_is_one_line(store: Store) -> None:
     store.folder.mkdir()
     settings = ["train=mqar(vocab=20,length=12,pairs=2)", "dim=8", "batch=16", "steps=4", "every=2"]

@@ -89,6 +89,7 @@ def test_members_measure_what_they_would_alone_with_other_options(part: Spec) ->
     same(recipes)
 
 
+@pytest.mark.slow
 def test_members_of_other_regimes_measure_what_they_would_alone() -> None:
     same(members("attention, base_conv", channel="mlp", positions=36, clip=None, decay="all"))
     two = "mqar(vocab=40, length=36, pairs=3), mqar(vocab=40, length=24, pairs=4)"
@@ -134,6 +135,7 @@ def test_only_rate_decay_and_seed_may_differ() -> None:
         next(train_together([one, other]))
 
 
+@pytest.mark.slow
 def test_members_that_have_solved_their_task_or_diverged_leave() -> None:
     easy = "mqar(vocab=16, length=8, pairs=1)"
     changes: dict[str, Any] = {"train": easy, "stop": 0.9, "steps": 60, "batch": 32, "clip": None, "positions": 8}
