@@ -2,11 +2,12 @@
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bestiary.runs.files import read_record, write_record
+from bestiary.spec import parse
 from bestiary.sweep import cores
 from bestiary.training.recipe import Recipe
 
@@ -33,6 +34,15 @@ def open_runs(
         found = read_record(folder / f"{kind}-{recipe.key}.json")
         about = {"key": recipe.key, "mixer": str(recipe.pattern[-1]), "rate": recipe.rate, "seed": recipe.seed}
         yield from (about | row for row in found["rows"])
+
+
+def open_named(
+    mixers: Mapping[str, str], recipes: Sequence[Recipe], look: Look, *, kind: str, scale: str
+) -> Iterator[dict[str, Any]]:
+    """`open_runs`, with the `scale` and the `name` that an experiment has for each pattern."""
+    names = {str(parse("mixers", pattern)[0]): name for name, pattern in mixers.items()}
+    for row in open_runs(recipes, look, kind=f"{kind}-{scale}"):
+        yield row if set(row) == {"news"} else row | {"scale": scale, "name": names[row["mixer"]]}
 
 
 def open_one(job: tuple[Recipe, Look, Path]) -> str:

@@ -13,10 +13,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._opened import open_runs
+from bestiary.experiments._opened import open_named
 from bestiary.explain.watching import PANELS, first_steps, watch
 from bestiary.report.plot import Line, panels
-from bestiary.spec import parse
 from bestiary.training.recipe import Recipe, clean
 
 MIXERS = {
@@ -44,10 +43,8 @@ def recipes(scale: str) -> Iterator[Recipe]:
 
 def measure(scale: str) -> Iterator[dict[str, Any]]:
     """A row for each step at which each model was looked at."""
-    names = {str(parse("mixers", pattern)[0]): name for name, pattern in MIXERS.items()}
     look = watch_smoke if scale == "smoke" else watch_model
-    for row in open_runs(list(recipes(scale)), look, kind=f"formation-{scale}"):
-        yield row if set(row) == {"news"} else row | {"scale": scale, "name": names[row["mixer"]]}
+    yield from open_named(MIXERS, list(recipes(scale)), look, kind="formation", scale=scale)
 
 
 def watch_model(recipe: Recipe, size: str = "small") -> list[dict[str, Any]]:

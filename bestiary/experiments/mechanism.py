@@ -14,10 +14,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._opened import open_runs
+from bestiary.experiments._opened import open_named
 from bestiary.explain.explanation import explain_model
 from bestiary.report.plot import Line, panels
-from bestiary.spec import parse
 from bestiary.training.recipe import Recipe, clean
 from bestiary.training.train import train
 
@@ -51,10 +50,8 @@ def recipes(scale: str) -> Iterator[Recipe]:
 
 def measure(scale: str) -> Iterator[dict[str, Any]]:
     """A row for each number that was found of each model, named by `what`, `layer` and `place`."""
-    names = {str(parse("mixers", pattern)[0]): name for name, pattern in MIXERS.items()}
     look = open_smoke if scale == "smoke" else open_model
-    for row in open_runs(list(recipes(scale)), look, kind=f"mechanism-{scale}"):
-        yield row if set(row) == {"news"} else row | {"scale": scale, "name": names[row["mixer"]]}
+    yield from open_named(MIXERS, list(recipes(scale)), look, kind="mechanism", scale=scale)
 
 
 def open_model(recipe: Recipe, size: str = "small") -> list[dict[str, Any]]:
