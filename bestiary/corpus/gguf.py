@@ -39,7 +39,7 @@ def check_gguf(path: Path) -> None:
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
             raise ValueError(f"{path} is no GGUF file: it does not begin with GGUF")
-    if find_spec("gguf") is None or find_spec("transformers") is None:
+    if None in map(find_spec, ("gguf", "transformers", "accelerate")):
         raise ImportError(f"reading {path} needs gguf: pip install 'bestiary[gguf]'")
 
 
