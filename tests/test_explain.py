@@ -339,6 +339,14 @@ def test_experiments_on_opened_models_keep_what_was_found(tmp_path: Path) -> Non
         list(open_runs(recipes, watch_smoke, **how))
 
 
+def test_a_scale_that_an_experiment_does_not_have_is_refused_and_not_made_smaller() -> None:
+    from bestiary.experiments import formation, mechanism
+
+    for experiment in (formation, mechanism):
+        with pytest.raises(LookupError, match="no scale 'paper', only smoke and small"):
+            list(experiment.measure("paper"))
+
+
 def opened_rows(name: str, right: float, seed: int, rate: float) -> list[dict[str, Any]]:
     about = {"name": name, "seed": seed, "rate": rate, "mixer": name, "key": "k", "scale": "small"}
     numbers = [("right", -1, "", right), ("without", 0, "convolution conv", 0.2), ("without", 1, "mixer", 0.0)]

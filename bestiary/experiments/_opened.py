@@ -36,6 +36,13 @@ def open_runs(
         yield from (about | row for row in found["rows"])
 
 
+def size_of(sizes: Mapping[str, dict[str, Any]], scale: str) -> dict[str, Any]:
+    """What a scale runs. Raises LookupError for a scale that an experiment does not have."""
+    if scale not in sizes:
+        raise LookupError(f"this experiment has no scale {scale!r}, only {' and '.join(sizes)}")
+    return sizes[scale]
+
+
 def open_named(
     mixers: Mapping[str, str], recipes: Sequence[Recipe], look: Look, *, kind: str, scale: str
 ) -> Iterator[dict[str, Any]]:

@@ -1,10 +1,8 @@
 """What forms first while a model learns to recall? The scores of `bestiary.explain.watching` over training, and seeds.
 
 Attention, DeltaNet and gated DeltaNet with their own short convolutions, and Based behind one, each in two layers, are
-watched on MQAR. Okpekpe & Orvieto (2025, "When recalling in-context, transformers are not SSMs") see the induction of
-attention form suddenly; Olsson et al. (2022, "In-context learning and induction heads") see the head that looks one
-token back before the one that looks up. Half-way steps are when a score has risen half of its way from the first to its
-highest value.
+watched on MQAR, after the curves of induction over training of Olsson et al. (2022, "In-context learning and induction
+heads"). Half-way steps are when a score has risen half of its way from the first to its highest value.
 """
 
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._opened import open_named
+from bestiary.experiments._opened import open_named, size_of
 from bestiary.explain.watching import PANELS, first_steps, watch
 from bestiary.report.plot import Line, panels
 from bestiary.training.recipe import Recipe, clean
@@ -34,7 +32,7 @@ RATE, RATES = 4e-3, {"attention": 2e-3}  # at which all seeds recall; attention 
 
 def recipes(scale: str) -> Iterator[Recipe]:
     """Two layers of each mixer, at each seed."""
-    size = SIZES.get(scale, SIZES["small"])
+    size = size_of(SIZES, scale)
     for name, pattern in MIXERS.items():
         for seed in range(size["seeds"]):
             settings = {"steps": size["steps"], "dim": size["dim"], "rate": RATES.get(name, RATE), "seed": seed}

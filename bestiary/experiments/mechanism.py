@@ -4,8 +4,7 @@ Two layers of the same mixer are trained on MQAR and opened (see `bestiary expla
 between rows that differ in which key has which value, and short convolutions are left their last tap. "Mechanistic
 evaluation of transformers and state space models" (Arora et al., 2025, arXiv:2505.15105) finds that attention and Based
 bind key and value in the context, as induction heads do, and that state-space models do it only at the end, of which
-Mamba succeeds by its short convolution; "Zoology" (Arora et al., 2023) needs the convolution in front of Based; so do
-Okpekpe & Orvieto (2025) for a single layer. The rate of each mixer is the better of two, by the mean over seeds.
+Mamba succeeds by its short convolution. The rate of each mixer is the better of two, by the mean over seeds.
 """
 
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._opened import open_named
+from bestiary.experiments._opened import open_named, size_of
 from bestiary.explain.explanation import explain_model
 from bestiary.report.plot import Line, panels
 from bestiary.training.recipe import Recipe, clean
@@ -40,7 +39,7 @@ PLACES = ("key", "value", "after the value", "question")
 
 def recipes(scale: str) -> Iterator[Recipe]:
     """Two layers of each mixer, at each rate and seed."""
-    size = SIZES.get(scale, SIZES["small"])
+    size = size_of(SIZES, scale)
     for pattern in MIXERS.values():
         for rate in size["rates"]:
             for seed in range(size["seeds"]):

@@ -18,6 +18,10 @@ from bestiary.report.page import POLICY, page_style, read_asset
 
 CUTS = ("behind the pairs", "half way to the question", "before the question")
 MOST = 12  # rows of the table of parts
+WATCHED = (
+    "At each step: the kinds of answers, the weight that the best head puts on the token before and on the asked pair, "
+    "and how many pairs the best matrix gives back, with its rank as a share of the largest."
+)
 
 
 def page(explained: Sequence[Explanation], played: Sequence[Any]) -> str:
@@ -82,8 +86,7 @@ def model_html(found: Explanation) -> str:
         about = "The share of each short convolution's weights, in absolute value, on each token back."
         sections.append(section("What convolutions look at", about, plain(found.filters)))
     if len(found.watched):
-        about = "Scores while it learnt: see docs/explain.md."
-        sections.append(section("While it learnt", about, drawn(watch_figure(found.watched))))
+        sections.append(section("While it learnt", WATCHED, drawn(watch_figure(found.watched))))
     return f"<article>{''.join(sections)}</article>"
 
 
