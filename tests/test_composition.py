@@ -22,6 +22,18 @@ def test_parallel_adds_its_parts() -> None:
     assert_same(mixer(x)[0], mixer.parts[0](x)[0] + mixer.parts[1](x)[0] + mixer.parts[2](x)[0])
 
 
+def test_narrow_heads_side_by_side_are_the_heads_of_one_attention() -> None:
+    """A hybrid by heads is a sum: the output map of several heads is that of each, added."""
+    whole, x = build_mixer("attention(heads=4)"), inputs()
+    width = x.shape[-1] // 4
+    split = build_mixer(f"parallel('attention(heads=1, key={width}), attention(heads=3, key={width})')")
+    for part, rows in zip(split.parts, (slice(None, width), slice(width, None)), strict=True):
+        for name in ("q", "k", "v"):
+            getattr(part, name).weight.data = getattr(whole, name).weight.data[rows]
+        part.out.weight.data = whole.out.weight.data[:, rows]
+    assert_same(split(x)[0], whole(x)[0])
+
+
 def test_a_gated_sum_weighs_its_parts_by_the_input() -> None:
     mixer, x = build_mixer("gated_sum('base_conv, attention')"), inputs()
     one, two = (part(x)[0] for part in mixer.parts)

@@ -51,15 +51,17 @@ def test_delta_net(negative: bool) -> None:
     assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight)))
 
 
-@pytest.mark.parametrize("forget", [False, True])
-def test_delta_product(forget: bool) -> None:
-    mixer, x = build_mixer(f"delta_product(key=8, value=6, steps=3, forget={forget})"), inputs()
+@pytest.mark.parametrize(
+    "options", ["forget=False", "forget=True", "forget=True, decay='channel', negative=False, init='short'"]
+)
+def test_delta_product(options: str) -> None:
+    mixer, x = build_mixer(f"delta_product(key=8, value=6, steps=3, {options})"), inputs()
     q, k, v = streams(mixer, x, [8, 24, 18], heads=2)
     q, k, v = unit(q) / 8**0.5, unit(k.unflatten(-1, (3, 8))), v.unflatten(-1, (3, 6))
-    beta = 2 * mixer.beta(x).sigmoid().unflatten(-1, (2, 3))
+    beta = (1 if "negative" in options else 2) * mixer.beta(x).sigmoid().unflatten(-1, (2, 3))
     state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros(BATCH, TIME, 2, 6, dtype=torch.float64)
     for t in range(TIME):
-        if forget:
+        if "forget=True" in options:
             state = forgetting(mixer.decay, x)[:, t].unsqueeze(-1) * state
         for i in range(3):
             key, one = k[:, t, :, i].unsqueeze(-1), torch.eye(8, dtype=torch.float64)

@@ -2,6 +2,8 @@
 
     q, k, v = W x,   y_i = sum_j softmax_j(q_i . k_j / sqrt(key)) v_j,   output = W_o y
 
+Heads are `key` wide, by default so that all of them are as wide as the model. A few narrow heads beside another mixer
+in `parallel` are a hybrid by heads.
 `kv_heads` keys and values are shared by groups of `heads` queries: 1 is multi-query (Shazeer, 2019), fewer than
 `heads` grouped-query attention (Ainslie et al., 2023). Beside a `window` the first `sinks` positions stay visible
 (Xiao et al., 2023). Positions are rotary (Su et al., 2021) unless switched off; the model may add learned ones.
@@ -39,8 +41,9 @@ class Attention(Mixer):
         "heads=2, window=5",
         "heads=4, window=40, sinks=3",
         "init='zoology23'",
+        "heads=3, key=4, window=7",
     )
-    later_options: ClassVar = ("init", "layers")
+    later_options: ClassVar = ("init", "layers", "key")
 
     class Cache(NamedTuple):
         """Keys and values that later positions can see."""
@@ -61,20 +64,24 @@ class Attention(Mixer):
         dropout: float = 0.0,
         init: Literal["gpt2", "zoology23"] = "gpt2",
         layers: Positive = 2,
+        key: Positive | None = None,
     ) -> None:
         super().__init__()
-        if rotary and head_width(dim, heads) % 2:
-            raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
+        wide = head_width(dim, heads) if key is None else key
+        if rotary and wide % 2:
+            raise ValueError(
+                f"rotary positions need an even head width, {f'{dim} / {heads}' if key is None else f'key={key}'} is odd"
+            )
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
         if sinks and window is None:
             raise ValueError(f"sinks={sinks} without a window change nothing: every position is visible")
         if heads % self.kv_heads:
             raise ValueError(f"{heads} heads cannot be grouped around {kv_heads} heads of keys and values")
         self.window, self.sinks, self.rotary, self.dropout = window, sinks, rotary, dropout
-        shared = self.kv_heads * head_width(dim, heads)
+        inner, shared = heads * wide, self.kv_heads * wide
         bias = init == "zoology23"
-        self.q, self.k, self.v = (linear(dim, width, bias=bias) for width in (dim, shared, shared))
-        self.out = linear(dim, dim, bias=bias, std=output_std(layers) if bias else 0.02)
+        self.q, self.k, self.v = (linear(dim, width, bias=bias) for width in (inner, shared, shared))
+        self.out = linear(inner, dim, bias=bias, std=output_std(layers) if bias else 0.02)
 
     def forward(self, x: Features, state: Cache | None = None) -> tuple[Features, Cache]:
         time = state.time if state is not None else 0
