@@ -59,7 +59,7 @@ def with_facet(name: str, found: pd.DataFrame) -> pd.DataFrame:
     return found if facet is None else found.merge(pd.DataFrame({facet: [3, 17]}), how="cross")
 
 
-LARGE = ("calibration", "load", "protocol_v1")  # of hundreds of runs at any scale
+LARGE = ("calibration", "hybrids_recall", "load", "protocol_v1", "tracking_grid")  # of hundreds of runs at any scale
 LARGE_ARE_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TRAINED]
 PAPER_IS_SLOW = [pytest.param(scale, marks=pytest.mark.slow) if scale == "paper" else scale for scale in SCALES]
 

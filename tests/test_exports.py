@@ -26,7 +26,7 @@ def run_cli(*arguments: str, status: int = 0) -> str:
     return done.output
 
 
-LARGE = ("calibration", "load", "protocol_v1")  # of hundreds of runs at any scale
+LARGE = ("calibration", "hybrids_recall", "load", "protocol_v1", "tracking_grid")  # of hundreds of runs at any scale
 LARGE_ARE_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TRAINED]
 
 

@@ -28,6 +28,7 @@ TWO = "mqar(vocab=20, length=12, pairs=2), mqar(vocab=20, length=16, pairs=3)"
 RECIPES: dict[str, Recipe] = {
     "adamw": clean("attention", **SMALL),
     "muon": clean("mamba", **SMALL, optimizer="muon"),
+    "adafactor": clean("mamba", **SMALL, optimizer="adafactor"),
     "no decay, no clip": clean("base_conv", **SMALL | {"weight_decay": 0.0, "clip": None, "hold": 1}),
     "shuffled rows and dropout": clean("gla", **SMALL, distinct=(3,), shuffle="rows", dropout=0.2),
     "shuffled batches": clean("attention(dropout=0.2)", **SMALL, distinct=(4,), shuffle="batches"),

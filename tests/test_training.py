@@ -92,21 +92,23 @@ def test_a_curriculum_gives_each_task_its_part_of_the_steps_in_order() -> None:
         recipe(curriculum=True, distinct=(2,))
 
 
-def test_muon_takes_the_hidden_maps_and_adamw_the_rest() -> None:
-    made = clean("mamba", **SMALL, optimizer="muon", betas=(0.8, 0.9), weight_decay=0.3)
+@pytest.mark.parametrize("name", ["muon", "adafactor"])
+def test_another_optimizer_takes_the_hidden_maps_and_adamw_the_rest(name: str) -> None:
+    made = clean("mamba", **SMALL, optimizer=name, betas=(0.8, 0.9), weight_decay=0.3)
     model = made.build()
     optimizer = make_optimizer(made, model)
     assert isinstance(optimizer, Optimizers)
-    muon, adam = optimizer.parts
+    other, adam = optimizer.parts
+    assert type(other).__name__.lower() == name
     names = {id(weight): name for name, weight in model.named_parameters()}
-    taken, rest = ({names[id(w)] for group in part.param_groups for w in group["params"]} for part in (muon, adam))
+    taken, rest = ({names[id(w)] for group in part.param_groups for w in group["params"]} for part in (other, adam))
     assert {name.rpartition(".mixer.")[2] for name in taken} == {
         f"{part}.weight" for part in ("into", "gate", "low", "dt", "out")
     }
     assert taken.isdisjoint(rest)
     assert taken | rest == set(names.values())
     assert "embed.weight" in rest
-    assert {group["weight_decay"] for group in muon.param_groups} == {0.3}
+    assert {group["weight_decay"] for group in other.param_groups} == {0.3}
     assert {group["betas"] for group in adam.param_groups} == {(0.8, 0.9)}
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     update(made, model, optimizer, next(batches(made)), 25, "cpu")

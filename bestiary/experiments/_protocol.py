@@ -7,7 +7,9 @@ from statistics import fmean as mean
 from typing import Any, NamedTuple
 
 import pandas as pd
+from matplotlib.figure import Figure
 
+from bestiary.report.plot import matrix
 from bestiary.runs.intervals import interval
 from bestiary.runs.table import WORKS, diverged_as_zero
 from bestiary.spec import Spec, parse, reading_data, spec
@@ -15,6 +17,8 @@ from bestiary.training.recipe import Recipe, clean
 
 SEEDS = range(3)
 RATES_THAT_WORK = "rates that work"
+MODEL = ("dim", "depth", "optimizer")  # by which parts of equal tests differ
+Model = tuple[int, int, str]
 WINDOW: dict[str, int | None] = {RATES_THAT_WORK: None}
 
 
@@ -30,6 +34,11 @@ class Part(NamedTuple):
     def name(self) -> str:
         """Its first column."""
         return next(iter(self.columns))
+
+    @property
+    def model(self) -> Model:
+        """Its width, depth and optimizer."""
+        return self.settings["dim"], self.settings.get("depth", 2), self.settings.get("optimizer", "adamw")
 
     def recipe(self, pattern: str, rate: float, seed: int) -> Recipe:
         """The run of a mixer or pattern."""
@@ -65,6 +74,18 @@ def first_runs(part: Part, pattern: str) -> list[Recipe]:
     return [part.recipe(pattern, rate, SEEDS[0]) for rate in part.rates]
 
 
+def next_runs(table: pd.DataFrame, parts: Sequence[Part], mixers: Mapping[str, str]) -> list[Recipe]:
+    """The other seeds, where every rate was tried: at the best, or at all where the window of rates is asked."""
+    more, rows_of = [], rows_of_parts(table, parts)
+    for pattern in mixers.values():
+        for part in parts:
+            rows = rows_of(part, pattern)
+            if {*part.rates} <= {row.rate for row in rows}:
+                rates = part.rates if part.columns == WINDOW else (best_rate(rows),)
+                more += [part.recipe(pattern, rate, seed) for rate in rates for seed in SEEDS[1:]]
+    return more
+
+
 class Row(NamedTuple):
     """A run and test segment."""
 
@@ -78,18 +99,20 @@ class Row(NamedTuple):
 
 
 def rows_of_parts(table: pd.DataFrame, parts: Iterable[Part]) -> Callable[[Part, str], list[Row]]:
-    """A function that gives the rows of the table that are runs of a part and a mixer: of its tests, at its width."""
-    tests_of = {part.name: (tasks_of(part), part.settings["dim"]) for part in parts}
+    """A function that gives the rows of the table that are runs of a part and a mixer: of its tests and its model."""
+    tests_of = {part.name: (tasks_of(part), part.model) for part in parts}
     filled = diverged_as_zero(table).assign(accuracy=table["accuracy"].fillna(0.0), asked=table["asked"].fillna(0))
+    filled["optimizer"] = filled["optimizer"].fillna("adamw") if "optimizer" in filled else "adamw"
     filled = filled.sort_values(["key", "segment"], kind="stable")
-    columns = (filled[name].tolist() for name in ("key", "pattern", "dim", *Row._fields))
-    runs: dict[tuple[str, str, int], list[Row]] = {}
-    for key, pattern, dim, task, rate, seed, segment, accuracy, asked, selection in zip(*columns, strict=True):
+    models, rows = (zip(*(filled[name].tolist() for name in names), strict=True) for names in (MODEL, Row._fields))
+    runs: dict[tuple[str, str, Model], list[Row]] = {}
+    for key, pattern, model, values in zip(filled["key"], filled["pattern"], models, rows, strict=True):
+        task, rate, seed, segment, accuracy, asked, selection = values
         row = Row(task, float(rate), int(seed), int(segment), float(accuracy), int(asked), float(selection))
-        runs.setdefault((key, pattern, dim), []).append(row)
+        runs.setdefault((key, pattern, model), []).append(row)
     groups: dict[tuple[str, str], list[Row]] = {}
-    for (_, pattern, dim), rows in runs.items():
-        if name := find_part(tuple(row.task for row in rows), dim, tests_of):
+    for (_, pattern, model), rows in runs.items():
+        if name := find_part(tuple(row.task for row in rows), model, tests_of):
             groups.setdefault((pattern, name), []).extend(rows)
 
     @reading_data()
@@ -101,18 +124,40 @@ def rows_of_parts(table: pd.DataFrame, parts: Iterable[Part]) -> Callable[[Part,
     return rows_of
 
 
-def find_part(tests: tuple[str, ...], dim: int, tests_of: Mapping[str, tuple[tuple[str, ...], int]]) -> str:
-    """The part whose tests at its width a run has, or the first of them; empty if there is none.
+def find_part(tests: tuple[str, ...], model: Model, tests_of: Mapping[str, tuple[tuple[str, ...], Model]]) -> str:
+    """The part whose tests a run of such a model has, or the first of them; empty if there is none.
 
     Two parts may share a test, but no part has all tests of another.
     """
-    alike = {name: known for name, (known, width) in tests_of.items() if width == dim and known[: len(tests)] == tests}
+    alike = {name: known for name, (known, its) in tests_of.items() if its == model and known[: len(tests)] == tests}
     return min(alike, key=lambda name: len(alike[name]), default="")
 
 
 def best_rate(rows: Sequence[Row]) -> float:
     """The rate at which the first seed has the highest accuracy on the selection stream, the lowest of equal ones."""
     return min((row for row in rows if row.seed == SEEDS[0]), key=lambda row: (-row.selection, row.rate)).rate
+
+
+def score_parts(table: pd.DataFrame, parts: Sequence[Part], mixers: Mapping[str, str]) -> pd.DataFrame:
+    """One row for each mixer and column: its value with interval, chance level, number of seeds and the rate."""
+    found, rows_of = [], rows_of_parts(table, parts)
+    for name, pattern in mixers.items():
+        for part in parts:
+            rows = rows_of(part, pattern)
+            if rows:
+                found += [{"mixer": name, **score} for score in score_part(rows, part)]
+    return pd.DataFrame(found, columns=["mixer", "column", "value", "low", "high", "chance", "seeds", "rate"])
+
+
+def score_matrix(
+    scores: pd.DataFrame, mixers: Iterable[str], columns: Iterable[str], *, what: str = "Accuracy"
+) -> Figure:
+    """The values with half of their intervals, a row for each mixer and a column for each column, in these orders."""
+    both = scores.assign(spread=(scores["high"] - scores["low"]) / 2)
+    values, spreads = (both.pivot(index="mixer", columns="column", values=name) for name in ("value", "spread"))
+    order = [name for name in mixers if name in values.index], [name for name in columns if name in values]
+    note = f"{what}, mean over seeds at the best rate, ± half of its 95 % interval."
+    return matrix(values.loc[order], spreads=spreads.loc[order], note=note)
 
 
 def score_part(rows: Sequence[Row], part: Part) -> Iterator[dict[str, Any]]:
@@ -123,6 +168,8 @@ def score_part(rows: Sequence[Row], part: Part) -> Iterator[dict[str, Any]]:
     rate = best_rate(rows)
     for column, segment in part.columns.items():
         kept = [row for row in rows if row.rate == rate and segment in (None, row.segment)]
+        if not kept:
+            continue  # of a test that was not scored
         shares = [mean(row.accuracy for row in kept if row.seed == seed) for seed in sorted({row.seed for row in kept})]
         low, high = interval(shares, sum(row.asked for row in kept))
         chance = mean(chance_of(task) for task in dict.fromkeys(row.task for row in kept))

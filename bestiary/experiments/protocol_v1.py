@@ -16,13 +16,11 @@ from matplotlib.figure import Figure
 from bestiary.experiments import frontier
 from bestiary.experiments._protocol import (
     RATES_THAT_WORK,
-    SEEDS,
     WINDOW,
     Part,
-    best_rate,
     first_runs,
-    rows_of_parts,
-    score_part,
+    next_runs,
+    score_parts,
 )
 from bestiary.report.plot import matrix
 from bestiary.spec import names
@@ -109,25 +107,12 @@ def parts(scale: str) -> tuple[Part, ...]:
 
 def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
     """The other seeds, where every rate was tried: at the best, or at all where the window of rates is asked."""
-    more, rows_of = [], rows_of_parts(table, parts(scale))
-    for pattern in MIXERS.values():
-        for part in parts(scale):
-            rows = rows_of(part, pattern)
-            if {*part.rates} <= {row.rate for row in rows}:
-                rates = part.rates if part.columns == WINDOW else (best_rate(rows),)
-                more += [part.recipe(pattern, rate, seed) for rate in rates for seed in SEEDS[1:]]
-    return more
+    return next_runs(table, parts(scale), MIXERS)
 
 
 def scores(table: pd.DataFrame, scale: str = "small", mixers: Mapping[str, str] | None = None) -> pd.DataFrame:
     """One row for each mixer and column: its value with interval, chance level, number of seeds and the rate."""
-    found, rows_of = [], rows_of_parts(table, parts(scale))
-    for name, pattern in (MIXERS if mixers is None else mixers).items():
-        for part in parts(scale):
-            rows = rows_of(part, pattern)
-            if rows:
-                found += [{"mixer": name, **score} for score in score_part(rows, part)]
-    return pd.DataFrame(found, columns=["mixer", "column", "value", "low", "high", "chance", "seeds", "rate"])
+    return score_parts(table, parts(scale), MIXERS if mixers is None else mixers)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:

@@ -69,9 +69,8 @@ class Attention(Mixer):
         super().__init__()
         wide = head_width(dim, heads) if key is None else key
         if rotary and wide % 2:
-            raise ValueError(
-                f"rotary positions need an even head width, {f'{dim} / {heads}' if key is None else f'key={key}'} is odd"
-            )
+            given = f"{dim} / {heads}" if key is None else f"key={key}"
+            raise ValueError(f"rotary positions need an even head width, {given} is odd")
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
         if sinks and window is None:
             raise ValueError(f"sinks={sinks} without a window change nothing: every position is visible")

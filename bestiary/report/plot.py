@@ -185,16 +185,21 @@ def dots(rows: Sequence[DotRow], *, x: str, note: str = "") -> Figure:
     return figure
 
 
-def matrix(table: pd.DataFrame, *, note: str = "") -> Figure:
-    """Shares by row and column, written in their cells and shaded from white (0) to dark (1)."""
+def matrix(table: pd.DataFrame, *, spreads: pd.DataFrame | None = None, note: str = "") -> Figure:
+    """Shares by row and column, written in their cells and shaded from white (0) to dark (1).
+
+    `spreads`, in the same rows and columns, are written behind them, as in 0.98 ± 0.02.
+    """
+    width, count = 0.75 if spreads is None else 0.95, len(table.columns)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.6 + 0.75 * len(table.columns), 1.1 + 0.28 * len(table)))
+        figure = Figure(figsize=(1.6 + width * count, 1.1 + 0.28 * len(table)))
         axis = figure.subplots()
         axis.imshow(table.to_numpy(dtype=float), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for row, values in enumerate(table.to_numpy(dtype=float)):
             for column, value in enumerate(values):
                 shade = "white" if value > 0.6 else "black"
-                axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=shade, size=7)
+                text = f"{value:.2f}" if spreads is None else f"{value:.2f} ± {spreads.iat[row, column]:.2f}"
+                axis.text(column, row, text, ha="center", va="center", color=shade, size=7)
         axis.set_xticks(range(len(table.columns)), list(table.columns), rotation=30, ha="right")
         axis.set_yticks(range(len(table)), list(table.index))
         axis.spines[:].set_visible(False)

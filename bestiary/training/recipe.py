@@ -127,7 +127,7 @@ class Recipe(StrictModel):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the rate, after its rise
     floor: Amount = 0.0  # the rate in the end
     hold: Positive = 1  # steps between changes of the learning rate; some papers change it once an epoch
-    optimizer: Literal["adamw", "muon"] = "adamw"  # of the hidden matrices; all else is AdamW's
+    optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"  # of the hidden matrices; all else is AdamW's
     betas: tuple[Share, Share] = (0.9, 0.999)  # of AdamW
     weight_decay: Amount = 0.1
     decay: Literal["matrices", "all"] = "matrices"  # weights of two dimensions or more, or every parameter
@@ -228,7 +228,7 @@ class Recipe(StrictModel):
     def stack_key(self) -> str:
         """Equal exactly for recipes that can be trained as one stack: those that differ in rate, weight decay and seed.
 
-        Muon treats each matrix as a whole, so its recipes are trained alone.
+        Muon and Adafactor treat each matrix as a whole, so their recipes are trained alone.
 
         The seed must be equal too if there is dropout, which draws one mask for all, or if it orders several tasks.
         """

@@ -172,22 +172,25 @@ class Optimizers:
 
 
 def make_optimizer(recipe: Recipe, model: AnyModel) -> torch.optim.Optimizer | Optimizers:
-    """AdamW on all weights, or on all that Muon does not take.
+    """AdamW on all weights, or on all but those of hidden linear maps, which another optimizer takes.
 
-    Muon (Jordan et al., 2024) takes the weights of hidden linear maps; its updates are scaled to the size that AdamW's
-    have (Liu et al., 2025, "Muon is scalable for LLM training"), so that one rate serves both.
+    Muon (Jordan et al., 2024): its updates are scaled to the size that AdamW's have (Liu et al., 2025, "Muon is
+    scalable for LLM training"), so that one rate serves both. Adafactor (Shazeer & Stern, 2018): its updates are scaled
+    by the size of the weights, and its rate falls at least as 1 / sqrt(step).
     """
     groups = decay_groups(recipe, model)
     inside = model.layers if isinstance(model, Model) else model
     hidden = {id(layer.weight) for layer in inside.modules() if isinstance(layer, nn.Linear)}
     if recipe.optimizer == "adamw" or not hidden:
         return torch.optim.AdamW(groups, lr=recipe.rate, betas=recipe.betas, fused=True)
-    mine = [group | {"params": [w for w in group["params"] if id(w) in hidden]} for group in groups]
+    taken = [group | {"params": [w for w in group["params"] if id(w) in hidden]} for group in groups]
+    taken = [group for group in taken if group["params"]]
     rest = [group | {"params": [w for w in group["params"] if id(w) not in hidden]} for group in groups]
-    return Optimizers(
-        torch.optim.Muon([group for group in mine if group["params"]], lr=recipe.rate, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=recipe.rate, betas=recipe.betas, fused=True),
-    )
+    if recipe.optimizer == "muon":
+        first: torch.optim.Optimizer = torch.optim.Muon(taken, lr=recipe.rate, adjust_lr_fn="match_rms_adamw")
+    else:
+        first = torch.optim.Adafactor(taken, lr=recipe.rate)
+    return Optimizers(first, torch.optim.AdamW(rest, lr=recipe.rate, betas=recipe.betas, fused=True))
 
 
 def decay_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:

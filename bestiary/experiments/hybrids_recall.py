@@ -1,0 +1,131 @@
+"""Which layers or heads of a hybrid must attend, and how many? Recall and tracking of gated DeltaNet with attention.
+
+Four layers of gated DeltaNet with eight heads. Some layers, or some heads of every layer, are softmax attention
+instead: one head in eight, one in four, half, or all. A single attention layer stands in each of the four places, and
+some of them see a window of 16 tokens alone. Heads are as wide in both. Their recall is that of a mixture of lengths
+and loads (`frontier` at small), the hardest of them beyond what was trained; their tracking is that of products in S3,
+at the trained length and at four times it. Language models were found to recall better the more layers attend, up to
+one in four ("A systematic analysis of hybrid linear attention", Wang et al., 2025).
+Departs from there: widths and text that a laptop trains; and half-and-half, heads and windows, which it does not have.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bestiary.experiments import frontier, tracking_grid
+from bestiary.experiments._protocol import Part, first_runs, next_runs, score_matrix, score_parts
+from bestiary.report.plot import Line, panels
+from bestiary.training.recipe import Recipe
+
+HEADS, WINDOW = 8, 16
+LINEAR = "gated_delta(heads={heads}, key=8, value=8, init='short')"
+ATTENTION = "attention(heads={heads}, key=8{window})"
+
+
+class Hybrid(NamedTuple):
+    """A pattern of four layers, or one that is repeated."""
+
+    pattern: str
+    share: float  # of all heads in all layers that attend
+    kind: str = ""  # the line of the figure that it is a point of
+
+
+def by_layer(places: str, kind: str = "", *, window: int | None = None) -> Hybrid:
+    """A letter for each layer: a attends, d is gated DeltaNet."""
+    seen = f", window={window}" if window else ""
+    layers = {"a": ATTENTION.format(heads=HEADS, window=seen), "d": LINEAR.format(heads=HEADS)}
+    return Hybrid(", ".join(layers[place] for place in places), places.count("a") / len(places), kind)
+
+
+def by_head(attending: int, kind: str, *, window: int | None = None) -> Hybrid:
+    """In every layer so many heads attend and the others are gated DeltaNet."""
+    seen = f", window={window}" if window else ""
+    parts = ATTENTION.format(heads=attending, window=seen), LINEAR.format(heads=HEADS - attending)
+    return Hybrid(f'parallel(mixers="{parts[0]}, {parts[1]}")', attending / HEADS, kind)
+
+
+BY_LAYER, BY_HEAD = "by layer", "by head"
+SEEN = f", window of {WINDOW}"
+HYBRIDS = {
+    "gated DeltaNet": by_layer("d"),
+    "1 layer of 4, the first": by_layer("addd"),
+    "1 layer of 4, the second": by_layer("dadd"),
+    "1 layer of 4, the third": by_layer("ddad", BY_LAYER),
+    "1 layer of 4, the last": by_layer("ddda"),
+    "2 layers of 4": by_layer("da", BY_LAYER),
+    "1 head of 8": by_head(1, BY_HEAD),
+    "2 heads of 8": by_head(2, BY_HEAD),
+    "4 heads of 8": by_head(4, BY_HEAD),
+    "attention": by_layer("a", BY_LAYER),
+    f"1 layer of 4, the third{SEEN}": by_layer("ddad", BY_LAYER + SEEN, window=WINDOW),
+    f"2 layers of 4{SEEN}": by_layer("da", BY_LAYER + SEEN, window=WINDOW),
+    f"2 heads of 8{SEEN}": by_head(2, BY_HEAD + SEEN, window=WINDOW),
+    f"4 heads of 8{SEEN}": by_head(4, BY_HEAD + SEEN, window=WINDOW),
+    f"attention{SEEN}": by_layer("a", BY_LAYER + SEEN, window=WINDOW),
+}
+MIXERS = {name: hybrid.pattern for name, hybrid in HYBRIDS.items()}
+COLUMNS = RECALL, HARDEST, TRACKING, LONGER = "recall", "recall, 32 pairs in 128", "S3", "S3, longer"
+TINY = {"dim": 16, "steps": 4, "every": 2, "warmup": 0, "batch": 8, "selection_rows": 8, "test_rows": 8}
+
+
+def parts(scale: str) -> tuple[Part, ...]:
+    """Recall and tracking; `paper` is wider and trains for longer, at one rate more."""
+    changes: dict[str, Any] = {
+        "smoke": TINY,
+        "small": {},
+        "paper": {"dim": 128, "steps": 10_000, "every": 200, "test_rows": 3000},
+    }[scale]
+    rates = {"smoke": (5e-3,), "small": (2e-3, 5e-3), "paper": (1e-3, 2e-3, 5e-3)}[scale]
+    train, test = (frontier.tasks(sizes, vocab=256) for sizes in (frontier.TRAIN, frontier.TEST))
+    recall: dict[str, Any] = {"train": train, "select": train, "test": test, "dim": 64, "depth": 4, "steps": 1500}
+    recall |= {"batch": 64, "every": 100, "selection_rows": 128, "test_rows": 512}
+    short, long = tracking_grid.TASKS["S3"]
+    tracking = tracking_grid.SETTINGS | {"train": short, "select": short, "test": f"{short}, {long}", "depth": 4}
+    hardest = len(frontier.TEST) - 1
+    return (
+        Part({RECALL: None, HARDEST: hardest}, rates, False, recall | changes),
+        Part({TRACKING: 0, LONGER: 1}, rates, False, tracking | changes),
+    )
+
+
+def recipes(scale: str) -> Iterator[Recipe]:
+    """The first seed at every rate."""
+    for part in parts(scale):
+        for pattern in MIXERS.values():
+            yield from first_runs(part, pattern)
+
+
+def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
+    """The other seeds, at the rate that was best for the first."""
+    return next_runs(table, parts(scale), MIXERS)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy with its interval of every hybrid in every column, and what share of its heads attends."""
+    scales = (tracking_grid.WIDTHS[dim] for dim in table["dim"].unique())
+    scores = pd.concat([score_parts(table, parts(scale), MIXERS) for scale in scales])
+    shares = {name: hybrid.share for name, hybrid in HYBRIDS.items()}
+    return scores.assign(attending=scores["mixer"].map(shares))
+
+
+def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
+    """Accuracy against the share of heads that attend; and every hybrid's in a table."""
+    found = summary(table)
+    kinds = {hybrid.kind: None for hybrid in HYBRIDS.values() if hybrid.kind}
+    contents, levels = {}, {}
+    for column in COLUMNS:
+        rows = found[found["column"].eq(column)].set_index("mixer")
+        lines = []
+        for kind in kinds:
+            names = [name for name, hybrid in HYBRIDS.items() if hybrid.kind == kind and name in rows.index]
+            points = rows.loc[sorted(names, key=lambda name: HYBRIDS[name].share)]
+            lines.append(Line(kind, *(points[name].tolist() for name in ("attending", "value", "low", "high"))))
+        contents[column] = [line for line in lines if line.x]
+        if "gated DeltaNet" in rows.index:
+            levels[column] = {"gated DeltaNet": float(rows.loc["gated DeltaNet", "value"])}
+    note = "Mean over seeds at the best rate, and 95 % interval."
+    yield "", panels(contents, x="Share of heads that attend", y="Accuracy", levels=levels, note=note, whiskers=True)
+    yield "-all", score_matrix(found, MIXERS, COLUMNS)
