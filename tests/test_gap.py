@@ -12,7 +12,7 @@ import pytest
 
 from bestiary.corpus.corpus import open_corpus
 from bestiary.experiments import _pretrained as pretrained
-from bestiary.experiments import gap, hybrids
+from bestiary.experiments import gap, gap_seeds, hybrids
 from bestiary.runs.store import Store
 
 
@@ -66,6 +66,48 @@ def test_the_gap_is_trained_sliced_and_shown_and_done_once(small: Path, monkeypa
     monkeypatch.setattr(pretrained, "train_in_process", None)  # nothing is left to train
     again = pd.DataFrame([row for row in gap.measure("smoke") if "rows" in row])
     pd.testing.assert_frame_equal(gap.summary(again).reset_index(drop=True), shown.reset_index(drop=True))
+
+
+@pytest.mark.slow
+def test_seeds_run_at_the_rate_that_selection_prefers(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a second pass trains nothing."""
+    monkeypatch.setitem(gap.SETTINGS, "smoke", gap.SETTINGS["smoke"]._replace(only=("attention", "base_conv")))
+    monkeypatch.setattr(gap_seeds, "RATES", (1e-3, 4e-3))
+    monkeypatch.setattr(gap_seeds, "SEEDS", range(2))
+    table = pd.DataFrame([row for row in gap_seeds.measure("smoke") if row.get("rows") == "slices"])
+    assert sorted(zip(table["model"], table["seed"], strict=True)) == [
+        (name, seed) for name in ("attention", "base_conv") for seed in range(2)
+    ]
+    corpus = pretrained.open_or_prepare(gap.SETTINGS["smoke"].source, Path("corpora/small"))
+    for name, rows in table.groupby("model"):
+        losses = {}
+        for rate in gap_seeds.RATES:
+            run = small / "models" / gap.models("smoke", corpus, rate=rate)[str(name)].key
+            log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+            losses[rate] = [line["loss"] for line in log if line["split"] == "selection"][-1]
+        assert set(rows["rate"]) == {min(losses, key=lambda rate: losses[rate])}
+    assert table["key"].is_unique
+    monkeypatch.setattr(pretrained, "train_in_process", None)
+    assert len([row for row in gap_seeds.measure("smoke") if row.get("rows") == "slices"]) == 4
+
+
+def test_a_gap_over_seeds_has_the_mean_of_shares_and_their_interval() -> None:
+    common = {"rows": "slices", "rate": 4e-3, "overall_nats": 1.0, "hits_nats": 2.0, "other_nats": 0.0, "formed": True}
+    rows = [common | {"model": "attention", "seed": seed} for seed in range(3)]
+    for seed, share in enumerate((0.2, 0.4, 0.6)):
+        rows.append(common | {"model": "mine", "seed": seed, "closed_overall": share, "closed_hits": np.nan})
+    rows[-1]["overall_nats"] = 4.0
+    reference, mine = gap_seeds.summary(pd.DataFrame(rows)).to_dict("records")
+    assert reference["overall"] == pytest.approx(np.e)
+    assert reference["overall_low"] == pytest.approx(np.e)
+    assert reference["closed_overall_seeds"] == 0
+    assert mine["overall"] == pytest.approx(np.exp(2.0))  # of the mean of nats
+    assert (mine["seeds"], mine["formed"], mine["closed_overall_seeds"], mine["closed_hits_seeds"]) == (3, 3, 3, 0)
+    half = 4.303 * 0.2 / 3**0.5  # Student's t of two degrees
+    assert [mine[f"closed_overall{end}"] for end in ("", "_low", "_high")] == pytest.approx(
+        [0.4, 0.4 - half, 0.4 + half]
+    )
+    assert [suffix for suffix, _ in gap_seeds.figures(pd.DataFrame(rows))] == [""]
 
 
 @pytest.mark.slow

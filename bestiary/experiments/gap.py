@@ -91,12 +91,13 @@ def models(
     corpus: "Corpus",
     layers: Mapping[str, tuple[str, ...]] = LAYERS,
     only: tuple[str, ...] = (),
+    **changes: Any,
 ) -> "dict[str, Pretraining]":
-    """The recipes by the names that the table gives them."""
+    """The recipes by the names that the table gives them; `changes` are fields of all."""
     from bestiary.lm.pretraining import Pretraining
 
     setting = find_setting(scale)
-    given = {"corpus": corpus.hash, "vocab": corpus.vocab, **LAPTOP, **setting.changes}
+    given = {"corpus": corpus.hash, "vocab": corpus.vocab, **LAPTOP, **setting.changes, **changes}
     names = only or setting.only or tuple(layers)
     return {name: Pretraining(pattern=", ".join(layers[name]), **given) for name in names}
 

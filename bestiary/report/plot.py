@@ -164,8 +164,8 @@ class DotRow(NamedTuple):
     censored: Sequence[float] = ()
 
 
-def dots(rows: Sequence[DotRow], *, x: str, note: str = "") -> Figure:
-    """A row of marks for each name, the first on top, along one logarithmic axis."""
+def dots(rows: Sequence[DotRow], *, x: str, note: str = "", logarithmic: bool = True) -> Figure:
+    """A row of marks for each name, the first on top, along one axis."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.8, 0.9 + 0.24 * len(rows)))
         axis = figure.subplots()
@@ -174,10 +174,11 @@ def dots(rows: Sequence[DotRow], *, x: str, note: str = "") -> Figure:
             inside, outside = spread[: len(row.reached)] + height, spread[len(row.reached) :] + height
             axis.plot(row.reached, inside, "o", color=LINE_STYLES[2][0], alpha=0.8)
             axis.plot(row.censored, outside, ">", color=LINE_STYLES[1][0], mfc="white")
-        axis.set_xscale("log")
+        if logarithmic:
+            axis.set_xscale("log")
+            axis.xaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
+            axis.xaxis.set_minor_formatter("{x:g}")
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
-        axis.xaxis.set_minor_formatter("{x:g}")
         axis.set_yticks(range(len(rows)), [row.name for row in rows])
         axis.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
         if note:

@@ -12,13 +12,21 @@ def interval(shares: Sequence[float], answers: int) -> tuple[float, float]:
     Student's t interval over several seeds, but never narrower than Wilson's interval for all their answers together.
     A single seed has Wilson's interval.
     """
-    mean = sum(shares) / len(shares)
-    low, high = wilson(mean, answers)
+    low, high = wilson(sum(shares) / len(shares), answers)
     if len(shares) > 1:
-        spread = math.sqrt(sum((x - mean) ** 2 for x in shares) / (len(shares) - 1) / len(shares))
-        half = (T95[len(shares) - 2] if len(shares) <= len(T95) + 1 else 1.96) * spread
-        low, high = min(low, mean - half), max(high, mean + half)
+        least, most = mean_interval(shares)
+        low, high = min(low, least), max(high, most)
     return max(0.0, low), min(1.0, high)
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Student's t interval of 95 % for the mean of two or more numbers; NaN of fewer, which say nothing of spread."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((x - mean) ** 2 for x in values) / (len(values) - 1) / len(values))
+    half = (T95[len(values) - 2] if len(values) <= len(T95) + 1 else 1.96) * spread
+    return mean - half, mean + half
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
