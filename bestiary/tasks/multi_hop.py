@@ -1,4 +1,4 @@
-"""Chains of look-ups (Park et al., 2024), and HashHop (Magic, 2024)."""
+"""Chains of look-ups (Park et al., 2024), HashHop (Magic, 2024), and the chain of FactWorld (Barber, 2026)."""
 
 from functools import cache
 from typing import ClassVar, Literal
@@ -12,6 +12,8 @@ from bestiary.tasks._count import choice_bits, from_bits
 from bestiary.tasks._draw import distinct, random_orders
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
+CYCLES = (*((hops, 6) for hops in range(2, 6)), *((hops, 2 * hops + 1) for hops in (16, 32, 64, 128)))
+
 
 class MultiHop(Task):
     """Read what follows what; from a given start, follow it a number of times and say where that leads.
@@ -23,11 +25,13 @@ class MultiHop(Task):
     to `depth`, and a blank. The pairs stand in random order. With `graph="map"` there are `pairs` different keys and
     each value is any of them, as in a look-up table that is applied again and again. With `graph="chains"` the pairs
     make chains of `depth` hops each, with no symbol in two, as in HashHop, and every start is the first of a chain.
-    Each of `questions` is another start and a number of hops, each number equally likely (`least=None`: always
-    `depth`).
+    With `graph="cycle"` they make one cycle through all keys, which `depth` hops do not close, as in FactWorld.
+    Each of `questions` is another start and a number of hops, each equally likely (`least=None`: always `depth`).
 
     The answer is asked at the number of hops. With `path` all symbols on the way are asked as well, each after the
     ones before it have been given, and the blank fills up what remains to `depth`.
+
+    Presets `factworld2` to `factworld128` are chain_v2 by hops; it trains on 2 and 3 and tests on 4 and more.
 
     Facets: `hops` (asked for), `hop` (of this answer, from 1) and `load` (how many pairs).
 
@@ -39,11 +43,13 @@ class MultiHop(Task):
     variants: ClassVar = (
         "symbols=40, pairs=6, depth=3, least=1, path=True, questions=2",
         "symbols=100, pairs=12, depth=3, graph='chains', questions=2",
+        "symbols=12, pairs=10, depth=4, least=2, graph='cycle'",
     )
     presets: ClassVar = {
         "mambaformer": "symbols=128, pairs=128, depth=2, questions=1",
         "hash_hop": "symbols=1024, pairs=64, depth=4, least=1, graph='chains'",
         "hash_hop_path": "symbols=1024, pairs=64, depth=4, least=1, graph='chains', path=True",
+        **{f"factworld{d}": f"symbols={n}, pairs={n}, depth={d}, graph='cycle', questions=1" for d, n in CYCLES},
     }
     axes: ClassVar = {"depth": (3, 4, 6)}
 
@@ -54,7 +60,7 @@ class MultiHop(Task):
         pairs: Positive = 24,
         depth: Positive = 2,
         least: Positive | None = None,
-        graph: Literal["map", "chains"] = "map",
+        graph: Literal["map", "chains", "cycle"] = "map",
         path: bool = False,
         questions: Positive = 2,
     ) -> None:
@@ -62,6 +68,8 @@ class MultiHop(Task):
         self.least, self.questions = depth if least is None else least, questions
         if graph == "chains" and pairs % depth:
             raise ValueError(f"multi_hop(pairs={pairs}): chains of {depth} need a multiple, such as {pairs * depth}")
+        if graph == "cycle" and pairs <= depth:
+            raise ValueError(f"multi_hop(pairs={pairs}): a cycle that {depth} hops do not close needs {depth + 1}")
         self.chains = pairs // depth if graph == "chains" else 0
         if symbols < pairs + self.chains:
             raise ValueError(f"multi_hop(symbols={symbols}): {pairs} pairs need {pairs + self.chains} different ones")
@@ -73,11 +81,12 @@ class MultiHop(Task):
         self.vocab = symbols + depth - self.least + 2
         self.width = 1 + (depth if path else 1)
         self.length = 2 * pairs + questions * self.width
-        bits = choice_bits(pairs, pairs) + (0 if graph == "chains" else pairs * choice_bits(pairs, 1))
+        bits = choice_bits(pairs, pairs) + {"map": pairs, "chains": 0, "cycle": -1}[graph] * choice_bits(pairs, 1)
         self.space = from_bits(bits + choice_bits(symbols, pairs + self.chains) + choice_bits(starts, questions))
         hops = range(self.least, depth + 1)
         level = most_common_shares(pairs, depth) if graph == "map" else [1 / max(1, pairs - self.chains)] * (depth - 1)
         level = [*level, 1 / max(1, self.chains)][:depth]  # of each hop; an end of a chain is known as one
+        level = [1 / (pairs - 1)] * depth if graph == "cycle" else level
         asked = [level[hop - 1] for last in hops for hop in (range(1, last + 1) if path else [last])]
         self.chance, self.plateau = 1 / symbols, sum(asked) / len(asked)
 
@@ -88,6 +97,9 @@ class MultiHop(Task):
         names = distinct(count, self.pairs + self.chains, self.symbols, rng)
         if self.graph == "map":
             follows = draw(0, self.pairs - 1, self.pairs)
+            starts = random_orders(count, self.pairs, rng)[:, : self.questions]
+        elif self.graph == "cycle":
+            follows = torch.arange(1, self.pairs + 1, device=rng.device).remainder(self.pairs).expand(count, -1)
             starts = random_orders(count, self.pairs, rng)[:, : self.questions]
         else:  # chain c is the nodes c, c + chains, c + 2 * chains, ...
             follows = (torch.arange(self.pairs, device=rng.device) + self.chains).expand(count, -1)
