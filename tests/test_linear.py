@@ -167,6 +167,35 @@ def test_gla_decays_each_key_channel_by_the_token(rotary: bool) -> None:
     assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
 
 
+@pytest.mark.parametrize("options", ["", "phase_gate=True, init='short'", "rotation='fixed'", "rotation='none'"])
+def test_selective_rope_turns_queries_and_keys_by_sums_of_angles(options: str) -> None:
+    mixer, x = build_mixer(f"selective_rope(heads=2, key=12, rank=5, turns=7, {options})"), inputs()
+    alpha = (x @ mixer.low.weight.T @ mixer.decay.weight.T + mixer.decay.bias).sigmoid() ** (1 / 16)
+    q, k, v, alpha = split(2, mixer.q(x) / math.sqrt(12), mixer.k(x), mixer.v(x), alpha)
+    phi = torch.full((BATCH, TIME, 2, 6), 0.0 if mixer.rotation == "none" else 1.0, dtype=torch.float64)
+    if mixer.rotation == "selective":
+        u = unit(x.unflatten(-1, (2, -1))).flatten(2)
+        phi = convolve_plainly(u @ mixer.down.weight.T @ mixer.up.weight.T, mixer.conv.filter).unflatten(-1, (2, 6))
+        if mixer.phase_gate is not None:
+            phi = phi * (u @ mixer.phase_gate.weight.T + mixer.phase_gate.bias).sigmoid().unsqueeze(-1)
+    turns, turned = torch.zeros(BATCH, 2, 6, dtype=torch.float64), [torch.zeros_like(q), torch.zeros_like(k)]
+    for t in range(TIME):
+        turns = turns + phi[:, t] * torch.tensor([500_000 ** (-2 * i / 12) for i in range(6)], dtype=torch.float64)
+        for there, here in zip(turned, (q, k), strict=True):
+            spun = torch.complex(here[:, t, :, :6], here[:, t, :, 6:]) * torch.exp(1j * turns)
+            there[:, t] = torch.cat([spun.real, spun.imag], dim=-1)
+    y = rms(decayed(*turned, v, alpha), 1e-5) * mixer.norm.weight
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+
+
+def test_selective_rope_starts_as_the_option_says() -> None:
+    for init, maps, taps in (("paper", 0.02, 0.02), ("short", 128**-0.5, 12**-0.5)):
+        mixer = parse("mixers", f"selective_rope(init={init!r})")[0].build(128)
+        assert mixer.down.weight.std().item() == pytest.approx(maps, rel=0.05)
+        assert mixer.conv.filter.std().item() == pytest.approx(taps, rel=0.15)
+        assert mixer.q.weight.std().item() == pytest.approx(0.02, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("init", "keys", "values"),
     [
@@ -359,6 +388,8 @@ def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time(name: str) -> None
         "rwkv5(layer=-1)",
         "rwkv6(mix_rank=65)",
         "gla(rank=65)",
+        "selective_rope(turns=65)",
+        "selective_rope(key=3)",
         "hgrn2(lower=1.0)",
         "retnet(heads=64)",
         "log_linear(heads=3)",
@@ -379,6 +410,7 @@ NAMES = (
     "retnet",
     "lightning",
     "gla",
+    "selective_rope",
     "hgrn2",
     "mlstm",
     "rwkv5",
