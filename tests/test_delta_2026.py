@@ -1,0 +1,69 @@
+"""Delta rules of 2026 are what their papers write: plain recurrences in float64, on the same weights."""
+
+from typing import Any
+
+import pytest
+import torch
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs, unit
+from torch import Tensor
+from torch.nn import functional as F
+
+from bestiary.spec import parse
+
+
+def streams(mixer: Any, x: Tensor, widths: list[int], heads: int) -> list[Tensor]:
+    """SiLU(short convolution(W x)), by heads."""
+    mixed = F.silu(convolve_plainly(x @ mixer.streams.project.weight.T, mixer.streams.conv.filter))
+    return [z.unflatten(-1, (heads, -1)) for z in mixed.split([heads * width for width in widths], dim=-1)]
+
+
+def outer(x: Tensor, y: Tensor) -> Tensor:
+    return x.unsqueeze(-1) * y.unsqueeze(-2)
+
+
+def read(x: Tensor, state: Tensor) -> Tensor:
+    """state^T x."""
+    return torch.einsum("bhk,bhkv->bhv", x, state)
+
+
+def rms(y: Tensor, weight: Tensor) -> Tensor:
+    return (y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight).flatten(2)
+
+
+def each(x: Tensor, t: int) -> Tensor:
+    """A number for each head at time t, ready to multiply matrices."""
+    return x[:, t, :, None, None]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_q_delta_reads_its_error_by_key_and_query(most: int) -> None:
+    mixer, x = build_mixer(f"q_delta(key=8, value=6, negative={most == 2})"), inputs()
+    q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
+    q, k, beta, share = unit(q), unit(k), most * mixer.beta(x).sigmoid(), most * (mixer.share(x) - 0.9).sigmoid()
+    alpha = torch.exp(-mixer.decay.rate.exp() * F.softplus(mixer.decay.project(x) + mixer.decay.dt))
+    state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
+    for t in range(TIME):
+        state = each(alpha, t) * state
+        error = v[:, t] - read(k[:, t], state) - share[:, t].unsqueeze(-1) * read(q[:, t], state)
+        state = state + each(beta, t) * outer(k[:, t], error)
+        y[:, t] = read(q[:, t], state) / 8**0.5
+    assert_same(mixer(x)[0], mixer.answer.out(rms(y, mixer.answer.norm.weight) * F.silu(mixer.answer.gate(x))))
+
+
+@pytest.mark.parametrize(
+    ("text", "std", "taps", "fastest"),
+    [
+        ("q_delta", 0.02, 0.02, 16),
+        ("q_delta(init='short')", 1 / 8, 1 / 12**0.5, 1),
+    ],
+)
+def test_weights_start_as_the_option_says(text: str, std: float, taps: float, fastest: float) -> None:
+    torch.manual_seed(0)
+    mixer = parse("mixers", text)[0].build(DIM)
+    for weight in (mixer.streams.project.weight, mixer.answer.gate.weight):
+        assert weight.std().item() == pytest.approx(std, rel=0.05)
+    assert mixer.streams.conv.filter.std().item() == pytest.approx(taps, rel=0.1)
+    built = [parse("mixers", text)[0].build(DIM) for _ in range(8)]
+    for part in ("decay", "moving") if hasattr(mixer, "moving") else ("decay",):
+        rates = torch.stack([getattr(one, part).rate.exp() for one in built])
+        assert 0.5 * fastest <= rates.max() <= fastest
