@@ -55,6 +55,8 @@ def test_q_delta_reads_its_error_by_key_and_query(most: int) -> None:
     [
         ("q_delta", 0.02, 0.02, 16),
         ("q_delta(init='short')", 1 / 8, 1 / 12**0.5, 1),
+        ("mdn", 0.02, 0.02, 16),
+        ("mdn(init='short')", 1 / 8, 1 / 12**0.5, 1),
     ],
 )
 def test_weights_start_as_the_option_says(text: str, std: float, taps: float, fastest: float) -> None:
@@ -67,3 +69,41 @@ def test_weights_start_as_the_option_says(text: str, std: float, taps: float, fa
     for part in ("decay", "moving") if hasattr(mixer, "moving") else ("decay",):
         rates = torch.stack([getattr(one, part).rate.exp() for one in built])
         assert 0.5 * fastest <= rates.max() <= fastest
+
+
+def momentum_plainly(mixer: Any, x: Tensor) -> Tensor:
+    """The output of MDN, token by token."""
+    q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
+    q, k = unit(q - mixer.correction.exp()[:, None] * k) / 8**0.5, unit(k)
+    eta = torch.tanh(x @ mixer.eta.weight.T / x.shape[-1] ** 0.5) + 1
+    theta = torch.arctan(eta * mixer.factor.exp())
+    alpha, mu = (
+        torch.exp(-part.rate.exp() * F.softplus(part.project(x) + part.dt)) for part in (mixer.decay, mixer.moving)
+    )
+    alpha, mu = alpha * torch.cos(theta) ** 2, mu.clamp(min=torch.e**-2)
+    beta = torch.sin(theta) ** 2 * mixer.beta(x).sigmoid()
+    y = torch.zeros_like(v)
+    state = momentum = torch.zeros(BATCH, 2, 8, 6, dtype=x.dtype)
+    for t in range(x.shape[1]):
+        error = v[:, t] - alpha[:, t].unsqueeze(-1) * read(k[:, t], state)
+        momentum = each(mu, t) * momentum + each(eta, t) * outer(k[:, t], error)
+        state = each(alpha, t) * state + each(beta, t) * momentum
+        y[:, t] = read(q[:, t], state)
+    return mixer.answer.out(rms(y, mixer.answer.norm.weight) * mixer.answer.gate(x).sigmoid())
+
+
+@pytest.mark.parametrize("time", [1, 5, 70])
+def test_mdn_is_gradient_descent_with_momentum(time: int) -> None:
+    mixer, x = build_mixer("mdn(key=8, value=6)"), inputs(time)
+    assert_same(mixer(x)[0], momentum_plainly(mixer, x))
+
+
+def test_the_gradient_of_mdn_is_that_of_its_recurrence() -> None:
+    mixer, x = build_mixer("mdn(key=8, value=6)"), inputs(40).requires_grad_()
+    parts = [x, *mixer.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(mixer(x)[0].square().sum(), parts),
+        torch.autograd.grad(momentum_plainly(mixer, x).square().sum(), parts),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
