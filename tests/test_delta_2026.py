@@ -107,3 +107,25 @@ def test_the_gradient_of_mdn_is_that_of_its_recurrence() -> None:
         strict=True,
     ):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("time", [1, 5, 70])
+def test_vla_writes_along_the_preconditioned_key(time: int) -> None:
+    mixer, x = build_mixer("vla(heads=4)"), inputs(time)
+    raw = mixer.k(x)
+    u = (raw @ mixer.u.weight.T).unflatten(-1, (4, 16))
+    q, k, v = (z.unflatten(-1, (4, 16)) for z in (F.elu(mixer.q(x)) + 1, F.elu(raw) + 1, mixer.v(x)))
+    inverse = torch.eye(16, dtype=torch.float64).expand(BATCH, 4, 16, 16) / 0.1
+    state, keys, y = torch.zeros(BATCH, 4, 16, 16, dtype=torch.float64), torch.zeros_like(k[:, 0]), torch.zeros_like(v)
+    for t in range(time):
+        now = unit(u[:, t]) / 4
+        shrunk = read(now, inverse)
+        inverse = inverse - outer(shrunk, shrunk) / (1 + (now * shrunk).sum(-1))[..., None, None]
+        key, keys = unit(k[:, t]), keys + k[:, t]
+        along = read(key, inverse)
+        along = along / along.norm(dim=-1, keepdim=True)
+        state = state + outer(along, v[:, t] - read(key, state))
+        y[:, t] = read(q[:, t], state) / (keys * q[:, t]).sum(-1, keepdim=True)
+    y = y.flatten(2)
+    y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    assert_same(mixer(x)[0], mixer.out(y * mixer.norm.weight + mixer.norm.bias))
