@@ -129,3 +129,57 @@ def test_vla_writes_along_the_preconditioned_key(time: int) -> None:
     y = y.flatten(2)
     y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
     assert_same(mixer(x)[0], mixer.out(y * mixer.norm.weight + mixer.norm.bias))
+
+
+def preconditioned(part: Any, k: Tensor, x: Tensor) -> Tensor:
+    """Each key as its preconditioner scales it, token by token."""
+    keep = torch.exp(-part.decay.rate.exp() * F.softplus(x @ part.decay.project.weight.T + part.decay.dt))
+    rate, curvature, scaled = (x @ part.rate.weight.T).sigmoid(), torch.zeros_like(k[:, 0]), torch.zeros_like(k)
+    for t in range(k.shape[1]):
+        curvature = keep[:, t].unsqueeze(-1) * curvature + rate[:, t].unsqueeze(-1) * k[:, t] ** 2
+        r = torch.log(curvature + 1e-6) - part.center.unsqueeze(-1)
+        scaled[:, t] = k[:, t] * 1.5 ** (-r / (1 + r.abs()))
+    return scaled
+
+
+@pytest.mark.parametrize("name", ["precond_gated_delta", "precond_kda"])
+def test_preconditioned_delta_rules_write_along_the_scaled_key(name: str) -> None:
+    mixer, x = build_mixer(f"{name}(key=8, value=6)"), inputs()
+    if name == "precond_kda":
+        q, k, v = streams(mixer, x, [8, 8, 6], heads=2)
+        rate, dt, project, answer = mixer.decay.rate.unsqueeze(-1), mixer.decay.dt, mixer.decay.project, mixer.answer
+        gate = answer.gate(x).sigmoid()
+    else:
+        mixed = F.silu(convolve_plainly(x @ mixer.qkv.weight.T, mixer.conv.filter))
+        q, k, v = (z.unflatten(-1, (2, -1)) for z in mixed.split([16, 16, 12], dim=-1))
+        rate, dt, project, answer, gate = mixer.rate.unsqueeze(-1), mixer.dt, mixer.decay, mixer, F.silu(mixer.gate(x))
+    alpha = torch.exp(-rate.exp() * F.softplus(project(x) + dt).unflatten(-1, (2, -1)))  # by keys, or the same for all
+    q, k, beta = unit(q) / 8**0.5, unit(k), mixer.beta(x).sigmoid()
+    scaled = preconditioned(mixer.precondition, k, x)
+    state, y = torch.zeros(BATCH, 2, 8, 6, dtype=torch.float64), torch.zeros_like(v)
+    for t in range(TIME):
+        state = alpha[:, t].unsqueeze(-1) * state
+        state = state + each(beta, t) * outer(scaled[:, t], v[:, t] - read(k[:, t], state))
+        y[:, t] = read(q[:, t], state)
+    assert_same(mixer(x)[0], answer.out(rms(y, answer.norm.weight) * gate))
+
+
+def test_a_key_channel_that_is_written_often_is_written_less() -> None:
+    mixer, x = build_mixer("precond_gated_delta(heads=1, key=8, value=6)"), inputs().mul(0)
+    k = torch.zeros(BATCH, TIME, 1, 8, dtype=torch.float64)
+    k[..., 0], k[:, -1, :, 1] = 1, 1
+    scaled, _ = mixer.precondition(k, x, None)
+    assert (scaled[:, -1, 0, 0] < scaled[:, -1, 0, 1]).all()
+    assert (scaled[..., 0].diff(dim=1) <= 0).all()
+    assert ((scaled[:, -1, 0, :2] > 1 / 1.5) & (scaled[:, -1, 0, :2] < 1.5)).all()
+
+
+def test_preconditioners_start_as_their_authors_say() -> None:
+    for text, fastest in (("precond_gated_delta", 16), ("precond_gated_delta(init='short')", 1), ("precond_kda", 16)):
+        parts = [parse("mixers", text)[0].build(DIM).precondition for _ in range(8)]
+        assert 0.5 * fastest <= max(part.decay.rate.exp().max() for part in parts) <= fastest
+        assert all((part.center == -0.2).all() for part in parts)
+        std = 1 / 8 if fastest == 1 else 0.02
+        assert torch.stack([part.rate.weight for part in parts]).std().item() == pytest.approx(std, rel=0.1)
+        if text == "precond_kda":
+            assert min(part.decay.rate.exp().min() for part in parts) >= 1
