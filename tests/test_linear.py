@@ -211,6 +211,32 @@ def test_gla_starts_as_the_option_says(init: str, keys: float, values: float) ->
     assert not mixer.decay.bias.any()
 
 
+def test_rodimus_forgets_and_lets_in_by_one_gate_at_a_temperature() -> None:
+    mixer, x = build_mixer("rodimus(memory=6, rank=5)"), inputs()
+    u = x @ mixer.up.weight.T
+    h = F.silu(convolve_plainly(u, mixer.conv.filter) + mixer.conv.bias)
+    (q, k), (gate, temperature) = (part(h).split(6, dim=-1) for part in (mixer.qk, mixer.select))
+    gate, tau = torch.log(1 + gate.exp()), temperature.sigmoid()
+    v = (u @ mixer.low.weight.T @ mixer.share.weight.T + mixer.share.bias).sigmoid() * u
+    q, k, v, keep = split(1, q / 6**0.5, unit(k) * gate**tau, v, torch.exp(-gate * tau))
+    y = (decayed(q, k, v, keep).flatten(2) + mixer.skip * h) * F.silu(x @ mixer.gate.weight.T)
+    assert_same(mixer(x)[0], mixer.out(rms(y, 1e-5) * mixer.norm.weight))
+
+
+def test_rodimus_starts_as_its_authors_code() -> None:
+    mixer = parse("mixers", "rodimus")[0].build(128)
+    for part, std in (
+        (mixer.up, 0.02),
+        (mixer.qk, 2**-2.5 * (2 / 384) ** 0.5),
+        (mixer.low, 2**-2.5 * (2 / 272) ** 0.5),
+    ):
+        assert part.weight.std().item() == pytest.approx(std, rel=0.05)
+    gate, temperature = mixer.select.bias.split(64)
+    assert 0.99e-3 <= F.softplus(gate).min() <= F.softplus(gate).max() <= 0.101
+    assert 1 / 16 <= temperature.sigmoid().min() <= temperature.sigmoid().max() <= 0.9
+    assert (mixer.skip == 1).all()
+
+
 @pytest.mark.parametrize("lower", [0.0, 0.6])
 def test_hgrn2_writes_what_it_forgets(lower: float) -> None:
     mixer, x = build_mixer(f"hgrn2(heads=2, lower={lower})"), inputs()
@@ -390,6 +416,7 @@ def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time(name: str) -> None
         "gla(rank=65)",
         "selective_rope(turns=65)",
         "selective_rope(key=3)",
+        "rodimus(rank=65)",
         "hgrn2(lower=1.0)",
         "retnet(heads=64)",
         "log_linear(heads=3)",
@@ -411,6 +438,7 @@ NAMES = (
     "lightning",
     "gla",
     "selective_rope",
+    "rodimus",
     "hgrn2",
     "mlstm",
     "rwkv5",
