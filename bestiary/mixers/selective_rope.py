@@ -31,14 +31,14 @@ from bestiary.ops.drive import Drive
 from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
-Angle = Float[Tensor, "batch time heads half"]
+Angle = Float[Tensor, "batch time heads pairs"]
 
 
 class Turned(NamedTuple):
     """What the rotation keeps of the inputs read so far."""
 
     past: Past | None  # of the convolution
-    angle: Float[Tensor, "batch heads half"]
+    angle: Float[Tensor, "batch heads pairs"]
 
 
 class SelectiveRope(GLA):
@@ -69,12 +69,12 @@ class SelectiveRope(GLA):
             raise ValueError(f"rotations need an even width of keys, {key} is odd")
         super().__init__(dim, heads=heads, key=key, rank=rank, init="fla")
         turns = check_rank(dim, min(32, dim) if turns is None else turns)
-        self.rotation, self.half = rotation, key // 2
+        self.rotation, self.pairs = rotation, key // 2
         self.phase_gate = None
         if rotation == "selective":
             start = FLA if init == "paper" else SHORT
-            self.down, self.up = start.linear(dim, turns), start.linear(turns, heads * self.half)
-            self.conv = start.conv(heads * self.half, conv)
+            self.down, self.up = start.linear(dim, turns), start.linear(turns, heads * self.pairs)
+            self.conv = start.conv(heads * self.pairs, conv)
             self.phase_gate = start.linear(dim, heads, bias=True) if phase_gate else None
 
     def drive(self, x: Features, local: Turned | None) -> tuple[Drive, Turned | None]:
@@ -83,7 +83,7 @@ class SelectiveRope(GLA):
             return drive, None
         steps, past = self.turn(x, None if local is None else local.past)
         steps = upcast(steps)  # half precision cannot count beyond 256
-        rates = 500_000.0 ** -(torch.arange(self.half, device=x.device, dtype=steps.dtype) / self.half)
+        rates = 500_000.0 ** -(torch.arange(self.pairs, device=x.device, dtype=steps.dtype) / self.pairs)
         angle = (steps * rates).cumsum(1)
         angle = angle if local is None else angle + local.angle.unsqueeze(1)
         return drive._replace(q=turn(drive.q, angle), k=turn(drive.k, angle)), Turned(past, angle[:, -1])
@@ -92,7 +92,7 @@ class SelectiveRope(GLA):
         """phi at every position, and the last inputs of the convolution."""
         heads = self.shape[0]
         if self.rotation == "fixed":
-            return x.new_ones(len(x), x.shape[1], heads, self.half), None
+            return x.new_ones(len(x), x.shape[1], heads, self.pairs), None
         u = normalize(x.unflatten(-1, (heads, -1))).flatten(2)
         phi, past = self.conv(self.up(self.down(u)), past)
         phi = phi.unflatten(-1, (heads, -1))
