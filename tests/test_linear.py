@@ -193,7 +193,7 @@ def test_selective_rope_starts_as_the_option_says() -> None:
         mixer = parse("mixers", f"selective_rope(init={init!r})")[0].build(128)
         assert mixer.down.weight.std().item() == pytest.approx(maps, rel=0.05)
         assert mixer.conv.filter.std().item() == pytest.approx(taps, rel=0.15)
-        assert mixer.q.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        assert mixer.q.weight.std().item() == pytest.approx(maps, rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ the state. `phase_gate` multiplies phi_t by sigmoid(w u_t + b), one per head. Wi
 RoPE with these frequencies; with "none" nothing turns: the paper's ablations.
 W_1 has `turns` channels, 32 as in the authors' configurations or as many as the model if it has fewer. Initialisation
 as in the authors' code (timurcarstensen/selective-rope, d12e825, 1 March 2026): linear maps and the convolution
-N(0, 0.02), so that nothing turns visibly at first. init="short", ours, for a few hundred steps, draws W_1, W_2 and
-w as N(0, 1 / sqrt(inputs)) and the convolution as PyTorch does.
+N(0, 0.02), so that nothing turns visibly at first. init="short", ours, for a few hundred steps, draws all linear maps
+N(0, 1 / sqrt(inputs)) and the convolution as PyTorch does.
 Departs from the paper: keys are half of the model wide, as in its language models; its synthetic tasks have keys as
 wide as the model. q, k and v have no short convolutions, which its language models have. The code can also learn
 omega, a bias of phi or a full-rank W_2 W_1; none of its configurations does, and they are not here.
@@ -69,10 +69,12 @@ class SelectiveRope(GLA):
             raise ValueError(f"rotations need an even width of keys, {key} is odd")
         super().__init__(dim, heads=heads, key=key, rank=rank, init="fla")
         turns = check_rank(dim, min(32, dim) if turns is None else turns)
+        start = FLA if init == "paper" else SHORT
+        for part in (self.q, self.k, self.v, self.low, self.decay, self.gate, self.out):
+            start.fill(part.weight.data)
         self.rotation, self.pairs = rotation, key // 2
         self.phase_gate = None
         if rotation == "selective":
-            start = FLA if init == "paper" else SHORT
             self.down, self.up = start.linear(dim, turns), start.linear(turns, heads * self.pairs)
             self.conv = start.conv(heads * self.pairs, conv)
             self.phase_gate = start.linear(dim, heads, bias=True) if phase_gate else None
