@@ -167,6 +167,35 @@ def test_gla_decays_each_key_channel_by_the_token(rotary: bool) -> None:
     assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
 
 
+@pytest.mark.parametrize("options", ["", "phase_gate=True, init='short'", "rotation='fixed'", "rotation='none'"])
+def test_selective_rope_turns_queries_and_keys_by_sums_of_angles(options: str) -> None:
+    mixer, x = build_mixer(f"selective_rope(heads=2, key=12, rank=5, turns=7, {options})"), inputs()
+    alpha = (x @ mixer.low.weight.T @ mixer.decay.weight.T + mixer.decay.bias).sigmoid() ** (1 / 16)
+    q, k, v, alpha = split(2, mixer.q(x) / math.sqrt(12), mixer.k(x), mixer.v(x), alpha)
+    phi = torch.full((BATCH, TIME, 2, 6), 0.0 if mixer.rotation == "none" else 1.0, dtype=torch.float64)
+    if mixer.rotation == "selective":
+        u = unit(x.unflatten(-1, (2, -1))).flatten(2)
+        phi = convolve_plainly(u @ mixer.down.weight.T @ mixer.up.weight.T, mixer.conv.filter).unflatten(-1, (2, 6))
+        if mixer.phase_gate is not None:
+            phi = phi * (u @ mixer.phase_gate.weight.T + mixer.phase_gate.bias).sigmoid().unsqueeze(-1)
+    turns, turned = torch.zeros(BATCH, 2, 6, dtype=torch.float64), [torch.zeros_like(q), torch.zeros_like(k)]
+    for t in range(TIME):
+        turns = turns + phi[:, t] * torch.tensor([500_000 ** (-2 * i / 12) for i in range(6)], dtype=torch.float64)
+        for there, here in zip(turned, (q, k), strict=True):
+            spun = torch.complex(here[:, t, :, :6], here[:, t, :, 6:]) * torch.exp(1j * turns)
+            there[:, t] = torch.cat([spun.real, spun.imag], dim=-1)
+    y = rms(decayed(*turned, v, alpha), 1e-5) * mixer.norm.weight
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
+
+
+def test_selective_rope_starts_as_the_option_says() -> None:
+    for init, maps, taps in (("paper", 0.02, 0.02), ("short", 128**-0.5, 12**-0.5)):
+        mixer = parse("mixers", f"selective_rope(init={init!r})")[0].build(128)
+        assert mixer.down.weight.std().item() == pytest.approx(maps, rel=0.05)
+        assert mixer.conv.filter.std().item() == pytest.approx(taps, rel=0.15)
+        assert mixer.q.weight.std().item() == pytest.approx(maps, rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("init", "keys", "values"),
     [
@@ -180,6 +209,32 @@ def test_gla_starts_as_the_option_says(init: str, keys: float, values: float) ->
     for part, std in ((mixer.q, keys), (mixer.k, keys), *((m, values) for m in (mixer.v, mixer.gate, mixer.out))):
         assert part.weight.std().item() == pytest.approx(std, rel=0.05)
     assert not mixer.decay.bias.any()
+
+
+def test_rodimus_forgets_and_lets_in_by_one_gate_at_a_temperature() -> None:
+    mixer, x = build_mixer("rodimus(memory=6, rank=5)"), inputs()
+    u = x @ mixer.up.weight.T
+    h = F.silu(convolve_plainly(u, mixer.conv.filter) + mixer.conv.bias)
+    (q, k), (gate, temperature) = (part(h).split(6, dim=-1) for part in (mixer.qk, mixer.select))
+    gate, tau = torch.log(1 + gate.exp()), temperature.sigmoid()
+    v = (u @ mixer.low.weight.T @ mixer.share.weight.T + mixer.share.bias).sigmoid() * u
+    q, k, v, keep = split(1, q / 6**0.5, unit(k) * gate**tau, v, torch.exp(-gate * tau))
+    y = (decayed(q, k, v, keep).flatten(2) + mixer.skip * h) * F.silu(x @ mixer.gate.weight.T)
+    assert_same(mixer(x)[0], mixer.out(rms(y, 1e-5) * mixer.norm.weight))
+
+
+def test_rodimus_starts_as_its_authors_code() -> None:
+    mixer = parse("mixers", "rodimus")[0].build(128)
+    for part, std in (
+        (mixer.up, 0.02),
+        (mixer.qk, 2**-2.5 * (2 / 384) ** 0.5),
+        (mixer.low, 2**-2.5 * (2 / 272) ** 0.5),
+    ):
+        assert part.weight.std().item() == pytest.approx(std, rel=0.05)
+    gate, temperature = mixer.select.bias.split(64)
+    assert 0.99e-3 <= F.softplus(gate).min() <= F.softplus(gate).max() <= 0.101
+    assert 1 / 16 <= temperature.sigmoid().min() <= temperature.sigmoid().max() <= 0.9
+    assert (mixer.skip == 1).all()
 
 
 @pytest.mark.parametrize("lower", [0.0, 0.6])
@@ -359,6 +414,9 @@ def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time(name: str) -> None
         "rwkv5(layer=-1)",
         "rwkv6(mix_rank=65)",
         "gla(rank=65)",
+        "selective_rope(turns=65)",
+        "selective_rope(key=3)",
+        "rodimus(rank=65)",
         "hgrn2(lower=1.0)",
         "retnet(heads=64)",
         "log_linear(heads=3)",
@@ -379,6 +437,8 @@ NAMES = (
     "retnet",
     "lightning",
     "gla",
+    "selective_rope",
+    "rodimus",
     "hgrn2",
     "mlstm",
     "rwkv5",
