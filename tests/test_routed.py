@@ -68,7 +68,43 @@ def test_uneven_use_of_memories_costs_in_training_alone() -> None:
     assert mixer.cost(x).item() == pytest.approx(0.5 * 2)
 
 
-@pytest.mark.parametrize("text", ["mom(top=5)", "mom(memories=1)"])
+@pytest.mark.parametrize(("slots", "top"), [(8, 3), (5, 5), (6, 1)])
+def test_raven(slots: int, top: int) -> None:
+    mixer, x = build_mixer(f"raven(slots={slots}, top={top})"), inputs()
+    q, k, v = (F.silu(m(x)).unflatten(-1, (2, -1)) for m in (mixer.q, mixer.k, mixer.v))
+    q, k = (
+        z / (z.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
+        for z, norm in ((q, mixer.q_norm), (k, mixer.k_norm))
+    )
+    f = -mixer.decay.rate.exp() * F.softplus(x @ mixer.decay.project.weight.T + mixer.decay.dt)
+    p = (x @ mixer.route.weight.T).sigmoid().unflatten(-1, (2, slots))
+    y = torch.zeros_like(v)
+    for b in range(BATCH):
+        for h in range(2):
+            keys, values = torch.zeros(2, slots, DIM // 2, dtype=torch.float64)
+            for t in range(TIME):
+                best = p[b, t, h].topk(top).indices.tolist()
+                for slot in best:
+                    a = (f[b, t, h] * p[b, t, h, slot] / (p[b, t, h, best].sum() + 1e-9)).exp()
+                    keys = keys.index_copy(0, torch.tensor([slot]), (a * keys[slot] + (1 - a) * k[b, t, h])[None])
+                    values = values.index_copy(0, torch.tensor([slot]), (a * values[slot] + (1 - a) * v[b, t, h])[None])
+                y[b, t, h] = (keys @ q[b, t, h]).softmax(0) @ values
+    y = F.silu(y.flatten(2))
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
+    assert_same(mixer(x)[0], mixer.out(y))
+
+
+def test_slots_that_are_not_written_stay_as_they_were() -> None:
+    mixer, x = build_mixer("raven(slots=9, top=4)"), inputs(1)
+    _, state = mixer(inputs(9))
+    _, after = mixer(x, state)
+    written = mixer.routing(x)[:, 0] > 0
+    assert (written.sum(-1) == 4).all()
+    assert torch.equal((state.keys == after.keys).all(2), ~written)
+    assert torch.equal((state.values == after.values).all(3), ~written)
+
+
+@pytest.mark.parametrize("text", ["mom(top=5)", "mom(memories=1)", "raven(slots=4, top=5)", "raven(top=33)"])
 def test_more_choices_than_there_are_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="to choose from"):
         parse("mixers", text)[0].build(DIM)
