@@ -108,3 +108,30 @@ def test_slots_that_are_not_written_stay_as_they_were() -> None:
 def test_more_choices_than_there_are_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="to choose from"):
         parse("mixers", text)[0].build(DIM)
+
+
+@pytest.mark.parametrize("text", ["mom", "raven", "multi_head_hyena", "pd_ssm", "two_mamba", "m2rnn"])
+@pytest.mark.parametrize("dim", [8, 128])
+def test_defaults_work_at_any_usual_width(text: str, dim: int) -> None:
+    mixer = parse("mixers", text)[0].build(dim)
+    y, _ = mixer(torch.randn(1, 5, dim))
+    assert y.shape == (1, 5, dim)
+    assert y.isfinite().all()
+
+
+def test_initial_weights_are_those_of_the_authors_code() -> None:
+    mom, raven, m2rnn, two, pd = (
+        parse("mixers", text)[0].build(128) for text in ("mom", "raven", "m2rnn", "two_mamba", "pd_ssm")
+    )
+    for map in (*mom.kv.weight.chunk(10), mom.q.weight, mom.answer.out.weight):  # each with 128 inputs and outputs
+        assert map.abs().max().item() == pytest.approx(2**-2.5 * (6 / 256) ** 0.5, rel=0.01)
+    assert mom.gates.weight.abs().max().item() == pytest.approx(2**-2.5 * (6 / 130) ** 0.5, rel=0.01)
+    for decay in (mom, raven.decay, m2rnn.decay):
+        assert decay.rate.exp().max() <= 16
+        assert 0.99e-3 <= F.softplus(decay.dt).min() <= F.softplus(decay.dt).max() <= 0.101
+    for map in (raven.route, raven.q, m2rnn.qkv, m2rnn.out, two.qkv, two.decay):
+        assert map.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert torch.equal(m2rnn.again[3], torch.eye(16))
+    assert (m2rnn.skip == 1).all()
+    assert pd.places.std().item() == pytest.approx(32**-0.5, rel=0.05)
+    assert pd.into.std().item() == pytest.approx(64**-0.5, rel=0.05)
