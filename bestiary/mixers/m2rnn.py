@@ -81,7 +81,8 @@ class M2RNN(Mixer):
         mixed, conv = self.conv(self.qkv(x), conv)
         q, k, v = F.silu(mixed).split(self.widths, dim=-1)
         v = v.unflatten(-1, (self.shape[0], -1))
-        y, matrix = recur(*map(upcast, (q, k, v, self.decay(x).exp(), self.again)), matrix)
+        f, again = upcast(self.decay(x).exp()), upcast(self.again)
+        y, matrix = recur(upcast(q), upcast(k), upcast(v), f, again, matrix)
         return y.to(x.dtype) + self.skip * v, self.Memory(conv, matrix)
 
     def read(self, y: Value, x: Chosen) -> Chosen:

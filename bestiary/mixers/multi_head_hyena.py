@@ -75,9 +75,10 @@ class MultiHeadHyena(Mixer):
         k, v = (z if old is None else torch.cat([old, z], dim=1) for z, old in zip(new, past, strict=True))
         filter = F.pad(self.filter(k.shape[1]), (0, 0, 0, max(0, k.shape[1] - self.taps)))
         filter = torch.cat([filter[:1] + self.skip, filter[1:]]).to(x.dtype)
-        q, *both = (z.unflatten(-1, (self.heads, -1)) for z in (q, k, v))
-        y = (score if x.shape[1] <= SCORED else convolve)(q, *both, filter).flatten(2)
-        return y, self.Memory(local, *(convolution.recent_inputs(z, None, self.taps) for z in (k, v)))
+        kept = [convolution.recent_inputs(z, None, self.taps) for z in (k, v)]
+        q, k, v = (z.unflatten(-1, (self.heads, -1)) for z in (q, k, v))
+        y = (score if x.shape[1] <= SCORED else convolve)(q, k, v, filter).flatten(2)
+        return y, self.Memory(local, *kept)
 
 
 Heads = Float[Tensor, "batch _ heads width"]  # queries at the last positions, keys and values at all

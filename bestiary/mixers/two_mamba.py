@@ -71,12 +71,12 @@ class TwoMamba(Mixer):
 
     def parts(self, x: Features, conv: Past | None) -> tuple[list[Tensor], Past]:
         """q / sqrt(key), k, [v, 1] and the sums of g, in chunks, and what the convolution needs."""
-        mixed, conv = self.conv(self.qkv(x), conv)
+        mixed, kept = self.conv(self.qkv(x), conv)
         q, k, v = (z.unflatten(-1, (self.shape[0], -1)) for z in mixed.chunk(3, dim=-1))
         given = q * q.shape[-1] ** -0.5, k, F.pad(v, (0, 1), value=1.0), -softplus(self.decay(x)).unsqueeze(-1)
         size = 2 ** (min(CHUNK, x.shape[1]) - 1).bit_length()
         q, k, v, g = (split_chunks(upcast(z), size) for z in given)
-        return [q, k, v, g.cumsum(-2)], conv
+        return [q, k, v, g.cumsum(-2)], kept
 
     def recur(self, parts: list[Tensor], state: Matrix) -> tuple[Value, Matrix]:
         """The sums of values and weights at every position of whole chunks, and the last S."""
