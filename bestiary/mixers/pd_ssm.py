@@ -80,8 +80,8 @@ class PDSSM(Mixer):
 
     def transitions(self, x: Features) -> Float[Tensor, "batch time state state"]:
         """P_t; its gradient is that of the softmax of the columns of M_t."""
-        mixed = upcast(self.choose(x)).softmax(-1) @ upcast(self.places).flatten(1)
-        soft = mixed.unflatten(-1, (self.size, self.size)).softmax(-2)
+        mixed = self.choose(x).softmax(-1) @ self.places.flatten(1)
+        soft = upcast(mixed).unflatten(-1, (self.size, self.size)).softmax(-2)
         hard = torch.zeros_like(soft).scatter(-2, soft.argmax(-2, keepdim=True), 1.0)
         return hard + (soft - soft.detach())
 
