@@ -314,6 +314,21 @@ def wkv(mixer: Any, r: Tensor, k: Tensor, v: Tensor, w: Tensor, gate: Tensor) ->
     return mixer.out(y * F.silu(gate))
 
 
+@pytest.mark.parametrize("taps", [2, 1])
+def test_two_mamba_weighs_by_squared_scores_that_decay(taps: int) -> None:
+    mixer, x = build_mixer(f"two_mamba(heads=2, conv={taps})"), inputs()
+    mixed = convolve_plainly(x @ mixer.qkv.weight.T, mixer.conv.filter) + mixer.conv.bias
+    q, k, v = split(2, *mixed.chunk(3, dim=-1))
+    keep, y = torch.sigmoid(-mixer.decay(x)), torch.zeros_like(v)  # e^-softplus
+    for t in range(TIME):
+        total = torch.zeros(BATCH, 2, 1, dtype=x.dtype)
+        for s in range(t + 1):
+            weight = (q[:, t] * k[:, s]).sum(-1, keepdim=True) ** 2 / 32 * keep[:, s + 1 : t + 1].prod(1).unsqueeze(-1)
+            y[:, t], total = y[:, t] + weight * v[:, s], total + weight
+        y[:, t] /= total + 1e-6
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
+
+
 def test_rwkv5_reads_the_state_before_the_token_and_the_token_with_a_bonus() -> None:
     mixer, x = build_mixer("rwkv5(heads=2, layer=1, layers=3)"), inputs()
     r, k, v, gate = (

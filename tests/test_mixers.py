@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs, unit
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs, split_heads, unit
 from torch import nn
 from torch.nn import functional as F
 
+from bestiary.mixers import multi_head_hyena
 from bestiary.spec import parse
 
 
@@ -73,6 +74,29 @@ def test_hyena() -> None:
     gated = x1 * v
     y = mixer.out(x2 * (convolve_plainly(gated, taps) + mixer.skip * gated))
     torch.testing.assert_close(mixer(x)[0], y, rtol=1e-5, atol=1e-5)  # its window is kept in float32
+
+
+def test_multi_head_hyena() -> None:
+    mixer, x = build_mixer("multi_head_hyena(heads=4, taps=16)"), inputs()
+    q, k, v = (convolve_plainly(mixer.project(x), mixer.short.filter) + mixer.short.bias).chunk(3, dim=-1)
+    q, k, v, taps = *(split_heads(z, 4) for z in (q, k, v)), mixer.filter(16)
+    y = torch.zeros_like(v)
+    for t in range(TIME):
+        state = mixer.skip[:, None, None] * k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2)
+        for i in range(min(t + 1, 16)):
+            state = state + taps[i, :, None, None] * k[:, t - i].unsqueeze(-1) * v[:, t - i].unsqueeze(-2)
+        y[:, t] = (q[:, t].unsqueeze(-2) @ state).squeeze(-2)
+    assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
+
+
+@pytest.mark.parametrize(("new", "time"), [(23, 23), (5, 23), (300, 300), (290, 310)])
+def test_multi_head_hyena_convolves_products_or_adds_up_scores(new: int, time: int) -> None:
+    q, k, v = (torch.randn(BATCH, n, 3, 4, dtype=torch.float64) for n in (new, time, time))
+    taps = torch.randn(time, 3, dtype=torch.float64)
+    assert_same(multi_head_hyena.convolve(q, k, v, taps), multi_head_hyena.score(q, k, v, taps))
+    mixer, x = build_mixer("multi_head_hyena(taps=40)"), inputs(300)  # more than are scored
+    head, state = mixer(x[:, :200])
+    assert_same(torch.cat([head, mixer(x[:, 200:], state)[0]], dim=1), mixer(x)[0])
 
 
 def test_h3() -> None:

@@ -23,6 +23,21 @@ def test_rg_lru() -> None:
     assert_same(mixer(x)[0], mixer.out(y * F.gelu(mixer.gate(x), approximate="tanh")))
 
 
+def test_m2rnn() -> None:
+    mixer, x = build_mixer("m2rnn(heads=3, key=6, value=5, conv=3)"), inputs()
+    q, k, v = F.silu(convolve_plainly(mixer.qkv(x), mixer.conv.filter)).split([6, 6, 15], dim=-1)
+    v, y = v.unflatten(-1, (3, 5)), []
+    f = torch.exp(-mixer.decay.rate.exp() * F.softplus(mixer.decay.project(x) + mixer.decay.dt))
+    state = torch.zeros(BATCH, 3, 6, 5, dtype=torch.float64)
+    for t in range(TIME):
+        new = torch.tanh(state @ mixer.again + k[:, t, None, :, None] * v[:, t, :, None, :])
+        state = f[:, t, :, None, None] * state + (1 - f[:, t, :, None, None]) * new
+        y.append(torch.einsum("bk,bhkv->bhv", q[:, t], state) + mixer.skip * v[:, t])
+    y = torch.stack(y, dim=1).flatten(2) * F.silu(mixer.gate(x))
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.norm.weight
+    assert_same(mixer(x)[0], mixer.out(y))
+
+
 @pytest.mark.parametrize("expand", [1, 2])
 def test_min_gru(expand: int) -> None:
     mixer, x = build_mixer(f"min_gru(expand={expand})"), inputs()

@@ -97,6 +97,52 @@ def test_lru() -> None:
     assert_same(mixer(x)[0], first * second.sigmoid())
 
 
+def test_pd_ssm() -> None:
+    mixer, x = build_mixer("pd_ssm(state=6, matrices=3)"), inputs()
+    weights, (re, im) = (x @ mixer.choose.weight.T).softmax(-1), mixer.into
+    modulus, turn = mixer.modulus(x).sigmoid(), mixer.turn(x).sigmoid()
+    h, y = torch.zeros(BATCH, 6, dtype=torch.complex128), torch.zeros(BATCH, TIME, 12, dtype=torch.float64)
+    h[:, 0] = 1
+    for t in range(TIME):
+        turned = torch.polar(modulus[:, t], 2 * math.pi * turn[:, t]) * h
+        h = torch.complex(x[:, t] @ re.T, x[:, t] @ im.T)
+        for b in range(BATCH):
+            mixed = sum(weights[b, t, k] * mixer.places[k] for k in range(3))
+            for n in range(6):
+                h[b, mixed[:, n].argmax()] += turned[b, n]
+        y[:, t] = torch.cat([h.real, h.imag], dim=-1)
+    assert_same(mixer(x)[0], mixer.out(y) + mixer.skip * x)
+
+
+def test_pd_ssm_passes_the_gradient_of_its_choice_to_the_softmax_of_each_column() -> None:
+    mixer, x = build_mixer("pd_ssm(state=4, matrices=2)"), inputs(3)
+    pull = torch.randn(BATCH, 3, 4, 4, dtype=torch.float64)
+    mixed = torch.einsum("btk,kmn->btmn", mixer.choose(x).softmax(-1), mixer.places)
+    for weight in (mixer.places, mixer.choose.weight):
+        (wanted,) = torch.autograd.grad((mixed.softmax(2) * pull).sum(), weight, retain_graph=True)
+        assert_same(torch.autograd.grad((mixer.transitions(x) * pull).sum(), weight)[0], wanted)
+
+
+def test_pd_ssm_follows_an_automaton_for_ever() -> None:
+    """Column n of P says where state n goes: here permutations of five states, and a reset."""
+    table = torch.tensor([[1, 2, 3, 4, 0], [1, 0, 2, 3, 4], [3, 3, 3, 3, 3]])
+    mixer, word = parse("mixers", "pd_ssm(state=5, matrices=3)")[0].build(3), torch.randint(3, (1, 500))
+    with torch.no_grad():
+        mixer.places.copy_(F.one_hot(table, 5).mT)
+        mixer.choose.weight.copy_(100 * torch.eye(3))
+        mixer.into.zero_()
+        for part, bias in ((mixer.modulus, 40.0), (mixer.turn, -40.0)):  # D = 1
+            part[2].weight.zero_()
+            part[2].bias.fill_(bias)
+        states = mixer.states(F.one_hot(word, 3).float(), None)[..., 0]
+    state, wanted = 0, []
+    for letter in word[0].tolist():
+        state = int(table[letter, state])
+        wanted.append(state)
+    assert states.argmax(-1)[0].tolist() == wanted
+    torch.testing.assert_close(states.sum(-1), torch.ones(1, 500))
+
+
 def test_s5() -> None:
     mixer, x = build_mixer("s5(state=12, blocks=3)"), inputs()
     poles, dt = torch.complex(-mixer.decay.exp(), mixer.turn), mixer.log_dt.exp()

@@ -15,13 +15,12 @@ Departs from the paper: by default the features of the position are fixed (the c
 the filter's own rate and decay settings are not used; beyond `taps` the filter is zero, where the code fails.
 """
 
-import math
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bestiary.mixers._filter import position_features
+from bestiary.mixers._filter import SineFilter
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, take
 from bestiary.mixers._start import draw_normal, output_std
 from bestiary.ops import convolution
@@ -50,7 +49,7 @@ class Hyena(Mixer):
         super().__init__()
         self.taps = taps
         self.project, self.short = nn.Linear(dim, 3 * dim), ShortConv(3 * dim, short, bias=True)
-        self.filter = _Filter(dim, taps, features, width, frequency)
+        self.filter = SineFilter(dim, taps, features, width, frequency)
         self.skip = nn.Parameter(torch.randn(dim))
         self.out = nn.Linear(dim, dim)
         if init == "zoology23":
@@ -74,26 +73,3 @@ class Hyena(Mixer):
         """x1, x2 and v, and the inputs that the short convolution still needs."""
         mixed, kept = self.short(self.project(x), past)
         return mixed.chunk(3, dim=-1), kept
-
-
-class _Filter(nn.Module):
-    """Taps as a function of their position: sines of one trained frequency per unit, then a decaying window."""
-
-    without_decay: ClassVar = ("positions",)  # where they are trained
-    positions: Tensor
-    window: Tensor
-
-    def __init__(self, dim: int, taps: int, features: int, width: int, frequency: float) -> None:
-        super().__init__()
-        self.register_buffer("positions", position_features(taps, features), persistent=False)
-        rates = torch.linspace(math.log(100) / 1.5, math.log(100) / 0.3, dim)
-        self.register_buffer("window", torch.exp(-torch.linspace(0, 1, taps).unsqueeze(1) * rates), persistent=False)
-        self.hidden = nn.ModuleList([nn.Linear(features, width), nn.Linear(width, width), nn.Linear(width, width)])
-        self.frequency = nn.Parameter(torch.full((width,), float(frequency)))
-        self.last = nn.Linear(width, dim, bias=False)
-
-    def forward(self, time: int) -> Tensor:
-        z = self.positions[:time]
-        for layer in self.hidden:
-            z = torch.sin(self.frequency * layer(z))
-        return self.last(z) * self.window[:time]
