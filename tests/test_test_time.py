@@ -159,6 +159,44 @@ def test_atlas_with_a_window_of_one_token_is_titans() -> None:
     assert_same(atlas(x)[0], titans(x)[0])
 
 
+def miras_loss(miss: Tensor, delta: Tensor | None) -> Tensor:
+    """What has Yaad's slope at `miss`, or Moneta's loss, |r| smooth near zero."""
+    if delta is None:
+        return (miss.square() + 1e-6).pow(1.5).sum()
+    if miss.square().sum() <= delta.square():
+        return miss.square().sum() / 2
+    return delta * (10 * miss).cosh().log().sum() / 10  # of slope delta tanh(10 r)
+
+
+@pytest.mark.parametrize(("form", "chunk", "depth"), [("yaad", 1, 2), ("moneta", 5, 1)])
+def test_miras(form: str, chunk: int, depth: int) -> None:
+    heads, width, time = 8, 8, 13
+    mixer, x = build_mixer(f"miras(form={form!r}, heads={heads}, chunk={chunk}, depth={depth})"), inputs(13)
+    mixed = convolved(x @ mixer.streams.project.weight.T, mixer.streams.conv)
+    q, k, v = ((z * z.sigmoid()).unflatten(-1, (heads, -1)) for z in mixed.chunk(3, dim=-1))
+    q, k = unit(q), unit(k)
+    eta, alpha, y = mixer.eta(x).sigmoid() / width, mixer.alpha(x).sigmoid(), torch.zeros_like(v)
+    delta = width**0.5 * (1 + mixer.delta(x).exp()).log() if form == "yaad" else None
+    near = []
+    for b in range(BATCH):
+        for h in range(heads):
+            scale, shift = mixer.network.scale[h, 0], mixer.network.shift[h, 0]
+            memory = [weight[h].detach() for weight in mixer.network.start]
+            for t in range(time):
+                anchor = [weight.clone().requires_grad_() for weight in memory] if t % chunk == 0 else anchor
+                miss = network(k[b, t, h], anchor, scale, shift) - v[b, t, h]
+                turn = None if delta is None else delta[b, t, h]
+                near.append(turn is not None and bool(miss.square().sum() <= turn.square()))
+                slopes = torch.autograd.grad(miras_loss(miss, turn), anchor)
+                memory = [
+                    ((1 - alpha[b, t, h]) * m - eta[b, t, h] * g).detach() for m, g in zip(memory, slopes, strict=True)
+                ]
+                y[b, t, h] = network(q[b, t, h], memory, scale, shift)
+    assert form == "moneta" or 0.1 < sum(near) / len(near) < 0.9  # both sides of delta are seen
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.answer.norm.weight
+    assert_same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
+
+
 @pytest.mark.parametrize("name", ["ttt_linear", "ttt_mlp", "titans"])
 def test_nothing_but_weights_is_kept_at_the_end_of_a_minibatch(name: str) -> None:
     mixer, x = build_mixer(name), inputs()
