@@ -197,6 +197,30 @@ def test_miras(form: str, chunk: int, depth: int) -> None:
     assert_same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
 
 
+@pytest.mark.parametrize(("chunk", "slots"), [(1, 6), (5, 9)])
+def test_lattice(chunk: int, slots: int) -> None:
+    """One gradient step a token on |v - S k|^2 / 2, through the normalisation of each slot, by autograd."""
+    heads, width = 8, 8
+    mixer, x = build_mixer(f"lattice(heads={heads}, slots={slots}, chunk={chunk})"), inputs()
+    mixed = convolved(x @ mixer.streams.project.weight.T, mixer.streams.conv)
+    mixed = (mixed * mixed.sigmoid()).split([heads * slots, heads * slots, heads * width], dim=-1)
+    q, k, v = (z.unflatten(-1, (heads, -1)) for z in mixed)
+    q, k, beta, y = unit(q), unit(k), mixer.beta(x).sigmoid(), torch.zeros_like(v)
+    for b in range(BATCH):
+        for h in range(heads):
+            now = F.normalize(mixer.start[h].detach(), dim=-1)
+            for t in range(TIME):
+                anchor, sum_of_steps = (now, torch.zeros_like(now)) if t % chunk == 0 else (anchor, sum_of_steps)
+                given = anchor.clone().requires_grad_()
+                loss = (v[b, t, h] - k[b, t, h] @ F.normalize(given, dim=-1)).square().sum() / 2
+                sum_of_steps = sum_of_steps - beta[b, t, h] * torch.autograd.grad(loss, given)[0]
+                assert (sum_of_steps * anchor).sum(-1).abs().max() < 1e-10  # nothing along the slots
+                now = F.normalize(anchor + sum_of_steps, dim=-1).detach()
+                y[b, t, h] = q[b, t, h] @ now
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.answer.norm.weight
+    assert_same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
+
+
 @pytest.mark.parametrize("name", ["ttt_linear", "ttt_mlp", "titans"])
 def test_nothing_but_weights_is_kept_at_the_end_of_a_minibatch(name: str) -> None:
     mixer, x = build_mixer(name), inputs()
