@@ -1,4 +1,4 @@
-"""Lattice (Karami & Mirrokni, 2025): slots of unit length, each turned only by what is orthogonal to it.
+"""Lattice (Karami, Pascanu & Mirrokni, 2025): slots of unit length, turned only by what is orthogonal to them.
 
     s_it = unit(s*_i + sum_j beta_j k_ij (I - s*_i s*_i^T) h_j),   h_j = v_j - sum_i k_ij s*_i,   y_t = sum_i q_it s_it
     q, k, v = SiLU(short convolution(W x)),  unit q and k, a channel for each slot,  beta = sigmoid(w x + c)
