@@ -156,6 +156,42 @@ def test_rwkv7() -> None:
     assert_same(mixer(x)[0], mixer.out(gate * (normed + bonus)))
 
 
+@pytest.mark.parametrize(("cache", "chunk"), [(4, 3), (2, 5)])
+def test_hola(cache: int, chunk: int) -> None:
+    """All tokens are remembered with the sizes of their writes, and those to read are chosen anew for each query."""
+    mixer, x = build_mixer(f"hola(heads=4, cache={cache}, chunk={chunk})"), inputs()
+    q, k, v = streams(mixer, x, [16, 16, 16], heads=4)
+    beta, alpha, y = mixer.beta(x).sigmoid(), forgetting(mixer.decay, x), torch.zeros_like(v)
+    sharp_q, sharp_k = (
+        z / (z.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+        for z, norm in ((q, mixer.norm_q), (k, mixer.norm_k))
+    )
+    q, k = unit(q) / 4, unit(k)
+    for b in range(BATCH):
+        for h in range(4):
+            state, sizes = torch.zeros(16, 16, dtype=torch.float64), []
+            for t in range(TIME):
+                state = alpha[b, t, h] * state
+                miss = v[b, t, h] - k[b, t, h] @ state
+                state = state + beta[b, t, h] * outer(k[b, t, h], miss)
+                sizes.append((beta[b, t, h] * miss.norm()).item())
+                begin = t - t % chunk
+                seen = sorted(range(begin), key=lambda j: -sizes[j])[:cache] + list(range(begin, t + 1))
+                logits = sharp_k[b, seen, h] @ sharp_q[b, t, h] / 4
+                weights = torch.cat([mixer.sink[h : h + 1], logits]).softmax(0)[1:]
+                y[b, t, h] = q[b, t, h] @ state + mixer.mix[h].sigmoid() * (weights @ v[b, seen, h])
+    gated = rms(y, mixer.answer.norm.weight) * F.silu(mixer.answer.gate(x))
+    assert_same(mixer(x)[0], mixer.answer.out(gated))
+
+
+def test_hola_keeps_the_tokens_that_wrote_most() -> None:
+    mixer, x = build_mixer("hola(heads=4, cache=3, chunk=4)"), inputs()
+    (_, after), (_, every) = mixer(x[:, :20]), build_mixer("hola(heads=4, cache=99, chunk=4)")(x[:, :20])
+    sizes = every.cache.size.view(torch.float64).squeeze(-1)
+    assert sizes.shape == (BATCH, 4, 20)
+    assert_same(after.cache.size.view(torch.float64).squeeze(-1), sizes.sort(descending=True).values[..., :3])
+
+
 @pytest.mark.parametrize("time", [1, 5, TIME])
 def test_gated_oja(time: int) -> None:
     mixer, x = build_mixer("gated_oja(key=8, value=6)"), inputs()
@@ -254,6 +290,8 @@ STARTS = {  # the standard deviation of a map from 64 to 64, of the taps of a co
     "comba(heads=1, key=64, value=64, init='fla')": (FLA, 0.02, 16),
     "kda(heads=1)": (FLA, 0.02, 16),
     "gated_oja(heads=1)": (FLA, 0.02, 16),
+    "hola(heads=1)": (FLA, 0.02, 16),
+    "hola(heads=1, init='short')": (SHORT, TAPS, 1),
     "gdn2(heads=1)": (XAVIER, TAPS, 16),
     "gdn2(heads=1, init='fla')": (FLA, 0.02, 16),
 }

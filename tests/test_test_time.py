@@ -35,9 +35,9 @@ def normed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return (x - x.mean()) / (x.var(correction=0) + 1e-6).sqrt() * scale + shift
 
 
-def network(x: Tensor, weights: list[Tensor], scale: Tensor, shift: Tensor) -> Tensor:
-    """x + LayerNorm(layers), one vector, GELU in its tanh form between the layers."""
-    y = x @ weights[0][:-1] + weights[0][-1]
+def network(x: Tensor, weights: list[Tensor], scale: Tensor, shift: Tensor, features: Tensor | None = None) -> Tensor:
+    """x + LayerNorm(layers), one vector or features of it, GELU in its tanh form between the layers."""
+    y = (x if features is None else features) @ weights[0][:-1] + weights[0][-1]
     for weight in weights[1:]:
         y = 0.5 * y * (1 + torch.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
         y = y @ weight[:-1] + weight[-1]
@@ -104,6 +104,119 @@ def test_titans(depth: int, chunk: int) -> None:
                 momentum = [eta[b, t, h] * s - theta[b, t, h] * g for s, g in zip(momentum, slopes, strict=True)]
                 memory = [(1 - alpha[b, t, h]) * m + s for m, s in zip(memory, momentum, strict=True)]
                 y[b, t, h] = network(q[b, t, h], memory, scale, shift)
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.answer.norm.weight
+    assert_same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
+
+
+def polynomial(x: Tensor, powers: Tensor, degree: int) -> Tensor:
+    """a_1 x and a_2 x_i x_j, counted sqrt(2) times if i != j: dot products are a_1^2 q.k + a_2^2 (q.k)^2."""
+    features = [powers[0] * x[i] for i in range(len(x))]
+    if degree == 2:
+        for i in range(len(x)):
+            features += [powers[1] * x[i] * x[j] * (1 if i == j else math.sqrt(2)) for j in range(i, len(x))]
+    return torch.stack(features)
+
+
+@pytest.mark.parametrize(("chunk", "window", "degree", "depth"), [(1, 3, 1, 2), (5, 7, 2, 1)])
+def test_atlas(chunk: int, window: int, degree: int, depth: int) -> None:
+    heads, width = 8, 8
+    options = f"heads={heads}, depth={depth}, chunk={chunk}, window={window}, degree={degree}"
+    mixer, x = build_mixer(f"atlas({options})"), inputs(13)
+    mixed = convolved(x @ mixer.streams.project.weight.T, mixer.streams.conv)
+    q, k, v = ((z * z.sigmoid()).unflatten(-1, (heads, -1)) for z in mixed.chunk(3, dim=-1))
+    q, k = unit(q), unit(k)
+    theta, eta, alpha = mixer.theta(x).sigmoid() / width, mixer.eta(x).sigmoid(), mixer.alpha(x).sigmoid()
+    gamma, y = mixer.gamma(x).sigmoid(), torch.zeros_like(v)
+    for b in range(BATCH):
+        for h in range(heads):
+            scale, shift = mixer.network.scale[h, 0], mixer.network.shift[h, 0]
+            memory = [weight[h].detach() for weight in mixer.network.start]
+            momentum = [torch.zeros_like(weight) for weight in memory]
+            for t in range(13):
+                anchor = [weight.clone().requires_grad_() for weight in memory] if t % chunk == 0 else anchor
+                loss = torch.zeros(())
+                for i in range(max(0, t - window + 1), t + 1):
+                    found = network(
+                        k[b, i, h], anchor, scale, shift, polynomial(k[b, i, h], mixer.network.powers, degree)
+                    )
+                    loss = loss + gamma[b, i, h] * (found - v[b, i, h]).square().sum() / 2
+                slopes = torch.autograd.grad(loss, anchor)
+                momentum = [eta[b, t, h] * s - theta[b, t, h] * g for s, g in zip(momentum, slopes, strict=True)]
+                memory = [((1 - alpha[b, t, h]) * m + s).detach() for m, s in zip(memory, momentum, strict=True)]
+                features = polynomial(q[b, t, h], mixer.network.powers, degree)
+                y[b, t, h] = network(q[b, t, h], memory, scale, shift, features)
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.answer.norm.weight
+    assert_same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
+
+
+def test_atlas_with_a_window_of_one_token_is_titans() -> None:
+    (titans, atlas), x = (build_mixer("titans"), build_mixer("atlas(window=1, degree=1, depth=2)")), inputs()
+    with torch.no_grad():
+        atlas.network.powers.fill_(1)
+        atlas.gamma.weight.zero_()
+        atlas.gamma.bias.fill_(50)  # gamma = 1
+    atlas.load_state_dict(titans.state_dict(), strict=False)
+    assert_same(atlas(x)[0], titans(x)[0])
+
+
+def miras_loss(miss: Tensor, delta: Tensor | None) -> Tensor:
+    """What has Yaad's slope at `miss`, or Moneta's loss, |r| smooth near zero."""
+    if delta is None:
+        return (miss.square() + 1e-6).pow(1.5).sum()
+    if miss.square().sum() <= delta.square():
+        return miss.square().sum() / 2
+    return delta * (10 * miss).cosh().log().sum() / 10  # of slope delta tanh(10 r)
+
+
+@pytest.mark.parametrize(("form", "chunk", "depth"), [("yaad", 1, 2), ("moneta", 5, 1)])
+def test_miras(form: str, chunk: int, depth: int) -> None:
+    heads, width, time = 8, 8, 13
+    mixer, x = build_mixer(f"miras(form={form!r}, heads={heads}, chunk={chunk}, depth={depth})"), inputs(13)
+    mixed = convolved(x @ mixer.streams.project.weight.T, mixer.streams.conv)
+    q, k, v = ((z * z.sigmoid()).unflatten(-1, (heads, -1)) for z in mixed.chunk(3, dim=-1))
+    q, k = unit(q), unit(k)
+    eta, alpha, y = mixer.eta(x).sigmoid() / width, mixer.alpha(x).sigmoid(), torch.zeros_like(v)
+    delta = width**0.5 * (1 + mixer.delta(x).exp()).log() if form == "yaad" else None
+    near = []
+    for b in range(BATCH):
+        for h in range(heads):
+            scale, shift = mixer.network.scale[h, 0], mixer.network.shift[h, 0]
+            memory = [weight[h].detach() for weight in mixer.network.start]
+            for t in range(time):
+                anchor = [weight.clone().requires_grad_() for weight in memory] if t % chunk == 0 else anchor
+                miss = network(k[b, t, h], anchor, scale, shift) - v[b, t, h]
+                turn = None if delta is None else delta[b, t, h]
+                near.append(turn is not None and bool(miss.square().sum() <= turn.square()))
+                slopes = torch.autograd.grad(miras_loss(miss, turn), anchor)
+                memory = [
+                    ((1 - alpha[b, t, h]) * m - eta[b, t, h] * g).detach() for m, g in zip(memory, slopes, strict=True)
+                ]
+                y[b, t, h] = network(q[b, t, h], memory, scale, shift)
+    assert form == "moneta" or 0.1 < sum(near) / len(near) < 0.9  # both sides of delta are seen
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.answer.norm.weight
+    assert_same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
+
+
+@pytest.mark.parametrize(("chunk", "slots"), [(1, 6), (5, 9)])
+def test_lattice(chunk: int, slots: int) -> None:
+    """One gradient step a token on |v - S k|^2 / 2, through the normalisation of each slot, by autograd."""
+    heads, width = 8, 8
+    mixer, x = build_mixer(f"lattice(heads={heads}, slots={slots}, chunk={chunk})"), inputs()
+    mixed = convolved(x @ mixer.streams.project.weight.T, mixer.streams.conv)
+    mixed = (mixed * mixed.sigmoid()).split([heads * slots, heads * slots, heads * width], dim=-1)
+    q, k, v = (z.unflatten(-1, (heads, -1)) for z in mixed)
+    q, k, beta, y = unit(q), unit(k), mixer.beta(x).sigmoid(), torch.zeros_like(v)
+    for b in range(BATCH):
+        for h in range(heads):
+            now = F.normalize(mixer.start[h].detach(), dim=-1)
+            for t in range(TIME):
+                anchor, sum_of_steps = (now, torch.zeros_like(now)) if t % chunk == 0 else (anchor, sum_of_steps)
+                given = anchor.clone().requires_grad_()
+                loss = (v[b, t, h] - k[b, t, h] @ F.normalize(given, dim=-1)).square().sum() / 2
+                sum_of_steps = sum_of_steps - beta[b, t, h] * torch.autograd.grad(loss, given)[0]
+                assert (sum_of_steps * anchor).sum(-1).abs().max() < 1e-10  # nothing along the slots
+                now = F.normalize(anchor + sum_of_steps, dim=-1).detach()
+                y[b, t, h] = q[b, t, h] @ now
     y = y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * mixer.answer.norm.weight
     assert_same(mixer(x)[0], mixer.answer.out(y.flatten(2) * mixer.answer.gate(x).sigmoid()))
 

@@ -39,15 +39,25 @@ class Network(nn.Module):
         """The start weights, for each sequence of a batch."""
         return tuple(weight.expand(batch, *weight.shape) for weight in self.start)
 
-    def gradients(self, k: Tensor, v: Tensor, weights: Weights) -> tuple[list[Tensor], list[Tensor]]:
-        """What enters each layer, and the gradient of the loss with respect to what leaves it."""
+    def expand(self, x: Tensor) -> Tensor:
+        """What the first layer is given of a key or query: all of it, unless a subclass adds features."""
+        return x
+
+    def gradients(
+        self, k: Tensor, v: Tensor, weights: Weights, slope_of: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What enters each layer, and the gradient of the loss with respect to what leaves it.
+
+        `slope_of` gives the slope of another loss, from f(k) - v.
+        """
         entered: list[Tensor] = []
         left: list[Tensor] = []
         for weight in weights:
-            entered.append(append_one(F.gelu(left[-1], approximate="tanh") if left else k))
+            entered.append(append_one(F.gelu(left[-1], approximate="tanh") if left else self.expand(k)))
             left.append(entered[-1] @ weight)
         normed, last = self.normalize(left[-1]), left[-1]
-        miss = (normed * self.scale + self.shift + k - v) * self.scale
+        miss = normed * self.scale + self.shift + k - v
+        miss = (miss if slope_of is None else slope_of(miss)) * self.scale
         away = miss - miss.mean(-1, keepdim=True) - normed * (miss * normed).mean(-1, keepdim=True)
         variance = last.var(-1, correction=0, keepdim=True) if len(last) else last[..., :1]  # torch warns of no rows
         slope = away / (variance + EPS).sqrt()
@@ -59,7 +69,7 @@ class Network(nn.Module):
 
     def apply_layers(self, q: Tensor, layers: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
         """f(q), given the map of each layer."""
-        x = layers[0](append_one(q))
+        x = layers[0](append_one(self.expand(q)))
         for layer in layers[1:]:
             x = layer(append_one(F.gelu(x, approximate="tanh")))
         return q + self.normalize(x) * self.scale + self.shift

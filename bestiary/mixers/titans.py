@@ -16,32 +16,25 @@ output whose variance is below 1e-6, such as that of a zero input, where it woul
 x / sqrt(|x|^2 + 1e-6), whose slope at zero is 1,000.
 """
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._delta import GatedOutput, Heads, Streams
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, normalize, take
-from bestiary.mixers._test_time import Network, Weights, group_aligned, minus_product, repeat_length, unbind_chunks
+from bestiary.mixers._delta import GatedOutput, Streams
+from bestiary.mixers._learner import Learner
+from bestiary.mixers._mixer import Features, State, head_width, linear, normalize
+from bestiary.mixers._test_time import Network, Weights, group_aligned, minus_product, unbind_chunks
 from bestiary.spec import Positive
 
 
-class Titans(Mixer):
+class Titans(Learner):
     """M_t = (1 - alpha_t) M_{t-1} + S_t, S_t = eta_t S_{t-1} - theta_t gradient_t, y_t = f(q_t; M_t)."""
 
     family: ClassVar = "test time"
     variants: ClassVar = ("heads=1, conv=1, chunk=1, depth=1",)
-
-    class Memory(NamedTuple):
-        """The state after the inputs read so far."""
-
-        past: State  # of the convolution
-        weights: Weights  # M
-        momentum: Weights  # S
-        anchor: Weights  # M before the chunk, () at its start, where it is M
-        time: int
 
     def __init__(
         self,
@@ -61,41 +54,21 @@ class Titans(Mixer):
         nn.init.constant_(self.alpha.bias, -4.0)
         self.answer = GatedOutput(dim, heads, width, linear(dim, dim))
 
-    def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
-        y, after = self.read_tokens(x, self.initial_state(x) if state is None else state)
-        return self.answer(y, x), after
+    def first_momentum(self, weights: Weights) -> Weights:
+        return tuple(torch.zeros_like(weight) for weight in weights)
 
-    def largest_state(self, time: int) -> int:
-        return time if time % self.chunk or self.chunk == 1 else time - 1  # a chunk is under way
-
-    def equal_state(self, time: int) -> int:
-        return repeat_length(time, settled=self.conv, period=self.chunk)
-
-    def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.answer(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
-
-    def initial_state(self, x: Features) -> Memory:
-        """The state before the first token."""
-        weights = self.network.initial(len(x))
-        return self.Memory(None, weights, tuple(torch.zeros_like(weight) for weight in weights), (), 0)
-
-    def read_tokens(self, x: Features, state: Memory) -> tuple[Heads, Memory]:
-        """The answers f(q_t; M_t), chunk by chunk."""
-        past, weights, momentum, anchor, time = state
+    def plan(self, x: Features, past: State, time: int) -> tuple[Iterator[list[Tensor]], State]:
         (q, k, v), past = self.streams(x, past)
+        theta, moving, keeping = self.rates(x)
+        streams = [z.transpose(1, 2) for z in (normalize(q), normalize(k), v, theta, moving, keeping)]
+        groups = group_aligned(streams, self.chunk, time)
+        return (now for q, k, v, *rates in groups for now in unbind_chunks((q, k, v, *decays(*rates)))), past
+
+    def rates(self, x: Features) -> tuple[Tensor, Tensor, Tensor]:
+        """theta, log eta and log(1 - alpha) at each token, batch time heads 1."""
         theta = self.theta(x).sigmoid() / self.width
-        rates = (theta, F.logsigmoid(self.eta(x)), F.logsigmoid(-self.alpha(x)))
-        streams = [z.transpose(1, 2) for z in (normalize(q), normalize(k), v, *(rate.unsqueeze(-1) for rate in rates))]
-        parts = []
-        for q, k, v, theta, moving, keeping in group_aligned(streams, self.chunk, time):
-            for now in unbind_chunks((q, k, v, *decays(theta, moving, keeping))):
-                anchor = anchor or weights
-                y, weights, momentum = self.read_chunk(now, weights, momentum, anchor)
-                parts.append(y)
-                time += y.shape[2]
-                anchor = anchor if time % self.chunk else ()
-        y = torch.cat(parts, dim=2).transpose(1, 2)
-        return y, self.Memory(past, weights, momentum, anchor, time)
+        rates = theta, F.logsigmoid(self.eta(x)), F.logsigmoid(-self.alpha(x))
+        return theta.unsqueeze(-1), rates[1].unsqueeze(-1), rates[2].unsqueeze(-1)
 
     def read_chunk(
         self, streams: list[Tensor], weights: Weights, momentum: Weights, anchor: Weights
