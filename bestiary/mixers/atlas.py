@@ -4,11 +4,12 @@
     f(x; M) = x + LayerNorm(phi(x) M + b),   loss_i(M) = |f(k_i; M) - v_i|^2 / 2,   y_t = f(q_t; M_t)
     phi(x) = (a_1 x, a_2 x_i x_j for i <= j),  so that phi(q) . phi(k) = a_1^2 q . k + a_2^2 (q . k)^2
 
-The Omega rule is the sum over the window (section 3.2), with phi of degree 2 a matrix can hold as many pairs as a head
-has pairs of channels (section 3.1). a_i^2 starts at 1 / i!, as in the series of the exponential (section 3.1), and is
+The Omega rule is the sum over the window, with phi of degree 2 a matrix can hold as many pairs as a head
+has pairs of channels. a_i^2 starts at 1 / i!, as in the series of the exponential, and is
 learnt; b is the constant feature. Everything else is as in Titans, M* is the memory before the chunk of t also for
 tokens of the window that came before the chunk, and `window=1, degree=1` with gamma = 1 is Titans. `depth=2` gives
 the memory a hidden layer, four times as wide as a head.
+The rule is taken from restatements of the paper, whose text could not be compared.
 Departs from the paper: gamma_i = sigmoid(w x_i + c) depends on the token alone, where the paper lets it change with t.
 Atlas itself takes Newton-Schulz steps on S_t before it is added (Muon); these are left out. The residual and the
 LayerNorm in f, the rates and the initialisation are those of our Titans, of which the paper states none, and so are

@@ -5,10 +5,11 @@
     output = W_o (RMSNorm(y) * sigmoid(W_g x))
 
 Slots decode: a value is to be the sum of the slots with the key as weights. Each token takes a step down the gradient
-of |v - S k|^2 / 2 with respect to slots that are normalised, for unit slots a step on the sphere (section 3): no gate
+of |v - S k|^2 / 2 with respect to slots that are normalised, for unit slots a step on the sphere: no gate
 forgets, turning does. s* are the slots before the chunk of t and j runs over its tokens up to t, as in the paper's
 chunk-wise form; chunk=1 is the recurrence. Chunks are bounded by absolute positions. The length of each slot at each
 token follows from products of the h_j, so no slot is written out but at the end of a chunk.
+The rule is taken from restatements of the paper, whose text could not be compared.
 Departs from the paper: of its forms, decoding alone, and without a gate that forgets. In a chunk slots are made unit
 for what is read, exactly, and in the state at its end. The layer around the rule is ours: short convolutions, unit
 keys and the gated output as in other mixers here; linear maps are N(0, 0.02), biases zero, and slots start from learnt

@@ -2,14 +2,15 @@
 
     M_t = (1 - alpha_t) M_{t-1} - eta_t d loss_t(M*) / d M*,   y_t = f(q_t; M_t)
     f(x; M) = x + LayerNorm(GELU(x M1 + b1) M2 + b2),   r = f(k_t; M*) - v_t
-    "yaad"     d loss / d r = r where |r| <= delta_t,  else delta_t sign(r)     (Huber; section 5.3)
-    "moneta"   loss = sum |r|^3,  d loss / d r = 3 r |r|                          (l_p with p = 3; sections 5.1, 5.3)
+    "yaad"     d loss / d r = r where |r| <= delta_t,  else delta_t sign(r)     (Huber)
+    "moneta"   loss = sum |r|^3,  d loss / d r = 3 r |r|                          (l_p with p = 3)
 
-M* is the memory before the chunk of t (section 5.4); chunks are bounded by absolute positions, and chunk=1 is the
+M* is the memory before the chunk of t; chunks are bounded by absolute positions, and chunk=1 is the
 recurrence. q, k, v = SiLU(short convolution(W x)), unit q and k, output = W_o (RMSNorm(y) * sigmoid(W_g x)). Near
-zero, sign(r) is tanh(10 r) and |r| is sqrt(r^2 + 1e-6), smooth as in section 5.1. alpha, eta and delta are sigmoid,
+zero, sign(r) is tanh(10 r) and |r| is sqrt(r^2 + 1e-6). alpha, eta and delta are sigmoid,
 sigmoid / width and softplus * sqrt(width) of w x_t + c. Initialisation as in our Titans, of which it is the memory
 without momentum.
+The rules are taken from restatements of the paper, whose text could not be compared.
 Departs from the paper: alpha, eta and delta are one per head, not one per channel through a low rank. Moneta's q is
 2, where keeping the memory small is decay; with the paper's q = 4, whose M is A / |A|_4^2, a larger A is a smaller
 memory, which the LayerNorm answers with larger gradients. Memora is left out: of which slices its softmax is and how
