@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bestiary.cli import app
 from bestiary.experiments import protocol_v1
-from bestiary.experiments._protocol import Part, best_rate, first_runs, place, rows_of_parts
+from bestiary.experiments._protocol import MODEL, Part, best_rate, first_runs, place, rows_of_parts
 from bestiary.results.card import Card, markdown, next_steps, page
 from bestiary.results.causes import causes
 from bestiary.results.facts import broken_laws, measure
@@ -36,7 +36,8 @@ def entry(name: str, recall: float, state: float, **more: float) -> Entry:
 def runs_of_part(pattern: str, part: Part, found: dict[tuple[float, int], tuple[float, float]]) -> pd.DataFrame:
     """Rows as `results` gives them: by rate and seed the selection accuracy and that of every test segment."""
     tests = list(enumerate(map(str, parse("tasks", part.settings["test"]))))
-    same = {"pattern": place(pattern, behind=part.behind), "dim": part.settings["dim"], "asked": 1000}
+    same = {"pattern": place(pattern, behind=part.behind), "asked": 1000}
+    same |= dict(zip(MODEL, part.model, strict=True))
     return pd.DataFrame(
         same
         | {"key": f"{pattern} {part.name} {rate} {seed}", "task": task, "segment": segment, "rate": rate, "seed": seed}

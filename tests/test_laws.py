@@ -7,13 +7,17 @@ import pytest
 from bestiary.laws import MIXER_LAWS, TASK_LAWS, check, variants
 from bestiary.spec import Spec, names, parse
 
-# Every mixer as it is by default; with other options the laws are slow tests.
+# Everything as it is by default; with other options the laws are slow tests.
 MIXERS = [
     pytest.param(found, marks=() if place == 0 else pytest.mark.slow, id=str(found))
     for name in names("mixers")
     for place, found in enumerate(variants("mixers", name))
 ]
-TASKS = [found for name in names("tasks") for found in variants("tasks", name)]
+TASKS = [
+    pytest.param(found, marks=() if place == 0 else pytest.mark.slow, id=str(found))
+    for name in names("tasks")
+    for place, found in enumerate(variants("tasks", name))
+]
 
 
 @pytest.mark.parametrize("law", MIXER_LAWS)
@@ -23,7 +27,7 @@ def test_every_mixer_obeys(mixer: Spec, law: str) -> None:
 
 
 @pytest.mark.parametrize("law", TASK_LAWS)
-@pytest.mark.parametrize("task", TASKS, ids=str)
+@pytest.mark.parametrize("task", TASKS)
 def test_every_task_obeys(task: Spec, law: str) -> None:
     TASK_LAWS[law](task)
 

@@ -58,8 +58,14 @@ class TrainingState:
                 raise ValueError(f"it is the state of another model: its {name} is {describe(saved.get(name))}")
         for name in saved.keys() - expected.keys():
             weight = weights.get(name.removeprefix("optimizer/").rpartition("/")[0])
-            if not name.startswith("optimizer/") or weight is None or saved[name].shape not in (weight.shape, ()):
+            if not name.startswith("optimizer/") or weight is None or not fits(saved[name], weight):
                 raise ValueError(f"it is the state of another model: its {name} is {describe(saved[name])}")
+
+
+def fits(slot: Tensor, weight: Tensor) -> bool:
+    """Whether an optimizer may keep this of a weight: a number, as much as the weight, or its rows or columns."""
+    sizes = list(zip(slot.shape, weight.shape, strict=False))
+    return slot.ndim in (0, weight.ndim) and all(size in (1, whole) for size, whole in sizes)
 
 
 def slot_names(saved: Mapping[str, Tensor], weight: str) -> list[str]:
