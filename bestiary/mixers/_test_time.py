@@ -118,3 +118,10 @@ def minus_product(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
 def append_one(x: Tensor) -> Tensor:
     """For the bias."""
     return F.pad(x, (0, 1), value=1.0)
+
+
+def decay_matrix(log: Tensor) -> Tensor:
+    """The product of the rates from after j up to i, at (i, j) for j <= i; zero elsewhere."""
+    total = log.cumsum(-2)
+    past = torch.ones(log.shape[-2], log.shape[-2], dtype=torch.bool, device=log.device).tril()
+    return (total - total.mT).masked_fill(~past, -torch.inf).exp()

@@ -30,9 +30,10 @@ from torch import Tensor, nn
 from bestiary.mixers._delta import Decay, GatedOutput, Streams, unit_queries
 from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, normalize, take
 from bestiary.mixers._start import FLA, SHORT
+from bestiary.mixers._test_time import decay_matrix
 from bestiary.ops.drive import Key, Matrix, Value
 from bestiary.ops.precision import upcast, without_autocast
-from bestiary.ops.recurrence import iterate_chunks, scores, split_chunks
+from bestiary.ops.recurrence import iterate_chunks, split_chunks
 from bestiary.spec import Positive
 
 STARTS = {"paper": FLA, "short": SHORT}
@@ -123,9 +124,3 @@ def run_momentum(
     olds, olds_p = (torch.stack(part, dim=2) for part in zip(*starts, strict=True))
     y = (from_s * q) @ olds + (from_p * q) @ olds_p + ((q @ (eta * k).mT) * reach) @ torch.stack(learned, dim=2)
     return y.flatten(2, 3)[:, :, :time].transpose(1, 2), s, p
-
-
-def decay_matrix(log: Float[Tensor, "batch heads chunks chunk 1"]) -> Float[Tensor, "batch heads chunks chunk chunk"]:
-    """The product of the rates from after j up to i, at (i, j) for j <= i; zero elsewhere."""
-    total, one = log.cumsum(-2), torch.ones_like(log)
-    return scores(total, total, reach=0)(one, one)

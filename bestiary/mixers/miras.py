@@ -29,8 +29,7 @@ from torch.nn import functional as F
 from bestiary.mixers._delta import GatedOutput, Streams, softplus
 from bestiary.mixers._learner import Learner
 from bestiary.mixers._mixer import Features, State, head_width, linear, normalize
-from bestiary.mixers._test_time import Network, Weights, group_aligned, minus_product, unbind_chunks
-from bestiary.mixers.titans import decay_matrix
+from bestiary.mixers._test_time import Network, Weights, decay_matrix, group_aligned, minus_product, unbind_chunks
 from bestiary.spec import Positive
 
 SHARP = 10.0  # sign(r) is tanh(SHARP r)

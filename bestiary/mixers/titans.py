@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from bestiary.mixers._delta import GatedOutput, Streams
 from bestiary.mixers._learner import Learner
 from bestiary.mixers._mixer import Features, State, head_width, linear, normalize
-from bestiary.mixers._test_time import Network, Weights, group_aligned, minus_product, unbind_chunks
+from bestiary.mixers._test_time import Network, Weights, decay_matrix, group_aligned, minus_product, unbind_chunks
 from bestiary.spec import Positive
 
 
@@ -99,10 +99,3 @@ def decays(theta: Tensor, moving: Tensor, keeping: Tensor) -> tuple[Tensor, ...]
     push, mix = kept @ moving.cumsum(-2).exp(), kept @ (moved * theta.mT)
     hold, last = moving.sum(-2, keepdim=True).exp(), moved[..., -1:, :] * theta.mT
     return keeping.cumsum(-2).exp(), push, mix, hold, last
-
-
-def decay_matrix(log: Tensor) -> Tensor:
-    """The product of the rates from after j up to i, at (i, j) for j <= i; zero elsewhere."""
-    total = log.cumsum(-2)
-    past = torch.ones(log.shape[-2], log.shape[-2], dtype=torch.bool, device=log.device).tril()
-    return (total - total.mT).masked_fill(~past, -torch.inf).exp()
