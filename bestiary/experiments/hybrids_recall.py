@@ -4,9 +4,9 @@ Four layers of gated DeltaNet with eight heads. Some layers, or some heads of ev
 instead: one head in eight, one in four, half, or all. A single attention layer stands in each of the four places, and
 some of them see a window of 16 tokens alone. Heads are as wide in both. Their recall is that of a mixture of lengths
 and loads (`frontier` at small), the hardest of them beyond what was trained; their tracking is that of products in S3,
-at the trained length and at four times it. Language models were found to recall better the more layers attend, up to
-one in four ("A systematic analysis of hybrid linear attention", Wang et al., 2025).
-Departs from there: widths and text that a laptop trains; and half-and-half, heads and windows, which it does not have.
+at the trained length and at four times it. Language models were found to recall better the more layers attend, most of
+all from one attention layer in four on ("A systematic analysis of hybrid linear attention", Wang et al., 2025).
+Departs from there: small models on synthetic tasks, and hybrids by heads and with windows beside those by layers.
 """
 
 from collections.abc import Iterator

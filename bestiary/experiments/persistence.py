@@ -3,7 +3,7 @@
 Models learn MQAR of 4 pairs in 64 tokens. They are then tested at up to eight times the length with the same pairs,
 where all that grows is how long a pair must persist; at up to four times the pairs in the same length, where all that
 grows is what the state must hold; and at both. Longer sequences usually grow in both at once, so that a drop does not
-say which it is ("position-adaptive spectral tapering", 2026, tells them apart in the same way). The state of every
+say which it is (the question is that of PoST, arXiv 2604.07658). The state of every
 linear mixer is a matrix of 32 by 32 numbers for each of two heads; attention stands beside them.
 
 How memories forget is an axis of its own: not at all (DeltaNet, linear attention), at fixed rates spread over the

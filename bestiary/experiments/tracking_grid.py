@@ -6,7 +6,7 @@ Householder steps, three in one place; one is the delta rule) and the range of i
 Diagonal matrices stand beside it: Mamba in both ranges, and Mamba-3 without rotations, with fixed and with
 input-dependent ones; and two mixers that have no such matrix, attention and sLSTM. Each is one or two layers of a model
 that reads parity, products in S3 and A5, or modular arithmetic, and is tested at the trained length and at four times
-it. No mixer has a short convolution.
+it. No mixer has a short convolution. A second step and a gate bring weights of their own, which are not made equal.
 
 The theory: parity needs a negative eigenvalue (Grazzi et al., 2024) or a rotation that depends on the input (Lahoti et
 al., 2026, Mamba-3); a step reflects, so that one layer needs two for the rotations in S3 and A5 (Siems et al., 2025).

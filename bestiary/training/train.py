@@ -176,7 +176,7 @@ def make_optimizer(recipe: Recipe, model: AnyModel) -> torch.optim.Optimizer | O
 
     Muon (Jordan et al., 2024): its updates are scaled to the size that AdamW's have (Liu et al., 2025, "Muon is
     scalable for LLM training"), so that one rate serves both. Adafactor (Shazeer & Stern, 2018): its updates are scaled
-    by the size of the weights, and its rate falls at least as 1 / sqrt(step).
+    by the size of the weights, and its rate is at most 1 / sqrt(step).
     """
     groups = decay_groups(recipe, model)
     inside = model.layers if isinstance(model, Model) else model
