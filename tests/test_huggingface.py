@@ -46,7 +46,7 @@ def test_generating_with_the_state_is_generating_without(pattern: str) -> None:
     model = wrap_model(*build_model(pattern))
     with torch.no_grad():
         model.model.positions.weight.mul_(30)  # else a random model repeats one token
-    tokens = torch.randint(0, 720, (3, 9))
+    tokens = torch.randint(1, 720, (3, 9))  # 0 would be taken for padding
     for options in ({}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}):
         given = {"do_sample": False, "max_new_tokens": 12, "pad_token_id": 0, **options}
         found = model.generate(tokens, use_cache=True, **given)
@@ -79,7 +79,7 @@ def test_the_state_of_chosen_rows_is_that_of_reading_them() -> None:
 def test_the_state_of_every_mixer_is_generated_with(mixer: str) -> None:
     from bestiary.lm.huggingface import wrap_model
 
-    model, tokens = wrap_model(*build_model(mixer)), torch.randint(0, 720, (2, 5))
+    model, tokens = wrap_model(*build_model(mixer)), torch.randint(1, 720, (2, 5))  # 0 would be taken for padding
     given = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "num_beams": 2}
     assert torch.equal(*(model.generate(tokens, use_cache=cached, **given) for cached in (True, False)))
 

@@ -57,8 +57,8 @@ class VLA(FastWeight):
     def drive(self, x: Features, local: Sums | None) -> tuple[Drive, Sums]:
         heads, width, _ = self.shape
         raw = self.k(x)
-        q, k, v, u = (z.unflatten(-1, (heads, -1)) for z in (F.elu(self.q(x)) + 1, raw, self.v(x), self.u(raw)))
-        features = F.elu(k) + 1
+        flat = F.elu(self.q(x)) + 1, F.elu(raw) + 1, self.v(x), self.u(raw)
+        q, features, v, u = (z.unflatten(-1, (heads, -1)) for z in flat)
         if local is None:
             local = Sums(x.new_zeros(len(x), heads, width * (width + 1) // 2), x.new_zeros(len(x), heads, width))
         keys = upcast(local.keys).unsqueeze(1) + upcast(features).cumsum(1)
