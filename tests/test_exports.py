@@ -207,3 +207,48 @@ def test_results_of_a_store_read_back_whole(tmp_path: Path) -> None:
         write_table(table, tmp_path / "x.csv", compact=compact)
         read = read_table(tmp_path / "x.csv")
         assert to_plain_columns(read[list(table)]).to_csv() == to_plain_columns(table).to_csv()
+
+
+def test_known_results_are_not_made_again_and_stand_beside_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = recipes("persistence", "smoke")
+    made = [recipe.model_copy(update={"seed": seed}) for seed in range(3) for recipe in first]
+    for folder, part in {"all": made, "old": made[:14], "new": made[12:]}.items():
+        for recipe in part:
+            add_finished_run(Store(folder), recipe, right=(recipe.seed + len(recipe.pattern[1].name)) % 3)
+    how = "persistence", "--scale", "smoke"
+    for folder, more in {"all": (), "old": (), "new": ("--known", "old.csv")}.items():
+        run_cli("export", *how, "--store", folder, "--to", f"{folder}.csv", "--compact", *more)
+    assert read_table(Path("old.csv"))["key"].nunique() == 14
+    whole, joined = (read_table(Path(f"{name}.csv")).sort_values(["key", "segment"]) for name in ("all", "new"))
+    columns = ["key", "pattern", "segment", "accuracy", "rate", "seed", "processor", "commit"]
+    pd.testing.assert_frame_equal(*(table[columns].reset_index(drop=True) for table in (whole, joined)))
+    shown = [
+        run_cli("plot", *how, "--store", "all", "--figures", "a"),
+        run_cli("plot", *how, "--store", "new", "--known", "old.csv", "--figures", "a"),
+        run_cli("run", *how, "--store", "empty", "--known", "all.csv", "--figures", "a"),
+    ]
+    assert shown[0] == shown[1]
+    assert shown[0] in shown[2]
+    assert "done already" not in shown[2]
+    assert not Path("empty").exists()
+    assert "10 of 10 runs known" in run_cli("run", *how, "--store", "empty", "--known", "old.csv", "--dry-run")
+
+
+def test_what_is_not_known_of_an_experiment_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    figure2_store(tmp_path / "runs")
+    Path("other.csv").write_text("a,b\n1,2\n")
+    run_cli("export", "figure2", "--scale", "smoke", "--to", "figure2.csv")
+    for said, *given in (
+        ("holds no results of runs", "run", "figure2", "--known", "other.csv"),
+        ("there is no file", "plot", "figure2", "--known", "absent.csv"),
+        ("--known is for the results of an experiment", "export", "--to", "x.csv", "--known", "figure2.csv"),
+    ):
+        output = run_cli(*given, status=2)
+        assert said in output
+        assert output.count("\n") == 1

@@ -73,6 +73,10 @@ With = Annotated[
     typer.Option("--with", metavar="PATTERN", help="A mixer to compare too: a pattern or a file; once for each."),
 ]
 Only = Annotated[str, typer.Option("--only", metavar="NAMES", help="Only these of the experiment's mixers.")]
+Known = Annotated[
+    Path | None,
+    typer.Option("--known", metavar="FILE.csv", help="Results that were exported: these runs are not made again."),
+]
 
 
 def complete_experiment(start: str) -> Iterable[str]:
@@ -224,13 +228,49 @@ def next_recipes(
         return [recipe for recipe in ask(table, scale) if recipe.key not in known]
 
 
-def recipes_of(experiment: ModuleType, scale: str, store: "Store") -> "list[Recipe]":
+def recipes_of(
+    experiment: ModuleType, scale: str, store: "Store", known: "pd.DataFrame | None" = None
+) -> "list[Recipe]":
     """The recipes of an experiment, and those of its later requests (`next_recipes`) that are already done."""
+    from bestiary.runs.exports import add_known
     from bestiary.runs.table import results
 
     recipes, more = list(experiment.recipes(scale)), True
+    elsewhere = set() if known is None else {*known["key"]}
     while more and find_hook(experiment, "next_recipes", "further") is not None:
-        table, _ = results(store, [recipe.key for recipe in recipes])
-        more = [recipe for recipe in next_recipes(experiment, table, scale, recipes) if recipe in store]
+        keys = [recipe.key for recipe in recipes]
+        table = add_known(results(store, keys)[0], known, keys)
+        found = next_recipes(experiment, table, scale, recipes)
+        more = [recipe for recipe in found if recipe in store or recipe.key in elsewhere]
         recipes += more
     return recipes
+
+
+def split_by_facet(experiment: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
+    """The table that an experiment reads: one row for each value of its facet, if it names one."""
+    from bestiary.runs.facets import by_facet
+
+    if not hasattr(experiment, "facet") or table.empty:
+        return table
+    with user_input():
+        return by_facet(open_store(folder), table["key"].unique(), experiment.facet)[0]
+
+
+def known_results(file: Path | None, *, of_experiment: bool = True) -> "pd.DataFrame | None":
+    """The table in a file of `--known`, None without one. Raises ValueError or OSError if it is no such file."""
+    from bestiary.runs.exports import read_known
+
+    if file is not None and not of_experiment:
+        raise ValueError("--known is for the results of an experiment")
+    return None if file is None else read_known(file)
+
+
+def known_keys(known: "pd.DataFrame | None", recipes: "Sequence[Recipe]", file: Path | None) -> set[str]:
+    """The keys of runs whose results are known; prints how many of the recipes they are."""
+    from bestiary.report.words import count_noun
+
+    keys = set() if known is None else {*known["key"]}
+    if known is not None:
+        count = sum(recipe.key in keys for recipe in recipes)
+        typer.echo(f"{count} of {count_noun(len(recipes), 'run')} known, from {file}")
+    return keys

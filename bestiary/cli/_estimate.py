@@ -42,6 +42,17 @@ def print_estimate(recipe: "Recipe", *, device: str, threads: int) -> None:
     typer.echo(f"about {total}: {steps} of {format_seconds(step)} and the evaluations, less if it stops early")
 
 
+def list_left(recipes: "Sequence[Recipe]", store: "Store", *, device: str, threads: int) -> None:
+    """List what a store does not have yet, as `list_runs` does."""
+    from bestiary.report.words import count_noun
+
+    left = [recipe for recipe in recipes if recipe not in store]
+    if len(left) < len(recipes):
+        typer.echo(f"{len(recipes) - len(left)} of {count_noun(len(recipes), 'run')} done already, in {store.folder}")
+    if left:
+        list_runs(left, device=device, threads=threads)
+
+
 def list_runs(recipes: "Sequence[Recipe]", *, device: str, threads: int) -> None:
     """List what would be run, with the time it would take: a training step of each shape is measured."""
     import pandas as pd

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bestiary.cli._app import (
+    Known,
     Only,
     OptionalExperiment,
     Overwrite,
@@ -21,14 +22,16 @@ from bestiary.cli._app import (
     app,
     choose_mixers,
     existing_store,
+    known_results,
     load_experiment,
     load_with_recipes,
     recipes_of,
     refuse,
+    split_by_facet,
     user_input,
     warn_damaged,
 )
-from bestiary.cli.runs import measure_rows, split_by_facet
+from bestiary.cli.runs import measure_rows
 
 if TYPE_CHECKING:
     import duckdb
@@ -85,6 +88,7 @@ def export(
     ] = False,
     added: With = None,
     only: Only = "",
+    known: Known = None,
     store: StoreFolder = Path("runs"),
     overwrite: Overwrite = False,
 ) -> None:
@@ -96,19 +100,21 @@ def export(
     reads the file of an experiment.
 
     A table that was exported before is replaced, any other file only with --overwrite.
+    With --known it goes on from such a table: its runs are written too.
 
     An experiment that measures by itself is measured for the file.
 
     With --log: one row for each measurement, of runs under way too.
-    Columns: key, step, split (train, selection or test), segment,
-    facet and value ("" and 0 for all answers), loss (nats), right, asked.
+    Columns: key, step, split (train, selection or test), segment, facet
+    and value ("" and 0 for all answers), loss (nats), right, asked.
     """
     from bestiary.report.words import count_noun
-    from bestiary.runs.exports import add_origins
+    from bestiary.runs.exports import add_known, add_origins
     from bestiary.runs.table import results
 
     with user_input():
         check_writable(to, compact=compact)
+        before = known_results(known, of_experiment=bool(experiment) and not log)
         module = load_experiment(experiment) if experiment else None
     if module is not None and hasattr(module, "measure") and not log:
         export_measured(module, scale, to, compact=compact, overwrite=overwrite)
@@ -116,15 +122,16 @@ def export(
     with user_input():
         module = choose_mixers(load_with_recipes(experiment), added, only) if experiment else None
         runs = existing_store(store)
-        keys = runs.run_keys() if module is None else [recipe.key for recipe in recipes_of(module, scale, runs)]
+        keys = runs.run_keys() if module is None else [made.key for made in recipes_of(module, scale, runs, before)]
     table, damaged = measurement_table(runs, keys) if log else results(runs, keys)
     warn_damaged(damaged)
-    if table.empty:
+    if table.empty and before is None:
         what = "is begun" if log else "is done"
         refuse(f"no run {f'of {experiment} {scale} ' if experiment else ''}{what} in {store}")
     with user_input():
         if not log:
-            table = add_origins(table if module is None else split_by_facet(module, table, store), runs)
+            found = table if module is None else split_by_facet(module, table, store)
+            table = add_known(found if found.empty else add_origins(found, runs), before, keys)
         check_replaceable(to, list(table), overwrite=overwrite)
         write_table(table, to, compact=compact)
     typer.echo(f"{to}: {count_noun(len(table), 'row')} of {count_noun(table['key'].nunique(), 'run')}")

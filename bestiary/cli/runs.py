@@ -17,6 +17,7 @@ from bestiary.cli._app import (
     FiguresFolder,
     Gpus,
     Keep,
+    Known,
     Only,
     OptionalExperiment,
     Ray,
@@ -31,12 +32,15 @@ from bestiary.cli._app import (
     app,
     choose_mixers,
     existing_store,
+    known_keys,
+    known_results,
     load_experiment,
     load_with_recipes,
     next_recipes,
     open_store,
     recipes_of,
     refuse,
+    split_by_facet,
     user_input,
     warn_damaged,
 )
@@ -124,6 +128,7 @@ def run(
     scale: ScaleOption = Scale.small,
     added: With = None,
     only: Only = "",
+    known: Known = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Runs at a time; one for each core if not given.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of each run.")] = 1,
     store: StoreFolder = Path("runs"),
@@ -145,12 +150,14 @@ def run(
     ] = False,
 ) -> None:
     """Carry out an experiment and draw its figures. The same command again goes on where it stopped."""
-    from bestiary.cli._estimate import list_runs
+    from bestiary.cli._estimate import list_left
     from bestiary.report.words import count_noun
+    from bestiary.runs.exports import add_known
 
     with user_input():
         module = choose_mixers(load_experiment(experiment), added, only)
         recipes = [] if hasattr(module, "measure") else list(module.recipes(scale))
+        before = known_results(known)
     stem = figures / f"{Path(experiment).stem}-{scale}"
     if hasattr(module, "measure"):
         if workers is not None or device != "cpu" or ray or slurm:
@@ -162,23 +169,24 @@ def run(
             return
         show_results(0, measure_rows(module, scale, threads), module, stem, smoke=scale == Scale.smoke)
         return
+    elsewhere = known_keys(before, recipes, known)
     if dry_run:
+        left = [recipe for recipe in recipes if recipe.key not in elsewhere]
         with user_input():
-            check_recipes(recipes, device, backend, elsewhere=False)
-        left = [recipe for recipe in recipes if recipe not in open_store(store)]
-        if len(left) < len(recipes):
-            typer.echo(f"{len(recipes) - len(left)} of {count_noun(len(recipes), 'run')} done already, in {store}")
-        if left:
-            list_runs(left, device=device, threads=threads)
+            check_recipes(left, device, backend, elsewhere=False)
+            list_left(left, open_store(store), device=device, threads=threads)
         return
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
     how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track, "patience": patience}
-    failed, table = run_recipes(f"{experiment} {scale}", recipes, store, **how)
-    while more := next_recipes(module, table, scale, recipes):
-        typer.echo(f"{count_noun(len(more), 'run')} more, after those")
-        recipes += more
-        failed, table = run_recipes(f"{experiment} {scale}", recipes, store, **how)
-    show_results(failed, split_by_facet(module, table, store), module, stem, smoke=scale == Scale.smoke)
+    more = recipes
+    while more:
+        left = [recipe for recipe in recipes if recipe.key not in elsewhere]
+        failed, table = run_recipes(f"{experiment} {scale}", left, store, **how)
+        table = add_known(split_by_facet(module, table, store), before, [recipe.key for recipe in recipes])
+        if more := next_recipes(module, table, scale, recipes):
+            typer.echo(f"{count_noun(len(more), 'run')} more, after those")
+            recipes += more
+    show_results(failed, table, module, stem, smoke=scale == Scale.smoke)
 
 
 @app.command()
@@ -221,11 +229,13 @@ def plot(
     figures: FiguresFolder = Path("figures"),
     added: With = None,
     only: Only = "",
+    known: Known = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="A .csv file of `bestiary export EXPERIMENT`, in place of a store.")
     ] = None,
 ) -> None:
     """Draw an experiment's figures from the runs that are done, or from a file of their results."""
+    from bestiary.runs.exports import add_known
     from bestiary.runs.table import results
 
     if source is not None:
@@ -235,13 +245,14 @@ def plot(
         module = choose_mixers(load_with_recipes(experiment), added, only)
         if not store.exists():
             raise LookupError(f"no run of it is done: {store} does not exist; {first(experiment, scale, store)}")
-        runs = existing_store(store)
-        recipes = recipes_of(module, scale, runs)
-    table, damaged = results(runs, [recipe.key for recipe in recipes])
+        runs, before = existing_store(store), known_results(known)
+        keys = [recipe.key for recipe in recipes_of(module, scale, runs, before)]
+    table, damaged = results(runs, keys)
+    table = add_known(split_by_facet(module, table, store), before, keys)
     warn_damaged(damaged)
     if table.empty:
         refuse(f"no run of it is done in {store}; {first(experiment, scale, store)}")
-    table, stem = split_by_facet(module, table, store), figures / f"{Path(experiment).stem}-{scale}"
+    stem = figures / f"{Path(experiment).stem}-{scale}"
     show_results(0, table, module, stem, smoke=scale == Scale.smoke)
     if damaged:
         raise typer.Exit(1)
@@ -264,16 +275,6 @@ def first(experiment: str, scale: str, store: Path) -> str:
     """The command that makes the runs of an experiment, as the end of a message."""
     where = "" if store == Path("runs") else f" --store {store}"
     return f"first: bestiary run {experiment} --scale {scale}{where}"
-
-
-def split_by_facet(experiment: ModuleType, table: "pd.DataFrame", folder: Path) -> "pd.DataFrame":
-    """The table that an experiment reads: one row for each value of its facet, if it names one."""
-    from bestiary.runs.facets import by_facet
-
-    if not hasattr(experiment, "facet") or table.empty:
-        return table
-    with user_input():
-        return by_facet(open_store(folder), table["key"].unique(), experiment.facet)[0]
 
 
 def measure_rows(experiment: ModuleType, scale: str, threads: int) -> "pd.DataFrame":

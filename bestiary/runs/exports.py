@@ -114,6 +114,25 @@ def read_table(file: Path) -> "pd.DataFrame":
     return pd.concat([table, pd.DataFrame(constants, index=table.index)], axis=1)
 
 
+def read_known(file: Path) -> "pd.DataFrame":
+    """Results of runs that need not be made again, as `read_table` reads them. Raises ValueError for another table."""
+    table = read_table(file)
+    if missing := sorted({"key", "pattern", "segment", "accuracy", "selection", "outcome"} - set(table)):
+        raise ValueError(f"{str(file)!r} holds no results of runs: it has no column {', '.join(missing)}")
+    return table
+
+
+def add_known(table: "pd.DataFrame", known: "pd.DataFrame | None", keys: Iterable[str]) -> "pd.DataFrame":
+    """The table, after the known results of those of these runs that are not in it."""
+    import pandas as pd
+
+    if known is None:
+        return table
+    there = {*table["key"]} if "key" in table else set()
+    rows = known[known["key"].isin([key for key in keys if key not in there])]
+    return pd.concat([part for part in (rows, table) if len(part)], ignore_index=True) if len(rows) else table
+
+
 def parse_column(column: "pd.Series[Any]") -> "pd.Series[Any] | list[Any]":
     """A column of text, or the values of one that held lists, or numbers beside text."""
     values = [parse_cell(value) for value in column]
