@@ -1,13 +1,17 @@
 """The experiments on grids of mixers vary what they say, and nothing else."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from bestiary.experiments import hybrids_recall, optimizers, persistence, tracking_grid
 from bestiary.experiments._protocol import Part, next_runs, rows_of_parts, score_parts
+from bestiary.runs.exports import read_table
 from bestiary.spec import parse
 from bestiary.training.size import parameters, state_size
 
+ROOT = Path(__file__).parents[1]
 TINY = {"steps": 4, "every": 2, "warmup": 0, "batch": 4, "selection_rows": 4, "test_rows": 4}
 
 
@@ -25,6 +29,17 @@ def test_the_axes_of_persistence_begin_where_it_was_trained() -> None:
     assert parse("tasks", part.settings["test"])[0] == trained[0]
     assert all(pairs == persistence.PAIRS for _, pairs in persistence.AXES["longer"])
     assert all(length == persistence.LENGTH for length, _ in persistence.AXES["fuller"])
+
+
+def test_persistence_is_summed_up_at_the_end_of_each_axis() -> None:
+    table = read_table(ROOT / "results" / "persistence-small.csv")
+    found = persistence.summary(table).set_index("mixer").loc["RetNet"]
+    rows = table[table["pattern"].str.contains("retnet") & table["rate"].eq(found["rate"])]
+    for end, (length, pairs) in {"trained": (64, 4), "longer": (512, 4), "fuller": (64, 16), "both": (512, 32)}.items():
+        test = rows[rows["length"].eq(length) & rows["pairs"].eq(pairs)]
+        assert len(test) == found["seeds"] == 3
+        assert found[end] == pytest.approx(test["accuracy"].mean())
+        assert found[f"{end} low"] < found[end] < found[f"{end} high"]
 
 
 def heads(pattern: str) -> tuple[int, int]:

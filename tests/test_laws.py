@@ -26,7 +26,12 @@ def test_every_mixer_obeys(mixer: Spec, law: str) -> None:
     MIXER_LAWS[law](mixer)
 
 
-@pytest.mark.parametrize("law", TASK_LAWS)
+HEAVY = "chance", "presets"  # laws that draw many rows
+
+LAWS_OF_TASKS = [pytest.param(law, marks=pytest.mark.slow if law in HEAVY else ()) for law in TASK_LAWS]
+
+
+@pytest.mark.parametrize("law", LAWS_OF_TASKS)
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_obeys(task: Spec, law: str) -> None:
     TASK_LAWS[law](task)

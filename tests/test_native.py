@@ -480,15 +480,16 @@ ENGINES = ("recurrence", "selective", "scan", "convolution")
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and a source that compiles at once."""
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache, and a source that compiles at once, whose library no later test may find loaded."""
     names = [f"{name}_{way}" for name in ENGINES for way in ("forward", "backward", "kept")]
     source = tmp_path / "native.cpp"
     source.write_text("\n".join(f'extern "C" int {name}(void*) {{ return 7; }}' for name in names))
     monkeypatch.setattr(_build, "SOURCE", source)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     _build.library.cache_clear()
-    return _build.folder()
+    yield _build.folder()
+    _build.library.cache_clear()
 
 
 def found() -> Any:

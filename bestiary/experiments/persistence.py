@@ -34,7 +34,7 @@ MIXERS = {
     "KDA": f"base_conv, kda({HELD}, conv=1)",
     "RWKV-7": "base_conv, rwkv7(heads=2, layer=1, layers=2)",
 }
-LENGTH, PAIRS = 64, 4
+LENGTH, PAIRS = TRAINED = 64, 4
 BOTH = "length", "Tokens, a pair in 16"
 AXES = {  # the tests of each axis: lengths and pairs
     "longer": tuple((LENGTH * factor, PAIRS) for factor in (1, 2, 4, 8)),
@@ -81,20 +81,35 @@ def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for each mixer: accuracy as trained and at the end of each axis, with its interval."""
+    ends = {"trained": TRAINED} | {axis: tests[-1] for axis, tests in AXES.items()}
+    found, rows = points(table), []
+    for name, part in found.groupby("mixer", sort=False):
+        at = part.drop_duplicates(["length", "pairs"]).set_index(["length", "pairs"])
+        row: dict[str, Any] = {"mixer": name, "rate": part["rate"].iloc[0], "seeds": part["seeds"].iloc[0]}
+        for end, test in ends.items():
+            if test in at.index:
+                value, low, high = at.loc[test, ["value", "low", "high"]]
+                row |= {end: value, f"{end} low": low, f"{end} high": high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def points(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy with its interval at every length and load, on each axis that the test is a point of."""
     scales = {sizes["dim"]: scale for scale, sizes in SIZES.items()}
     scores = pd.concat([score_parts(table, parts(scales[dim]), MIXERS) for dim in table["dim"].unique()])
-    points = [
+    places = [
         {"axis": axis, "length": length, "pairs": pairs, "column": column(length, pairs)}
         for axis, tests in AXES.items()
         for length, pairs in tests
     ]
-    return pd.DataFrame(points).merge(scores, on="column").drop(columns="column")
+    return pd.DataFrame(places).merge(scores, on="column").drop(columns="column")
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Accuracy along each axis: with the length alone, with the load alone, and with both."""
-    found = summary(table)
+    found = points(table)
     along = {"longer": ("length", "Tokens, 4 pairs"), "fuller": ("pairs", "Pairs in 64 tokens"), "both": BOTH}
     contents, labels = {}, {}
     for axis, (x, label) in along.items():
@@ -105,4 +120,4 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
             for name, part in rows.groupby("mixer", sort=False)
         ]
     note = "Mean over seeds at the best rate, and 95 % interval. Trained on the leftmost point of each panel."
-    yield "", panels(contents, x=labels, y="Accuracy", note=note)
+    yield "", panels(contents, x=labels, y="Accuracy", note=note, whiskers=True)

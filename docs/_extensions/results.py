@@ -5,7 +5,8 @@
     <!-- end of table -->
 
 The name is that of a file, `results/figure2-small.csv`, and the part before its last hyphen that of the experiment.
-The columns are those of the experiment's `summary`; `interval` stands for `low` and `high`.
+The columns are those of the experiment's `summary`; `interval` stands for `low` and `high`, and where there are
+`NAME low` and `NAME high`, they stand behind NAME.
 """
 
 import re
@@ -87,6 +88,8 @@ def cell(row: dict[str, Any], name: str) -> str:
         return ""
     if isinstance(value, str | bool):
         return str(value)
+    if f"{name} low" in row:
+        return f"{value:.3f} ({row[f'{name} low']:.3f} to {row[f'{name} high']:.3f})"
     if name in SHARES:
         return f"{value:.3f}"
     if name == "seconds" or (value == int(value) and abs(value) < 1e15):
