@@ -1,7 +1,9 @@
 """What `explain` finds is what was built in: in models whose weights are written down, and by doing it by hand."""
 
 import json
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ from bestiary.constructions._construction import Construction, Stack
 from bestiary.constructions.memories import memory_of
 from bestiary.constructions.softmax_attention import softmax_attention
 from bestiary.corpus.tokenizers import open_tokenizer
+from bestiary.experiments import _opened
 from bestiary.experiments._opened import open_runs
 from bestiary.experiments.formation import watch_smoke
-from bestiary.explain.ablation import ablation_tables, parts_of
+from bestiary.explain.ablation import ablation_tables, looking_back_no_more, parts_of
 from bestiary.explain.blocks import take_apart
 from bestiary.explain.cases import Cases, draw_cases, find_pairs, find_questions
 from bestiary.explain.edits import edit_table, edited_rows
@@ -38,6 +41,7 @@ from bestiary.explain.patching import PLACES, matrix_of, patch_states, patch_str
 from bestiary.explain.player import played_row
 from bestiary.explain.pretrained import Pretrained, WordPairs
 from bestiary.explain.watching import first_steps, watch, watch_figure
+from bestiary.mixers._mixer import ShortConv
 from bestiary.model import Model
 from bestiary.spec import parse, spec
 from bestiary.tasks._task import Batch, Task
@@ -250,11 +254,71 @@ def test_what_a_convolution_looks_at_is_where_its_weights_are() -> None:
     model = small_model("base_conv, attention")
     assert list(filter_table(model)["layer"]) == [0]
     with torch.no_grad():
-        model.layers[0].mixer.filter.filter.zero_()[-1] = -2.0
-    assert filter_table(model).loc[0, "now"] == 1
+        model.layers[0].mixer.filter.filter.zero_()[0] = -2.0
+    assert filter_table(model).loc[0, "now"] == pytest.approx(1, abs=1e-6)
     with torch.no_grad():
-        model.layers[0].mixer.filter.filter[-3, :8] = 4.0
-    assert filter_table(model).loc[0, ["now", "1 back", "2 back"]].tolist() == [0.5, 0, 0.5]
+        model.layers[0].mixer.filter.filter[2, :8] = 4.0
+    shares = filter_table(model).loc[0, ["now", "1 back", "2 back"]].tolist()
+    assert shares == pytest.approx([0.5, 0, 0.5], abs=1e-6)
+
+
+def shares_of(pattern: str, change: Callable[[Any], None]) -> list[float]:
+    """What a model's long filter looks at, now to three tokens back and farther, after a change to its mixer."""
+    model = small_model(pattern)
+    with torch.no_grad():
+        change(model.layers[0].mixer)
+    found = filter_table(model).query("layer == 0 and convolution != 'shift' and farther.notna()")
+    assert len(found) == 1
+    return found[["now", "1 back", "2 back", "3 back", "farther"]].iloc[0].tolist()
+
+
+def far_and_near(taps: Tensor) -> None:
+    """Three quarters of the weight three tokens back and a quarter thirty back."""
+    taps.zero_()
+    taps[3], taps[30] = -3.0, 1.0
+
+
+def steady(mixer: Any) -> None:
+    """A system of one real mode that keeps a half at each step: (1 - dt / 2) / (1 + dt / 2) with dt = 2 / 3."""
+    part = mixer.diagonal
+    part.log_dt.fill_(math.log(2 / 3))
+    for of in (part.decay, part.turn, part.c):
+        of.zero_()
+    part.c[0, :, 0] = 1.0
+
+
+def windowed(mixer: Any) -> None:
+    """A filter that is its window alone, which leaves a half at each step."""
+    made = mixer.filter
+    made.last = nn.Linear(made.last.in_features, made.last.out_features)
+    made.last.weight.zero_()
+    made.last.bias.fill_(1.0)
+    made.window = 0.5 ** torch.arange(len(made.window)).unsqueeze(1).expand_as(made.window)
+
+
+def test_what_a_long_filter_looks_at_is_where_its_weights_are() -> None:
+    far = [0, 0, 0, 0.75, 0.25]
+    assert shares_of("long_conv(squash=0.0)", lambda mixer: far_and_near(mixer.weight)) == pytest.approx(far)
+
+    def explicit(mixer: Any) -> None:
+        far_and_near(mixer.filter.weight)
+        mixer.filter.weight[0] = -1.0  # which takes the skip away
+
+    assert shares_of("base_conv(filter='explicit', taps=64)", explicit) == pytest.approx(far)
+    halves = [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 16]
+    for pattern, change in {"s4d": steady, "h3": steady, "hyena": windowed, "multi_head_hyena": windowed}.items():
+        assert shares_of(pattern, change) == pytest.approx(halves, abs=1e-6), pattern
+
+
+def test_what_h3_shifts_by_is_both_of_its_filters() -> None:
+    model = small_model("h3(init='zoology23')")
+    shift: Any = model.layers[0].mixer.shift
+    with torch.no_grad():
+        for taps, place in ((shift.filter, 5), (shift.b, 2)):
+            taps.zero_()
+            taps[place] = 1.0
+    found = filter_table(model).query("layer == 0 and convolution == 'shift'").iloc[0]
+    assert found[["now", "1 back", "2 back", "3 back", "farther"]].tolist() == pytest.approx([0, 0, 0, 1, 0], abs=1e-6)
 
 
 class NearOnly(nn.Module):
@@ -325,7 +389,7 @@ def test_what_formed_first_is_the_half_way_step() -> None:
     assert str(found["the token before"]) == str(found["named"]) == "nan"
 
 
-def test_experiments_on_opened_models_keep_what_was_found(tmp_path: Path) -> None:
+def test_experiments_on_opened_models_keep_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = [watched_recipe().model_copy(update={"seed": seed}) for seed in (0, 1)]
     how: dict[str, Any] = {"kind": "test", "folder": tmp_path / "opened", "workers": 1}
     rows = list(open_runs(recipes, watch_smoke, **how))
@@ -333,6 +397,11 @@ def test_experiments_on_opened_models_keep_what_was_found(tmp_path: Path) -> Non
     assert len(rows) - len(found) == 2
     assert [(row["seed"], row["step"]) for row in found] == [(0, 0), (0, 6), (1, 0), (1, 6)]
     assert repr(list(open_runs(recipes, watch_smoke, **how))) == repr(found), "nothing is trained again"
+    with monkeypatch.context() as later:
+        later.setattr(_opened, "FORMAT", _opened.FORMAT + 1)
+        again = open_runs(recipes, watch_smoke, **how)
+        assert "news" in next(again), "what meant something else is found again"
+        again.close()
     file = next((tmp_path / "opened").iterdir())
     file.write_text(file.read_text().replace("0", "1", 1))
     with pytest.raises(ValueError, match=file.name):
@@ -383,6 +452,18 @@ def test_the_table_of_formation_says_what_came_first() -> None:
     found = formation.summary(table)
     assert list(found["order"]) == ["the token before < right = the pair"] * 2
     assert [suffix for suffix, _ in formation.figures(table)] == ["", "-weights"]
+
+
+@pytest.mark.parametrize("pattern", ["short_conv", "h3(init='zoology23')"])
+def test_a_convolution_that_is_taken_out_looks_back_no_more(pattern: str) -> None:
+    model = small_model(pattern).double()
+    convolution = next(part for part in model.layers[0].mixer.modules() if isinstance(part, ShortConv))
+    x = torch.randn(3, 9, 16, dtype=torch.float64)
+    alone = torch.stack([convolution(x[:, [place]], None)[0][:, 0] for place in range(9)], dim=1)
+    assert (convolution(x, None)[0] - alone)[:, 1:].abs().min() > 1e-6
+    with looking_back_no_more(convolution):
+        torch.testing.assert_close(convolution(x, None)[0], alone)
+    assert (convolution(x, None)[0] - alone)[:, 1:].abs().min() > 1e-6
 
 
 def test_ablation_leaves_the_model_as_it_was_and_counts_its_parts() -> None:

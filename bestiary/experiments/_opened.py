@@ -12,6 +12,7 @@ from bestiary.sweep import cores
 from bestiary.training.recipe import Recipe
 
 FOLDER = Path("models/opened")
+FORMAT = 2  # of what is found; 2: without a convolution means with the newest token's tap alone
 Look = Callable[[Recipe], list[dict[str, Any]]]  # trains a recipe and returns rows about it
 
 
@@ -20,10 +21,10 @@ def open_runs(
 ) -> Iterator[dict[str, Any]]:
     """The rows of every recipe, each with the recipe's `key`, `mixer`, `rate` and `seed`.
 
-    Recipes whose rows are kept are not trained again: the same call goes on where it was stopped. Rows with `news`
-    alone tell how far it is. `look` must be a function of a module.
+    Recipes whose rows are kept are not trained again, unless they meant something else then: the same call goes on
+    where it was stopped. Rows with `news` alone tell how far it is. `look` must be a function of a module.
     """
-    left = [recipe for recipe in recipes if not (folder / f"{kind}-{recipe.key}.json").is_file()]
+    left = [recipe for recipe in recipes if not is_kept(folder / f"{kind}-{recipe.key}.json")]
     folder.mkdir(parents=True, exist_ok=True)
     if left:
         with multiprocessing.get_context("spawn").Pool(min(workers or cores(), len(left))) as pool:
@@ -34,6 +35,11 @@ def open_runs(
         found = read_record(folder / f"{kind}-{recipe.key}.json")
         about = {"key": recipe.key, "mixer": str(recipe.pattern[-1]), "rate": recipe.rate, "seed": recipe.seed}
         yield from (about | row for row in found["rows"])
+
+
+def is_kept(file: Path) -> bool:
+    """Whether the rows of a model are in this file, and mean what they would mean now."""
+    return file.is_file() and read_record(file).get("format") == FORMAT
 
 
 def size_of(sizes: Mapping[str, dict[str, Any]], scale: str) -> dict[str, Any]:
@@ -59,7 +65,7 @@ def open_one(job: tuple[Recipe, Look, Path]) -> str:
     recipe, look, file = job
     torch.set_num_threads(1)
     try:
-        write_record(file, {"recipe": recipe.json(), "rows": look(recipe)})
+        write_record(file, {"format": FORMAT, "recipe": recipe.json(), "rows": look(recipe)})
     except KeyboardInterrupt:
         sys.exit(130)
     return f"{recipe.pattern[-1]}, rate {recipe.rate:g}, seed {recipe.seed}"

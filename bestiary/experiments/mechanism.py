@@ -1,10 +1,10 @@
 """Where is a key bound to its value, and what carries the pair to the question? Interventions on trained models.
 
 Two layers of the same mixer are trained on MQAR and opened (see `bestiary explain`): streams and states are exchanged
-between rows that differ in which key has which value, and short convolutions are left their last tap. "Mechanistic
-evaluation of transformers and state space models" (Arora et al., 2025, arXiv:2505.15105) finds that attention and Based
-bind key and value in the context, as induction heads do, and that state-space models do it only at the end, of which
-Mamba succeeds by its short convolution. The rate of each mixer is the better of two, by the mean over seeds.
+between rows that differ in which key has which value, and short convolutions keep the newest token's tap alone.
+"Mechanistic evaluation of transformers and state space models" (Arora et al., 2025) finds that attention and Based bind
+key and value in the context, as induction heads do, and that state-space models do it only at the end, of which Mamba
+succeeds by its short convolution. The rate of each mixer is the better of two, by the mean over seeds.
 """
 
 from collections.abc import Iterator
@@ -89,7 +89,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     "after layer 0" is where the stream decides the answer once layer 0 is passed, in how many seeds: the value's place,
     or the one behind it, if the layer only binds; the question, if it has recalled as well. "state of layer" is the
     effect of that layer's state before the question. "without a convolution" is the accuracy where the one that is
-    needed most has its last tap alone. Effects and accuracies are means over the seeds that recall.
+    needed most has the newest token's tap alone. Effects and accuracies are means over the seeds that recall.
     """
     rows = []
     for name, part in best_rates(table).groupby("name", sort=False):

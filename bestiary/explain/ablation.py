@@ -1,9 +1,9 @@
 """What a model loses without a part: layers, heads, gates and short convolutions, one at a time and one after another.
 
 A part is taken out by putting its mean over the rows and positions of the batch in the place of its output, which
-leaves the rest as near as can be to what it is used to. A short convolution is left its last tap: it no longer looks
-back. In the second table parts are taken out one after another, the least needed first: where accuracy falls, what is
-left carries the recall.
+leaves the rest as near as can be to what it is used to. A short convolution keeps the tap of the newest token alone: it
+no longer looks back. In the second table parts are taken out one after another, the least needed first: where accuracy
+falls, what is left carries the recall.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -127,10 +127,10 @@ def with_mean_input(module: nn.Module, columns: Tensor, mean: Float[Tensor, " so
 
 @contextmanager
 def looking_back_no_more(module: ShortConv) -> Iterator[None]:
-    """The convolution has its last tap alone."""
+    """The convolution has the tap of the newest token, its first, alone."""
     kept = module.filter.detach().clone()
     with torch.no_grad():
-        module.filter[:-1] = 0
+        module.filter[1:] = 0
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ decay, erasing and all.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -17,8 +18,12 @@ from torch import Tensor, nn
 from bestiary.explain.blocks import take_apart
 from bestiary.explain.cases import Cases, Pairs
 from bestiary.explain.patching import positions
+from bestiary.mixers._diagonal import Diagonal
+from bestiary.mixers._filter import SineFilter
 from bestiary.mixers._mixer import FastWeight, Features, ShortConv, take
 from bestiary.mixers.attention import Attention
+from bestiary.mixers.base_conv import BaseConv
+from bestiary.mixers.long_conv import LongConv
 from bestiary.ops.attention import rotate, share
 from bestiary.ops.recurrence import run
 from bestiary.tasks._task import Tokens
@@ -171,15 +176,40 @@ def half_life(g: Tensor | None, heads: int) -> dict[str, Float[Tensor, " heads"]
     return {name: lives.transpose(0, 1).flatten(1).quantile(share, 1) for name, share in names.items()}
 
 
+LONG, LAGS = 8, 4  # a filter of more taps is long; a long one has a column for each of so many tokens back
+
+
 @torch.no_grad()
-def filter_table(model: nn.Module) -> pd.DataFrame:
-    """What each short convolution looks at: the share of its weights, in absolute value, on each token back."""
+def filter_table(model: nn.Module, time: int = 64) -> pd.DataFrame:
+    """What each convolution looks at: the share of its weights, in absolute value, on each token back.
+
+    Of a filter of more than eight taps, the first `time` are looked at, and `farther` is the share beyond four of them.
+    The filter of a diagonal state-space model is its impulse response. Skips around a filter are not part of it.
+    """
     rows = []
     for layer, mixer in enumerate(take_apart(model).mixers):
-        for name, module in mixer.named_modules():
-            if isinstance(module, ShortConv):
-                sizes = module.filter.detach().abs().sum(1)
-                shares = (sizes / sizes.sum().clamp(min=1e-12)).flip(0).tolist()
-                row: dict[str, object] = {"layer": layer, "convolution": name or "itself"}
-                rows.append(row | {f"{back} back" if back else "now": share for back, share in enumerate(shares)})
+        for name, taps in find_filters(mixer, time):
+            sizes = taps.detach().abs().sum(1)
+            shares = (sizes / sizes.sum().clamp(min=1e-12)).tolist()
+            row: dict[str, object] = {"layer": layer, "convolution": name or "itself"}
+            far = {} if len(shares) <= LONG else {"farther": sum(shares[LAGS:])}
+            near = shares[: LAGS if far else None]
+            rows.append(row | {f"{back} back" if back else "now": share for back, share in enumerate(near)} | far)
     return pd.DataFrame(rows)
+
+
+def find_filters(mixer: nn.Module, time: int) -> Iterator[tuple[str, Float[Tensor, "taps channels"]]]:
+    """The filters of a mixer by the names of their modules, the tap of the newest token first."""
+    for name, module in mixer.named_modules():
+        if isinstance(module, ShortConv):
+            zero = module.filter.new_zeros(1, len(module.filter), module.filter.shape[1])
+            impulse = torch.cat([torch.ones_like(zero[:, :1]), zero[:, 1:]], dim=1)
+            yield name, (module(impulse, None)[0] - module(zero, None)[0]).squeeze(0)  # without its bias
+        elif isinstance(module, LongConv):
+            yield name, module.filter()[:time]
+        elif isinstance(module, SineFilter) or (isinstance(mixer, BaseConv) and module is mixer.filter):
+            yield name, module(time)
+        elif isinstance(module, Diagonal):
+            impulse = torch.zeros(1, time, len(module.log_dt), 1, dtype=module.log_dt.dtype)
+            impulse[:, 0] = 1
+            yield name, module(impulse, None)[0, :, :, 0]

@@ -83,7 +83,10 @@ def model_html(found: Explanation) -> str:
         )
         sections.append(section("What the memory holds", about, plain(found.readback)))
     if len(found.filters):
-        about = "The share of each short convolution's weights, in absolute value, on each token back."
+        about = (
+            "The share of each convolution's weights, in absolute value, on each token back; of a long filter, farther "
+            "is what lies beyond those, and of a diagonal state-space model the filter is its impulse response."
+        )
         sections.append(section("What convolutions look at", about, plain(found.filters)))
     if len(found.watched):
         sections.append(section("While it learnt", WATCHED, drawn(watch_figure(found.watched))))
