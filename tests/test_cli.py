@@ -380,6 +380,7 @@ def test_durations_are_in_the_unit_that_suits_them() -> None:
     assert [format_seconds(s) for s in seconds] == ["0 s", "4 ms", "0.4 s", "35 s", "4 min", "2.5 h", "3 days"]
 
 
+@pytest.mark.slow
 def test_a_file_with_two_classes_or_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text("class A: ...\nclass B: ...\n")
     (tmp_path / "none.py").write_text("x = 1\n")

@@ -92,6 +92,7 @@ def test_a_finished_run_without_its_test_is_in_no_table(store: Store, run: Path,
     assert damaged_runs(store, store.run_keys()) == {run.name: line}
 
 
+@pytest.mark.slow
 def test_of_every_flipped_bit_the_file_is_named_or_nothing_changes(store: Store, run: Path) -> None:
     whole, found = store.read(run.name), Counter[str]()
     for file in ("recipe.json", "origin.json", "log.jsonl", "done"):

@@ -59,7 +59,7 @@ def with_facet(name: str, found: pd.DataFrame) -> pd.DataFrame:
     return found if facet is None else found.merge(pd.DataFrame({facet: [3, 17]}), how="cross")
 
 
-LARGE = ("calibration", "hybrids_recall", "load", "protocol_v1", "tracking_grid")  # of hundreds of runs at any scale
+LARGE = ("calibration", "capacity", "frontier", "hybrids_recall", "load", "protocol_v1", "tracking", "tracking_grid")
 LARGE_ARE_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TRAINED]
 PAPER_IS_SLOW = [pytest.param(scale, marks=pytest.mark.slow) if scale == "paper" else scale for scale in SCALES]
 
@@ -214,6 +214,7 @@ def test_the_mad_protocol_has_66_settings_of_six_trainings_and_equal_states() ->
         assert state == pytest.approx(4096, rel=0.1), text
 
 
+@pytest.mark.slow
 def test_the_mad_score_is_the_mean_over_tasks_of_the_mean_over_settings_at_the_best_selection() -> None:
     each = [made for made in recipes("mad", "paper") if str(made.pattern[0]) == "mamba" and made.seed == 0]
     kept = [row for i, made in enumerate(each) for row in rows(made, 800 if i % 6 == 2 else 300)]

@@ -389,6 +389,7 @@ def test_what_formed_first_is_the_half_way_step() -> None:
     assert str(found["the token before"]) == str(found["named"]) == "nan"
 
 
+@pytest.mark.slow
 def test_experiments_on_opened_models_keep_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = [watched_recipe().model_copy(update={"seed": seed}) for seed in (0, 1)]
     how: dict[str, Any] = {"kind": "test", "folder": tmp_path / "opened", "workers": 1}

@@ -17,17 +17,13 @@ from bestiary.runs.table import results
 from bestiary.spec import names, schema
 from bestiary.training.recipe import Recipe, clean
 from tests.fake_runs import LINE, add_finished_run
-from tests.test_experiments import TRAINED, experiment, recipes, rows, with_facet
+from tests.test_experiments import LARGE_ARE_SLOW, experiment, recipes, rows, with_facet
 
 
 def run_cli(*arguments: str, status: int = 0) -> str:
     done = CliRunner().invoke(app, list(arguments))
     assert done.exit_code == status, (done.output, done.exception)
     return done.output
-
-
-LARGE = ("calibration", "hybrids_recall", "load", "protocol_v1", "tracking_grid")  # of hundreds of runs at any scale
-LARGE_ARE_SLOW = [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in TRAINED]
 
 
 @pytest.mark.parametrize("name", LARGE_ARE_SLOW)
@@ -209,6 +205,7 @@ def test_results_of_a_store_read_back_whole(tmp_path: Path) -> None:
         assert to_plain_columns(read[list(table)]).to_csv() == to_plain_columns(table).to_csv()
 
 
+@pytest.mark.slow
 def test_known_results_are_not_made_again_and_stand_beside_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

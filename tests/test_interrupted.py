@@ -351,6 +351,7 @@ def test_a_stack_goes_on_from_the_checkpoints_of_its_members(store: Store, tmp_p
         assert not (store.folder / recipe.key / "checkpoint").exists()
 
 
+@pytest.mark.slow
 def test_a_member_of_a_stack_goes_on_alone_and_the_other_way_round(store: Store, tmp_path: Path) -> None:
     alone = Store(tmp_path / "alone")
     for recipe in STACK:
@@ -365,6 +366,7 @@ def test_a_member_of_a_stack_goes_on_alone_and_the_other_way_round(store: Store,
             assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_members_at_different_steps_are_trained_apart(store: Store) -> None:
     carry_out(store, *STACK, until=8)
     shutil.rmtree(store.folder / STACK[1].key / "checkpoint")
@@ -377,6 +379,7 @@ def test_members_at_different_steps_are_trained_apart(store: Store) -> None:
     assert found == {STACK[1].key: None, STACK[0].key: Resumption(7), STACK[2].key: Resumption(7)}
 
 
+@pytest.mark.slow
 def test_a_stack_with_a_state_that_does_not_fit_starts_over(store: Store, tmp_path: Path) -> None:
     whole = Store(tmp_path / "whole")
     carry_out(whole, *STACK)

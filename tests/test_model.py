@@ -20,6 +20,11 @@ def model(**changes: Any) -> Model:
     return Model(50, **({"dim": 32, "depth": 3, "pattern": PATTERN, "positions": 40} | changes)).double()
 
 
+def mark_slow(*names: str) -> list[Any]:
+    """Parameters of slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 @pytest.mark.parametrize("channel", ["mlp", "none", "copy"])
 def test_cutting_a_text_changes_no_logit(channel: str) -> None:
     made, tokens = model(channel=channel), torch.randint(50, (2, 20))
@@ -127,7 +132,7 @@ def sizes_on_the_way(mixer: Spec, time: int) -> list[int]:
     return sizes
 
 
-@pytest.mark.parametrize("name", ["log_linear", "ttt_linear", "ttt_mlp", "titans", "nsa"])
+@pytest.mark.parametrize("name", ["log_linear", *mark_slow("ttt_linear", "ttt_mlp", "titans", "nsa")])
 def test_memory_is_the_most_that_a_state_holds_on_the_way_and_not_what_it_holds_at_the_end(name: str) -> None:
     (mixer,) = parse("mixers", name)
     sizes = sizes_on_the_way(mixer, 64)
@@ -153,8 +158,9 @@ print(memory(lambda: spec("mixers", "hyena").build(8), time=4, dim=8).numbers)
 
 SHORTENED = [
     *("lstm", "slstm", "slstm(conv=1)", "slstm(conv=9)", "log_linear", "log_linear(conv=1)", "log_linear(conv=7)"),
-    *("titans", "titans(chunk=1)", "titans(chunk=5, conv=8)", "ttt_linear", "ttt_linear(minibatch=3)"),
-    *("ttt_mlp", 'ttt_mlp(minibatch=5, backbone="transformer")'),
+    "ttt_linear(minibatch=3)",
+    *mark_slow("titans", "titans(chunk=1)", "titans(chunk=5, conv=8)", "ttt_linear"),
+    *mark_slow("ttt_mlp", 'ttt_mlp(minibatch=5, backbone="transformer")'),
 ]
 
 

@@ -358,6 +358,7 @@ def test_the_page_holds_all_it_needs_and_asks_for_nothing(tmp_path: Path) -> Non
     assert "connect-src 'self'" in report(Store(tmp_path), version="7").html
 
 
+@pytest.mark.slow
 def test_each_figure_is_there_as_pdf_the_same_each_time(tmp_path: Path) -> None:
     shown = gather_data(several(tmp_path))
     (drawn,) = pdf_figures(shown)

@@ -66,7 +66,7 @@ def same(recipes: list[Recipe]) -> None:
 
 
 # One mixer of each family, engine and way to fail at it; the others are slow.
-FAST = ("attention", "based", "base_conv", "gated_delta", "kda", "lstm", "mamba", "selected", "serial", "ttt_linear")
+FAST = ("attention", "base_conv", "gated_delta", "lstm", "mamba", "serial")
 EVERY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in names("mixers")]
 
 
