@@ -178,14 +178,15 @@ def run(
         return
     how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
     how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track, "patience": patience}
-    more = recipes
-    while more:
+    while True:
         left = [recipe for recipe in recipes if recipe.key not in elsewhere]
         failed, table = run_recipes(f"{experiment} {scale}", left, store, **how)
         table = add_known(split_by_facet(module, table, store), before, [recipe.key for recipe in recipes])
-        if more := next_recipes(module, table, scale, recipes):
-            typer.echo(f"{count_noun(len(more), 'run')} more, after those")
-            recipes += more
+        more = next_recipes(module, table, scale, recipes)
+        if not more:
+            break
+        typer.echo(f"{count_noun(len(more), 'run')} more, after those")
+        recipes += more
     show_results(failed, table, module, stem, smoke=scale == Scale.smoke)
 
 
