@@ -18,9 +18,9 @@ def test_names_that_hold_commas_are_found() -> None:
     known = ("DeltaNet", "DeltaNet, negative", "LSTM")
     assert find_names("DeltaNet, LSTM", known) == ["DeltaNet", "LSTM"]
     assert find_names("lstm,deltanet,  Negative", known) == ["LSTM", "DeltaNet, negative"]
-    with pytest.raises(LookupError, match="no mixer 'LSTN'.*LSTM"):
+    with pytest.raises(LookupError, match="no 'LSTN'.*LSTM"):
         find_names("DeltaNet, LSTN", known)
-    with pytest.raises(LookupError, match="no mixer ''"):
+    with pytest.raises(LookupError, match="no ''"):
         find_names("DeltaNet,", known)
 
 
@@ -36,6 +36,18 @@ def test_every_comparing_experiment_runs_what_is_chosen(name: str) -> None:
     others = [text for mixer, text in module.MIXERS.items() if mixer != first and text not in module.MIXERS[first]]
     assert not any(text == pattern for pattern in patterns for text in others)
     assert [recipe.key for recipe in module.recipes("small")] == before
+
+
+def test_some_of_the_published_numbers_are_measured_alone() -> None:
+    module = load_experiment("calibration")
+    chosen = choose_mixers(module, None, "parity, DeltaNet, negative, one layer, Mamba, no gate")
+    assert [one.name for one in chosen.anchors("small")] == ["one layer, Mamba, no gate", "parity, DeltaNet, negative"]
+    assert len(list(chosen.recipes("small"))) == 3 + 2
+    assert len(module.anchors("small")) == 39
+    with pytest.raises(LookupError, match="no 'parity, Delta'|no 'parity'"):
+        choose_mixers(module, None, "parity, Delta")
+    with pytest.raises(ValueError, match="calibration has no table of mixers"):
+        choose_mixers(module, [MINE], "parity, DeltaNet")
 
 
 def test_an_experiment_without_mixers_says_so() -> None:

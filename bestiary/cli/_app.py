@@ -72,7 +72,7 @@ With = Annotated[
     list[str] | None,
     typer.Option("--with", metavar="PATTERN", help="A mixer to compare too: a pattern or a file; once for each."),
 ]
-Only = Annotated[str, typer.Option("--only", metavar="NAMES", help="Only these of the experiment's mixers.")]
+Only = Annotated[str, typer.Option("--only", metavar="NAMES", help="Only these of its mixers, or of its numbers.")]
 Known = Annotated[
     Path | None,
     typer.Option("--known", metavar="FILE.csv", help="Results that were exported: these runs are not made again."),
@@ -155,14 +155,17 @@ def with_defaults(experiment: ModuleType) -> ModuleType:
 def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: str) -> ModuleType:
     """The experiment with other mixers to compare: some of its own, and those that are added, as patterns or files.
 
-    Raises ValueError if it compares none by name, LookupError for an unknown one.
+    An experiment that has `names()` is given the chosen ones of them as `ONLY`. Raises ValueError if it compares none
+    by name, LookupError for an unknown one.
     """
     from bestiary.spec import is_file, parse, plain_name
 
     if not added and not only:
         return experiment
+    if hasattr(experiment, "names") and not added:
+        return changed(experiment, ONLY=tuple(find_names(only, experiment.names())))
     known = getattr(experiment, "MIXERS", None)
-    if not isinstance(known, dict) or experiment.__spec__ is None or experiment.__spec__.loader is None:
+    if not isinstance(known, dict):
         short = experiment.__name__.rpartition(".")[2]
         raise ValueError(f"{short} has no table of mixers to choose from, so --with and --only do not go with it")
     chosen = {name: known[name] for name in find_names(only, list(known))} if only else dict(known)
@@ -170,9 +173,17 @@ def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: s
         parts = parse("mixers", text)
         own = len(parts) == 1 and is_file(parts[0].name)
         chosen |= {plain_name(parts[0].name) if own else text: ", ".join(map(str, parts))}
-    fresh = module_from_spec(experiment.__spec__)
-    experiment.__spec__.loader.exec_module(fresh)
-    vars(fresh)["MIXERS"] = chosen
+    return changed(experiment, MIXERS=chosen)
+
+
+def changed(experiment: ModuleType, **constants: object) -> ModuleType:
+    """The experiment, loaded once more, with some constants of its own. Raises ValueError if it cannot be."""
+    made = experiment.__spec__
+    if made is None or made.loader is None:
+        raise ValueError(f"{experiment.__name__} cannot be loaded once more, so --with and --only do not go with it")
+    fresh = module_from_spec(made)
+    made.loader.exec_module(fresh)
+    vars(fresh).update(constants)
     return with_defaults(fresh)
 
 
@@ -190,7 +201,7 @@ def find_names(text: str, known: "Sequence[str]") -> list[str]:
                 parts = parts[count:]
                 break
         else:
-            raise LookupError(f"there is no mixer {parts[0]!r} in this experiment {nearest(parts[0], known)}")
+            raise LookupError(f"there is no {parts[0]!r} in this experiment {nearest(parts[0], known)}")
     return found
 
 

@@ -24,16 +24,23 @@ from bestiary.training.recipe import Recipe
 SEEDS = range(3)
 TOLERANCE = 0.03
 SOLVES = 0.95
+ONLY: tuple[str, ...] = ()  # the names of the anchors to measure, all if there are none
 COLUMNS = ["anchor", "family", "published", "ours", "low", "high", "seeds", "verdict", "rate", "minutes", "source"]
 
 
 def anchors(scale: str) -> list[Anchor]:
     """The anchors of a scale; those of `smoke` are three of `small`, trained for a few steps."""
     if scale != "smoke":
-        return list(small_anchors() if scale == "small" else paper_anchors())
+        found = small_anchors() if scale == "small" else paper_anchors()
+        return [anchor for anchor in found if not ONLY or anchor.name in ONLY]
     tiny = {"steps": 4, "every": 2, "hold": 1, "warmup": 0, "batch": 8, "selection_rows": 8, "test_rows": 8, "dim": 8}
     chosen = [one for one in small_anchors() if not one.recipe.distinct][:8:3]
     return [one._replace(recipe=one.recipe.model_copy(update=tiny)) for one in chosen]
+
+
+def names() -> list[str]:
+    """What `--only` chooses among: the names of all anchors."""
+    return [anchor.name for anchor in (*small_anchors(), *paper_anchors())]
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
