@@ -222,7 +222,7 @@ def identity(table: pd.DataFrame, *, x: str, y: str, by: str, tolerance: float, 
             look = {"color": colour, "marker": marker, "linestyle": "none", "elinewidth": 0.7, "mfc": "none"}
             axis.errorbar(rows[x], rows[y], np.clip(bars, 0, None), label=str(name), **look)
         axis.set(xlabel=x.capitalize(), ylabel=y.capitalize(), xlim=ends, ylim=ends, aspect="equal")
-        axis.legend(loc="lower right")
+        axis.legend(loc="upper left")
         if note:
             figure.supxlabel(note, fontsize=6.5, color="0.4")
     return figure

@@ -89,7 +89,7 @@ def cell(row: dict[str, Any], name: str) -> str:
     if isinstance(value, str | bool):
         return str(value)
     if f"{name} low" in row:
-        return f"{value:.3f} ({row[f'{name} low']:.3f} to {row[f'{name} high']:.3f})"
+        return f"{value:.2f} ({row[f'{name} low']:.2f} to {row[f'{name} high']:.2f})"
     if name in SHARES:
         return f"{value:.3f}"
     if name == "seconds" or (value == int(value) and abs(value) < 1e15):
