@@ -22,6 +22,10 @@ WATCHED = (
     "At each step: the kinds of answers, the weight that the best head puts on the token before and on the asked pair, "
     "and how many pairs the best matrix gives back, with its rank as a share of the largest."
 )
+FILTERS = (
+    "The share of each convolution's weights, in absolute value, on each token back; of a long filter, farther is what "
+    "lies beyond those, and of a diagonal state-space model the filter is its impulse response."
+)
 
 
 def page(explained: Sequence[Explanation], played: Sequence[Any]) -> str:
@@ -83,11 +87,7 @@ def model_html(found: Explanation) -> str:
         )
         sections.append(section("What the memory holds", about, plain(found.readback)))
     if len(found.filters):
-        about = (
-            "The share of each convolution's weights, in absolute value, on each token back; of a long filter, farther "
-            "is what lies beyond those, and of a diagonal state-space model the filter is its impulse response."
-        )
-        sections.append(section("What convolutions look at", about, plain(found.filters)))
+        sections.append(section("What convolutions look at", FILTERS, plain(found.filters)))
     if len(found.watched):
         sections.append(section("While it learnt", WATCHED, drawn(watch_figure(found.watched))))
     return f"<article>{''.join(sections)}</article>"
