@@ -38,6 +38,13 @@ def test_every_comparing_experiment_runs_what_is_chosen(name: str) -> None:
     assert [recipe.key for recipe in module.recipes("small")] == before
 
 
+@pytest.mark.parametrize("name", COMPARING)
+def test_every_comparing_experiment_runs_some_of_its_own(name: str) -> None:
+    module = load_experiment(name)
+    last = list(module.MIXERS)[-1]
+    assert list(choose_mixers(module, None, last).MIXERS) == [last]
+
+
 def test_some_of_the_published_numbers_are_measured_alone() -> None:
     module = load_experiment("calibration")
     chosen = choose_mixers(module, None, "parity, DeltaNet, negative, one layer, Mamba, no gate")

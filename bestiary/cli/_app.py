@@ -155,15 +155,15 @@ def with_defaults(experiment: ModuleType) -> ModuleType:
 def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: str) -> ModuleType:
     """The experiment with other mixers to compare: some of its own, and those that are added, as patterns or files.
 
-    An experiment that has `names()` is given the chosen ones of them as `ONLY`. Raises ValueError if it compares none
-    by name, LookupError for an unknown one.
+    An experiment that has `ONLY` is given there what was chosen of its `choices()`. Raises ValueError if it compares
+    none by name, LookupError for an unknown one.
     """
     from bestiary.spec import is_file, parse, plain_name
 
     if not added and not only:
         return experiment
-    if hasattr(experiment, "names") and not added:
-        return changed(experiment, ONLY=tuple(find_names(only, experiment.names())))
+    if hasattr(experiment, "ONLY") and not added:
+        return changed(experiment, ONLY=tuple(find_names(only, experiment.choices())))
     known = getattr(experiment, "MIXERS", None)
     if not isinstance(known, dict):
         short = experiment.__name__.rpartition(".")[2]

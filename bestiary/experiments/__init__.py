@@ -8,6 +8,8 @@ Optional, except with `measure`:
 def summary(table: DataFrame) -> DataFrame             the table to print, from the rows of bestiary.runs.table.results
 def figures(table: DataFrame) -> Iterator[tuple[str, Figure]]       figures, each with a suffix for its file name
 MIXERS = {"Name": "pattern"}                           names of patterns, among which --with and --only choose
+ONLY: tuple[str, ...] = ()                             in place of MIXERS: what --only chose of the names in choices()
+def choices() -> list[str]
 def next_recipes(table: DataFrame, scale: str) -> list[Recipe]      what to run after seeing these results; [] ends it
 facet = "distance"                                     a row for each value of this facet (see bestiary.runs.facets)
 def pattern_name(pattern: str) -> str                  the name that a report shows for a pattern

@@ -38,7 +38,7 @@ def anchors(scale: str) -> list[Anchor]:
     return [one._replace(recipe=one.recipe.model_copy(update=tiny)) for one in chosen]
 
 
-def names() -> list[str]:
+def choices() -> list[str]:
     """What `--only` chooses among: the names of all anchors."""
     return [anchor.name for anchor in (*small_anchors(), *paper_anchors())]
 
