@@ -51,6 +51,8 @@ def test_some_of_the_published_numbers_are_measured_alone() -> None:
     assert [one.name for one in chosen.anchors("small")] == ["one layer, Mamba, no gate", "parity, DeltaNet, negative"]
     assert len(list(chosen.recipes("small"))) == 3 + 2
     assert len(module.anchors("small")) == 39
+    with pytest.raises(ValueError, match="paper has none of these numbers: parity, DeltaNet, negative"):
+        list(choose_mixers(module, None, "parity, DeltaNet, negative").recipes("paper"))
     with pytest.raises(LookupError, match="no 'parity, Delta'|no 'parity'"):
         choose_mixers(module, None, "parity, Delta")
     with pytest.raises(ValueError, match="calibration has no table of mixers"):

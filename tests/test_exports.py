@@ -244,7 +244,9 @@ def test_what_is_not_known_of_an_experiment_is_refused_in_one_line(
     for said, *given in (
         ("holds no results of runs", "run", "figure2", "--known", "other.csv"),
         ("there is no file", "plot", "figure2", "--known", "absent.csv"),
-        ("--known is for the results of an experiment", "export", "--to", "x.csv", "--known", "figure2.csv"),
+        ("--known is for the results of an", "export", "--to", "x.csv", "--known", "figure2.csv"),
+        ("--known is for the results of an", "export", "degree", "--to", "x.csv", "--known", "figure2.csv"),
+        ("--known is for the results of an experiment that trains", "run", "degree", "--known", "figure2.csv"),
     ):
         output = run_cli(*given, status=2)
         assert said in output

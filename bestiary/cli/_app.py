@@ -163,7 +163,7 @@ def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: s
     if not added and not only:
         return experiment
     if hasattr(experiment, "ONLY") and not added:
-        return changed(experiment, ONLY=tuple(find_names(only, experiment.choices())))
+        return with_constants(experiment, ONLY=tuple(find_names(only, experiment.choices())))
     known = getattr(experiment, "MIXERS", None)
     if not isinstance(known, dict):
         short = experiment.__name__.rpartition(".")[2]
@@ -173,10 +173,10 @@ def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: s
         parts = parse("mixers", text)
         own = len(parts) == 1 and is_file(parts[0].name)
         chosen |= {plain_name(parts[0].name) if own else text: ", ".join(map(str, parts))}
-    return changed(experiment, MIXERS=chosen)
+    return with_constants(experiment, MIXERS=chosen)
 
 
-def changed(experiment: ModuleType, **constants: object) -> ModuleType:
+def with_constants(experiment: ModuleType, **constants: object) -> ModuleType:
     """The experiment, loaded once more, with some constants of its own. Raises ValueError if it cannot be."""
     made = experiment.__spec__
     if made is None or made.loader is None:
@@ -267,12 +267,12 @@ def split_by_facet(experiment: ModuleType, table: "pd.DataFrame", folder: Path) 
         return by_facet(open_store(folder), table["key"].unique(), experiment.facet)[0]
 
 
-def known_results(file: Path | None, *, of_experiment: bool = True) -> "pd.DataFrame | None":
+def known_results(file: Path | None, *, trains: bool = True) -> "pd.DataFrame | None":
     """The table in a file of `--known`, None without one. Raises ValueError or OSError if it is no such file."""
     from bestiary.runs.exports import read_known
 
-    if file is not None and not of_experiment:
-        raise ValueError("--known is for the results of an experiment")
+    if file is not None and not trains:
+        raise ValueError("--known is for the results of an experiment that trains")
     return None if file is None else read_known(file)
 
 

@@ -114,8 +114,8 @@ def export(
 
     with user_input():
         check_writable(to, compact=compact)
-        before = known_results(known, of_experiment=bool(experiment) and not log)
         module = load_experiment(experiment) if experiment else None
+        before = known_results(known, trains=module is not None and not hasattr(module, "measure") and not log)
     if module is not None and hasattr(module, "measure") and not log:
         export_measured(module, scale, to, compact=compact, overwrite=overwrite)
         return

@@ -157,7 +157,7 @@ def run(
     with user_input():
         module = choose_mixers(load_experiment(experiment), added, only)
         recipes = [] if hasattr(module, "measure") else list(module.recipes(scale))
-        before = known_results(known)
+        before = known_results(known, trains=not hasattr(module, "measure"))
     stem = figures / f"{Path(experiment).stem}-{scale}"
     if hasattr(module, "measure"):
         if workers is not None or device != "cpu" or ray or slurm:

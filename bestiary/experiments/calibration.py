@@ -44,7 +44,12 @@ def choices() -> list[str]:
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
-    """Every anchor with all seeds if it has one rate, otherwise at each rate with the first seed."""
+    """Every anchor with all seeds if it has one rate, otherwise at each rate with the first seed.
+
+    Raises ValueError if this scale has none of those that were chosen.
+    """
+    if not anchors(scale):
+        raise ValueError(f"{scale} has none of these numbers: {', '.join(ONLY)}")
     for anchor in anchors(scale):
         yield from anchor.runs(anchor.rates[0], SEEDS) if len(anchor.rates) == 1 else anchor.runs()
 
