@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from bestiary.cli import app
 from bestiary.cli.data import write_table
 from bestiary.experiments import distance, figure2, steps_to_solve
-from bestiary.runs.exports import ORIGIN, add_origins, describe_origin, read_table, to_plain_columns
+from bestiary.runs.exports import ORIGIN, add_origins, add_this_machine, describe_origin, read_table, to_plain_columns
 from bestiary.runs.facets import by_facet
 from bestiary.runs.store import Store
 from bestiary.runs.table import results
@@ -205,6 +205,17 @@ def test_results_of_a_store_read_back_whole(tmp_path: Path) -> None:
         assert to_plain_columns(read[list(table)]).to_csv() == to_plain_columns(table).to_csv()
 
 
+def test_rows_measured_before_keep_what_made_them() -> None:
+    table = pd.DataFrame([{"key": "a", "begun": "long ago", "commit": "abc", "cores": 9}, {"key": "b"}])
+    old, new = add_this_machine(table).to_dict("records")
+    assert (old["begun"], old["commit"], old["cores"]) == ("long ago", "abc", 9)
+    assert pd.isna(old["processor"])
+    fresh = add_this_machine(pd.DataFrame([{"key": "b"}])).iloc[0]
+    assert {name: value for name, value in new.items() if name != "begun"} == {
+        name: value for name, value in fresh.items() if name != "begun"
+    }
+
+
 @pytest.mark.slow
 def test_known_results_are_not_made_again_and_stand_beside_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -245,8 +256,9 @@ def test_what_is_not_known_of_an_experiment_is_refused_in_one_line(
         ("holds no results of runs", "run", "figure2", "--known", "other.csv"),
         ("there is no file", "plot", "figure2", "--known", "absent.csv"),
         ("--known is for the results of an", "export", "--to", "x.csv", "--known", "figure2.csv"),
-        ("--known is for the results of an", "export", "degree", "--to", "x.csv", "--known", "figure2.csv"),
-        ("--known is for the results of an experiment that trains", "run", "degree", "--known", "figure2.csv"),
+        ("--known is for the results of an", "export", "figure2", "--log", "--to", "x.csv", "--known", "figure2.csv"),
+        ("cannot go on from results", "export", "degree", "--to", "x.csv", "--known", "figure2.csv"),
+        ("degree measures by itself and cannot go on from results", "run", "degree", "--known", "figure2.csv"),
     ):
         output = run_cli(*given, status=2)
         assert said in output

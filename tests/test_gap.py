@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 from queue import Queue
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import pytest
 
 from bestiary.corpus.corpus import open_corpus
 from bestiary.experiments import _pretrained as pretrained
-from bestiary.experiments import gap, gap_seeds, hybrids
+from bestiary.experiments import gap, gap_seeds, gap_sizes, hybrids
+from bestiary.experiments._text_rows import gaps_closed
 from bestiary.runs.store import Store
 
 
@@ -70,44 +71,131 @@ def test_the_gap_is_trained_sliced_and_shown_and_done_once(small: Path, monkeypa
 
 @pytest.mark.slow
 def test_seeds_run_at_the_rate_that_selection_prefers(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And a second pass trains nothing."""
+    """And neither a second pass trains anything, nor one in another place that is given the results."""
     monkeypatch.setitem(gap.SETTINGS, "smoke", gap.SETTINGS["smoke"]._replace(only=("attention", "base_conv")))
     monkeypatch.setattr(gap_seeds, "RATES", (1e-3, 4e-3))
     monkeypatch.setattr(gap_seeds, "SEEDS", range(2))
-    table = pd.DataFrame([row for row in gap_seeds.measure("smoke") if row.get("rows") == "slices"])
+    table = measured(gap_seeds)
     assert sorted(zip(table["model"], table["seed"], strict=True)) == [
-        (name, seed) for name in ("attention", "base_conv") for seed in range(2)
+        (name, seed) for name in ("attention", "base_conv") for seed in (0, 0, 1)
     ]
     corpus = pretrained.open_or_prepare(gap.SETTINGS["smoke"].source, Path("corpora/small"))
-    for name, rows in table.groupby("model"):
+    for name, rows in gap_seeds.at_best_rates(table).groupby("model"):
         losses = {}
         for rate in gap_seeds.RATES:
             run = small / "models" / gap.models("smoke", corpus, rate=rate)[str(name)].key
             log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
             losses[rate] = [line["loss"] for line in log if line["split"] == "selection"][-1]
-        assert set(rows["rate"]) == {min(losses, key=lambda rate: losses[rate])}
+        assert rows["rate"].tolist() == [min(losses, key=lambda rate: losses[rate])] * 2
     assert table["key"].is_unique
     monkeypatch.setattr(pretrained, "train_in_process", None)
-    assert len([row for row in gap_seeds.measure("smoke") if row.get("rows") == "slices"]) == 4
+    pd.testing.assert_frame_equal(measured(gap_seeds), table)
+    (small / "models").rename(small / "elsewhere")
+    pd.testing.assert_frame_equal(measured(gap_seeds, table), table)
+    with pytest.raises(ValueError, match="no column formed, hits_nats"):
+        measured(gap_seeds, table.drop(columns=["formed", "hits_nats"]))
+
+
+def measured(experiment: ModuleType, known: pd.DataFrame | None = None) -> pd.DataFrame:
+    """The rows of an experiment at smoke, without the news."""
+    return pd.DataFrame([row for row in experiment.measure("smoke", known) if "news" not in row])
+
+
+def text_rows(model: str, seed: int, **given: Any) -> dict[str, Any]:
+    """A row of a language model, as measured."""
+    row = {"model": model, "seed": seed, "rate": 4e-3, "selection": 1.0, "formed": True, "parameters": 100}
+    row |= {"dim": 8, "steps": 10, "tokens": 1000}
+    return row | {"overall_nats": 1.0, "hits_nats": 2.0, "other_nats": 0.0} | given
 
 
 def test_a_gap_over_seeds_has_the_mean_of_shares_and_their_interval() -> None:
-    common = {"rows": "slices", "rate": 4e-3, "overall_nats": 1.0, "hits_nats": 2.0, "other_nats": 0.0, "formed": True}
-    rows = [common | {"model": "attention", "seed": seed} for seed in range(3)]
-    for seed, share in enumerate((0.2, 0.4, 0.6)):
-        rows.append(common | {"model": "mine", "seed": seed, "closed_overall": share, "closed_hits": np.nan})
-    rows[-1]["overall_nats"] = 4.0
-    reference, mine = gap_seeds.summary(pd.DataFrame(rows)).to_dict("records")
+    rows = [text_rows("attention", seed) for seed in range(3)]
+    rows += [text_rows("base_conv", seed, overall_nats=2.0) for seed in range(3)]
+    rows += [text_rows("mine", seed, overall_nats=nats) for seed, nats in enumerate((1.8, 1.6, 1.4))]
+    rows.append(text_rows("mine", 0, rate=8e-3, selection=1.1, overall_nats=9.0))  # a rate that was not chosen
+    reference, base, mine = gap_seeds.summary(pd.DataFrame(rows)).to_dict("records")
     assert reference["overall"] == pytest.approx(np.e)
     assert reference["overall_low"] == pytest.approx(np.e)
-    assert reference["closed_overall_seeds"] == 0
-    assert mine["overall"] == pytest.approx(np.exp(2.0))  # of the mean of nats
+    assert (reference["closed_overall_seeds"], base["closed_overall_seeds"]) == (0, 0)
+    assert mine["overall"] == pytest.approx(np.exp(1.6))  # of the mean of nats
     assert (mine["seeds"], mine["formed"], mine["closed_overall_seeds"], mine["closed_hits_seeds"]) == (3, 3, 3, 0)
     half = 4.303 * 0.2 / 3**0.5  # Student's t of two degrees
     assert [mine[f"closed_overall{end}"] for end in ("", "_low", "_high")] == pytest.approx(
         [0.4, 0.4 - half, 0.4 + half]
     )
     assert [suffix for suffix, _ in gap_seeds.figures(pd.DataFrame(rows))] == [""]
+
+
+def test_no_share_is_closed_where_attention_recalls_nothing_or_a_model_diverged() -> None:
+    rows = [text_rows("attention", seed, formed=seed > 0) for seed in range(3)]
+    rows += [text_rows("base_conv", seed, hits_nats=3.0) for seed in range(3)]
+    rows += [text_rows("mine", seed, hits_nats=np.nan if seed == 1 else 2.25) for seed in range(3)]
+    closed = gaps_closed(pd.DataFrame(rows), "hits")
+    assert list(closed) == ["mine"]
+    assert np.array_equal(closed["mine"], [np.nan, np.nan, 0.75], equal_nan=True)
+
+
+@pytest.mark.slow
+def test_the_gap_over_sizes_is_measured_and_shown(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gap_sizes.CELLS, "smoke", ((8, 6), (16, 6), (8, 3)))
+    monkeypatch.setattr(gap_sizes, "MODELS", ("attention", "base_conv"))
+    monkeypatch.setattr(gap_sizes, "SEEDS", range(2))
+    table = measured(gap_sizes)
+    assert len(table) == 3 * 2 * 2
+    assert dict(zip(table["dim"], table["rate"], strict=True)) == {8: 4e-3 * 128 / 8, 16: 4e-3 * 128 / 16}
+    assert [suffix for suffix, _ in gap_sizes.figures(table)] == ["", "-tokens", "-gap"]
+    assert len(gap_sizes.summary(table)) == 6
+    places = list(gap_sizes.pages(table, small / "sizes"))
+    assert [len(pd.read_csv(place)) for place in places] == [3 * len(gap_sizes.PUBLISHED), 1]
+
+
+def size_rows(base_hits: dict[int, float]) -> pd.DataFrame:
+    """Attention at 2 nats on hits with 100, 1,000 and 10,000 weights, and BaseConv at so many more."""
+    rows = []
+    for dim, (weights, behind) in enumerate(base_hits.items()):
+        for seed in range(3):
+            shared = {"dim": dim, "parameters": weights}
+            rows.append(text_rows("attention", seed, **shared))
+            rows.append(text_rows("base_conv", seed, **shared, hits_nats=2.0 + behind, overall_nats=1.0 + seed))
+    return pd.DataFrame(rows)
+
+
+def test_the_law_of_a_gap_is_that_of_the_points_and_its_interval_grows_away_from_them() -> None:
+    weights, nats = gap_sizes.gap_points(size_rows({100: 4.0, 1000: 2.0, 10_000: 1.0}), "base_conv", "hits")
+    assert weights == [100.0] * 3 + [1000.0] * 3 + [10_000.0] * 3
+    law = gap_sizes.fit_law(weights, nats)
+    assert law is not None
+    assert law.at(1e6) == pytest.approx((0.25, 0.25, 0.25))
+    noisy = gap_sizes.fit_law(weights, [y * (1.1, 1.0, 1 / 1.1)[i % 3] for i, y in enumerate(nats)])
+    assert noisy is not None
+    middle, low, high = noisy.at(1e6)
+    assert middle == pytest.approx(0.25)
+    spread = (6 * np.log(1.1) ** 2 / 7) ** 0.5  # of nine points with two numbers fitted
+    far = np.log(1e6 / 1000)
+    half = 2.3646 * spread * (1 / 9 + far**2 / (6 * np.log(10) ** 2)) ** 0.5
+    assert (low, high) == pytest.approx((0.25 * np.exp(-half), 0.25 * np.exp(half)), rel=1e-3)
+    assert noisy.at(1000.0)[2] / noisy.at(1000.0)[0] < high / middle
+    assert gap_sizes.fit_law(weights, [-0.1, *nats[1:]]) is None
+    assert gap_sizes.fit_law(weights[:3], nats[:3]) is None
+
+
+def test_a_published_gap_is_inside_the_interval_or_not() -> None:
+    table = size_rows({100: 4.0, 1000: 4.0, 10_000: 4.0})  # the same gap at every size
+    found = gap_sizes.compare_published(table).set_index(["tokens", "model", "millions"]).sort_index()
+    hyena = found.loc[("hits", "Hyena", 1400)]
+    assert (hyena["published"], hyena["law"]) == pytest.approx((np.log(3.43 / 1.91), 4.0))
+    assert not hyena["inside"]
+    assert found.loc["other", "law"].isna().all()  # no gap, and so no law
+    same = size_rows(dict.fromkeys((100, 1000, 10_000), float(np.log(3.43 / 1.91))))
+    same["hits_nats"] += np.tile([0.0, 1e-3, 0.0, -1e-3, 0.0, 0.0], 3)
+    near = gap_sizes.compare_published(same).set_index(["tokens", "model", "millions"]).sort_index()
+    assert near.loc[("hits", "Hyena", 1400), "inside"]
+
+
+def test_sizes_meet_where_the_line_of_base_conv_reaches_the_smallest_attention() -> None:
+    found = gap_sizes.meeting_ratio(size_rows({100: 3.0, 1000: 2.0, 10_000: 1.0}))
+    assert [found[name] for name in ("ratio", "ratio_low", "ratio_high")] == pytest.approx([1000.0] * 3)
+    assert gap_sizes.meeting_ratio(size_rows({100: 3.0, 1000: 3.0, 10_000: 3.1}))["ratio"] > 1e300
 
 
 @pytest.mark.slow

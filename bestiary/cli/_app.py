@@ -1,5 +1,6 @@
 """What all verbs share: the application, common options, and how errors are reported."""
 
+import inspect
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -267,13 +268,27 @@ def split_by_facet(experiment: ModuleType, table: "pd.DataFrame", folder: Path) 
         return by_facet(open_store(folder), table["key"].unique(), experiment.facet)[0]
 
 
-def known_results(file: Path | None, *, trains: bool = True) -> "pd.DataFrame | None":
-    """The table in a file of `--known`, None without one. Raises ValueError or OSError if it is no such file."""
-    from bestiary.runs.exports import read_known
+def known_results(file: Path | None, experiment: ModuleType | None) -> "pd.DataFrame | None":
+    """The table in a file of `--known`, None without one. Raises ValueError or OSError if it is no such file.
 
-    if file is not None and not trains:
-        raise ValueError("--known is for the results of an experiment that trains")
-    return None if file is None else read_known(file)
+    Also raises ValueError for an experiment that cannot go on from earlier results.
+    """
+    from bestiary.runs.exports import read_known, read_table
+
+    if file is None:
+        return None
+    if experiment is None:
+        raise ValueError("--known is for the results of an experiment")
+    if not hasattr(experiment, "measure"):
+        return read_known(file)
+    if not takes_known(experiment):
+        raise ValueError(f"{experiment.__name__.rpartition('.')[2]} measures by itself and cannot go on from results")
+    return read_table(file)
+
+
+def takes_known(experiment: ModuleType) -> bool:
+    """Whether an experiment that measures by itself can go on from earlier results."""
+    return "known" in inspect.signature(experiment.measure).parameters
 
 
 def known_keys(known: "pd.DataFrame | None", recipes: "Sequence[Recipe]", file: Path | None) -> set[str]:

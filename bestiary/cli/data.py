@@ -115,9 +115,9 @@ def export(
     with user_input():
         check_writable(to, compact=compact)
         module = load_experiment(experiment) if experiment else None
-        before = known_results(known, trains=module is not None and not hasattr(module, "measure") and not log)
+        before = known_results(known, None if log else module)
     if module is not None and hasattr(module, "measure") and not log:
-        export_measured(module, scale, to, compact=compact, overwrite=overwrite)
+        export_measured(module, scale, to, before, compact=compact, overwrite=overwrite)
         return
     with user_input():
         module = choose_mixers(load_with_recipes(experiment), added, only) if experiment else None
@@ -139,12 +139,14 @@ def export(
         raise typer.Exit(1)
 
 
-def export_measured(experiment: ModuleType, scale: str, to: Path, *, compact: bool, overwrite: bool) -> None:
+def export_measured(
+    experiment: ModuleType, scale: str, to: Path, known: "pd.DataFrame | None", *, compact: bool, overwrite: bool
+) -> None:
     """Write the rows of an experiment that measures by itself, on one thread."""
     from bestiary.report.words import count_noun
     from bestiary.runs.exports import add_this_machine
 
-    table = add_this_machine(measure_rows(experiment, scale, threads=1))
+    table = add_this_machine(measure_rows(experiment, scale, 1, known))
     with user_input():
         check_replaceable(to, list(table), overwrite=overwrite)
         write_table(table, to, compact=compact)

@@ -157,7 +157,7 @@ def run(
     with user_input():
         module = choose_mixers(load_experiment(experiment), added, only)
         recipes = [] if hasattr(module, "measure") else list(module.recipes(scale))
-        before = known_results(known, trains=not hasattr(module, "measure"))
+        before = known_results(known, module)
     stem = figures / f"{Path(experiment).stem}-{scale}"
     if hasattr(module, "measure"):
         if workers is not None or device != "cpu" or ray or slurm:
@@ -167,7 +167,7 @@ def run(
         if dry_run:
             typer.echo(f"{experiment} measures by itself, with no list of runs; without --dry-run it is carried out")
             return
-        show_results(0, measure_rows(module, scale, threads), module, stem, smoke=scale == Scale.smoke)
+        show_results(0, measure_rows(module, scale, threads, before), module, stem, smoke=scale == Scale.smoke)
         return
     elsewhere = known_keys(before, recipes, known)
     if dry_run:
@@ -246,7 +246,7 @@ def plot(
         module = choose_mixers(load_with_recipes(experiment), added, only)
         if not store.exists():
             raise LookupError(f"no run of it is done: {store} does not exist; {first(experiment, scale, store)}")
-        runs, before = existing_store(store), known_results(known)
+        runs, before = existing_store(store), known_results(known, module)
         keys = [recipe.key for recipe in recipes_of(module, scale, runs, before)]
     table, damaged = results(runs, keys)
     table = add_known(split_by_facet(module, table, store), before, keys)
@@ -278,7 +278,9 @@ def first(experiment: str, scale: str, store: Path) -> str:
     return f"first: bestiary run {experiment} --scale {scale}{where}"
 
 
-def measure_rows(experiment: ModuleType, scale: str, threads: int) -> "pd.DataFrame":
+def measure_rows(
+    experiment: ModuleType, scale: str, threads: int, known: "pd.DataFrame | None" = None
+) -> "pd.DataFrame":
     """The table of an experiment that measures by itself; its messages are printed on the way."""
     import pandas as pd
     import torch
@@ -288,8 +290,9 @@ def measure_rows(experiment: ModuleType, scale: str, threads: int) -> "pd.DataFr
 
     torch.set_num_threads(threads)
     rows: list[dict[str, Any]] = []
+    results = {} if known is None else {"known": known}
     with user_input(), StatusLine() as progress:
-        for row in experiment.measure(scale):
+        for row in experiment.measure(scale, **results):
             if news := row.pop("news", ""):
                 progress.note(news)
             rows += [row] if row else []

@@ -3,6 +3,7 @@
 def recipes(scale: str) -> Iterator[Recipe]            what to run; scale is smoke (seconds), small (minutes) or paper
 def measure(scale: str) -> Iterator[dict[str, Any]]    instead of recipes, where nothing is trained: rows of the table
 
+A `measure` that takes `known: DataFrame | None = None` too can go on from the rows of an earlier table (`--known`).
 Optional, except with `measure`:
 
 def summary(table: DataFrame) -> DataFrame             the table to print, from the rows of bestiary.runs.table.results

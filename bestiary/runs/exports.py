@@ -49,9 +49,15 @@ def read_origin(store: Store, key: str) -> dict[str, Any]:
 
 
 def add_this_machine(table: "pd.DataFrame") -> "pd.DataFrame":
-    """A table that was measured just now, with a column for each entry of ORIGIN that is known."""
+    """A table that was measured just now, with a column for each entry of ORIGIN that is known.
+
+    Rows that have these columns already were measured before, and keep what they say.
+    """
     known = {name: find(origin()) for name, find in ORIGIN.items() if name != "together"}
-    return table.assign(**{name: value for name, value in known.items() if value is not None})
+    earlier = table["begun"].notna() if "begun" in table else [False] * len(table)
+    columns = {name: [value] * len(table) for name, value in known.items() if value is not None}
+    here = table.assign(**columns)
+    return here if not any(earlier) else here.where(~earlier, table.reindex(columns=here.columns))
 
 
 def to_plain_columns(table: "pd.DataFrame") -> "pd.DataFrame":
