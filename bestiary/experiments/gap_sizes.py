@@ -182,8 +182,8 @@ def perplexity_figure(found: pd.DataFrame, column: str, label: str, note: str) -
     contents: dict[str, list[Line]] = {}
     for title, part in (("AR hits", "hits"), ("Other tokens", "other")):
         contents[title] = []
-        for name, rows in found.sort_values(column).groupby("model", sort=False):
-            x = rows[column] / (1e6 if column == "tokens" else 1)
+        for name, rows in found.sort_values(column, kind="stable").groupby("model", sort=False):
+            x = (rows[column] / 1e6).round(1) if column == "tokens" else rows[column]
             ends = (rows[f"{part}{end}"].tolist() for end in ("", "_low", "_high"))
             contents[title].append(Line(str(name), x.tolist(), *ends))
     return panels(contents, x=label, y="Perplexity", note=note, shares=False)
@@ -194,16 +194,17 @@ def gap_figure(table: pd.DataFrame, wide: pd.DataFrame) -> Figure:
     lines, sizes = [], [4.0**i for i in range(-1, 6)]  # millions
     law_of = {name: fit_law(*gap_points(table, name, "hits")) for name in (gap.BASE, "gated_delta")}
     for name, law in law_of.items():
-        rows = wide[wide["model"] == name].sort_values("weights")
-        lines.append(Line(name, (rows["weights"] / 1e6).tolist(), rows["gap_hits"].tolist()))
+        rows = wide[wide["model"] == name].sort_values("width")
+        sizes_here = wide[wide["model"] == gap.REFERENCE].set_index("width")["weights"] / 1e6
+        lines.append(Line(name, sizes_here[rows["width"]].round(2).tolist(), rows["gap_hits"].tolist()))
         if law is not None:
-            said = [law.at(1e6 * size) for size in sizes]
-            lines.append(Line(f"{name}, law", sizes, *map(list, zip(*said, strict=True))))
+            middle, low, high = map(list, zip(*[law.at(1e6 * size) for size in sizes], strict=True))
+            lines.append(Line(f"{name}, law", sizes, middle, low, high))
     for name in dict.fromkeys(row.model for row in PUBLISHED):
         given = [row for row in PUBLISHED if row.model == name]
         nats = [math.log(row.perplexity[1] / row.attention[1]) for row in given]
         lines.append(Line(name, [row.millions for row in given], nats, published=True))
-    note = "Gap to attention in log-perplexity. Published weights count embeddings; bands are intervals of the law."
+    note = "Gap to attention, at its weights; published ones count embeddings. Bands are intervals of the law."
     return panels({"AR hits": lines}, x="Million weights", y="Gap in nats", note=note, shares=False, size=(4.6, 3.2))
 
 

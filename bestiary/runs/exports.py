@@ -54,10 +54,9 @@ def add_this_machine(table: "pd.DataFrame") -> "pd.DataFrame":
     Rows that have these columns already were measured before, and keep what they say.
     """
     known = {name: find(origin()) for name, find in ORIGIN.items() if name != "together"}
-    earlier = table["begun"].notna() if "begun" in table else [False] * len(table)
     columns = {name: [value] * len(table) for name, value in known.items() if value is not None}
     here = table.assign(**columns)
-    return here if not any(earlier) else here.where(~earlier, table.reindex(columns=here.columns))
+    return here.where(table["begun"].isna(), table.reindex(columns=here.columns)) if "begun" in table else here
 
 
 def to_plain_columns(table: "pd.DataFrame") -> "pd.DataFrame":
