@@ -313,88 +313,101 @@ def test_repeats_are_equal_neighbours_in_a_stable_order() -> None:
     assert torch.equal(find_repeats(ids), repeated(ids))
 
 
-# A router that begins by weighting every position and ends with a share of them
+# A router that begins with every position and ends with a share of them
 
 
-SOFT = "selected(heads=2, share=0.25, soft=3, ramp=4)"
+OPEN = "selected(heads=2, share=0.25, open=3, ramp=4)"
+OPEN_REPEATS = 'selected(select="learned_repeat", heads=2, share=0.25, open=3, ramp=4)'
 
 
-def trained_for(passes: int, text: str = SOFT) -> Any:
-    """The mixer after some training passes, in training mode."""
+def trained_for(passes: int, text: str = OPEN) -> Any:
+    """The mixer after some training passes over sequences of few different vectors, in training mode."""
     mixer = build_mixer(text).train()
     with torch.no_grad():
         mixer.router.weight.copy_(0.5 * torch.randn(mixer.router.weight.shape, generator=stream("router", 0)))
         for i in range(passes):
-            mixer.parallel(torch.randn(BATCH, TIME, DIM, generator=stream("router", i), dtype=torch.float64))
+            words = torch.randn(12, DIM, generator=stream("router", i), dtype=torch.float64)
+            mixer.parallel(words[torch.randint(12, (BATCH, TIME), generator=stream("ids", i))])
     return mixer
 
 
-def test_a_soft_router_weighs_every_position_and_then_fades_what_it_does_not_select() -> None:
-    x = inputs()
-    for passes, faded in ((0, 0.0), (3, 0.0), (4, 0.25), (5, 0.5), (7, 1.0), (9, 1.0)):
-        mixer = trained_for(passes)
-        gate = (x @ mixer.router.weight.T).sigmoid()
-        on = x @ mixer.router.weight.T > mixer.router.cut
-        expected = torch.where(on, gate, gate * (1 - faded)) * weighed(mixer, x)
-        for mode in (True, False):
+def may_attend(text: str, before: Tensor) -> Tensor:
+    return before if text == OPEN_REPEATS else torch.ones_like(before)
+
+
+@pytest.mark.parametrize("text", [OPEN, OPEN_REPEATS])
+def test_an_open_router_selects_all_and_then_those_above_the_cut(text: str) -> None:
+    x, before = worded()
+    for passes, cut in ((0, False), (3, False), (4, False), (8, True), (9, True)):
+        mixer = trained_for(passes, text)
+        assert bool(mixer.router.cut.isfinite()) == cut
+        on = may_attend(text, before) & ((x @ mixer.router.weight.T).squeeze(-1) > mixer.router.cut)
+        assert bool((on == may_attend(text, before)).all()) != cut
+        expected = on.unsqueeze(-1) * weighed(mixer, x)
+        for mode in (False, True):
             assert_same(mixer.train(mode)(x)[0], expected)
         assert_same(mixer.eval().parallel(x), expected)
 
 
-def test_the_cut_follows_the_share_and_only_in_training() -> None:
-    mixer, share = trained_for(0), []
-    before = mixer.router.cut.clone()
-    mixer.eval().parallel(inputs())
-    assert (mixer.router.cut, mixer.router.passes) == (before, 0)
-    mixer.train()
-    torch.manual_seed(1)
-    for _ in range(300):
-        x = 2 * torch.randn(BATCH, TIME, DIM, dtype=torch.float64)
-        share.append(float(mixer.router.selects(x).double().mean()))
+@pytest.mark.parametrize("text", [OPEN, OPEN_REPEATS])
+def test_the_share_falls_while_training_to_that_which_is_wanted(text: str) -> None:
+    mixer, shares = trained_for(0, text.replace("ramp=4", "ramp=200")), []
+    words = 2 * torch.randn(12, DIM, dtype=torch.float64)
+    for _ in range(600):
+        x = words[torch.randint(12, (BATCH, TIME))] + 0.0
+        where = torch.arange(TIME)
+        shares.append(float(mixer.attends(x, where, mixer.update_cache(x, None)).double().mean()))
         mixer.parallel(x)
-    assert sum(share[100:]) / 200 == pytest.approx(0.25, abs=0.02)
+    assert shares[2] == pytest.approx(0.6 if text == OPEN_REPEATS else 1.0, abs=0.1)
+    assert sum(shares[95:105]) / 10 == pytest.approx(0.58 if text == OPEN_REPEATS else 0.64, abs=0.08)
+    assert sum(shares[300:]) / 300 == pytest.approx(0.25, abs=0.03)
+    before = mixer.router.cut.clone(), mixer.router.passes.clone()
+    mixer.eval().parallel(inputs())
+    assert (mixer.router.cut, mixer.router.passes) == before
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("passes", [0, 5, 9])
-def test_a_soft_router_never_looks_ahead(training: bool, passes: int) -> None:
-    x = inputs()
-    whole = trained_for(passes).train(training).parallel(x)
+@pytest.mark.parametrize("text", [OPEN, OPEN_REPEATS])
+def test_an_open_router_never_looks_ahead(text: str, passes: int, training: bool) -> None:
+    x, _ = worded()
+    whole = trained_for(passes, text).train(training).parallel(x)
     for time in (1, TIME // 2, TIME - 1):
         changed = x.clone()
-        changed[:, time:] += 1
-        assert_same(trained_for(passes).train(training).parallel(changed)[:, :time], whole[:, :time])
+        changed[:, time:] = x[:, :1]
+        assert_same(trained_for(passes, text).train(training).parallel(changed)[:, :time], whole[:, :time])
 
 
 @pytest.mark.parametrize("passes", [0, 5, 9])
-def test_the_gradient_of_a_soft_router_is_that_of_its_gate_everywhere(passes: int) -> None:
-    mixer, x = trained_for(passes), inputs()
-    mixer.forward(x)[0].sum().backward()
+@pytest.mark.parametrize("text", [OPEN, OPEN_REPEATS])
+def test_the_gradient_of_an_open_router_is_that_of_its_gate_wherever_it_may_select(text: str, passes: int) -> None:
+    mixer, (x, before) = trained_for(passes, text), worded()
+    pull = torch.randn(BATCH, TIME, DIM, dtype=torch.float64)
+    (mixer.forward(x)[0] * pull).sum().backward()
     found = mixer.router.weight.grad.clone()
-    on = x @ mixer.router.weight.T > mixer.router.cut
-    assert bool(on.any())
-    assert not bool(on.all())
     mixer.zero_grad()
-    ((x @ mixer.router.weight.T).sigmoid() * weighed(mixer, x).detach()).sum().backward()
+    gate = (x @ mixer.router.weight.T).sigmoid() * may_attend(text, before).unsqueeze(-1)
+    (gate * weighed(mixer, x).detach() * pull).sum().backward()
     assert_same(found, mixer.router.weight.grad)
 
 
-def test_only_what_is_selected_is_computed_once_the_rest_has_faded() -> None:
+def test_only_what_is_selected_is_computed() -> None:
     x = inputs()
-    for passes, few in ((5, False), (9, True)):
+    for passes, few in ((2, False), (9, True)):
         mixer = trained_for(passes).eval()
         with torch.no_grad():
-            on = mixer.router.selects(x)
+            on = mixer.attends(x, torch.arange(TIME), mixer.update_cache(x, None))
             assert (mixer.computed_count(on) < TIME) == few
 
 
-def test_models_with_soft_routers_are_trained_together_as_alone() -> None:
+@pytest.mark.parametrize("select", ["learned", "learned_repeat"])
+def test_models_with_open_routers_are_trained_together_as_alone(select: str) -> None:
     from bestiary.training.together import train_together
     from bestiary.training.train import train
 
     given = {"dim": 16, "depth": 1, "steps": 6, "every": 6, "batch": 4, "selection_rows": 4, "test_rows": 4}
-    task = "mqar(vocab=32, length=26, pairs=4)"
-    recipes = [clean("selected(soft=2, ramp=2)", train=task, rate=rate, **given) for rate in (1e-3, 1e-2)]
+    task, pattern = "mqar(vocab=32, length=26, pairs=4)", f"selected(select={select!r}, open=2, ramp=2)"
+    recipes = [clean(pattern, train=task, rate=rate, **given) for rate in (1e-3, 1e-2)]
     alone = [list(train(recipe)) for recipe in recipes]
     found: dict[int, list[Any]] = {0: [], 1: []}
     for place, progress in train_together(recipes):
@@ -404,7 +417,7 @@ def test_models_with_soft_routers_are_trained_together_as_alone() -> None:
         assert got[-2].loss == pytest.approx(wanted[-1].loss, rel=1e-3)
 
 
-def test_soft_is_of_a_router_alone() -> None:
-    for given in ('select="random", soft=3', "soft=3, most=4", "soft=-1"):
-        with pytest.raises(ValueError, match="soft="):
+def test_open_is_of_a_router_alone() -> None:
+    for given in ('select="random", open=3', "open=3, most=4", "open=-1", 'select="learned_repeat", most=4'):
+        with pytest.raises(ValueError, match=r"open=|most="):
             build_mixer(f"selected({given})")

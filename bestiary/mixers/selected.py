@@ -2,10 +2,12 @@
 
     y_i = f_i W_o sum_{j<=i} softmax_j(q_i . k_j / sqrt(key)) v_j,   f_i = 0 where nothing is looked up
 
-select="learned": f_i = g_i where g_i > 1/2, else 0, g_i = sigmoid(w . x_i). With `soft`, ours: see `Router`.
+select="learned": f_i = g_i where g_i > 1/2, else 0, g_i = sigmoid(w . x_i). With `open`, ours, f_i is 0 or 1, and a
+share of the positions attends that falls to `share` as training goes on: see `Router`.
 select="random":  f_i = 1 for a share of the positions, drawn from a seed and the position alone.
 select="repeat":  f_i = 1 where the token at i occurred before ("programmatic" in the paper). A model says which tokens
 its features stand for; where none does, features are compared bit by bit.
+select="learned_repeat", ours: as "learned", among the positions whose token occurred before.
 `most` is the paper's k, by another rule: only the first `most` positions that are selected so attend.
 Queries, scores and outputs are computed at selected positions alone, so T positions cost O(T most), or O(share T^2).
 Gradient of the router: with `most` that of f_i = g_i where i attends, and none elsewhere; without, that of f_i = g_i
@@ -15,8 +17,8 @@ computed under torch.func.vmap, too, whatever selects.
 paper's code 1e-3, with sqrt(T) for `most`, which holds here where there is none).
 Weights are drawn N(0, 0.02).
 Departs from the paper: its router keeps the k best scores of a sequence, which looks ahead; a threshold and a count do
-not, but a router that is not sparse spends them early. In training its code weighs every position, as here with `soft`;
-without, the same are selected always. No noise is added. Positions are rotary unless switched off, no biases.
+not, but a router that is not sparse spends them early. In training its code weighs every position by g; here what is
+selected is always the same as outside training. No noise is added. Positions are rotary unless switched off, no biases.
 """
 
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -50,9 +52,10 @@ class Selected(MultiHeadAttention):
     variants: ClassVar = (
         'select="random", heads=1, rotary=False, seed=3',
         'select="random", share=0.5, most=24',
-        "share=0.5, soft=2, ramp=2",
+        "share=0.5, open=2, ramp=2",
+        'select="learned_repeat", share=0.5, open=2, ramp=2',
     )
-    later_options: ClassVar = ("soft", "ramp")
+    later_options: ClassVar = ("open", "ramp")
     reads_tokens = True
 
     class Marked(NamedTuple):
@@ -66,27 +69,30 @@ class Selected(MultiHeadAttention):
         self,
         dim: int,
         *,
-        select: Literal["learned", "random", "repeat"] = "learned",
+        select: Literal["learned", "random", "repeat", "learned_repeat"] = "learned",
         heads: Positive = 2,
         share: float = 0.25,
         seed: int = 0,
         rotary: bool = True,
         most: Positive | None = None,
         penalty: float = 0.0,
-        soft: int = 0,
+        open: int = 0,
         ramp: Positive = 400,
     ) -> None:
         super().__init__(dim, heads, rotary=rotary)
+        learned = select in ("learned", "learned_repeat")
         if not 0 < share <= 1:
             raise ValueError(f"a share of {share} is not above 0 and at most 1")
-        if penalty < 0 or (penalty and select != "learned"):
+        if penalty < 0 or (penalty and not learned):
             raise ValueError(f"a penalty of {penalty} with select={select!r}: only a router has one, 0 or more")
+        if open < 0 or (open and (not learned or most is not None)):
+            raise ValueError(f"open={open}: 0 or more passes, of a router, without `most`")
+        if select == "learned_repeat" and most is not None:
+            raise ValueError(f"most={most} with select='learned_repeat': a share of the positions is selected there")
         self.select, self.share, self.seed, self.most = select, share, seed, most
-        if soft < 0 or (soft and (select != "learned" or most is not None)):
-            raise ValueError(f"soft={soft}: 0 or more passes, of a router, without `most`")
         self.router = None
-        if select == "learned":
-            self.router = Router(dim, share=share, most=most, penalty=penalty, soft=soft, ramp=ramp)
+        if learned:
+            self.router = Router(dim, share=share, most=most, penalty=penalty, open=open, ramp=ramp)
 
     def forward(self, x: Features, state: State = None, *, tokens: Tokens | None = None) -> tuple[Features, State]:
         kept = self.update_cache(x, state, tokens)
@@ -96,9 +102,9 @@ class Selected(MultiHeadAttention):
     def parallel(self, x: Features, where: Where | None = None, *, tokens: Tokens | None = None) -> Chosen:
         if where is not None and self.most is not None and where.shape[1] > self.most:
             return take(self.parallel(x, tokens=tokens), where)
-        places = torch.arange(x.shape[1], device=x.device) if where is None else where
-        y = self.attend(take(x, where), places, self.update_cache(x, None, tokens))
-        return y if self.router is None else self.router.after_pass(y, x)
+        places, kept = torch.arange(x.shape[1], device=x.device), self.update_cache(x, None, tokens)
+        y = self.attend(take(x, where), places if where is None else where, kept)
+        return y if self.router is None else self.router.after_pass(y, x, self.candidates(x, places, kept))
 
     def update_cache(self, x: Features, state: State, tokens: Tokens | None = None) -> Any:
         mark = self.selection_marks(x, tokens)
@@ -107,7 +113,7 @@ class Selected(MultiHeadAttention):
 
     def selection_marks(self, x: Features, tokens: Tokens | None) -> Shaped[Tensor, "batch time marks"]:
         """What selections of later positions need to know of these."""
-        if self.select == "repeat":
+        if self.select in ("repeat", "learned_repeat"):
             return (fingerprints(x) if tokens is None else tokens).unsqueeze(-1)
         return self.router(x) > 0 if self.router is not None and self.most is not None else x.new_zeros(*x.shape[:2], 0)
 
@@ -115,10 +121,13 @@ class Selected(MultiHeadAttention):
         on = self.attends(x, where, kept)
         count = self.computed_count(on)
         if count == x.shape[1]:
-            return self.gate_factor(x, on) * self.attention_output(x, where, kept)
+            may = self.candidates(x, where, kept)
+            return self.gate_factor(x, on, may) * self.attention_output(x, where, kept)
         few = on.to(x.dtype).topk(count, dim=1).indices  # those that attend, and in some rows others
         places = where[few] if where.ndim == 1 else where.gather(1, few)
-        y = self.gate_factor(take(x, few), on.gather(1, few)) * self.attention_output(take(x, few), places, kept)
+        may = self.candidates(x, where, kept).gather(1, few)
+        factor = self.gate_factor(take(x, few), on.gather(1, few), may)
+        y = factor * self.attention_output(take(x, few), places, kept)
         return y.new_zeros(x.shape).scatter(1, few.unsqueeze(-1).expand(y.shape), y)
 
     def attention_output(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
@@ -127,9 +136,14 @@ class Selected(MultiHeadAttention):
 
     def attends(self, x: Chosen, where: Positions, kept: Any) -> Bool[Tensor, "batch asked"]:
         """Whether the positions `where` attend."""
-        if self.most is None and self.select != "repeat":
-            if self.router is not None:
-                return self.router.selects(x)
+        may = self.candidates(x, where, kept)
+        return may & self.router.selects(x) if self.router is not None and self.most is None else may
+
+    def candidates(self, x: Chosen, where: Positions, kept: Any) -> Bool[Tensor, "batch asked"]:
+        """Whether the positions `where` may attend: all those among which a router selects by itself."""
+        if self.most is None and self.select == "learned":
+            return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        if self.most is None and self.select == "random":
             return (hash_numbers(self.seed, where) < self.share * 2**32).expand(len(x), -1)
         if self.select == "random":
             numbers = hash_numbers(self.seed, torch.arange(kept.k.shape[2], device=x.device))
@@ -138,7 +152,7 @@ class Selected(MultiHeadAttention):
             mark = kept.marks.squeeze(-1)
             if self.most is None and x.shape[1] == where.ndim == 1:  # the newest token
                 return (mark[:, :-1] == mark[:, -1:]).any(1, keepdim=True)
-            on = find_repeats(mark) if self.select == "repeat" else mark
+            on = mark if self.select == "learned" else find_repeats(mark)
         on = on if self.most is None else on & (on.cumsum(1) <= self.most)
         return on[:, where] if where.ndim == 1 else on.gather(1, where)
 
@@ -149,12 +163,12 @@ class Selected(MultiHeadAttention):
             return asked
         if not shows_numbers(on):
             return asked if self.most is None else min(self.most, asked)
-        if self.router is not None and self.router.hardness < 1:
-            return asked
         return int(on.sum(1).max()) if on.numel() else asked
 
-    def gate_factor(self, x: Chosen, on: Bool[Tensor, "batch asked"]) -> Float[Tensor, "batch asked 1"]:
-        """f of the inputs x."""
+    def gate_factor(
+        self, x: Chosen, on: Bool[Tensor, "batch asked"], may: Bool[Tensor, "batch asked"]
+    ) -> Float[Tensor, "batch asked 1"]:
+        """f of the inputs x, of which those `on` attend, and all that `may` teach the router."""
         if self.router is None:
             return on.unsqueeze(-1).to(x.dtype)
-        return self.router.factor(x, on)
+        return self.router.factor(x, on, may)
