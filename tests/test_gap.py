@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from bestiary.corpus.corpus import open_corpus
 from bestiary.experiments import _pretrained as pretrained
-from bestiary.experiments import gap, gap_seeds, gap_sizes, hybrids
-from bestiary.experiments._text_rows import gaps_closed
+from bestiary.experiments import gap, gap_seeds, gap_shares, gap_sizes, hybrids
+from bestiary.experiments._text_rows import gaps_closed, share_selected
 from bestiary.runs.store import Store
 
 
@@ -147,6 +148,49 @@ def test_the_gap_over_sizes_is_measured_and_shown(small: Path, monkeypatch: pyte
     assert len(gap_sizes.summary(table)) == 6
     places = list(gap_sizes.pages(table, small / "sizes"))
     assert [len(pd.read_csv(place)) for place in places] == [3 * len(gap_sizes.PUBLISHED), 1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_the_gap_over_shares_is_measured_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gap_shares, "SEEDS", range(2))
+    layers = {name: gap.LAYERS[name] for name in ("attention", "base_conv")}
+    layers["+ learned selection, open"] = gap_shares.hybrid("open=9")
+    monkeypatch.setattr(gap_shares, "LAYERS", layers)
+    table = measured(gap_shares)
+    assert len(table) == 3 * 2
+    assert list(gap_shares.summary(table)["selected"].fillna(-1)) == [-1, -1, 1]
+    assert len(list(gap_shares.figures(table))) <= 1
+
+
+def test_shares_closed_are_drawn_against_shares_selected() -> None:
+    rows = [text_rows("attention", seed) for seed in range(3)]
+    rows += [text_rows("base_conv", seed, overall_nats=2.0, hits_nats=4.0) for seed in range(3)]
+    rows += [text_rows("+ full attention", seed, hits_nats=2.5) for seed in range(3)]
+    rows += [text_rows(f"+ learned, 1/{n}", seed, hits_nats=3.0, selected=1 / n) for seed in range(3) for n in (4, 2)]
+    table = pd.DataFrame(rows)
+    assert dict(gap_shares.summary(table)[["model", "selected"]].dropna().to_numpy()) == {
+        "+ learned, 1/4": 0.25,
+        "+ learned, 1/2": 0.5,
+    }
+    ((_, figure),) = gap_shares.figures(table)
+    lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
+    assert list(lines["learned"].get_xdata()) == [0.25, 0.5]
+    assert list(lines["learned"].get_ydata()) == pytest.approx([0.5, 0.5])
+    assert list(lines["full attention"].get_xdata()) == [1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small")
+def test_the_share_of_positions_that_attend_is_that_of_the_layer_with_most() -> None:
+    corpus = pretrained.open_or_prepare(gap.SETTINGS["smoke"].source, Path("corpora/small"))
+    pattern = ", ".join(f'selected(select="random", share={share}, rotary=False)' for share in (0.2, 0.7))
+    recipe = gap.models("smoke", corpus, {"two": (pattern,)}, only=("two",), steps=1, every=1)["two"]
+    list(pretrained.train_models({"two": recipe}, corpus))
+    text, _ = gap.read_losses("smoke", corpus, {"two": recipe})
+    mixer = recipe.pattern[1].build(8)
+    wanted = mixer.attends(torch.zeros(1, 16, 8), torch.arange(16), mixer.update_cache(torch.zeros(1, 16, 8), None))
+    assert share_selected(recipe, text) == pytest.approx(float(wanted.float().mean()))
 
 
 def size_rows(base_hits: dict[int, float]) -> pd.DataFrame:

@@ -6,7 +6,8 @@ from an earlier table, is not trained again.
 
 import json
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -15,8 +16,11 @@ from bestiary.experiments import gap
 from bestiary.experiments._pretrained import MODELS, train_models
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bestiary.corpus.corpus import Corpus
     from bestiary.lm.pretraining import Pretraining
+    from bestiary.slices.losses import Text
 
 PARTS = ("overall", "hits", "other")
 COLUMNS = ("key", "model", "rate", "seed", "outcome", "selection", "formed", *(f"{part}_nats" for part in PARTS))
@@ -72,7 +76,31 @@ def sliced(scale: str, corpus: "Corpus", models: "Sequence[tuple[str, Pretrainin
             found = tables.estimate_text(text, losses, threshold)
             row |= {f"{part}_nats": float(found.log_perplexity(name, part)[0]) for part in PARTS}
             row |= {"formed": found.recall_formed(name), "hits_share": found.share_of_hits().value}
+            row["selected"] = share_selected(recipe, text)
         yield row
+
+
+def share_selected(recipe: "Pretraining", text: "Text", contexts: int = 200) -> float:
+    """The share of positions of a text that attend in the `selected` layer with the most of them; NaN without one."""
+    import torch
+
+    from bestiary.lm.pretraining import open_run
+    from bestiary.mixers.selected import Selected
+
+    _, model = open_run(MODELS / recipe.key)
+    layers = [layer for layer in model.modules() if isinstance(layer, Selected)]
+    seen: list[list[Tensor]] = [[] for _ in layers]
+    for layer, found in zip(layers, seen, strict=True):
+        layer.attends = partial(record, found, layer.attends)
+    with torch.no_grad():
+        model.parallel(torch.from_numpy(text.contexts[:contexts, :-1].astype("int64")))
+    return max((float(torch.cat(found).float().mean()) for found in seen), default=math.nan)
+
+
+def record(found: "list[Tensor]", attends: "Callable[..., Tensor]", *given: Any) -> "Tensor":
+    """Whether positions attend, kept in a list too."""
+    found.append(attends(*given))
+    return found[-1]
 
 
 def selection_loss(recipe: "Pretraining") -> float:

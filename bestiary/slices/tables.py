@@ -242,9 +242,9 @@ def threshold_figure(rows: pd.DataFrame) -> Figure:
 def fit_share_axis(figure: Figure, lines: Sequence[Line]) -> Figure:
     """Extends the axis of shares to everything that is drawn, which may lie outside 0 to 1."""
     drawn = [value for line in lines for part in (line.y, line.low, line.high) for value in part or ()]
-    (axis,) = figure.axes
-    axis.set_ylim(min([-0.03, *filter(np.isfinite, drawn)]), max([1.03, *filter(np.isfinite, drawn)]))
-    axis.axhline(1, color="0.6", linewidth=0.8)
+    for axis in figure.axes:
+        axis.set_ylim(min([-0.03, *filter(np.isfinite, drawn)]), max([1.03, *filter(np.isfinite, drawn)]))
+        axis.axhline(1, color="0.6", linewidth=0.8)
     return figure
 
 
