@@ -175,9 +175,9 @@ def test_shares_closed_are_drawn_against_shares_selected() -> None:
     }
     ((_, figure),) = gap_shares.figures(table)
     lines = {line.get_label(): line for line in figure.axes[1].get_lines()}
-    assert list(lines["learned"].get_xdata()) == [0.25, 0.5]
-    assert list(lines["learned"].get_ydata()) == pytest.approx([0.5, 0.5])
-    assert list(lines["full attention"].get_xdata()) == [1.0]
+    assert np.asarray(lines["learned"].get_xdata()).tolist() == [0.25, 0.5]
+    assert np.asarray(lines["learned"].get_ydata()).tolist() == pytest.approx([0.5, 0.5])
+    assert np.asarray(lines["full attention"].get_xdata()).tolist() == [1.0]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
@@ -91,7 +91,7 @@ def share_selected(recipe: "Pretraining", text: "Text", contexts: int = 200) -> 
     layers = [layer for layer in model.modules() if isinstance(layer, Selected)]
     seen: list[list[Tensor]] = [[] for _ in layers]
     for layer, found in zip(layers, seen, strict=True):
-        layer.attends = partial(record, found, layer.attends)
+        cast(Any, layer).attends = partial(record, found, layer.attends)
     with torch.no_grad():
         model.parallel(torch.from_numpy(text.contexts[:contexts, :-1].astype("int64")))
     return max((float(torch.cat(found).float().mean()) for found in seen), default=math.nan)
