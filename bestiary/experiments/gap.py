@@ -83,6 +83,10 @@ LAYERS = {
     "+ random selection": (LONG, with_short_conv('selected(select="random", heads=2)')),
     "+ programmatic selection": (LONG, with_short_conv('selected(select="repeat", heads=2)')),
     "+ learned selection": (LONG, with_short_conv('selected(select="learned", heads=2, penalty=1e-3)')),
+    "+ learned selection of repeats": (
+        LONG,
+        with_short_conv('selected(select="learned_repeat", heads=2, share=0.27, open=400, ramp=700)'),
+    ),
 }
 
 
