@@ -6,7 +6,7 @@
 
 The name is that of a file, `results/figure2-small.csv`, and the part before its last hyphen that of the experiment.
 The columns are those of the experiment's `summary`; `interval` stands for `low` and `high`, and where there are
-`NAME low` and `NAME high`, they stand behind NAME.
+`NAME low` and `NAME high`, or `NAME_low` and `NAME_high`, they stand behind NAME.
 """
 
 import re
@@ -88,13 +88,20 @@ def cell(row: dict[str, Any], name: str) -> str:
         return ""
     if isinstance(value, str | bool):
         return str(value)
-    if f"{name} low" in row:
-        return f"{value:.2f} ({row[f'{name} low']:.2f} to {row[f'{name} high']:.2f})"
+    for space in (" ", "_"):
+        if (low := row.get(f"{name}{space}low")) is not None:
+            high = row[f"{name}{space}high"]
+            return short(value) if low != low else f"{short(value)} ({short(low)} to {short(high)})"
     if name in SHARES:
         return f"{value:.3f}"
     if name == "seconds" or (value == int(value) and abs(value) < 1e15):
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def short(value: float) -> str:
+    """A number with two digits after the point, or three in all."""
+    return f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
 
 
 def stale() -> Iterator[str]:
