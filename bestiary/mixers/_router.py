@@ -47,11 +47,11 @@ class Router(nn.Linear):
         value = on.to(gate.dtype) if self.open else torch.where(on, gate, torch.zeros_like(gate)).detach()
         return value + torch.where(may, gate - gate.detach(), torch.zeros_like(gate))
 
-    def after_pass(self, y: Chosen, x: Features, may: Bool[Tensor, "batch time"]) -> Chosen:
-        """y, with the penalty as a cost in training; the stage and the cut take notice of x, where it `may` attend."""
-        if self.training and self.open:
+    def after_training_pass(self, y: Chosen, x: Features, may: Bool[Tensor, "batch time"]) -> Chosen:
+        """y, with the penalty as a cost; the stage and the cut take notice of x, where it `may` attend."""
+        if self.open:
             self.observe(x, may)
-        if not (self.training and self.penalty):
+        if not self.penalty:
             return y
         excess = self(x).sigmoid().mean() - (self.most or math.sqrt(x.shape[1])) / x.shape[1]
         return add_cost(y, self.penalty * excess.clamp(min=0))

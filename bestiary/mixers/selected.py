@@ -104,7 +104,9 @@ class Selected(MultiHeadAttention):
             return take(self.parallel(x, tokens=tokens), where)
         places, kept = torch.arange(x.shape[1], device=x.device), self.update_cache(x, None, tokens)
         y = self.attend(take(x, where), places if where is None else where, kept)
-        return y if self.router is None else self.router.after_pass(y, x, self.candidates(x, places, kept))
+        if self.router is None or not self.training:
+            return y
+        return self.router.after_training_pass(y, x, self.candidates(x, places, kept))
 
     def update_cache(self, x: Features, state: State, tokens: Tokens | None = None) -> Any:
         mark = self.selection_marks(x, tokens)
@@ -137,7 +139,7 @@ class Selected(MultiHeadAttention):
     def attends(self, x: Chosen, where: Positions, kept: Any) -> Bool[Tensor, "batch asked"]:
         """Whether the positions `where` attend."""
         may = self.candidates(x, where, kept)
-        return may & self.router.selects(x) if self.router is not None and self.most is None else may
+        return may if self.router is None or self.most is not None else may & self.router.selects(x)
 
     def candidates(self, x: Chosen, where: Positions, kept: Any) -> Bool[Tensor, "batch asked"]:
         """Whether the positions `where` may attend: all those among which a router selects by itself."""
