@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-SHARE = float(os.environ.get("HOSTILE", "1"))  # of the counts: CI takes a quarter, `./lab test -m hostile` all
+SHARE = float(os.environ.get("HOSTILE", "1"))  # of the counts: CI takes a tenth, `./lab test -m hostile` all
 Recorder = Callable[[str, object], None]  # the fixture `record_property`
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
