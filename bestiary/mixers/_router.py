@@ -12,6 +12,21 @@ from bestiary.mixers._mixer import Chosen, Features
 PACE = 0.1  # of the running mean of the cut: some 10 passes
 
 
+LEARNED = ("learned", "learned_repeat")  # ways to select with a router
+
+
+def check_selection(select: str, *, share: float, most: int | None, penalty: float, open: int) -> None:
+    """Raises ValueError for options of `selected` that do not go together."""
+    if not 0 < share <= 1:
+        raise ValueError(f"a share of {share} is not above 0 and at most 1")
+    if penalty < 0 or (penalty and select not in LEARNED):
+        raise ValueError(f"a penalty of {penalty} with select={select!r}: only a router has one, 0 or more")
+    if open < 0 or (open and (select not in LEARNED or most is not None)):
+        raise ValueError(f"open={open}: 0 or more passes, of a router, without `most`")
+    if select == "learned_repeat" and most is not None:
+        raise ValueError(f"most={most} with select='learned_repeat': a share of the positions is selected there")
+
+
 class Router(nn.Linear):
     """g_i = sigmoid(w . x_i); position i is selected where w . x_i > cut. Weights are drawn N(0, 0.02).
 

@@ -14,8 +14,7 @@ Gradient of the router: with `most` that of f_i = g_i where i attends, and none 
 everywhere, for which every position is computed where gradients are recorded. Without `most` every position is
 computed under torch.func.vmap, too, whatever selects.
 `penalty` adds penalty max(0, mean_i g_i - most / T) to the loss in training, so that the router becomes sparse (in the
-paper's code 1e-3, with sqrt(T) for `most`, which holds here where there is none).
-Weights are drawn N(0, 0.02).
+paper's code 1e-3, with sqrt(T) for `most`, which holds here where there is none). Weights are drawn N(0, 0.02).
 Departs from the paper: its router keeps the k best scores of a sequence, which looks ahead; a threshold and a count do
 not, but a router that is not sparse spends them early. In training its code weighs every position by g; here what is
 selected is always the same as outside training. No noise is added. Positions are rotary unless switched off, no biases.
@@ -28,7 +27,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from bestiary.mixers._mixer import Chosen, Features, State, Where, take
-from bestiary.mixers._router import Router
+from bestiary.mixers._router import LEARNED, Router, check_selection
 from bestiary.mixers._softmax import (
     MultiHeadAttention,
     Positions,
@@ -80,19 +79,10 @@ class Selected(MultiHeadAttention):
         ramp: Positive = 400,
     ) -> None:
         super().__init__(dim, heads, rotary=rotary)
-        learned = select in ("learned", "learned_repeat")
-        if not 0 < share <= 1:
-            raise ValueError(f"a share of {share} is not above 0 and at most 1")
-        if penalty < 0 or (penalty and not learned):
-            raise ValueError(f"a penalty of {penalty} with select={select!r}: only a router has one, 0 or more")
-        if open < 0 or (open and (not learned or most is not None)):
-            raise ValueError(f"open={open}: 0 or more passes, of a router, without `most`")
-        if select == "learned_repeat" and most is not None:
-            raise ValueError(f"most={most} with select='learned_repeat': a share of the positions is selected there")
+        check_selection(select, share=share, most=most, penalty=penalty, open=open)
         self.select, self.share, self.seed, self.most = select, share, seed, most
-        self.router = None
-        if learned:
-            self.router = Router(dim, share=share, most=most, penalty=penalty, open=open, ramp=ramp)
+        how: Any = {"share": share, "most": most, "penalty": penalty, "open": open, "ramp": ramp}
+        self.router = Router(dim, **how) if select in LEARNED else None
 
     def forward(self, x: Features, state: State = None, *, tokens: Tokens | None = None) -> tuple[Features, State]:
         kept = self.update_cache(x, state, tokens)
@@ -120,15 +110,13 @@ class Selected(MultiHeadAttention):
         return self.router(x) > 0 if self.router is not None and self.most is not None else x.new_zeros(*x.shape[:2], 0)
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
-        on = self.attends(x, where, kept)
+        on, may = self.attends(x, where, kept), self.candidates(x, where, kept)
         count = self.computed_count(on)
         if count == x.shape[1]:
-            may = self.candidates(x, where, kept)
             return self.gate_factor(x, on, may) * self.attention_output(x, where, kept)
         few = on.to(x.dtype).topk(count, dim=1).indices  # those that attend, and in some rows others
         places = where[few] if where.ndim == 1 else where.gather(1, few)
-        may = self.candidates(x, where, kept).gather(1, few)
-        factor = self.gate_factor(take(x, few), on.gather(1, few), may)
+        factor = self.gate_factor(take(x, few), on.gather(1, few), may.gather(1, few))
         y = factor * self.attention_output(take(x, few), places, kept)
         return y.new_zeros(x.shape).scatter(1, few.unsqueeze(-1).expand(y.shape), y)
 
@@ -145,11 +133,11 @@ class Selected(MultiHeadAttention):
         """Whether the positions `where` may attend: all those among which a router selects by itself."""
         if self.most is None and self.select == "learned":
             return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        if self.most is None and self.select == "random":
-            return (hash_numbers(self.seed, where) < self.share * 2**32).expand(len(x), -1)
         if self.select == "random":
-            numbers = hash_numbers(self.seed, torch.arange(kept.k.shape[2], device=x.device))
-            on = (numbers < self.share * 2**32).expand(len(x), -1)
+            at = where if self.most is None else torch.arange(kept.k.shape[2], device=x.device)
+            on = (hash_numbers(self.seed, at) < self.share * 2**32).expand(len(x), -1)
+            if self.most is None:
+                return on
         else:
             mark = kept.marks.squeeze(-1)
             if self.most is None and x.shape[1] == where.ndim == 1:  # the newest token
@@ -167,10 +155,6 @@ class Selected(MultiHeadAttention):
             return asked if self.most is None else min(self.most, asked)
         return int(on.sum(1).max()) if on.numel() else asked
 
-    def gate_factor(
-        self, x: Chosen, on: Bool[Tensor, "batch asked"], may: Bool[Tensor, "batch asked"]
-    ) -> Float[Tensor, "batch asked 1"]:
+    def gate_factor(self, x: Chosen, on: Tensor, may: Tensor) -> Float[Tensor, "batch asked 1"]:
         """f of the inputs x, of which those `on` attend, and all that `may` teach the router."""
-        if self.router is None:
-            return on.unsqueeze(-1).to(x.dtype)
-        return self.router.factor(x, on, may)
+        return on.unsqueeze(-1).to(x.dtype) if self.router is None else self.router.factor(x, on, may)
