@@ -100,8 +100,8 @@ def cell(row: dict[str, Any], name: str) -> str:
 
 
 def short(value: float) -> str:
-    """A number with two digits after the point, or three in all."""
-    return f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
+    """A number with about three digits."""
+    return f"{value:,.{2 if abs(value) < 10 else 1 if abs(value) < 100 else 0}f}"
 
 
 def stale() -> Iterator[str]:
