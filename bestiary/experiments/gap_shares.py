@@ -20,6 +20,7 @@ from bestiary.report.plot import Line, panels
 from bestiary.slices.tables import fit_share_axis
 
 SEEDS = range(3)
+TICKS = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5, "1": 1.0}
 
 
 def hybrid(options: str) -> tuple[str, ...]:
@@ -71,4 +72,6 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     if any(line.y for line in drawn):
         note = f"Between {gap.BASE} (0) and {gap.REFERENCE} (1) in log-perplexity; 95 % intervals over seeds."
         shown = panels(contents, x="Share of positions that attend", y="Gap closed", note=note, whiskers=True)
+        for axis in shown.axes:
+            axis.set_xticks(list(TICKS.values()), list(TICKS))
         yield "", fit_share_axis(shown, drawn)
