@@ -183,9 +183,9 @@ def perplexity_figure(found: pd.DataFrame, column: str, label: str, note: str) -
     for title, part in (("AR hits", "hits"), ("Other tokens", "other")):
         contents[title] = []
         for name, rows in found.sort_values(column, kind="stable").groupby("model", sort=False):
-            x = (rows[column] / 1e6).round(1) if column == "tokens" else rows[column]
+            x = [float(f"{value / 1e6:.2g}") if column == "tokens" else value for value in rows[column].tolist()]
             ends = (rows[f"{part}{end}"].tolist() for end in ("", "_low", "_high"))
-            contents[title].append(Line(str(name), x.tolist(), *ends))
+            contents[title].append(Line(str(name), x, *ends))
     return panels(contents, x=label, y="Perplexity", note=note, shares=False)
 
 
