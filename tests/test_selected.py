@@ -136,6 +136,11 @@ def test_a_router_that_may_select_so_many_obeys(law: str) -> None:
     MIXER_LAWS[law](parse("mixers", "selected(most=20)")[0])
 
 
+@pytest.mark.parametrize("law", [law for law in MIXER_LAWS if law not in ("no dead state", "gradients")])
+def test_a_router_among_repeats_obeys(law: str) -> None:  # where nothing repeats, nothing attends and no gradient flows
+    MIXER_LAWS[law](parse("mixers", 'selected(select="learned_repeat", share=0.5, open=2, ramp=2)')[0])
+
+
 @pytest.mark.parametrize("options", ["", "most=6", 'select="random"', 'select="random", most=6', 'select="repeat"'])
 def test_where_no_gradient_is_asked_for_the_same_comes_of_selected_positions_alone(
     options: str, monkeypatch: pytest.MonkeyPatch

@@ -52,7 +52,6 @@ class Selected(MultiHeadAttention):
         'select="random", heads=1, rotary=False, seed=3',
         'select="random", share=0.5, most=24',
         "share=0.5, open=2, ramp=2",
-        'select="learned_repeat", share=0.5, open=2, ramp=2',
     )
     later_options: ClassVar = ("open", "ramp")
     reads_tokens = True
