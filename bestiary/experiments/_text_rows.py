@@ -64,6 +64,8 @@ def sliced(scale: str, corpus: "Corpus", models: "Sequence[tuple[str, Pretrainin
     from bestiary.slices import tables
 
     threshold = gap.find_setting(scale).threshold
+    finished = {recipe.key: recipe for _, recipe in models if gap.outcome(recipe) != "diverged"}
+    text, losses = gap.read_losses(scale, corpus, finished) if finished else (None, {})
     for name, recipe in models:
         ended = gap.run_result(recipe)
         row: dict[str, Any] = {field: getattr(recipe, field) for field in ("key", "dim", "steps", "rate", "seed")}
@@ -71,9 +73,8 @@ def sliced(scale: str, corpus: "Corpus", models: "Sequence[tuple[str, Pretrainin
         row |= {"parameters": count_parameters(recipe, embeddings=False), "seconds": ended["seconds"]}
         row |= {"outcome": ended["outcome"], "selection": selection_loss(recipe), "formed": False}
         row |= {f"{part}_nats": math.nan for part in PARTS}
-        if ended["outcome"] != "diverged":
-            text, losses = gap.read_losses(scale, corpus, {name: recipe})
-            found = tables.estimate_text(text, losses, threshold)
+        if text is not None and recipe.key in losses:
+            found = tables.estimate_text(text, {name: losses[recipe.key]}, threshold)
             row |= {f"{part}_nats": float(found.log_perplexity(name, part)[0]) for part in PARTS}
             row |= {"formed": found.recall_formed(name), "hits_share": found.share_of_hits().value}
             row["selected"] = share_selected(recipe, text)

@@ -109,7 +109,8 @@ class Selected(MultiHeadAttention):
         return self.router(x) > 0 if self.router is not None and self.most is not None else x.new_zeros(*x.shape[:2], 0)
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
-        on, may = self.attends(x, where, kept), self.candidates(x, where, kept)
+        on = self.attends(x, where, kept)
+        may = on if self.router is None else self.candidates(x, where, kept)
         count = self.computed_count(on)
         if count == x.shape[1]:
             return self.gate_factor(x, on, may) * self.attention_output(x, where, kept)
