@@ -132,6 +132,8 @@ def test_a_file_is_plotted_without_a_store_as_its_store_is(tmp_path: Path, monke
     store.folder.rename("elsewhere")
     shown = run_cli("plot", "figure2", "--from", "figure2-smoke.csv")
     assert "12 runs, begun 20" in shown
+    for choice in ("--only", "--with", "--known"):
+        assert "do not go with it" in run_cli("plot", "figure2", "--from", "figure2-smoke.csv", choice, "x", status=2)
     for suffix in ("csv", "svg", "png"):
         name = f"figure2-smoke.{suffix}"
         assert (tmp_path / "figures" / name).read_bytes() == (tmp_path / "stored" / name).read_bytes()

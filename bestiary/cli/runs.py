@@ -240,6 +240,8 @@ def plot(
     from bestiary.runs.table import results
 
     if source is not None:
+        if added or only or known is not None:
+            refuse("--from has all its results from one file; --with, --only and --known do not go with it")
         plot_file(experiment, source, figures)
         return
     with user_input():
