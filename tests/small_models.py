@@ -40,4 +40,12 @@ def small_mamba(vocab: int) -> Any:
     return MambaForCausalLM(MambaConfig(vocab_size=vocab, hidden_size=32, num_hidden_layers=2, state_size=4))
 
 
+def small_llama(vocab: int) -> Any:
+    """Rotary positions and gated MLPs."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **shape))
+
+
 SMALL_MODELS = (small_gpt2, small_mamba)

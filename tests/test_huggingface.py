@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_models import SMALL_MODELS, small_gpt2, small_tokenizer
+from small_models import SMALL_MODELS, small_gpt2, small_llama, small_tokenizer
 from torch.nn import functional as F
 
 from bestiary.model import Model
@@ -330,6 +330,31 @@ def test_a_damaged_folder_is_one_line(file: str, damage: str, tmp_path: Path) ->
             open_causal(tmp_path / "out")
         assert "\n" not in str(told.value)
         assert str(tmp_path / "out") in str(told.value)
+
+
+def test_weights_of_eight_bits_are_read(tmp_path: Path) -> None:
+    """FP8 in blocks, as DeepSeek-V3 and others publish it: each block is stored as numbers of 8 bits and a scale."""
+    from safetensors.torch import load_file, save_file
+
+    from bestiary.lm.huggingface import open_causal, token_losses
+
+    tokenizer = small_tokenizer()
+    small_llama(len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    contexts = np.random.default_rng(0).integers(0, len(tokenizer), (3, 9))
+    exact = token_losses(open_causal(tmp_path)[0], contexts)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if "_proj" in name]:
+        blocks = [rows.split(8, dim=1) for rows in weights[name].split(8)]
+        scales = torch.stack([torch.stack([block.abs().max() / 448 for block in row]) for row in blocks])
+        divided = weights[name] / scales.repeat_interleave(8, 0).repeat_interleave(8, 1)
+        weights |= {name: divided.to(torch.float8_e4m3fn), f"{name}_scale_inv": scales}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [8, 8]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = token_losses(open_causal(tmp_path)[0], contexts)
+    assert 1e-6 < np.abs(found - exact).max() < 0.05
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
