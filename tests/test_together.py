@@ -1,6 +1,7 @@
 """Many recipes as one program: the same measurements, run by run, as those of `train`."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,18 @@ EVERY = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) fo
 @pytest.mark.parametrize("name", EVERY)
 def test_members_measure_what_they_would_alone(name: str) -> None:
     same(members(name))
+
+
+def test_members_with_a_lone_number_among_their_weights_measure_what_they_would_alone(tmp_path: Path) -> None:
+    """A parameter without axes, as modules of others have them."""
+    (tmp_path / "scaled.py").write_text(
+        "import torch\nfrom bestiary import Mixer\n\n\n"
+        "class Scaled(Mixer):\n"
+        "    def __init__(self, dim):\n        super().__init__()\n"
+        "        self.scale = torch.nn.Parameter(torch.tensor(0.5))\n\n"
+        "    def forward(self, x, state=None):\n        return self.scale * x, None\n"
+    )
+    same(members(str(tmp_path / "scaled.py")))
 
 
 OPTIONS = [part for name in names("mixers") for part in list(variants("mixers", name))[1:]]

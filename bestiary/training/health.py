@@ -137,6 +137,6 @@ def stacked_signs(
 ) -> list[dict[str, float]]:
     """`training_signs` of each member of a stack, from its stacked weights and gradients."""
     moved = [weight - first for weight, first in zip(weights, start, strict=True)]
-    norms = [torch.stack([x.flatten(1).norm(dim=1) for x in part]).T.tolist() for part in (gradients, moved)]
+    norms = [torch.stack([x.reshape(len(x), -1).norm(dim=1) for x in part]).T.tolist() for part in (gradients, moved)]
     counts = [weight[0].numel() for weight in weights]
     return [name_signs(names, of_gradients, of_moves, counts) for of_gradients, of_moves in zip(*norms, strict=True)]

@@ -203,7 +203,7 @@ class Stack:
         (change,) = self.adam.param_groups[0]["params"]
         weights = list(self.weights.values())
         flat = [torch.zeros_like(w) if g is None else g for g, w in zip(grads, weights, strict=True)]
-        change.grad = torch.cat([g.flatten(1) for g in flat], dim=1)
+        change.grad = torch.cat([g.reshape(len(g), -1) for g in flat], dim=1)
         if (clip := self.recipes[0].clip) is not None:
             change.grad *= (clip / (change.grad.norm(dim=1, keepdim=True) + 1e-6)).clamp(max=1.0)
         change.zero_()
