@@ -3,12 +3,13 @@
 Models learn MQAR of 4 pairs in 64 tokens. They are then tested at up to eight times the length with the same pairs,
 where all that grows is how long a pair must persist; at up to four times the pairs in the same length, where all that
 grows is what the state must hold; and at both. Longer sequences usually grow in both at once, so that a drop does not
-say which it is (the question is that of PoST, arXiv 2604.07658). The state of every
-linear mixer is a matrix of 32 by 32 numbers for each of two heads; attention stands beside them.
+say which it is (the question is that of PoST, arXiv 2604.07658). The state of every linear mixer is a matrix of 32 by
+32 numbers for each of two heads; attention stands beside them.
 
 How memories forget is an axis of its own: not at all (DeltaNet, linear attention), at fixed rates spread over the
 heads (RetNet), or as the input says, from a start where half of the heads forget within some 16 tokens (gated DeltaNet
-as published) or keep for longer (its short start).
+as published) or keep for longer (its short start), or by PoST's spectrum, spread from one token to the trained length
+and slower the later it is.
 """
 
 from collections.abc import Iterator
@@ -21,20 +22,22 @@ from bestiary.experiments._protocol import Part, first_runs, next_runs, score_pa
 from bestiary.report.plot import Line, panels
 from bestiary.training.recipe import Recipe
 
-HELD = "heads=2, key=32, value=32"
+LENGTH, PAIRS = TRAINED = 64, 4
+HELD, MAMBA = "heads=2, key=32, value=32", "expand=1, head=32, state=32, conv=1, skip=0.0"
 MIXERS = {
     "Attention": "base_conv, attention(heads=2, rotary=False)",
     "Linear attention": "base_conv, linear_attention(heads=2, normalise=False)",
     "RetNet": "base_conv, retnet(heads=2, expand=1)",
     "GLA": "base_conv, gla(heads=2, key=32)",
-    "Mamba-2": "base_conv, mamba2(expand=1, head=32, state=32, conv=1, skip=0.0)",
+    "Mamba-2": f"base_conv, mamba2({MAMBA})",
+    "Mamba-2, PoST": f"base_conv, mamba2({MAMBA}, taper={LENGTH})",
     "DeltaNet": "base_conv, delta_net(heads=2, conv=1)",
     "Gated DeltaNet": f"base_conv, gated_delta({HELD}, conv=1)",
     "Gated DeltaNet, short start": f"base_conv, gated_delta({HELD}, conv=1, init='short')",
+    "Gated DeltaNet, PoST": f"base_conv, gated_delta({HELD}, conv=1, init='short', taper={LENGTH})",
     "KDA": f"base_conv, kda({HELD}, conv=1)",
     "RWKV-7": "base_conv, rwkv7(heads=2, layer=1, layers=2)",
 }
-LENGTH, PAIRS = TRAINED = 64, 4
 BOTH = "length", "Tokens, a pair in 16"
 AXES = {  # the tests of each axis: lengths and pairs
     "longer": tuple((LENGTH * factor, PAIRS) for factor in (1, 2, 4, 8)),

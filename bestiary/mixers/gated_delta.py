@@ -14,9 +14,12 @@ log-uniform in (0.001, 0.1). Linear maps, by `init`:
     "short"    N(0, 1 / sqrt(inputs)) and A uniform in (0, 1): ours, for a few hundred steps. With A up to 16 half of
                the heads forget within 16 tokens at first
 
+`taper=LENGTH` is PoST (arXiv 2604.07658) for a model trained on so many tokens: see `TaperedRates`. At the start
+log A rises evenly over the heads from 0 to log(LENGTH), dt is as above, and PoST's code has the maps of "fla".
 Departs from the paper: nothing known.
 """
 
+import math
 from typing import ClassVar, Literal
 
 from jaxtyping import Float
@@ -27,6 +30,7 @@ from bestiary.mixers._delta import softplus, unit_queries
 from bestiary.mixers._mixer import FastWeight, Features, State, normalize, step_sizes
 from bestiary.mixers._norm import RMSNorm
 from bestiary.mixers._start import FLA, SHORT, XAVIER, Start
+from bestiary.mixers._taper import TaperedRates
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -37,7 +41,8 @@ class GatedDelta(FastWeight):
     """S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, one alpha and one beta per head."""
 
     family: ClassVar = "delta"
-    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, negative=True, init='fla2024'", "init='short'")
+    variants: ClassVar = ("heads=1, key=8, value=4, conv=1, negative=True, init='fla2024'", "init='short'", "taper=32")
+    later_options: ClassVar = ("taper",)
 
     def __init__(
         self,
@@ -49,6 +54,7 @@ class GatedDelta(FastWeight):
         conv: Positive = 4,
         negative: bool = False,
         init: Literal["paper", "fla2024", "fla", "short"] = "paper",
+        taper: Positive | None = None,
     ) -> None:
         super().__init__()
         key = max(1, 3 * dim // (4 * heads)) if key is None else key
@@ -61,15 +67,20 @@ class GatedDelta(FastWeight):
             start.fill(part)
         self.conv = start.conv(sum(self.widths), conv)
         self.decay, self.beta = start.linear(dim, heads), start.linear(dim, heads, bias=True)
-        self.rate, self.dt = start.rate(heads), nn.Parameter(step_sizes((heads,)))
+        self.rate = TaperedRates(0.0, math.log(taper), heads, taper) if taper else start.rate(heads)
+        self.dt = nn.Parameter(step_sizes((heads,)))
         self.gate, self.norm = start.linear(dim, heads * value), RMSNorm(value, eps=1e-5)
         self.out = start.linear(heads * value, dim)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
-        mixed, local = self.conv(self.qkv(x), local)
+        tapered = isinstance(self.rate, TaperedRates)
+        past, read = (local or (None, 0)) if tapered else (local, 0)
+        mixed, past = self.conv(self.qkv(x), past)
         q, k, v = (z.unflatten(-1, (self.shape[0], -1)) for z in F.silu(mixed).split(self.widths, dim=-1))
         q, k, beta = unit_queries(q), normalize(k), self.most * self.beta(x).sigmoid().unsqueeze(-1)
-        g = (-self.rate.exp() * softplus(self.decay(x) + self.dt)).unsqueeze(-1)
+        rate = self.rate(x, read) if isinstance(self.rate, TaperedRates) else self.rate.exp()
+        g = (-rate * softplus(self.decay(x) + self.dt)).unsqueeze(-1)
+        local = (past, read + x.shape[1]) if tapered else past
         return Drive(q, k, beta * v, g, rewrite=(-beta, g.exp() * k)), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
