@@ -18,7 +18,8 @@ class TaperedRates(nn.Module):
 
     So head 0 forgets over a constant share of what was read, head H - 1 over a constant number of tokens, and those
     between lie evenly in between at every position, beyond the length that is trained on too.
-    log A_0 and d are trained. As in the authors' code (Gunale0926/PoST, 1be117b, 10 April 2026).
+    log A_0 and d are trained. Factors and starts equal those of the authors' functions, run, to 2e-15 (Gunale0926/PoST,
+    1be117b, 10 April 2026).
     """
 
     def __init__(self, first: float, last: float, heads: int, length: int) -> None:
