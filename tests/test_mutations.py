@@ -30,8 +30,8 @@ class Mutation(NamedTuple):
 MUTATIONS = {
     "a decay that grows": Mutation(
         mixer="gated_delta",
-        right="(-self.rate.exp() *",
-        wrong="(self.rate.exp() *",
+        right="(-rate * softplus",
+        wrong="(rate * softplus",
         laws=("float32 range",),
         equality=test_mixers.test_gated_delta,
         fails=True,

@@ -45,7 +45,7 @@ AXES = {  # the tests of each axis: lengths and pairs
     "both": tuple((LENGTH * factor, PAIRS * factor) for factor in (1, 2, 4, 8)),
 }
 SIZES: dict[str, dict[str, Any]] = {
-    "smoke": {"dim": 32, "steps": 4, "every": 2, "warmup": 0, "batch": 8, "selection_rows": 8, "test_rows": 8},
+    "smoke": {"dim": 96, "steps": 4, "every": 2, "warmup": 0, "batch": 8, "selection_rows": 8, "test_rows": 8},
     "small": {"dim": 64, "steps": 1500, "every": 50, "batch": 64, "selection_rows": 256, "test_rows": 1000},
     "paper": {"dim": 128, "steps": 10_000, "every": 200, "batch": 256, "selection_rows": 512, "test_rows": 3000},
 }
