@@ -224,14 +224,15 @@ def test_known_results_are_not_made_again_and_stand_beside_new_ones(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     first = recipes("persistence", "smoke")
+    part_known = len(first) + 4
     made = [recipe.model_copy(update={"seed": seed}) for seed in range(3) for recipe in first]
-    for folder, part in {"all": made, "old": made[:14], "new": made[12:]}.items():
+    for folder, part in {"all": made, "old": made[:part_known], "new": made[len(first) :]}.items():
         for recipe in part:
             add_finished_run(Store(folder), recipe, right=(recipe.seed + len(recipe.pattern[1].name)) % 3)
     how = "persistence", "--scale", "smoke"
     for folder, more in {"all": (), "old": (), "new": ("--known", "old.csv")}.items():
         run_cli("export", *how, "--store", folder, "--to", f"{folder}.csv", "--compact", *more)
-    assert read_table(Path("old.csv"))["key"].nunique() == 14
+    assert read_table(Path("old.csv"))["key"].nunique() == part_known
     whole, joined = (read_table(Path(f"{name}.csv")).sort_values(["key", "segment"]) for name in ("all", "new"))
     columns = ["key", "pattern", "segment", "accuracy", "rate", "seed", "processor", "commit"]
     pd.testing.assert_frame_equal(*(table[columns].reset_index(drop=True) for table in (whole, joined)))
@@ -244,7 +245,9 @@ def test_known_results_are_not_made_again_and_stand_beside_new_ones(
     assert shown[0] in shown[2]
     assert "done already" not in shown[2]
     assert not Path("empty").exists()
-    assert "10 of 10 runs known" in run_cli("run", *how, "--store", "empty", "--known", "old.csv", "--dry-run")
+    assert f"{len(first)} of {len(first)} runs known" in run_cli(
+        "run", *how, "--store", "empty", "--known", "old.csv", "--dry-run"
+    )
 
 
 def test_what_is_not_known_of_an_experiment_is_refused_in_one_line(
