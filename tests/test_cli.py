@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from bestiary.cli import console
+from bestiary.cli._measuring import measure_rows
 from bestiary.cli._progress import StatusLine, format_seconds
 from bestiary.runs.store import Store
 from tests.fake_runs import fill_store
@@ -433,3 +436,16 @@ def test_columns_that_fit_stay_in_one_table() -> None:
     assert console.fitting_columns(cells, {"dim", "accuracy"}, 24) == [["mixer", "dim", "accuracy"]]
     assert console.fitting_columns(cells, {"dim", "accuracy"}, 23) == [["mixer", "dim"], ["mixer", "accuracy"]]
     assert console.fitting_columns({}, set(), 80) == []
+
+
+def test_an_interrupted_measurement_says_that_it_can_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def measure(scale: str) -> Iterator[dict[str, Any]]:
+        yield {"news": f"{scale}: one model is trained"}
+        raise KeyboardInterrupt
+
+    vars(experiment := ModuleType("question"))["measure"] = measure
+    with pytest.raises(KeyboardInterrupt):
+        measure_rows(experiment, "smoke", 1)
+    trained, stopped = capsys.readouterr().err.splitlines()
+    assert trained == "smoke: one model is trained"
+    assert stopped == "stopped; what has been trained is kept, and the same command goes on from there"

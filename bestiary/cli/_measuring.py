@@ -1,14 +1,16 @@
-"""What `probe` and `evaluate` do: open a model of either kind, measure it, and keep what was measured."""
+"""What `probe`, `evaluate` and experiments that measure by themselves do; what was measured is kept."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
-from bestiary.cli._progress import Progress
+from bestiary.cli._errors import user_input
+from bestiary.cli._progress import Progress, StatusLine
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,6 +99,32 @@ def evaluate_model(name: str, tasks: Sequence[str], *, limit: int | None, device
     for task, cut in {result.task: result.cut for result in results if result.cut}.items():
         typer.echo(f"bestiary: {task}: the model reads less than {cut:,} of the requests hold; they were cut", err=True)
     return pd.DataFrame(results)
+
+
+def measure_rows(
+    experiment: ModuleType, scale: str, threads: int, known: "pd.DataFrame | None" = None
+) -> "pd.DataFrame":
+    """The table of an experiment that measures by itself; its messages are printed on the way."""
+    import pandas as pd
+    import torch
+
+    from bestiary.report.words import count_noun
+
+    torch.set_num_threads(threads)
+    rows: list[dict[str, Any]] = []
+    results = {} if known is None else {"known": known}
+    with user_input(), StatusLine() as progress:
+        try:
+            for row in experiment.measure(scale, **results):
+                if news := row.pop("news", ""):
+                    progress.note(news)
+                rows += [row] if row else []
+                progress.show(f"measured {count_noun(len(rows), 'row')}")
+        except KeyboardInterrupt:
+            progress.note("stopped; what has been trained is kept, and the same command goes on from there")
+            raise
+        progress.show(f"measured {count_noun(len(rows), 'row')}", last=True)
+    return pd.DataFrame(rows)
 
 
 def say_resumed(journal: Any, path: Path) -> None:

@@ -31,7 +31,7 @@ from bestiary.cli._app import (
     user_input,
     warn_damaged,
 )
-from bestiary.cli.runs import measure_rows
+from bestiary.cli._measuring import measure_rows
 
 if TYPE_CHECKING:
     import duckdb

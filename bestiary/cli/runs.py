@@ -44,6 +44,7 @@ from bestiary.cli._app import (
     user_input,
     warn_damaged,
 )
+from bestiary.cli._measuring import measure_rows
 from bestiary.cli._trust import reading_store
 
 if TYPE_CHECKING:
@@ -278,29 +279,6 @@ def first(experiment: str, scale: str, store: Path) -> str:
     """The command that makes the runs of an experiment, as the end of a message."""
     where = "" if store == Path("runs") else f" --store {store}"
     return f"first: bestiary run {experiment} --scale {scale}{where}"
-
-
-def measure_rows(
-    experiment: ModuleType, scale: str, threads: int, known: "pd.DataFrame | None" = None
-) -> "pd.DataFrame":
-    """The table of an experiment that measures by itself; its messages are printed on the way."""
-    import pandas as pd
-    import torch
-
-    from bestiary.cli._progress import StatusLine
-    from bestiary.report.words import count_noun
-
-    torch.set_num_threads(threads)
-    rows: list[dict[str, Any]] = []
-    results = {} if known is None else {"known": known}
-    with user_input(), StatusLine() as progress:
-        for row in experiment.measure(scale, **results):
-            if news := row.pop("news", ""):
-                progress.note(news)
-            rows += [row] if row else []
-            progress.show(f"measured {count_noun(len(rows), 'row')}")
-        progress.show(f"measured {count_noun(len(rows), 'row')}", last=True)
-    return pd.DataFrame(rows)
 
 
 def run_recipes(
