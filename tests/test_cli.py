@@ -449,3 +449,12 @@ def test_an_interrupted_measurement_says_that_it_can_go_on(capsys: pytest.Captur
     trained, stopped = capsys.readouterr().err.splitlines()
     assert trained == "smoke: one model is trained"
     assert stopped == "stopped; what has been trained is kept, and the same command goes on from there"
+
+
+def test_an_interval_stands_behind_its_value(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"model": ["a", "b"], "loss": [2.5, 3.0], "loss_low": [2.0, None], "loss_high": [3.5, None]}
+    console.print_table(pd.DataFrame(rows | {"hits low": [1, 2], "low": [0.1, 0.2], "high": [0.3, 0.4]}))
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert printed[0] == ["model", "loss", "hits", "low", "95", "%", "interval"]
+    assert printed[1] == ["a", "2.500", "(2", "to", "3.500)", "1", "0.100", "to", "0.300"]
+    assert printed[2] == ["b", "3", "2", "0.200", "to", "0.400"]

@@ -142,17 +142,19 @@ class ProgressDisplay:
 def print_table(table: pd.DataFrame) -> None:
     """Print a table. Values that all rows share stand once above it; an interval is one column; missing is blank.
 
-    A table that is too wide is printed in several, each with the first column.
+    The interval of NAME_low and NAME_high stands behind NAME. A table that is too wide is printed in several, each
+    with the first column.
     """
     if {"low", "high"} <= set(table.columns):
         spans = [f"{low:.3f} to {high:.3f}" for low, high in zip(table["low"], table["high"], strict=True)]
         table = table.drop(columns="high").assign(low=spans).rename(columns={"low": "95 % interval"})
-    shared = [name for name in table.columns if len(table) > 1 and table[name].nunique(dropna=False) == 1]
-    cells = {str(name): format_column(column) for name, column in table.items()}
+    cells = join_intervals({str(name): format_column(column) for name, column in table.items()})
+    alike = {str(name) for name, column in table.items() if column.nunique(dropna=False) == 1}
+    shared = [name for name in cells if len(table) > 1 and name in alike and len(set(cells[name])) == 1]
     if common := [f"{name} {cells[name][0]}" for name in shared if cells[name][0]]:
         out.print(", ".join(common))
     numeric = {str(name) for name, column in table.items() if pd.api.types.is_numeric_dtype(column)}
-    shown = {str(name): cells[str(name)] for name in table.columns.drop(shared)}
+    shown = {name: column for name, column in cells.items() if name not in shared}
     if fitting_columns(shown, numeric, out.width) != [[*shown]]:  # then numbers have their headers word by word
         shown = {name.replace(" ", "\n"): column for name, column in shown.items()}
         numeric = {name.replace(" ", "\n") for name in numeric}
@@ -163,6 +165,17 @@ def print_table(table: pd.DataFrame) -> None:
         for row in zip(*(shown[name] for name in names), strict=True):
             part.add_row(*row)
         out.print(part)
+
+
+def join_intervals(cells: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    """The columns of a table as text, those of NAME_low and NAME_high (or NAME low, NAME high) behind that of NAME."""
+    found = dict(cells)
+    for name in cells:
+        for space in " _":
+            if {low := f"{name}{space}low", high := f"{name}{space}high"} <= set(cells):
+                columns = zip(found[name], found.pop(low), found.pop(high), strict=True)
+                found[name] = [f"{value} ({least} to {most})" if least else value for value, least, most in columns]
+    return found
 
 
 def fitting_columns(cells: Mapping[str, Sequence[str]], numeric: Collection[str], width: int) -> list[list[str]]:

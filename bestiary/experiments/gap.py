@@ -209,11 +209,13 @@ def outcome(recipe: "Pretraining") -> str:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Perplexity of each model by slice, the share of its gap in both measures, and how much of the gap it closes."""
-    rows = table[table["rows"] == "slices"].rename(columns={"share_plain": "share (ppl)", "closed_overall": "closed"})
-    rows = rows.rename(columns={"closed_overall_ppl": "closed (ppl)", "closed_hits": "closed on hits"})
-    wanted = ["model", "parameters", "overall", "hits", "other", "hits_share", "threshold", "formed", "share"]
-    wanted += ["share (ppl)", "why", "closed", "closed (ppl)", "closed on hits", "seconds", "documents", "answers"]
-    return rows[[name for name in [*wanted, "key"] if name in rows]]
+    rows = table[table["rows"] == "slices"]
+    shown = {"overall": "overall", "hits": "hits", "other": "other", "share": "share", "share_plain": "share (ppl)"}
+    shown |= {"closed_overall": "closed", "closed_overall_ppl": "closed (ppl)", "closed_hits": "closed on hits"}
+    ends = {f"{name}{end}": f"{title}{end}" for name, title in shown.items() for end in ("", "_low", "_high")}
+    wanted = ["model", "parameters", "hits_share", "threshold", "formed", *ends.values()]
+    rows = rows.rename(columns=ends)
+    return rows[[name for name in [*wanted, "why", "seconds", "documents", "answers", "key"] if name in rows]]
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
