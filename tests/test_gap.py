@@ -70,6 +70,17 @@ def test_the_gap_is_trained_sliced_and_shown_and_done_once(small: Path, monkeypa
     pd.testing.assert_frame_equal(gap.summary(again).reset_index(drop=True), shown.reset_index(drop=True))
 
 
+def test_models_at_their_best_rates_keep_their_order() -> None:
+    rows = [("a", 1.0, 0, 3.0), ("b", 1.0, 0, 3.0), ("a", 2.0, 0, 2.0), ("b", 2.0, 0, 4.0), ("b", 1.0, 1, 3.0)]
+    table = pd.DataFrame(rows, columns=["model", "rate", "seed", "selection"])
+    chosen = gap_seeds.at_best_rates(table)
+    assert list(zip(chosen["model"], chosen["rate"], chosen["seed"], strict=True)) == [
+        ("a", 2.0, 0),
+        ("b", 1.0, 0),
+        ("b", 1.0, 1),
+    ]
+
+
 @pytest.mark.slow
 def test_seeds_run_at_the_rate_that_selection_prefers(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And neither a second pass trains anything, nor one in another place that is given the results."""

@@ -42,6 +42,7 @@ ZOOLOGY = "Zoology (Arora et al., 2023), figure 2"
 BASED = "Zoology's README, after Based (Arora et al., 2024); digitised"
 REVISITING = "Okpekpe & Orvieto (2025), first version, table 1"
 NEGATIVE = "Grazzi et al. (2024), parity"
+REGULAR = "PD-SSM (Terzić et al., 2025), table 2"
 PRODUCT = "DeltaProduct (Siems et al., 2025), S3"
 LOG_LINEAR = "Log-linear attention (Guo et al., 2025), table 6"
 MECHANISTIC = "Mechanistic evaluation (2505.15105)"
@@ -54,6 +55,7 @@ def small_anchors() -> Iterator[Anchor]:
     yield from one_layer()
     yield from group_words()
     yield from parity()
+    yield from regular_languages()
     yield from delta_net_loads()
     yield from sliding_windows()
     yield from log_linear_attention()
@@ -118,6 +120,13 @@ def group_words() -> Iterator[Anchor]:
         yield Anchor(name, PRODUCT, "delta", published, recipe, (2e-3, 5e-3), measure="solves", departs=departs)
 
 
+def on_longer_strings(pattern: str, task: str, **regime: Any) -> Recipe:
+    """A small model of width 128 that reads strings of up to 40 symbols in training and of 40 to 256 in the test."""
+    sizes = {"dim": 128, "steps": 3000, "batch": 64, "warmup": 300, "every": 100, "stop": None, "test_rows": 2000}
+    tasks = {"train": f"{task}(length=40)", "select": f"{task}(length=40)", "test": f"{task}(least=40, length=256)"}
+    return clean(pattern, **tasks, **(sizes | regime))
+
+
 def parity() -> Iterator[Anchor]:
     """Parity of up to 256 bits after training on up to 40."""
     mixers = {
@@ -128,14 +137,39 @@ def parity() -> Iterator[Anchor]:
         "DeltaNet": ("delta_net(heads=4)", "delta", 0.017),
         "DeltaNet, negative": ("delta_net(heads=4, negative=True)", "delta", 1.0),
     }
-    regime: dict[str, Any] = {"train": "parity(length=40)", "test": "parity(least=40, length=256)", "dim": 128}
-    regime |= {"channel": "mlp", "steps": 3000, "batch": 64, "warmup": 300, "floor": 1e-6, "every": 100}
-    regime |= {"select": "parity(length=40)", "stop": None, "test_rows": 2000}
     for name, (pattern, family, published) in mixers.items():
-        recipe = clean(pattern, **regime)
+        recipe = on_longer_strings(pattern, "parity", channel="mlp", floor=1e-6)
         departs = "3,000 steps of 64 rows for 100,000 of 1,024"
         given = {"measure": "scaled", "best": True, "departs": departs}
         yield Anchor(f"parity, {name}", NEGATIVE, family, published, recipe, (1e-3, 3e-3), **given)
+
+
+def regular_languages() -> Iterator[Anchor]:
+    """Other regular languages in the same way: even pairs, which most solve, and what attention does not learn."""
+    published = {
+        ("even_pairs", "LSTM"): (1.0, 0.0),
+        ("even_pairs", "attention"): (0.904, 0.104),
+        ("even_pairs", "Mamba"): (1.0, 0.0),
+        ("even_pairs", "DeltaNet"): (1.0, 0.0),
+        ("even_pairs", "gated DeltaNet"): (1.0, 0.0),
+        ("even_pairs", "DeltaNet, negative"): (1.0, 0.0),
+        ("cycle_navigation", "attention"): (0.244, 0.005),
+        ("modular_arithmetic", "attention"): (0.236, 0.007),
+    }
+    mixers = {
+        "LSTM": ("lstm", "recurrent", "none"),
+        "attention": ("attention(heads=4)", "attention", "mlp"),
+        "Mamba": ("mamba", "state space", "none"),
+        "DeltaNet": ("delta_net(heads=4)", "delta", "none"),
+        "gated DeltaNet": ("gated_delta(heads=4)", "delta", "none"),
+        "DeltaNet, negative": ("delta_net(heads=4, negative=True)", "delta", "none"),
+    }
+    for (task, name), (share, spread) in published.items():
+        pattern, family, channel = mixers[name]
+        recipe = on_longer_strings(pattern, task, channel=channel, floor=1e-5)
+        departs = "3,000 steps of 64 rows for 100,000 of 256"
+        named = f"{task.replace('_', ' ')}, {name}"
+        yield Anchor(named, REGULAR, family, share, recipe, (2e-3,), spread, departs=departs)
 
 
 def delta_net_loads() -> Iterator[Anchor]:

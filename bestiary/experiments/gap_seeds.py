@@ -43,8 +43,10 @@ def best_rates(table: pd.DataFrame) -> dict[str, float]:
 
 
 def at_best_rates(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of each model at the rate chosen for it."""
-    return table[table["rate"] == table["model"].map(best_rates(table))]
+    """The rows of each model at the rate chosen for it; the models in the order of the table."""
+    chosen = table[table["rate"] == table["model"].map(best_rates(table))]
+    order = pd.Index(table["model"].unique())
+    return chosen.sort_values("model", key=order.get_indexer, kind="stable")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
