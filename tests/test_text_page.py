@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from browsing import Reader
 
+from bestiary.report.words import count_noun
 from bestiary.slices.page import Passage, write_page
-from bestiary.slices.tables import FACETS, first_words, interval_sentences, page_figures, plural, selection_note
+from bestiary.slices.tables import FACETS, first_words, interval_sentences, page_figures, selection_note
 
 PIECES = [
     "<|endoftext|>",
@@ -483,7 +484,7 @@ def test_what_is_shown_is_told_for_one_model_and_for_two(models: int, what: str)
 
 
 def test_one_document_is_no_documents() -> None:
-    assert [plural(count, "document") for count in (0, 1, 1234)] == ["0 documents", "1 document", "1,234 documents"]
+    assert [count_noun(count, "document") for count in (0, 1, 1234)] == ["0 documents", "1 document", "1,234 documents"]
     assert interval_sentences(1, "piece") == ["A single piece has no intervals."]
     assert len(interval_sentences(19, "document")) == 2
     assert interval_sentences(20, "document") == ["Intervals of 95 % are over 20 documents."]

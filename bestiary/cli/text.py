@@ -64,12 +64,12 @@ def corpus(
 def prepared(source: str, out: Path, **how: Any) -> "Corpus":
     """A corpus, written if it is not there, with progress on the way."""
     from bestiary.corpus.prepare import prepare
-    from bestiary.slices.tables import plural
+    from bestiary.report.words import count_noun
 
     with StatusLine() as line:
 
         def progress(documents: int, tokens: int) -> None:
-            line.show(f"{plural(documents, 'document')}, {plural(tokens, 'token')}")
+            line.show(f"{count_noun(documents, 'document')}, {count_noun(tokens, 'token')}")
 
         return prepare(source, out, **how, progress=progress)
 

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.report.plot import Line, panels
+from bestiary.report.words import count_noun
 from bestiary.slices.hits import count_earlier
 from bestiary.slices.slices import (
     LOG_SHARE,
@@ -125,10 +126,11 @@ def summary_sentences(text: "Text", found: Estimates, names: Sequence[str], thre
     """The result in sentences, with its numbers and formulas; the last of several models is the reference."""
     gram = "bigram" if text.order == 2 else f"{text.order}-gram"
     rate = 1e6 * threshold / max(1, text.counts.total)
-    rare = f"at most {plural(threshold, 'time')} in the {text.counts.total:,} tokens counted ({rate:.3g} per million)"
+    times = "once" if threshold == 1 else f"{threshold:,} times"
+    rare = f"at most {times} in the {text.counts.total:,} tokens counted ({rate:.3g} per million)"
     tail = f"and {rare}" if text.order == 2 else f"and its last bigram {rare}"
     lines = [
-        f"{text.name}: {text.documents.size:,} tokens of {plural(found.documents, text.unit)} in contexts of "
+        f"{text.name}: {text.documents.size:,} tokens of {count_noun(found.documents, text.unit)} in contexts of "
         f"{text.shape[1]:,}; {found.share_of_hits().percent} are hits: the {gram} that they end occurred earlier in "
         f"the context {tail}."
     ]
@@ -180,17 +182,12 @@ def interval_sentences(count: int, unit: str) -> list[str]:
     """What the intervals are over, and how far they can be trusted."""
     if count < 2:
         return [f"A single {unit} has no intervals."]
-    lines = [f"Intervals of 95 % are over {plural(count, unit)}."]
+    lines = [f"Intervals of 95 % are over {count_noun(count, unit)}."]
     if count < ROUGH:
         lines.append(f"With fewer than {ROUGH} {unit}s they are a rough guide.")
     if unit == "piece":
         lines.append("Pieces are cut from longer documents, so intervals over them say nothing about other documents.")
     return lines
-
-
-def plural(count: int, noun: str) -> str:
-    """A number and its noun: "1 document", "1,234 documents"."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def selection_note(models: int, unit: str = "document") -> str:
