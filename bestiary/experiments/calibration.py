@@ -50,8 +50,11 @@ def recipes(scale: str) -> Iterator[Recipe]:
     """
     if not anchors(scale):
         raise ValueError(f"{scale} has none of these numbers: {', '.join(ONLY)}")
-    for anchor in anchors(scale):
-        yield from anchor.runs(anchor.rates[0], SEEDS) if len(anchor.rates) == 1 else anchor.runs()
+    yield from distinct(
+        recipe
+        for anchor in anchors(scale)
+        for recipe in (anchor.runs(anchor.rates[0], SEEDS) if len(anchor.rates) == 1 else anchor.runs())
+    )
 
 
 def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
@@ -61,7 +64,12 @@ def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
         tried = runs_of(table, anchor.runs())
         if len(tried) == len(anchor.rates) > 1:
             more += anchor.runs(best_rate(tried), SEEDS)[1:]
-    return more
+    return distinct(more)
+
+
+def distinct(recipes: Iterable[Recipe]) -> list[Recipe]:
+    """Each recipe once: two sources may have a number of the same runs."""
+    return list({recipe.key: recipe for recipe in recipes}.values())
 
 
 def runs_of(table: pd.DataFrame, recipes: Iterable[Recipe]) -> pd.DataFrame:
