@@ -263,6 +263,7 @@ def test_a_file_of_an_experiment_is_shown_and_not_checked(tmp_path: Path) -> Non
     assert "an experiment is run by `bestiary run`" in checked.err
 
 
+@pytest.mark.slow
 def test_a_column_that_the_results_lack_is_named_with_those_there_are(tmp_path: Path) -> None:
     file = write_experiment(tmp_path, steps=1)
     file.write_text(

@@ -285,6 +285,7 @@ def test_a_damaged_claim_is_named_and_the_sweep_goes_on(store: Store, run: Path,
     assert f"set it aside with: mv {run} {run}.damaged" in output
 
 
+@pytest.mark.slow
 def test_a_sweep_fails_what_is_damaged_and_does_the_rest(store: Store, run: Path) -> None:
     unfinished(run)
     (run / "claim-0" / "owner.json").unlink()

@@ -547,6 +547,7 @@ def test_the_page_stands_alone_and_plays_the_row(cases: Cases) -> None:
     assert {*row["tokens"], *row["says"]} <= row["words"].keys()
 
 
+@pytest.mark.slow
 def test_the_command_explains_a_run_and_says_what_is_missing(tmp_path: Path) -> None:
     run = ["--task", f"mqar(vocab={VOCAB}, length={LENGTH}, pairs=4)", "--layers", "base_conv, attention", "dim=8"]
     run += ["steps=2", "every=2", "batch=4", "selection_rows=8", "test_rows=8"]

@@ -339,6 +339,7 @@ def test_a_checkpoint_waits_longer_if_it_takes_long_to_write(monkeypatch: pytest
 STACK = [clean("attention", **SMALL, seed=seed, rate=rate) for seed, rate in ((0, 3e-3), (1, 3e-3), (0, 1e-2))]
 
 
+@pytest.mark.slow
 def test_a_stack_goes_on_from_the_checkpoints_of_its_members(store: Store, tmp_path: Path) -> None:
     whole = Store(tmp_path / "whole")
     carry_out(whole, *STACK)

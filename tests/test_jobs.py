@@ -100,6 +100,7 @@ def test_sweeps_that_share_recipes_each_begin_with_long_ones_and_go_on_to_all(tm
     assert ran == [[[4], [2], [0], [3], [1]], [[3], [1], [4], [2], [0]]]
 
 
+@pytest.mark.slow
 def test_runs_trained_together_leave_what_they_would_alone(tmp_path: Path) -> None:
     asked, tables = [*recipes(3), *recipes(2, rate=1e-2)], []
     for together in ("always", "never"):

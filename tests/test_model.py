@@ -140,6 +140,7 @@ def test_memory_is_the_most_that_a_state_holds_on_the_way_and_not_what_it_holds_
     assert memory(lambda: Model(20, dim=32, depth=1, pattern=(mixer,)), time=64).numbers == max(sizes)
 
 
+@pytest.mark.slow
 def test_a_state_can_be_measured_after_another_library_has_replaced_a_constructor() -> None:
     code = """
 import torch
@@ -175,6 +176,7 @@ def test_a_mixer_names_a_short_sequence_after_which_its_state_has_the_same_size(
     assert memory_after(built.to("meta"), 40, 32).numbers == sizes[-1]
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_model_is_that_of_its_layers_after_the_same_length() -> None:
     pattern = parse("mixers", 'titans(chunk=4), attention, log_linear, selected(select="repeat")')
     made = partial(Model, 20, dim=32, depth=4, pattern=pattern)

@@ -305,6 +305,7 @@ def test_a_wrapped_module_is_trained_by_workers_and_read_again(tmp_path: Path) -
         read_results(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_check_takes_text_specs_classes_and_tasks() -> None:
     assert "BROKEN" not in str(check("lru, short_conv"))
     assert check(parse("tasks", "parity")[0])

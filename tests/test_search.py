@@ -212,6 +212,7 @@ def test_match_prints_the_widths_and_the_ratio_reached() -> None:
     assert "ratio" in done.output
 
 
+@pytest.mark.slow
 def test_match_keeps_the_table_when_one_pattern_has_no_match() -> None:
     from bestiary.cli import app
 

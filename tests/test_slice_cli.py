@@ -79,6 +79,7 @@ def test_where_nothing_can_be_written_no_model_is_opened(
     assert [path.name for path in (place / "mine").iterdir()] == ["thesis.txt"]
 
 
+@pytest.mark.slow
 def test_a_slice_that_was_stopped_goes_on_and_gives_the_same(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measuring, "CHUNK_TOKENS", 5 * 16)
     asked, whole = list[int](), losses_of.model_losses

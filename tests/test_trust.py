@@ -120,6 +120,7 @@ def test_it_is_counted_shown_and_drawn_by_name(hostile: Recipe, canary: Canary, 
     assert not canary.sang
 
 
+@pytest.mark.slow
 def test_no_way_to_name_a_file_in_a_store_runs_it(hostile: Recipe, canary: Canary, tmp_path: Path) -> None:
     stored, store, like = hostile.json(), tmp_path / "runs", recipe("attention").key
     for number, form in enumerate(forms(stored, canary.file)):
@@ -137,6 +138,7 @@ def test_no_way_to_name_a_file_in_a_store_runs_it(hostile: Recipe, canary: Canar
         assert not canary.sang, f"{verb}"
 
 
+@pytest.mark.slow
 def test_an_experiment_runs_no_file_that_its_runs_name(hostile: Recipe, canary: Canary, tmp_path: Path) -> None:
     from bestiary.spec import load
 
