@@ -6,7 +6,7 @@
 import torch
 from torch import nn
 
-from bestiary.mixers._mixer import Features, Mixer
+from bestiary.mixers import Features, Mixer
 
 
 class Peeking(Mixer):

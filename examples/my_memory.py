@@ -4,7 +4,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, ShortConv, State, normalize
+from bestiary.mixers import FastWeight, Features, ShortConv, State, normalize
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from bestiary.mixers._mixer import Features, Mixer
+from bestiary.mixers import Features, Mixer
 from bestiary.ops.scan import scan
 
 

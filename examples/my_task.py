@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
-from bestiary.tasks._task import SILENT, Batch, Task
+from bestiary.tasks import SILENT, Batch, Task
 
 
 class Lookup(Task):

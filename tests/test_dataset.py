@@ -56,5 +56,7 @@ def test_every_public_name_can_be_had() -> None:
     assert all(getattr(bestiary, name) is not None for name in bestiary.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         bestiary.nothing  # noqa: B018
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        bestiary.tasks.nothing  # noqa: B018
+    for room in (bestiary.tasks, bestiary.mixers):
+        assert all(getattr(room, name) is not None for name in room.__all__)
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            room.nothing  # noqa: B018
