@@ -23,6 +23,7 @@ from bestiary.experiments import load as loads
 from bestiary.experiments._default import default_figures, default_summary
 from bestiary.model import memory
 from bestiary.report.references import least_width, recalls, references
+from bestiary.runs.intervals import wilson
 from bestiary.runs.store import Outcome, Record
 from bestiary.runs.table import segment_rows
 from bestiary.spec import load, names, parse
@@ -131,6 +132,13 @@ def test_steps_to_solve_runs_other_seeds_at_the_rate_that_solved_soonest_or_scor
     assert asked_after((100, False), (300, False), (200, False)) == set()  # a rate has not been tried
 
 
+def test_a_run_that_solved_the_task_and_then_diverged_did_not_solve_it() -> None:
+    first, second = steps_to_solve.first_runs("kda", "small")[:2]
+    table = pd.DataFrame([*rows(first, 990, solved=True), *rows(second, 990, solved=True)])
+    table = table.assign(solved=[100.0, 300.0], outcome=["diverged", "solved"])
+    assert steps_to_solve.best_rate(table) == second.rate
+
+
 def anchor(name: str) -> calibration.Anchor:
     return next(one for one in calibration.anchors("small") if one.name == name)
 
@@ -173,6 +181,8 @@ def test_an_anchor_is_scored_as_its_source_scores() -> None:
     row = calibration.compare(best, runs_of_anchor(best, 500, 750, 400))
     assert row is not None
     assert (row["ours"], row["verdict"]) == (pytest.approx(0.5), "not reproduced")
+    edges = [2 * edge - 1 for edge in wilson(0.75, 1000)]  # of the best seed's answers, scaled: guessing is 0.5
+    assert [row["low"], row["high"]] == pytest.approx(edges)
 
 
 def test_calibration_runs_the_other_seeds_once_all_rates_were_tried() -> None:
@@ -220,6 +230,11 @@ def test_the_mad_score_is_the_mean_over_tasks_of_the_mean_over_settings_at_the_b
     kept = [row for i, made in enumerate(each) for row in rows(made, 800 if i % 6 == 2 else 300)]
     (row,) = mad.summary(pd.DataFrame(kept)).to_dict("records")
     assert [row[task] for task in (*mad.SWEEPS, "MAD score")] == pytest.approx([0.8] * 7)
+    others = pd.DataFrame(kept).assign(seed=1)  # another seed, which diverges at what is best for the first
+    there = others["accuracy"] == 0.8
+    others = others.assign(accuracy=others["accuracy"].mask(there), outcome=others["outcome"].mask(there, "diverged"))
+    (row,) = mad.summary(pd.concat([pd.DataFrame(kept), others])).to_dict("records")
+    assert row["MAD score"] == pytest.approx(0.4), "a run that diverged counts as 0"
 
 
 def test_accuracy_at_each_length_is_told_apart() -> None:
@@ -331,6 +346,30 @@ def test_recipes_alone_give_a_table_at_the_best_rate_and_a_line_for_each_mixer()
     assert suffix == ""
     assert figure.axes[0].get_xlabel() == "dim"
     assert [list(line.get_ydata()) for line in figure.axes[0].lines] == [[0.7, 0.9], [0.5]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "axis"),
+    [
+        (({"task": "reverse(length=16)"}, {"task": "odds_first(length=16)"}), "task"),  # of the same options
+        (({"steps": 500}, {"steps": 2000}), "budget"),
+        (({"test": "mqar(pairs=8)"}, {"test": "mqar(pairs=8)", "task": "mqar(pairs=2)"}), "train"),
+    ],
+)
+def test_runs_that_differ_in_more_than_their_seeds_are_not_averaged(
+    changes: tuple[dict[str, Any], ...], axis: str
+) -> None:
+    table = pd.DataFrame([row for change in changes for row in trained("lstm", 16, 1e-2, 500, **change)])
+    found = default_summary(table)
+    assert found["seeds"].tolist() == [1, 1]
+    assert found[axis].nunique() == 2
+
+
+def test_a_task_is_no_axis_where_its_options_tell_it() -> None:
+    tasks = [f"mqar(vocab=64, length={length}, pairs={pairs})" for length, pairs in ((32, 4), (64, 4), (64, 8))]
+    table = pd.DataFrame([row for task in tasks for row in trained("lstm", 16, 1e-2, 500, task=task)])
+    assert {"length", "pairs"} < {*default_summary(table)}
+    assert not {"task", "train"} & {*default_summary(table)}
 
 
 def test_what_says_the_same_again_is_no_axis_and_what_else_differs_is_a_panel() -> None:

@@ -409,6 +409,20 @@ def test_experiments_on_opened_models_keep_what_was_found(tmp_path: Path, monkey
         list(open_runs(recipes, watch_smoke, **how))
 
 
+@pytest.mark.slow
+def test_experiments_on_opened_models_take_other_mixers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bestiary.cli._app import choose_mixers
+    from bestiary.experiments import formation
+
+    monkeypatch.chdir(tmp_path)
+    with_other = choose_mixers(formation, ["short_conv, attention"], "attention")  # reloads the module
+    rows = [row for row in with_other.measure("smoke") if "news" not in row]
+    assert {row["name"]: row["mixer"] for row in rows} == {
+        "attention": "attention(heads=2)",
+        "short_conv, attention": "short_conv, attention",
+    }
+
+
 def test_a_scale_that_an_experiment_does_not_have_is_refused_and_not_made_smaller() -> None:
     from bestiary.experiments import formation, mechanism
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bestiary.runs.intervals import t_quantile
 from bestiary.slices import slices
 from bestiary.slices.slices import (
     Estimates,
@@ -15,7 +16,6 @@ from bestiary.slices.slices import (
     share_of_gap,
     share_of_hits,
     share_or_reason,
-    t_quantile,
 )
 
 ATTENTION = {125: (11.01, 2.16, 12.45), 360: (9.44, 1.98, 10.62)}
@@ -112,12 +112,6 @@ def test_documents_without_part_in_a_number_do_not_count() -> None:
     alone = Estimates(Sums.from_losses(losses, hits & (of == 1), of))
     assert math.isnan(alone.perplexity("poor", "hits").low)
     assert not alone.recall_formed("good")
-
-
-def test_students_t_is_that_of_the_tables() -> None:
-    known = {1: 12.706, 2: 4.303, 3: 3.182, 5: 2.571, 7: 2.365, 10: 2.228, 19: 2.093, 49: 2.010, 1000: 1.962}
-    for degrees, value in known.items():
-        assert t_quantile(degrees) == pytest.approx(value, abs=0.004)
 
 
 def test_a_gap_is_closed_by_what_lies_between() -> None:

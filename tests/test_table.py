@@ -6,7 +6,7 @@ import math
 import pandas as pd
 import pytest
 
-from bestiary.runs.intervals import interval, wilson
+from bestiary.runs.intervals import interval, mean_interval, t_quantile, wilson
 from bestiary.runs.store import Outcome, Record
 from bestiary.runs.table import (
     best,
@@ -29,6 +29,14 @@ def test_the_interval_over_seeds_is_students() -> None:
     low, high = interval([0.4, 0.5, 0.6], 10**9)
     assert high - 0.5 == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
     assert low == pytest.approx(0.5 - 4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+
+
+def test_students_t_is_that_of_the_tables() -> None:
+    known = {1: 12.706, 2: 4.303, 3: 3.182, 5: 2.571, 7: 2.365, 10: 2.228, 19: 2.093, 49: 2.010, 1000: 1.962}
+    for degrees, value in known.items():
+        assert t_quantile(degrees) == pytest.approx(value, abs=0.004)
+    low, high = mean_interval([0.0, 1.0] * 6)  # twelve values, 11 degrees of freedom
+    assert (high - low) / 2 == pytest.approx(2.201 * math.sqrt(3 / 11 / 12), abs=1e-3)
 
 
 def test_the_interval_is_never_narrower_than_its_answers_allow() -> None:

@@ -11,7 +11,7 @@ from bestiary.report.plot import matrix, panels
 from bestiary.training.recipe import Recipe
 
 MEASURED = {"right", "asked", "accuracy", "loss", "whole", "selection", "solved", "steps", "seconds", "outcome"}
-NO_AXIS = {"key", "segment", "task", "rate", "seed", "pattern", "mixer", *MEASURED}
+NO_AXIS = {"key", "segment", "rate", "seed", "pattern", "mixer", *MEASURED}
 FIRST_AS_X = ("pairs", "length", "dim", "depth")
 PANELS = 4  # in a figure
 
@@ -28,17 +28,17 @@ def default_summary(table: pd.DataFrame, mixers: Mapping[str, str] | None = None
 
 
 def differing(table: pd.DataFrame) -> list[str]:
-    """The fields of recipes and options of tasks that differ between rows, without those that say the same again."""
-    fields = [*Recipe.model_fields, *(column for column in table if column not in Recipe.model_fields)]
-    kept: list[str] = []
-    codes: list[list[int]] = []
-    for column in fields:
-        if column in table and column not in NO_AXIS:
-            code = pd.factorize(table[column].map(as_text))[0].tolist()
-            if len({*code}) > 1 and code not in codes:
-                kept.append(column)
-                codes.append(code)
-    return kept
+    """The fields of recipes, the options of tasks and the tasks that differ, without those that follow from others."""
+    fields = [name for name in Recipe.model_fields if name in table]
+    last = [name for name in ("task", "train") if name in table]  # as a whole, where their options do not tell them
+    kept: dict[str, list[str]] = {}
+    for column in [*(name for name in [*fields, *table] if name not in last), *last]:
+        if column not in NO_AXIS and column not in kept:
+            values = table[column].map(as_text).tolist()
+            known = [*zip(*kept.values(), strict=True)] or [()] * len(values)
+            if len({*zip(known, values, strict=True)}) > len({*known}):
+                kept[column] = values
+    return list(kept)
 
 
 def as_text(value: object) -> str:

@@ -2,12 +2,13 @@
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from bestiary.runs.files import read_record, write_record
-from bestiary.spec import parse
+from bestiary.spec import Spec, parse
 from bestiary.sweep import cores
 from bestiary.training.recipe import Recipe
 
@@ -28,12 +29,13 @@ def open_runs(
     folder.mkdir(parents=True, exist_ok=True)
     if left:
         with multiprocessing.get_context("spawn").Pool(min(workers or cores(), len(left))) as pool:
-            jobs = [(recipe, look, folder / f"{kind}-{recipe.key}.json") for recipe in left]
+            named = look.__module__, look.__name__  # not itself: with other mixers an experiment is loaded once more
+            jobs = [(recipe, named, folder / f"{kind}-{recipe.key}.json") for recipe in left]
             for done, name in enumerate(pool.imap_unordered(open_one, jobs), start=1):
                 yield {"news": f"{name}: {done} of {len(left)} models opened"}
     for recipe in recipes:
         found = read_record(folder / f"{kind}-{recipe.key}.json")
-        about = {"key": recipe.key, "mixer": str(recipe.pattern[-1]), "rate": recipe.rate, "seed": recipe.seed}
+        about = {"key": recipe.key, "mixer": text_of(recipe.pattern), "rate": recipe.rate, "seed": recipe.seed}
         yield from (about | row for row in found["rows"])
 
 
@@ -53,19 +55,25 @@ def open_named(
     mixers: Mapping[str, str], recipes: Sequence[Recipe], look: Look, *, kind: str, scale: str
 ) -> Iterator[dict[str, Any]]:
     """`open_runs`, with the `scale` and the `name` that an experiment has for each pattern."""
-    names = {str(parse("mixers", pattern)[0]): name for name, pattern in mixers.items()}
+    names = {text_of(parse("mixers", pattern)): name for name, pattern in mixers.items()}
     for row in open_runs(recipes, look, kind=f"{kind}-{scale}"):
         yield row if set(row) == {"news"} else row | {"scale": scale, "name": names[row["mixer"]]}
 
 
-def open_one(job: tuple[Recipe, Look, Path]) -> str:
+def text_of(pattern: Iterable[Spec]) -> str:
+    """A pattern of mixers as text."""
+    return ", ".join(map(str, pattern))
+
+
+def open_one(job: tuple[Recipe, tuple[str, str], Path]) -> str:
     """Train and open one model in a process of one thread; returns its name."""
     import torch
 
-    recipe, look, file = job
+    recipe, (module, function), file = job
     torch.set_num_threads(1)
+    look: Look = getattr(import_module(module), function)
     try:
         write_record(file, {"format": FORMAT, "recipe": recipe.json(), "rows": look(recipe)})
     except KeyboardInterrupt:
         sys.exit(130)
-    return f"{recipe.pattern[-1]}, rate {recipe.rate:g}, seed {recipe.seed}"
+    return f"{text_of(recipe.pattern)}, rate {recipe.rate:g}, seed {recipe.seed}"

@@ -99,11 +99,7 @@ def compare(anchor: Anchor, table: pd.DataFrame) -> dict[str, object] | None:
         return None
     rate = best_rate(tried)
     runs = runs_of(table, anchor.runs(rate, SEEDS))
-    shares = [seed_score(anchor, accuracy) for accuracy in runs["accuracy"]]
-    shares = [max(shares)] if anchor.best else shares
-    answers = len(shares) if anchor.measure == "solves" else int(runs["asked"].sum())
-    low, high = interval(shares, answers)
-    ours = sum(shares) / len(shares)
+    ours, low, high = score(anchor, runs)
     return {
         "anchor": anchor.name,
         "family": anchor.family,
@@ -120,14 +116,18 @@ def compare(anchor: Anchor, table: pd.DataFrame) -> dict[str, object] | None:
     }
 
 
-def seed_score(anchor: Anchor, accuracy: float) -> float:
-    """What a seed scores as the anchor measures it: a share from 0 to 1."""
-    match anchor.measure:
-        case "solves":
-            return float(accuracy >= SOLVES)
-        case "scaled":
-            return max(0.0, scaled_accuracy(accuracy, anchor.recipe.test[0].build().chance))
-    return accuracy
+def score(anchor: Anchor, runs: pd.DataFrame) -> tuple[float, float, float]:
+    """What the runs score as the anchor measures it, a share from 0 to 1, with its interval.
+
+    Intervals are those of the accuracies, scaled as these are, or of the share of seeds that solve.
+    """
+    kept = runs.nlargest(1, "accuracy") if anchor.best else runs
+    shares, answers = kept["accuracy"].tolist(), int(kept["asked"].sum())
+    chance = anchor.recipe.test[0].build().chance if anchor.measure == "scaled" else 0.0
+    if anchor.measure == "solves":
+        shares, answers = [float(share >= SOLVES) for share in shares], len(shares)
+    low, high = (max(0.0, scaled_accuracy(edge, chance)) for edge in interval(shares, answers))
+    return sum(max(0.0, scaled_accuracy(share, chance)) for share in shares) / len(shares), low, high
 
 
 def verdict(anchor: Anchor, ours: float, low: float, high: float) -> str:

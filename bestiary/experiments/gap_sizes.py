@@ -25,8 +25,7 @@ from bestiary.experiments import gap
 from bestiary.experiments._text_rows import PARTS, gaps, gaps_closed, measure_models
 from bestiary.experiments.gap_seeds import columns_over_seeds, perplexities
 from bestiary.report.plot import Line, panels
-from bestiary.runs.intervals import mean_interval
-from bestiary.slices.slices import t_quantile
+from bestiary.runs.intervals import mean_interval, t_quantile
 
 MODELS = (gap.REFERENCE, gap.BASE, "gated_delta", "+ programmatic selection")
 SEEDS, RATE, WIDTH, STEPS = range(3), 4e-3, 128, 1600

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from bestiary.experiments._lines import name_mixers
 from bestiary.report.plot import matrix
+from bestiary.runs.table import diverged_as_zero
 from bestiary.training.recipe import Recipe, clean
 
 MIXERS = {
@@ -98,12 +99,16 @@ def mad_recipe(task: str, options: str, pattern: str, **changes: Any) -> Recipe:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """The score of each mixer on each task, and their mean; the pair of rate and decay is chosen for each setting."""
+    """The score of each mixer on each task, and their mean; the pair of rate and decay is chosen for each setting.
+
+    The accuracy of a run that diverged counts as 0.
+    """
     trained = [sum(distinct) for distinct in table["distinct"]]
+    table = diverged_as_zero(table).assign(accuracy=table["accuracy"].fillna(0.0))
     table = name_mixers(table, MIXERS | ISO).assign(trained=trained)
     table = table.assign(probe=table["task"].str.partition("(")[0])
     setting, pair = ["probe", "mixer", "task", "trained"], ["rate", "weight_decay"]
-    means = table.groupby(setting + pair)["selection"].mean().fillna(0.0)
+    means = table.groupby(setting + pair)["selection"].mean()
     kept = table.set_index(setting + pair).loc[means.groupby(setting).idxmax()].reset_index()
     each = kept.groupby(["mixer", "probe", "task", "trained"])["accuracy"].mean()
     scores = each.groupby(["mixer", "probe"]).mean().unstack("probe")

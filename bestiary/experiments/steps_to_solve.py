@@ -74,9 +74,9 @@ def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
 
 def best_rate(tried: pd.DataFrame) -> float:
     """The rate that solved the task soonest or, if none did, that has the highest selection accuracy."""
-    column = "solved" if tried["solved"].notna().any() else "selection"
-    scores = diverged_as_zero(tried)[column]
-    return float(tried.loc[scores.idxmin() if column == "solved" else scores.idxmax(), "rate"])
+    tried = diverged_as_zero(tried)
+    best = tried["solved"].idxmin() if tried["solved"].notna().any() else tried["selection"].idxmax()
+    return float(tried.loc[best, "rate"])
 
 
 def at_best_rate(table: pd.DataFrame) -> pd.DataFrame:

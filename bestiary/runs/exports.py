@@ -32,7 +32,7 @@ ORIGIN: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "threads": lambda made: made.get("threads"),
     "together": lambda made: made.get("together", 1),
 }  # columns that say what made a run; the name of the machine is not among them
-TEXT = ("key", "pattern", "task", "outcome", "begun", "commit", "version", "torch", "python", "processor")
+TEXT = ("key", "pattern", "train", "task", "outcome", "begun", "commit", "version", "torch", "python", "processor")
 """Columns whose cells are text even where they look like a number, as the key 12345e678901 does."""
 
 

@@ -108,6 +108,8 @@ def segment_rows(record: Record, curve: "Sequence[tuple[int, float]] | None" = N
         yield {
             **task["options"],
             **plain,
+            "train": ", ".join(part["text"] for part in recipe["train"]),
+            "budget": recipe["steps"],  # `steps` are those that were trained
             "pattern": pattern_text(record),
             "key": record.key,
             "task": task["text"],
@@ -175,8 +177,10 @@ def best(table: "pd.DataFrame", *, group: Sequence[str], over: str = "rate") -> 
 
 
 def diverged_as_zero(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with a selection accuracy of 0 for runs that diverged, however good they were before."""
-    return table.assign(selection=table["selection"].fillna(0.0).mask(table["outcome"] == "diverged", 0.0))
+    """The table with a selection accuracy of 0, and not solved, for runs that diverged, however good they were before."""
+    diverged = table["outcome"] == "diverged"
+    solved = {"solved": table["solved"].mask(diverged)} if "solved" in table else {}
+    return table.assign(selection=table["selection"].fillna(0.0).mask(diverged, 0.0), **solved)
 
 
 def curve(table: "pd.DataFrame", *, group: Sequence[str], value: str = "accuracy") -> "pd.DataFrame":

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from bestiary.runs.intervals import t_quantile
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROUGH = 20  # documents below which an interval is no more than a rough guide
-T_QUANTILES = (12.706, 4.3027, 3.1824, 2.7764)  # Student's t at 0.975 for 1 to 4 degrees of freedom
 SLICES = ("overall", "hits", "other")
 LOG_SHARE = "share = (D_hits x hits) / (D x tokens), D = log ppl(model) - log ppl(reference)"
 PERPLEXITY_SHARE = (
@@ -151,17 +152,6 @@ class Estimates:
 def standard_error(rest: "NDArray[np.float64]") -> float:
     """The standard error of a number, from its values without each document in turn (the jackknife)."""
     return math.sqrt((len(rest) - 1) / len(rest) * ((rest - rest.mean()) ** 2).sum())
-
-
-def t_quantile(degrees: int) -> float:
-    """Student's t at 0.975, for intervals of 95 %; from 5 degrees of freedom on by its expansion, within 0.003."""
-    if degrees <= len(T_QUANTILES):
-        return T_QUANTILES[degrees - 1]
-    z = 1.959964
-    first = (z**3 + z) / (4 * degrees)  # Abramowitz and Stegun, 26.7.5
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    return z + first + second + third
 
 
 def exp(value: float) -> float:
