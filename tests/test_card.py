@@ -21,6 +21,7 @@ from bestiary.results.verdict import Entry, Score, ordinal, recall_neighbours, s
 from bestiary.runs.store import Store
 from bestiary.runs.table import results
 from bestiary.spec import parse
+from bestiary.spec.loading import TRUSTED
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -189,6 +190,25 @@ def test_an_unknown_budget_or_column_is_refused() -> None:
     assert CliRunner().invoke(app, ["card", "kda", "--budget", "huge"]).exit_code == 2
     found = CliRunner().invoke(app, ["board", "--sort", "recal 64"])
     assert found.exit_code == 2
+
+
+def test_the_board_shows_runs_of_the_protocol_alone_and_of_files_that_are_named(tmp_path: Path) -> None:
+    store, mine = Store(tmp_path), str(EXAMPLES / "my_mixer.py")
+    parse("mixers", mine)
+    part, other = protocol_v1.PARTS[:2]
+    tried = [*first_runs(part, mine), *first_runs(part, "kda(heads=1)")[:1], other.recipe("kda(heads=1)", 5e-3, 1)]
+    tried.append(part.recipe("kda(heads=3, key=8)", 5e-3, 0).model_copy(update={"steps": 9}))
+    for recipe in tried:
+        finished(store, recipe, 0.5)
+    TRUSTED.clear()
+    board = ["board", "--store", str(tmp_path)]
+    found = CliRunner().invoke(app, board)
+    assert found.exit_code == 0
+    assert found.stderr.count("my_mixer.py' is a file of code, run only if you name it") == 1
+    assert "my_mixer" not in found.stdout
+    found = CliRunner().invoke(app, [*board, "--trust-files", mine])
+    assert "my_mixer.py" in found.stdout
+    assert "kda(heads" not in found.stdout, "not all rates have been tried"
 
 
 def test_the_first_seed_chooses_the_rate_and_all_seeds_are_scored() -> None:

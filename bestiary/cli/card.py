@@ -18,6 +18,7 @@ from bestiary.cli._app import (
     refuse,
     user_input,
 )
+from bestiary.cli._trust import TrustFiles
 from bestiary.spec import nearest, read_specs
 
 if TYPE_CHECKING:
@@ -108,8 +109,12 @@ def board(
     page_file: Annotated[
         Path | None, typer.Option("--page", help="Write the board as a page to this file, too.")
     ] = None,
+    trust_files: TrustFiles = None,
 ) -> None:
-    """Show the scores of every mixer under the protocol v1: those that ship with the package, and yours."""
+    """Show the scores of every mixer under the protocol v1: those that ship with the package, and yours.
+
+    Runs of a file of your own are shown if you name it with --trust-files.
+    """
     import pandas as pd
 
     from bestiary.cli.console import print_table
@@ -119,7 +124,10 @@ def board(
 
     scores, facts = reference_scores(), reference_facts()
     if store.is_dir():
-        scores = pd.concat([scores, stored_scores(open_store(store), {*scores["mixer"]})])
+        own, faults = stored_scores(open_store(store), {*scores["mixer"]})
+        scores = pd.concat([scores, own])
+        for fault in faults:
+            typer.echo(f"bestiary: left out: {fault}", err=True)
     wide = scores.pivot(index="mixer", columns="column", values="value")
     wide = wide[[column for column in COLUMNS if column in wide]]
     wide = wide.join(facts[[fact for fact in ("family", "state 64", "train beside attention") if fact in facts]])

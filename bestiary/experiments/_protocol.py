@@ -1,8 +1,9 @@
 """A protocol's parts: their recipes for any mixer, which runs in a table are theirs, and what is scored of them."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cache
+from itertools import product
 from statistics import fmean as mean
 from typing import Any, NamedTuple
 
@@ -72,6 +73,17 @@ def tasks_of(part: Part) -> tuple[str, ...]:
 def first_runs(part: Part, pattern: str) -> list[Recipe]:
     """The runs from which the rate of a mixer is chosen."""
     return [part.recipe(pattern, rate, SEEDS[0]) for rate in part.rates]
+
+
+@reading_data()
+def keys_of_runs(done: Set[str], parts: Iterable[Part], mixers: Iterable[str]) -> set[str]:
+    """Those of these keys that are runs of a part and a mixer, where the part's rates have all been tried."""
+    keys: set[str] = set()
+    for part, mixer in product(parts, mixers):
+        first = {recipe.key for recipe in first_runs(part, mixer)}
+        if first <= done:
+            keys |= first | {part.recipe(mixer, *one).key for one in product(part.rates, SEEDS[1:])}
+    return keys & done
 
 
 def next_runs(table: pd.DataFrame, parts: Sequence[Part], mixers: Mapping[str, str]) -> list[Recipe]:

@@ -4,7 +4,8 @@ Two layers of the same mixer are trained on MQAR and opened (see `bestiary expla
 between rows that differ in which key has which value, and short convolutions keep the newest token's tap alone.
 "Mechanistic evaluation of transformers and state space models" (Arora et al., 2025) finds that attention and Based bind
 key and value in the context, as induction heads do, and that state-space models do it only at the end, of which Mamba
-succeeds by its short convolution. The rate of each mixer is the better of two, by the mean over seeds.
+succeeds by its short convolution. The rate of each mixer is the better of two, by the mean over seeds of the accuracy
+that is shown (and not of one on the selection stream, as elsewhere).
 """
 
 from collections.abc import Iterator

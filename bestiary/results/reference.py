@@ -8,7 +8,7 @@ from types import ModuleType
 import pandas as pd
 
 from bestiary.experiments import protocol_v1
-from bestiary.experiments._protocol import place
+from bestiary.experiments._protocol import keys_of_runs, place
 from bestiary.results.contributed import contributed_facts, contributed_runs, contributions
 from bestiary.runs.exports import read_table
 from bestiary.runs.store import Store
@@ -45,14 +45,26 @@ def reference_scores(protocol: str = "v1") -> pd.DataFrame:
     return pd.concat([scores(reference_runs(protocol)), *others])
 
 
-def stored_scores(store: Store, known: Collection[str], protocol: str = "v1") -> pd.DataFrame:
-    """The scores of the mixers in a store that were run under the protocol and are not known already."""
+def stored_scores(store: Store, known: Collection[str], protocol: str = "v1") -> tuple[pd.DataFrame, list[str]]:
+    """The scores of the mixers in a store that were run under the protocol and are not known already.
+
+    Runs of other recipes are left out, and parts of which not all rates have been tried: `frontier` has some of their
+    runs. Beside the scores: why patterns could not be read, as those of files that the user has not named.
+    """
     rules = PROTOCOLS[protocol]
     table, _ = results(store, store.run_keys())
     if table.empty:
-        return rules.scores(reference_runs(protocol)[:0])
-    found = {text: text for text in map(mixer_of, table["pattern"].unique()) if text not in known}
-    return rules.scores(table, mixers=found)
+        return rules.scores(reference_runs(protocol)[:0]), []
+    mixers: dict[str, None] = {}
+    faults: dict[str, None] = {}
+    for pattern in map(str, table["pattern"].unique()):
+        try:
+            mixers[mixer_of(pattern)] = None
+        except (LookupError, ValueError) as fault:
+            faults[str(fault.args[0])] = None
+    new = [text for text in mixers if text not in known]
+    keys = keys_of_runs({*table["key"]}, rules.parts("small"), new)
+    return rules.scores(table[table["key"].isin(keys)], mixers={text: text for text in new}), list(faults)
 
 
 @reading_data()

@@ -177,7 +177,7 @@ def best(table: "pd.DataFrame", *, group: Sequence[str], over: str = "rate") -> 
 
 
 def diverged_as_zero(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with a selection accuracy of 0, and not solved, for runs that diverged, however good they were before."""
+    """The table with a selection accuracy of 0, and unsolved, for runs that diverged, however good they were before."""
     diverged = table["outcome"] == "diverged"
     solved = {"solved": table["solved"].mask(diverged)} if "solved" in table else {}
     return table.assign(selection=table["selection"].fillna(0.0).mask(diverged, 0.0), **solved)
