@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 
 from bestiary.cli import app
 from bestiary.experiments import protocol_v1
-from bestiary.experiments._protocol import MODEL, Part, best_rate, first_runs, place, rows_of_parts
+from bestiary.experiments._protocol import (
+    MODEL,
+    RATES_THAT_WORK,
+    Part,
+    best_rate,
+    first_runs,
+    place,
+    rows_of_parts,
+)
 from bestiary.results.card import Card, markdown, next_steps, page
 from bestiary.results.causes import causes
 from bestiary.results.facts import broken_laws, measure
@@ -20,7 +28,7 @@ from bestiary.results.reference import mixer_of
 from bestiary.results.verdict import Entry, Score, ordinal, recall_neighbours, scores_of, verdict
 from bestiary.runs.store import Store
 from bestiary.runs.table import results
-from bestiary.spec import parse
+from bestiary.spec import load, parse
 from bestiary.spec.loading import TRUSTED
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -263,4 +271,12 @@ def test_commands_of_the_card_can_be_pasted_into_a_shell() -> None:
     mine = entry("mine", 0.5, 1000)._replace(pattern="kda(heads=1)")
     commands = [command for _, command in next_steps(mine)]
     assert all(shlex.split(command)[-1] == "kda(heads=1)" for command in commands)
-    assert "bestiary run load --with 'kda(heads=1)'" in commands
+    assert "bestiary run distance --with 'kda(heads=1)'" in commands
+
+
+def test_experiments_that_the_card_names_take_a_mixer() -> None:
+    scores = dict.fromkeys(("parity", "S3", "copying, longer", RATES_THAT_WORK), 0.5)
+    commands = [shlex.split(command) for _, command in next_steps(entry("mine", 0.5, 1000, **scores))]
+    named = [words[2] for words in commands if words[1] == "run"]
+    assert len(named) == 4
+    assert all(hasattr(load("experiments", name), "MIXERS") for name in named)

@@ -264,6 +264,16 @@ def test_what_is_not_known_of_an_experiment_is_refused_in_one_line(
         ("--known is for the results of an", "export", "figure2", "--log", "--to", "x.csv", "--known", "figure2.csv"),
         ("cannot go on from results", "export", "degree", "--to", "x.csv", "--known", "figure2.csv"),
         ("degree measures by itself and cannot go on from results", "run", "degree", "--known", "figure2.csv"),
+        ("is no table of this kind", "export", "degree", "--to", "other.csv"),  # before anything is measured
+        (
+            "no run of load small is done in runs or figure2.csv",
+            "export",
+            "load",
+            "--known",
+            "figure2.csv",
+            "--to",
+            "y.csv",
+        ),
     ):
         output = run_cli(*given, status=2)
         assert said in output

@@ -46,7 +46,7 @@ def test_what_looks_up_the_answer_scores_one_everywhere() -> None:
         (task, shots) for task in ("mqar", "phone_book", "needle") for shots in (0, 2)
     }
     assert all(row.exact == row.ranked == row.high == 1.0 and row.asked == 24 for row in rows)
-    assert len(rows) == 2 * (2 * 2 + 2 + 2 * 3)
+    assert len(rows) == 2 * (2 * 2 + 2 + 1 + 3)  # one row where nothing is hidden, three depths
 
 
 def test_what_guesses_scores_chance_and_a_tie_is_a_guess() -> None:
@@ -184,6 +184,22 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path: Path) -> N
     assert len({prompt for prompt, _ in asked}) == len({prompt for prompt, _ in asked[:before]}) + 96 - before // 7
     assert seen == sorted(seen)
     assert (seen[0], seen[-1]) == ((before // 7, 96), (96, 96))
+
+
+def test_where_nothing_is_hidden_there_are_no_depths() -> None:
+    rows = list(probe(recording_reader([]), **HIDDEN | {"tasks": ("updates",), "shots": (0,)}))
+    assert [(row.words, row.depth) for row in rows if row.words] == [(60, 0.0), (60, 1.0)]
+    assert [str(row.depth) for row in rows if not row.words] == ["nan"]
+
+
+def test_other_questions_have_answers_of_their_own(tmp_path: Path) -> None:
+    asked: list[tuple[str, str]] = []
+    with Journal(tmp_path / "j.jsonl", {"of": "this"}) as journal:
+        counts = []
+        for seed in (1, 2, 1):
+            list(probe(recording_reader(asked), journal=journal, seed=seed, **TINY))
+            counts.append(len(asked))
+    assert counts == [counts[0], 2 * counts[0], 2 * counts[0]]
 
 
 def test_a_model_of_nan_is_refused() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from safetensors import SafetensorError
 
 from bestiary.cli import _app
 from bestiary.runs.claims import STALE_AFTER
@@ -223,6 +224,18 @@ def test_a_full_disk_is_reported_as_such_and_loses_nothing(store: Store, recipe:
     assert caught.value.errno == errno.ENOSPC
     assert store.read(recipe.key).log == [LINE]
     assert store.claim(recipe) is not None
+
+
+def test_a_disk_that_is_full_when_weights_are_kept_is_no_fault_of_the_run(
+    store: Store, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", refuse)
+    with pytest.raises(OSError, match="No space left") as caught, claimed(store, recipe) as run:
+        run.save_weights(recipe.build())
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_weights_are_kept_and_read_back(store: Store, recipe: Recipe) -> None:

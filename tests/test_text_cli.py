@@ -265,6 +265,8 @@ def test_a_full_disk_is_one_sentence(verb: str, place: Path, tmp_path: Path) -> 
         (["generate", "corpus"], "corpus holds no config.json, so it is no Hugging Face model"),
         (["pretrain", "zoology", "--only", "atention", "--corpus", "corpus"], "did you mean 'attention'"),
         (["pretrain", "zoology", "--size", "2M", "--corpus", "corpus"], "there is no size '2M'"),
+        (["pretrain", "attention", "--size", "1M", "--corpus", "corpus"], "--size and --only are for a suite"),
+        (["pretrain", "attention", "pattern=mamba", "--corpus", "corpus"], "mixers are given by --layers, or to"),
         (["pretrain", "attention", "stepz=3", "--corpus", "corpus"], "did you mean 'steps'"),
         (["pretrain", "attention", "--corpus", "texts"], "texts is no corpus"),
         (

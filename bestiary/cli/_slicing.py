@@ -163,7 +163,8 @@ def measure_models(
     check_tokenizers(text, models, sources)
     found = Measured({}, {}, {})
     for source, given in zip(sources, models, strict=True):
-        name = source.name if source.name not in found.losses else f"{source.name} ({given})"
+        taken = source.name in found.losses or source.name in found.others
+        name = f"{source.name} ({given})" if taken else source.name
         if source.tokenizer is not None and not source.tokenizer.is_equivalent(text.corpus.tokenizer):
             found.others[name] = source
             continue

@@ -109,7 +109,7 @@ def board(
     page_file: Annotated[
         Path | None, typer.Option("--page", help="Write the board as a page to this file, too.")
     ] = None,
-    trust_files: TrustFiles = None,
+    trust_files: TrustFiles = None,  # noqa: ARG001
 ) -> None:
     """Show the scores of every mixer under the protocol v1: those that ship with the package, and yours.
 

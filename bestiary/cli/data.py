@@ -74,6 +74,7 @@ set python_enable_replacements = false; set enable_external_access = false; set 
 OURS = (  # columns by which a table is known to be one of `export`
     {"key", "task", "segment", "right", "asked", "accuracy", "outcome"},
     {"key", "step", "split", "segment", "facet", "value"},
+    {"begun", "commit", "version", "torch", "python", "processor"},  # of an experiment that measures by itself
 )
 
 
@@ -114,24 +115,26 @@ def export(
 
     with user_input():
         check_writable(to, compact=compact)
-        module = load_experiment(experiment) if experiment else None
+        if (added or only) and not experiment:
+            raise ValueError("--with and --only choose mixers of an experiment, and none is named")
+        load = load_with_recipes if log else load_experiment
+        module = choose_mixers(load(experiment), added, only) if experiment else None
         before = known_results(known, None if log else module)
-    if module is not None and hasattr(module, "measure") and not log:
+    if module is not None and hasattr(module, "measure"):
         export_measured(module, scale, to, before, compact=compact, overwrite=overwrite)
         return
     with user_input():
-        module = choose_mixers(load_with_recipes(experiment), added, only) if experiment else None
         runs = existing_store(store)
         keys = runs.run_keys() if module is None else [made.key for made in recipes_of(module, scale, runs, before)]
     table, damaged = measurement_table(runs, keys) if log else results(runs, keys)
     warn_damaged(damaged)
-    if table.empty and before is None:
-        what = "is begun" if log else "is done"
-        refuse(f"no run {f'of {experiment} {scale} ' if experiment else ''}{what} in {store}")
     with user_input():
         if not log:
             found = table if module is None else split_by_facet(module, table, store)
             table = add_known(found if found.empty else add_origins(found, runs), before, keys)
+        if table.empty:
+            what, there = "begun" if log else "done", f"{store}{f' or {known}' if known else ''}"
+            refuse(f"no run {f'of {experiment} {scale} ' if experiment else ''}is {what} in {there}")
         check_replaceable(to, list(table), overwrite=overwrite)
         write_table(table, to, compact=compact)
     typer.echo(f"{to}: {count_noun(len(table), 'row')} of {count_noun(table['key'].nunique(), 'run')}")
@@ -146,9 +149,10 @@ def export_measured(
     from bestiary.report.words import count_noun
     from bestiary.runs.exports import add_this_machine
 
+    with user_input():
+        check_replaceable(to, [], overwrite=overwrite)  # before it takes hours
     table = add_this_machine(measure_rows(experiment, scale, 1, known))
     with user_input():
-        check_replaceable(to, list(table), overwrite=overwrite)
         write_table(table, to, compact=compact)
     typer.echo(f"{to}: {count_noun(len(table), 'row')}")
 

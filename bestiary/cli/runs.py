@@ -48,6 +48,8 @@ from bestiary.cli._measuring import measure_rows
 from bestiary.cli._trust import reading_store
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import pandas as pd
 
     from bestiary.runs.store import Store
@@ -98,14 +100,19 @@ def build_recipe(recipe: str, layers: str, settings: Iterable[str], task: str = 
 
     if recipe not in NAMED:
         raise LookupError(f"there is no recipe {recipe!r} {nearest(recipe, NAMED)}")
-    return NAMED[recipe](layers, **(parse_settings(settings) | ({"train": task} if task else {})))
+    found = parse_settings(settings)
+    if task and "train" in found:
+        raise ValueError(f"two tasks are given: --task {task} and train={found['train']}")
+    return NAMED[recipe](layers, **(found | ({"train": task} if task else {})))
 
 
 def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
-    """Settings by name. Raises ValueError for one that is given twice."""
+    """Settings by name. Raises ValueError for one that is given twice, and for the pattern, which is no setting."""
     found: dict[str, Any] = {}
     for text in settings:
         name, value = parse_setting(text)
+        if name == "pattern":
+            raise ValueError(f"{text}: mixers are given by --layers, or to `pretrain` before the settings")
         if name in found:
             raise ValueError(f"{name} is given twice: {name}={found[name]} and {text}")
         found[name] = value
@@ -156,15 +163,15 @@ def run(
     from bestiary.runs.exports import add_known
 
     with user_input():
-        module = choose_mixers(load_experiment(experiment), added, only)
-        recipes = [] if hasattr(module, "measure") else list(module.recipes(scale))
+        module, recipes = choose_recipes(experiment, scale, added, only)
         before = known_results(known, module)
     stem = figures / f"{Path(experiment).stem}-{scale}"
+    how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
+    how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track, "patience": patience}
     if hasattr(module, "measure"):
-        if workers is not None or device != "cpu" or ray or slurm:
-            refuse(
-                f"{experiment} measures by itself, on this machine: --workers, --device, --ray, --slurm are for others"
-            )
+        usual = {"threads": threads, "device": "cpu", "backend": "auto", "together": "auto", "store": Path("runs")}
+        if given := [f"--{name}" for name, one in (how | {"store": store}).items() if one and one != usual.get(name)]:
+            refuse(f"{experiment} measures by itself, on this machine, and takes no {', '.join(given)}")
         if dry_run:
             typer.echo(f"{experiment} measures by itself, with no list of runs; without --dry-run it is carried out")
             return
@@ -177,8 +184,6 @@ def run(
             check_recipes(left, device, backend, elsewhere=False)
             list_left(left, open_store(store), device=device, threads=threads)
         return
-    how = {"workers": workers, "threads": threads, "device": device, "backend": backend, "keep": keep}
-    how |= {"together": together.value, "ray": ray, "gpus": gpus, "slurm": slurm, "track": track, "patience": patience}
     while True:
         left = [recipe for recipe in recipes if recipe.key not in elsewhere]
         failed, table = run_recipes(f"{experiment} {scale}", left, store, **how)
@@ -189,6 +194,24 @@ def run(
         typer.echo(f"{count_noun(len(more), 'run')} more, after those")
         recipes += more
     show_results(failed, table, module, stem, smoke=scale == Scale.smoke)
+
+
+def choose_recipes(
+    name: str, scale: str, added: "Sequence[str] | None", only: str
+) -> "tuple[ModuleType, list[Recipe]]":
+    """An experiment with the mixers that are chosen, and its recipes, none if it measures by itself.
+
+    Raises ValueError where the choice changes nothing, as at scales that run what was published.
+    """
+    own = load_experiment(name)
+    module = choose_mixers(own, added, only)
+    if hasattr(module, "measure"):
+        return module, []
+    recipes = list(module.recipes(scale))
+    chosen = module is not own and (not hasattr(own, "MIXERS") or module.MIXERS != own.MIXERS)
+    if chosen and [recipe.key for recipe in recipes] == [recipe.key for recipe in own.recipes(scale)]:
+        raise ValueError(f"{name} runs the same at scale {scale}, whatever --with and --only choose")
+    return module, recipes
 
 
 @app.command()

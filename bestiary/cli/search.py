@@ -65,6 +65,8 @@ def search(
         base = build_recipe(recipe, layers, settings or [], task)
         if chosen := [text for text in settings or [] if text.partition("=")[0] in ("rate", "seed")]:
             raise ValueError(f"the search chooses rate and seed ({chosen[0]}); give --low, --high and --seeds")
+        if base.floor > low:
+            raise ValueError(f"rates from --low={low:g} on cannot end at floor={base.floor:g}, which is higher")
         grid = [at_rate_and_seed(base, rate, seed) for rate in rates(low, high, coarse) for seed in range(seeds)]
         if by == SearchMethod.optuna:
             make_study(0)  # says now if it is missing

@@ -78,7 +78,9 @@ def prepared(source: str, out: Path, **how: Any) -> "Corpus":
 def pretrain(
     suite: Annotated[str, typer.Argument(help="zoology, or a pattern of mixers such as '2*base_conv, attention'.")],
     settings: Annotated[list[str] | None, typer.Argument(help="Fields of the recipe: steps=2000 dim=256 ...")] = None,
-    size: Annotated[str, typer.Option(help="Of the suite: 1M, 3M, 10M, 70M, 150M, 360M or 1.4B.")] = "1M",
+    size: Annotated[
+        str, typer.Option(help="Of the suite: 1M, 3M, 10M, 70M, 150M, 360M or 1.4B; 1M if not given.")
+    ] = "",
     only: Annotated[str, typer.Option(help="Models of the suite, between commas; all if not given.")] = "",
     corpus: Corpora = DEFAULT,
     store: Models = Path("models"),
@@ -152,9 +154,11 @@ def select_recipes(
     from bestiary.spec import nearest
 
     if suite not in SUITES:
+        if size or only:
+            raise ValueError("--size and --only are for a suite; of one model the fields say its size, as in dim=256")
         fields = {"corpus": corpus.hash, "vocab": corpus.vocab, "pattern": suite}
         return {suite: Pretraining(**(fields | changes))}
-    recipes = suite_recipes(suite, size, corpus=corpus.hash, vocab=corpus.vocab, **changes)
+    recipes = suite_recipes(suite, size or "1M", corpus=corpus.hash, vocab=corpus.vocab, **changes)
     names = split_names(only) or list(recipes)
     for name in names:
         if name not in recipes:

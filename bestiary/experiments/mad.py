@@ -63,9 +63,10 @@ def recipes(scale: str) -> Iterator[Recipe]:
                 settings = {"steps": 1000, "every": 100, "batch": 32, "dim": 64, "rate": 3e-3, "test_rows": 1280}
                 yield from (mad_recipe(task, "", pattern, **settings) for pattern in MIXERS.values())
         case "paper":
+            iso = [pattern for name, pattern in ISO.items() if name.partition(",")[0] in MIXERS]
             for task in SWEEPS:
                 for options, rows in task_settings(task):
-                    for pattern in [*MIXERS.values(), *ISO.values()]:
+                    for pattern in [*MIXERS.values(), *iso]:
                         yield from published_runs(task, options, pattern, rows)
 
 

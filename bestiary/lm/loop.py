@@ -36,7 +36,7 @@ SAVE_EVERY = 500  # steps between checkpoints
 
 
 class ExecutionConfig(NamedTuple):
-    """How a run is executed; it affects rounding and speed only, so it is no part of the recipe."""
+    """How a run is executed; it affects rounding and speed, and which masks dropout draws, and is not in the recipe."""
 
     device: str = "cpu"
     accumulate: int = 1
@@ -63,9 +63,10 @@ def pretrain(
     A row holds `step`, `split` (train, selection or test), `loss` (nats of a token, the mean over `targets` of them),
     `tokens` (trained on so far) and, for training, `tokens_per_second`, `mfu` (the share of the peak that this is) and
     `rate`. A run that diverges ends there and is recorded as diverged in `done`. A step reads its sequences in
-    `accumulate` parts; `parallel` splits them between the processes that torchrun has started. Both change rounding
-    only. With `trust_checkpoint` it also resumes from a sharded checkpoint of version 0.1, which is a pickle. Raises
-    ValueError if recipe, corpus and options do not fit, if a checkpoint is damaged or another process holds the run.
+    `accumulate` parts; `parallel` splits them between the processes that torchrun has started. Both change rounding,
+    and the masks of dropout. With `trust_checkpoint` it also resumes from a sharded checkpoint of version 0.1, which is
+    a pickle. Raises ValueError if recipe, corpus and options do not fit, if a checkpoint is damaged or another process
+    holds the run.
     """
     check_corpus(recipe, corpus)
     if recipe.batch % accumulate or accumulate < 1:

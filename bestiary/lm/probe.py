@@ -15,7 +15,9 @@ writing an answer still shows what it remembers, against a known level of chance
 bestiary/lm/probe.toml), so all models are asked the same questions, whatever their tokenizer.
 """
 
+import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -115,7 +117,8 @@ def list_settings(
     for task in tasks:
         for shot in shots:
             if task in DRAW and kinds()[task].hidden:
-                yield from (Setting(task, needles, n, depth, shot) for n in words for depth in depths)
+                places = [(n, depth) for n in words for depth in (depths if n else (math.nan,))]
+                yield from (Setting(task, needles, n, depth, shot) for n, depth in places)
             else:
                 yield from (
                     Setting(task, e, n, shots=shot) for e in entries for n in (words if task == "mqar" else (0,))
@@ -136,8 +139,10 @@ def measure(
 ) -> Row:
     """Ask `total` questions of one difficulty, context by context."""
     exact, ranked, length, asked, context = 0.0, 0.0, 0, 0, 0
+    others = "" if other is None else hashlib.sha256(json.dumps(other).encode()).hexdigest()[:12]
+    asked_how = seed, questions, choices, others
     while asked < total:
-        key = json.dumps([*setting, context])
+        key = json.dumps([*setting, context, *asked_how])
         if key not in journal:
             tell(asked)
             rng = Random(f"{seed} {setting.task} {setting.entries} {setting.words} {context}")

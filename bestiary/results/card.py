@@ -70,7 +70,6 @@ def next_steps(entry: Entry) -> Iterator[tuple[str, str]]:
     scores = entry.scores
     weak = {column for column, score in scores.items() if column != RATES_THAT_WORK and score.scaled < 0.9}
     if any(column.startswith("recall") for column in weak):
-        yield "how recall falls with the number of pairs", f"bestiary run load --with {pattern}"
         yield "how recall falls with the distance", f"bestiary run distance --with {pattern}"
     window = scores.get(RATES_THAT_WORK)
     if window is not None and not window.value >= 1:

@@ -50,6 +50,7 @@ from bestiary.runs.claims import (
 from bestiary.runs.digests import digest
 from bestiary.runs.files import FAULTS, read_bytes, read_json, reason, write_file
 from bestiary.runs.record import KEPT, DamagedRun, Outcome, Record, damaged_run, read_record, verified
+from bestiary.runs.tensors import disk_errors
 from bestiary.spec import is_file, split_file
 
 if TYPE_CHECKING:
@@ -286,7 +287,8 @@ class Run:
         try:
             beside.touch()
             mode = beside.stat().st_mode  # as the umask has it; `save_file` lets only the owner read
-            save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
+            with disk_errors(beside):
+                save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
             beside.chmod(mode)
             self.check_held()
             beside.replace(self.place / WEIGHTS)

@@ -60,11 +60,11 @@ def claim_runs(job: Job, config: WorkerConfig, device: str, report: Report) -> l
     """The runs of a job that nobody else has. Of the others it reports why not."""
     store, runs = Store(config.folder), list[CheckpointedRun]()
     for recipe in job.recipes:
-        failure = None if config.since is None else store.failure(recipe.key, since=config.since)
-        if failure is not None:
-            report(JobEvent(job, "failed", recipe, (failure.strip().splitlines() or ["no traceback"])[-1]))
-            continue
         try:
+            failure = None if config.since is None else store.failure(recipe.key, since=config.since)
+            if failure is not None:
+                report(JobEvent(job, "failed", recipe, (failure.strip().splitlines() or ["no traceback"])[-1]))
+                continue
             run = store.claim(recipe)
             ended = store.read(recipe.key).ended if run is None and recipe in store else None
         except DamagedRun as fault:
