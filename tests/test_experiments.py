@@ -25,7 +25,7 @@ from bestiary.model import memory
 from bestiary.report.references import least_width, recalls, references
 from bestiary.runs.intervals import wilson
 from bestiary.runs.store import Outcome, Record
-from bestiary.runs.table import segment_rows
+from bestiary.runs.table import curve, segment_rows
 from bestiary.spec import load, names, parse
 from bestiary.training.recipe import Recipe, clean, iclr24, zoology23
 
@@ -210,6 +210,25 @@ def test_the_paper_scale_has_every_cell_of_figure_2() -> None:
     (cell,) = [one for one in cells if one.name == "BaseConv, width 128, length 64"]
     expected = zoology23("base_conv, base_conv(filter='implicit', taps=64)", dim=128)
     assert (cell.published, cell.recipe) == (0.941, expected)
+
+
+def test_a_diverged_run_is_as_far_from_the_distribution_as_can_be() -> None:
+    made = recipes("regbench", "smoke")[0]
+    table = pd.DataFrame(
+        [row for seed in range(3) for row in rows(made.model_copy(update={"seed": seed}), 900)]
+    ).assign(tvd=[0.1, 0.2, float("nan")])
+    (row,) = experiment("regbench").summary(table).to_dict("records")
+    assert row["tvd"] == pytest.approx((0.1 + 0.2 + 1) / 3)
+    assert row["tvd_low"] < row["tvd"] < row["tvd_high"] <= 1
+    ((_, figure),) = experiment("regbench").figures(table)
+    assert len(figure.axes) == 2
+
+
+def test_a_diverged_run_has_not_solved_its_task() -> None:
+    made = clean("attention")
+    table = pd.DataFrame(rows(made, 990, solved=True) + rows(made.model_copy(update={"seed": 1}), 990, solved=True))
+    (row,) = curve(table.assign(outcome=["diverged", "solved"]), group=("dim",)).to_dict("records")
+    assert row["solves"] == 1
 
 
 @pytest.mark.slow

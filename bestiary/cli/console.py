@@ -68,6 +68,7 @@ class ProgressDisplay:
                 match kind:
                     case "started":
                         self.remove_bar(recipe)
+                        self.tests.pop(recipe.key, None)  # of a try that ended between two tests
                         if what is not None:
                             self.print_note(recipe, str(what), style="yellow" if what.fault else "")
                         self.first[recipe.key] = 0 if what is None else what.step

@@ -110,8 +110,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as fault:
-        reason = "too deeply nested" if isinstance(fault, RecursionError) else str(fault).splitlines()[0]
-        raise ValueError(f"{path} is damaged: it is no JSON ({reason})") from None
+        raise ValueError(f"{path} is damaged: it is no JSON ({reason(fault)})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds {type(content).__name__} where an object is expected")
     return content

@@ -194,6 +194,7 @@ def curve(table: "pd.DataFrame", *, group: Sequence[str], value: str = "accuracy
     rows = []
     for names, found in table.groupby(list(group), sort=False, dropna=False):
         low, high = interval(found[value].fillna(0.0).tolist(), int(found["asked"].sum()))  # a diverged run scores 0
+        solved = diverged_as_zero(found)["solved"]
         rows.append(
             {
                 **dict(zip(group, names, strict=True)),
@@ -202,8 +203,8 @@ def curve(table: "pd.DataFrame", *, group: Sequence[str], value: str = "accuracy
                 "high": high,
                 "seeds": len(found),
                 "answers": int(found["asked"].sum()),
-                "solved": found["solved"].median() if found["solved"].notna().all() else math.nan,
-                "solves": int(found["solved"].notna().sum()),
+                "solved": solved.median() if solved.notna().all() else math.nan,
+                "solves": int(solved.notna().sum()),
                 "seconds": found["seconds"].mean(),
             }
         )

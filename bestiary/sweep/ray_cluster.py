@@ -267,12 +267,7 @@ class Worker:
             prepare(config)
             self.outbox.put(("ready", None, (machine(), os.getpid())))
             while True:
-                work(
-                    self.inbox.get(),
-                    config,
-                    device,
-                    lambda event: self.outbox.put((event.kind, event.recipe, event.detail)),
-                )
+                work(self.inbox.get(), config, device, self.report)
         except BaseException:
             traceback.print_exc()
             os._exit(1)

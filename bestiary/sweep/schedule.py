@@ -65,7 +65,7 @@ def sweep(
         return
     if executor is None:
         places = devices(device)
-        slots = max(1, min(workers or (cores() if device == "cpu" else len(places)), len(to_do)))
+        slots = max(1, min(workers or (max(1, cores() // threads) if device == "cpu" else len(places)), len(to_do)))
         config = WorkerConfig(str(store.folder.absolute()), backend, keep, threads)
         executor = Local([places[slot % len(places)] for slot in range(slots)], config)
     else:
