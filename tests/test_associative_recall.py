@@ -5,7 +5,8 @@ import torch
 
 from bestiary.spec import spec
 from bestiary.tasks._task import SILENT, stream
-from bestiary.tasks.associative_recall import AssociativeRecall, occupancy
+from bestiary.tasks.associative_recall import AssociativeRecall, occupancies
+from tests.test_recall_induction import Largest
 
 
 @pytest.mark.parametrize(
@@ -47,8 +48,20 @@ def test_training_may_score_the_next_token_everywhere() -> None:
 
 
 def test_occupancy_is_a_distribution() -> None:
-    assert occupancy(2, 3) == pytest.approx([0, 1 / 3, 2 / 3])
-    assert sum(occupancy(20, 9)) == pytest.approx(1)
+    assert [row.tolist() for row in occupancies(2, 3)] == [[1, 0, 0], [0, 1, 0], pytest.approx([0, 1 / 3, 2 / 3])]
+    assert [sum(row) for row in occupancies(20, 9)] == pytest.approx([1] * 21)
+
+
+def test_a_task_of_many_pairs_can_be_made() -> None:
+    assert AssociativeRecall(vocab=4000, pairs=2000).plateau == pytest.approx(0.0010, abs=1e-4)
+
+
+def test_rows_of_very_many_keys_are_drawn_some_at_a_time() -> None:
+    task = AssociativeRecall(vocab=2**17 + 2, pairs=2)
+    with Largest() as largest:
+        batch = task.sample(300, stream("test"))
+    assert batch.tokens.shape == (300, task.length)
+    assert largest.numbers <= 2**24
 
 
 def test_too_many_keys_are_refused() -> None:

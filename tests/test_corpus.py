@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from bestiary.corpus import prepare as module
 from bestiary.corpus.corpus import SPLITS, Corpus, open_corpus
 from bestiary.corpus.documents import documents
 from bestiary.corpus.prepare import prepare
-from bestiary.corpus.tokenizers import CONFIG_FILE, Tokenizer, open_tokenizer, train_bpe
+from bestiary.corpus.tokenizers import CONFIG_FILE, Tokenizer, open_tokenizer, read_config, read_tokenizer, train_bpe
 
 WORDS = [
     "the",
@@ -214,6 +215,21 @@ def test_a_tokenizer_that_is_not_there_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(fault, match=what):
             open_tokenizer(str(name))
+
+
+def test_a_fault_without_a_message_is_told_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tokenizers
+
+    def fail(_: str) -> None:
+        raise ValueError
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(tokenizers, "Tokenizer", SimpleNamespace(from_str=fail))
+    with pytest.raises(ValueError, match="config.json is no tokenizer: ValueError"):
+        read_tokenizer(tmp_path / "config.json", None, "it")
+    monkeypatch.setattr(json, "loads", fail)
+    with pytest.raises(ValueError, match="is no configuration of a tokenizer: ValueError"):
+        read_config(tmp_path / "config.json")
 
 
 def test_a_name_out_of_the_hubs_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -303,6 +303,17 @@ def test_a_damaged_folder_is_refused_in_one_line(tmp_path: Path, harm: Any) -> N
         open_counts(tmp_path)
 
 
+def raise_without_message(*_: Any, **__: Any) -> None:
+    raise ValueError
+
+
+def test_a_fault_without_a_message_is_told_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count(draw_tokens(900, 300), 300).save(tmp_path)
+    monkeypatch.setattr(counts, "read_fields", raise_without_message)
+    with pytest.raises(ValueError, match=r"is damaged \(ValueError\): remove it"):
+        open_counts(tmp_path)
+
+
 @pytest.mark.parametrize("content", ["null", "3", '"x"', "[]", "{}", "NaN", "[" * 100_000 + "]" * 100_000])
 def test_counts_that_do_not_say_of_what_they_are_are_refused_by_name(tmp_path: Path, content: str) -> None:
     tokens = draw_tokens(900, 300)

@@ -248,6 +248,7 @@ def test_rank_and_half_life() -> None:
     lives = half_life(spread, 3)
     for name, expected in (("half-life 10 %", 2), ("half-life", 6), ("half-life 90 %", 10)):
         assert lives[name].tolist() == pytest.approx([expected] * 3)
+    assert half_life(g[:, :1, :1].expand(1, 2**24 + 1, 1, 1), 1)["half-life"].item() == pytest.approx(1)
 
 
 def test_what_a_convolution_looks_at_is_where_its_weights_are() -> None:

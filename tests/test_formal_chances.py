@@ -30,7 +30,13 @@ def test_the_chance_of_majority_is_that_of_all_strings(ties: str, cumulative: bo
     assert task.chance == pytest.approx(best(shares))
 
 
-@pytest.mark.parametrize(("symbols", "length"), [(3, 5), (4, 6)])
+def test_the_chance_of_a_long_running_majority_is_that_of_its_ties() -> None:
+    task = made("majority(least=1, length=1500, cumulative=True)")
+    ties = [(1501 - size) * math.comb(size, size // 2) / 2**size for size in range(2, 1501, 2)]
+    assert task.chance == pytest.approx(0.5 + sum(ties) / (1500 * 1501), abs=1e-12)
+
+
+@pytest.mark.parametrize(("symbols", "length"), [(2, 1), (3, 5), (4, 6)])
 def test_the_chance_of_a_count_is_that_of_all_strings(symbols: int, length: int) -> None:
     shares: Counter[int] = Counter()
     for string, weight in every(symbols, length):

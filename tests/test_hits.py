@@ -106,6 +106,7 @@ def test_a_threshold_is_a_number_of_occurrences_or_a_rate() -> None:
 
     assert read_threshold("50", 10) == 50
     assert read_threshold(PAPER_RATE, 10**10) == 1250, "the threshold of the paper, of 10 billion tokens"
+    assert [read_threshold(given, 10**8) for given in ("0.29/M", "0.57/M", "1e-3/M")] == [29, 57, 0]
     assert [read_threshold("2/M", total) for total in (0, 499_999, 500_000, 3_000_000)] == [0, 0, 1, 6]
     for given in ("", "x", "-1", "1.5", "-1/M", "nan/M", "inf/M", "3/K", "3/"):
         with pytest.raises(ValueError, match="is no threshold: give occurrences"):

@@ -151,8 +151,19 @@ def test_whole_grammars_are_presets() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"levels": 7}, "cfg3f has 6 levels"), ({"length": 16}, "need a length of 17 or more")]
+    ("options", "message"),
+    [
+        ({"levels": 7}, "cfg3f has 6 levels"),
+        ({"length": 16}, "need a length of 17 or more"),
+        ({"length": 17}, "rows so short may ask nothing; try length=34"),
+        ({"grammar": "cfg3k", "length": 20}, "may ask nothing; try length=40"),
+    ],
 )
 def test_impossible_options_say_what_is_possible(options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Lano(**options)
+
+
+def test_a_length_at_which_every_row_asks_something_is_taken() -> None:
+    for task in (Lano(levels=2, length=9), Lano(levels=1, length=40), Lano(), Lano(length=17, scored="all")):
+        assert (task.sample(200, stream("short")).targets != SILENT).any(1).all()

@@ -155,6 +155,7 @@ ATTRIBUTES = {
     "self.length = 0": "`length` is 0; it must be at least 1",
     "self.chance = 2.0": "`chance` is 2.0; it must be from 0 to 1",
     "self.chance = float('nan')": "`chance` is nan; it must be from 0 to 1",
+    "self.plateau = 0.01": "`plateau` is 0.01, less than `chance`, 0.02",
 }
 
 

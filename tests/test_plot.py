@@ -5,7 +5,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bestiary.report.plot import LINE_STYLES, Line, matrix, panels, save_figure
+from bestiary.report.pdf import draw_figures, encode_pdf
+from bestiary.report.plot import LINE_STYLES, DotRow, Line, dots, matrix, panels, save_figure
 
 LINES = [
     Line("attention", [64, 128], [1.0, 1.0], [0.99, 0.99], [1.0, 1.0]),
@@ -44,6 +45,27 @@ def test_panels_share_one_legend() -> None:
     figure = panels({"a": LINES[:1], "b": LINES[1:2]}, x="width", note="three seeds")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["attention", "BaseConv"]
     assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+
+
+ODD = "_$x^$.py"  # a name that a legend would leave out, and a formula that cannot be read
+
+
+def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
+    figure = panels({ODD: [Line(ODD, [1, 2], [0.0, 1.0]), Line(ODD, [1, 2], [0.0, 1.0], published=True)]}, x="width")
+    names = [" _$x^$.py", " _$x^$.py, published"]
+    assert [text.get_text().replace(r"\$", "$") for text in figure.legends[0].get_texts()] == names
+    table = pd.DataFrame({ODD: [0.5]}, index=[ODD])
+    for drawn in (figure, dots([DotRow(ODD, [1.0])], x="steps"), matrix(table)):
+        assert ">_$x^$.py<" in save_figure(drawn, tmp_path / "odd")[0].read_text().replace("> _", ">_")
+
+
+def test_a_pdf_shows_any_name_and_a_state_of_nothing() -> None:
+    cell = {"mixer": ODD, "dim": 8, "state": 0, "accuracy": 0.5, "low": 0.4, "high": 0.6, "rates": [], "distances": []}
+    task = {"label": ODD, "dims": [8], "mixers": [ODD], "bounds": [], "levels": {}, "segments": []}
+    ((_, figure),) = draw_figures(task, [{**cell, "mean": []}])
+    assert encode_pdf(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [r" _\$x^\$.py"]
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [1]
 
 
 def test_a_matrix_writes_every_share_and_is_darkest_at_one() -> None:

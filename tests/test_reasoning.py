@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable, Iterable
 from itertools import permutations
 
 import pytest
@@ -162,6 +163,44 @@ def test_brevo_counts_as_right_what_some_right_order_goes_on_with(task: Brevo) -
         assert batch.facets["place"][row, equals] == 0
         assert batch.facets["place"][row, equals + len(shown)] == len(answer)
         assert batch.facets["legal"][row, equals] == len({o for o in answer if not needs[o]})
+        assert batch.facets["legal"][row, equals + len(shown)] == 1
+
+
+# Plateaus: what those reach who know the words of a row, and guess the commonest continuation
+
+
+def share_of(letter_is_right: Callable[[int], bool], words: Iterable[Word], shown: Word) -> float:
+    """How often the commonest next letters of these words are right, after what is shown of a word."""
+    after = Counter(word[len(shown)] for word in words if word[: len(shown)] == shown)
+    best = [letter for letter, times in after.items() if times == max(after.values())]
+    return sum(map(letter_is_right, best)) / len(best)
+
+
+@pytest.mark.parametrize("task", VARIANTS, ids=lambda task: f"{task.nodes}")
+def test_the_plateau_of_brevo_is_reached_by_guessing_among_what_is_not_listed_yet(task: Brevo) -> None:
+    batch, found = task.sample(800, stream("plateau")), []
+    for tokens in batch.tokens.tolist():
+        needs, _, answer, _ = graph_of(task, tokens)
+        for place, word in enumerate(answer):
+            ready = [node for node in answer[place:] if needs[node] <= set(answer[:place])]
+            for i in range(len(word)):
+                right = {node[i] for node in ready if node[:i] == word[:i]}
+                found.append(share_of(right.__contains__, answer[place:], word[:i]))
+        found.append(1.0)  # the end
+    assert sum(found) / len(found) == pytest.approx(task.plateau, abs=0.02)
+
+
+@pytest.mark.parametrize("options", [{}, {"nodes": 32, "questions": 3}, {"letters": 3, "shortest": 2, "longest": 4}])
+def test_the_plateau_of_depo_is_reached_by_guessing_among_the_words_shown(options: dict[str, int]) -> None:
+    task = Depo(**options)
+    batch, found = task.sample(600, stream("plateau")), []
+    for row, tokens in enumerate(batch.tokens.tolist()):
+        words = set(
+            spelled(tokens[1 : next(time for time, token in enumerate(tokens) if token > task.equals)], task.letters)
+        )
+        for word in spelled(list(asked(batch, row).values()), task.letters):
+            found += [share_of(letter.__eq__, words, word[:i]) for i, letter in enumerate(word)]
+    assert sum(found) / len(found) == pytest.approx(task.plateau, abs=0.015)
 
 
 # Mano

@@ -210,6 +210,7 @@ def test_small_spaces_are_counted(task: Task, wanted: int) -> None:
         ("overwriting_mqar(vocab=9, updates=0)", "4 pairs and 0 updates need 10"),
         ("continuous_mqar(vocab=3)", "try vocab=4"),
         ("continuous_mqar(width=1)", "try width=2"),
+        ("continuous_mqar(width=2, vocab=60000)", r"continuous_mqar\(width=2\): 60000 directions .*; try width=3"),
         ("just_read_twice(pairs=1)", "ask for at most 1"),
         ("just_read_twice(vocab=19)", "8 pairs need 20 tokens"),
         ("listed_mqar(queries=17)", "ask for at most 16"),

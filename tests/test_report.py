@@ -31,7 +31,7 @@ from bestiary.report.contents import mean_curve, report_data
 from bestiary.report.latex import escape_latex, format_column
 from bestiary.report.pdf import pdf_figures
 from bestiary.report.runs import family, gather_runs, tasks_text
-from bestiary.report.serve import make_server
+from bestiary.report.serve import make_server, store_version
 from bestiary.report.words import summary
 from bestiary.runs.store import Store
 from bestiary.runs.table import distance_counts
@@ -164,6 +164,16 @@ def test_tasks_that_differ_are_kept_apart_and_named_by_what_differs(tmp_path: Pa
     assert len(set(labels)) == 2
     assert "4 segments of mqar(vocab=64), length 28, 48 and pairs 2, 7, trained on mqar(length=28, vocab=64)" in labels
     assert tasks_text(recipe().json()["test"]) == "mqar(length=28, vocab=64)"
+
+
+def test_segments_that_are_not_all_combinations_are_written_one_by_one() -> None:
+    def text(*segments: tuple[int, int]) -> str:
+        tests = ", ".join(f"mqar(vocab=64, length={length}, pairs={pairs})" for length, pairs in segments)
+        return tasks_text(recipe(test=tests).json()["test"])
+
+    assert text((28, 2), (48, 7), (48, 2)) == "3 segments of mqar(vocab=64), length/pairs 28/2, 48/7, 48/2"
+    orders = [(28, 2), (28, 7), (48, 2), (48, 7)], [(28, 2), (48, 2), (28, 7), (48, 7)], [(28, 2), (48, 2), (28, 7)]
+    assert len({text(*segments) for segments in orders}) == 3
 
 
 def test_distances_are_binned_by_powers_of_two_and_only_of_the_test_stream() -> None:
@@ -482,6 +492,17 @@ def test_a_served_report_follows_the_store(tmp_path: Path) -> None:
         assert len(data_of(fetch(address))["runs"]) == 2
         with pytest.raises(urllib.error.HTTPError, match="404"):
             fetch(f"{address}../secret")
+
+
+def test_a_file_that_goes_while_the_store_is_looked_at_changes_its_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    finished(store, recipe(), 0.5)
+    before = store_version(store)
+    monkeypatch.setattr(Path, "exists", lambda _: True)  # as it was a moment ago
+    (store.folder / next(iter(store.run_keys())) / "done").unlink()
+    assert store_version(store) != before
 
 
 def test_a_report_can_be_served_before_anything_is_done(tmp_path: Path) -> None:

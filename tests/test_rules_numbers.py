@@ -8,6 +8,7 @@ import torch
 from bestiary.tasks._task import SILENT, stream
 from bestiary.tasks.dynamic_ngrams import DynamicNgrams
 from bestiary.tasks.linear_regression import LinearRegression
+from tests.test_recall_induction import Largest
 
 # Linear regression
 
@@ -86,3 +87,11 @@ def test_the_table_is_drawn_from_the_arcsine_law() -> None:
     for level in (0.1, 0.3, 0.5, 0.8):  # P(p < x) = 2 / pi * asin(sqrt(x))
         wanted = 2 / math.pi * math.asin(level**0.5)
         assert (share < level).double().mean().item() == pytest.approx(wanted, abs=0.13)
+
+
+def test_rows_with_large_tables_are_drawn_some_at_a_time() -> None:
+    task = DynamicNgrams(context=12, length=120)
+    with Largest() as largest:
+        batch = task.sample(520, stream("bits"))
+    assert batch.tokens.shape == (520, 120)
+    assert largest.numbers <= 2**22

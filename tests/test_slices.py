@@ -1,13 +1,15 @@
 """Slices of the loss: sums against a plain reading, and the published shares from their published inputs."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from bestiary.runs.intervals import t_quantile
-from bestiary.slices import slices
+from bestiary.slices import slices, tables
 from bestiary.slices.slices import (
     Estimates,
     Sums,
@@ -132,6 +134,34 @@ def test_without_recall_no_share_is_printed() -> None:
     worse = Estimates(Sums.from_losses({"deaf": losses["good"] + 5 * hits, "poor": losses["poor"] + 5}, hits, of))
     assert "recall has not formed: deaf has a perplexity of" in share_or_reason(worse, "poor", "deaf")["why"]
     assert set(share_or_reason(worse, "poor", "deaf")) == {"why"}
+
+
+def test_of_hits_in_a_single_document_nothing_is_claimed() -> None:
+    losses, hits, of = draw_losses(documents=4)
+    few = hits & (of == 1)
+    text = Estimates(Sums.from_losses(losses, few, of))
+    assert share_or_reason(text, "poor", "good")["why"].startswith("no interval: the hits, or the other tokens, are of")
+    given: Any = SimpleNamespace(
+        name="it", order=2, unit="document", documents=of, shape=of.shape, counts=SimpleNamespace(total=10**6)
+    )
+    told = " ".join(tables.summary_sentences(given, text, ["poor", "good"], 3))
+    assert "No share of the gap: no interval: the hits" in told
+    assert "ecall has not formed" not in told
+
+
+def test_the_chosen_threshold_is_tried_and_no_row_is_an_empty_table() -> None:
+    losses, hits, of = draw_losses()
+    seen = np.where(hits, 4000, 9000)
+    text: Any = SimpleNamespace(facets=SimpleNamespace(hits=lambda most: seen <= most), documents=of)
+    assert tables.threshold_table(list(tables.shares_by_threshold(text, losses, "good"))).empty
+    rows = list(tables.shares_by_threshold(text, losses, "good", 5000))
+    assert [(row["model"], row["threshold"]) for row in rows] == [("good", 5000), ("poor", 5000)]
+    assert len(tables.threshold_table(rows)) == 1
+
+
+def test_a_bin_without_an_interval_has_no_band() -> None:
+    line = tables.model_line("it", pd.DataFrame({"low": [0, 1], "loss": [1.0, 2.0], "half": [0.5, math.nan]}))
+    assert np.allclose([line.y, line.low, line.high], np.exp([[1, 2], [0.5, np.nan], [1.5, np.nan]]), equal_nan=True)
 
 
 def test_one_document_has_no_interval() -> None:

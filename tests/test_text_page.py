@@ -267,6 +267,7 @@ def test_the_card_says_what_is_rare_not_shown_or_not_predicted(page: Any) -> Non
     assert "mamba2 1.2 × 10⁻⁴ 9.00 attention 6.1 × 10⁻⁶ 12.00 mamba2 better by 3.00" in card_text(page)
     assert "400 tokens back, not shown Pair was counted 11 times" in card_text(page)
     assert card_text(page).startswith("</script> other")
+    assert page.evaluate("[probability(745), probability(746)]") == ["4.9 × 10⁻³²⁴", "0"]
     token(page, 12).hover()
     assert "mamba2 1.000 0.00 attention 1.000 0.00 no difference 0.00 Earlier in the context none" in card_text(page)
     assert card_text(page).endswith("never")

@@ -199,7 +199,7 @@ def text_tables(
         "distance": list(tables.losses_by_distance(text, shown, threshold)),
         "count": list(tables.losses_by_count(text, losses, repeated=True)),
         "count-new": list(tables.losses_by_count(text, losses, repeated=False)),
-        "threshold": list(tables.shares_by_threshold(text, losses, list(losses)[-1])),
+        "threshold": list(tables.shares_by_threshold(text, losses, list(losses)[-1], threshold)),
     }
 
 

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from bestiary.corpus.gguf import first_line
 from bestiary.runs.digests import digest_bytes
 from bestiary.runs.files import FAULTS, read_fields, write_file
 
@@ -205,7 +206,7 @@ def open_counts(folder: Path | str, tokenizer: str | None = None, *, vocab: int 
         counts, checksums = read_counts(folder)
         intact = [zlib.crc32(values.data) for values in (counts.keys, counts.counts)] == checksums
     except FAULTS as fault:
-        raise ValueError(f"{folder} is damaged ({str(fault).splitlines()[0]}): remove it, count again") from None
+        raise ValueError(f"{folder} is damaged ({first_line(fault)}): remove it, count again") from None
     if not intact:
         raise ValueError(f"{folder} is damaged (its checksums do not hold): remove it, count again")
     for name, here, given in (("tokenizer", counts.tokenizer, tokenizer), ("vocab", counts.vocab, vocab)):
@@ -253,8 +254,7 @@ def open_array(path: Path) -> np.ndarray:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as fault:  # numpy raises nearly anything for a damaged file
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise ValueError(f"{path} is damaged ({reason[:200]})") from None
+        raise ValueError(f"{path} is damaged ({first_line(fault)})") from None
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise ValueError(f"{path} is damaged (an array of {found.dtype} of shape {found.shape})")
     return found

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
+from bestiary.corpus.gguf import first_line
 from bestiary.corpus.hub import skip_without_network
 from bestiary.spec import nearest
 
@@ -315,8 +316,7 @@ def read_parquet(file: Path, column: str) -> Iterator[tuple[str, Any]]:
     except (pyarrow.ArrowException, OSError, ValueError) as fault:  # damage to a page is any of these
         if missing or isinstance(fault, FileNotFoundError | PermissionError):
             raise
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise ValueError(f"{file} is no whole Parquet file: {reason}, after row {number}") from None
+        raise ValueError(f"{file} is no whole Parquet file: {first_line(fault)}, after row {number}") from None
 
 
 def read_hub(name: str) -> Iterator[tuple[str, Any]]:
@@ -337,5 +337,4 @@ def read_hub(name: str) -> Iterator[tuple[str, Any]]:
         for number, row in enumerate(stream, start=1):
             yield f"hf:{name}, row {number}", row
     except (OSError, ValueError) as fault:
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise LookupError(f"datasets cannot open hf:{name}: {reason}") from None
+        raise LookupError(f"datasets cannot open hf:{name}: {first_line(fault)}") from None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bestiary.corpus.gguf import is_gguf, open_gguf_tokenizer
+from bestiary.corpus.gguf import first_line, is_gguf, open_gguf_tokenizer
 from bestiary.corpus.hub import skip_without_network
 from bestiary.runs.store import write_file
 
@@ -287,7 +287,7 @@ def read_tokenizer(definition: Path | None, configuration: Path | None, name: st
         text = definition.read_bytes().decode()
         library = tokenizers.Tokenizer.from_str(text)
     except Exception as fault:  # the library raises nothing narrower
-        raise ValueError(f"{definition} is no tokenizer: {str(fault).splitlines()[0]}") from None
+        raise ValueError(f"{definition} is no tokenizer: {first_line(fault)}") from None
     known = read_config(configuration) if configuration and configuration.is_file() else {}
     end = known.get("eos_token") or next(
         (name for name in COMMON_ENDS if library.token_to_id(name) is not None), END_OF_TEXT
@@ -309,7 +309,7 @@ def read_config(path: Path) -> dict[str, Any]:
         if not isinstance(end["content"] if isinstance(end, dict) else end, str | None):
             raise TypeError(f"an eos_token of {end!r}")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
-        raise ValueError(f"{path} is no configuration of a tokenizer: {str(fault).splitlines()[0][:200]}") from None
+        raise ValueError(f"{path} is no configuration of a tokenizer: {first_line(fault)}") from None
     return known
 
 

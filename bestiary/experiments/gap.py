@@ -119,7 +119,7 @@ def measure(scale: str) -> Iterator[dict[str, Any]]:
         "count": tables.losses_by_count(text, losses, repeated=True),
         "count-new": tables.losses_by_count(text, losses, repeated=False),
         "kinds": tables.losses_by_kind(text, losses, setting.threshold),
-        "threshold": tables.shares_by_threshold(text, pair, REFERENCE),
+        "threshold": tables.shares_by_threshold(text, pair, REFERENCE, setting.threshold),
     }.items():
         yield from ({"rows": kind, **row} for row in rows)
 

@@ -150,9 +150,9 @@ def accuracy(model: Model, batch: Batch) -> tuple[float, int]:
 def ablation_tables(model: Model, batch: Batch) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracy without each part, and without more and more of the heads, gates and convolutions.
 
-    The first has a row for each part (`layer`, `part`, `accuracy`, `low`, `high`, `lost`), the most needed first, after
-    that of the whole model. The second has a row for each number of parts taken out; whole mixers and channel mixers
-    are not among them.
+    The first has a row for each part (`layer`, `part`, `accuracy`, `low`, `high`, `lost`), the most needed first. The
+    second has a row for each number of parts taken out, from none on; whole mixers and channel mixers are not among
+    them.
     """
     parts = parts_of(model, batch)
     whole, count = accuracy(model, batch)

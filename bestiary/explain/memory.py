@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -115,7 +116,9 @@ def previous_token_table(model: nn.Module, cases: Cases) -> pd.DataFrame:
 
 @torch.no_grad()
 def readback_table(model: nn.Module, pairs: Pairs) -> pd.DataFrame:
-    """What each head's matrix gives back right after the last pair, asked with the keys it was written with.
+    """What each head's matrix gives back once it has read every pair, asked with the keys it was written with.
+
+    All rows are read as far as the last pair of any row, so that where pairs end earlier some other tokens follow.
 
     For a pair that is written at its key's place, or at its value's, S^T k is held against what was written there:
 
@@ -173,7 +176,8 @@ def half_life(g: Tensor | None, heads: int) -> dict[str, Float[Tensor, " heads"]
     if g is None:
         return {name: torch.full((heads,), math.inf) for name in names}
     lives = math.log(0.5) / g.clamp(max=-1e-12).transpose(1, 2).expand(-1, heads, -1, -1)
-    return {name: lives.transpose(0, 1).flatten(1).quantile(share, 1) for name, share in names.items()}
+    found = np.quantile(lives.transpose(0, 1).flatten(1).cpu().numpy(), list(names.values()), axis=1)
+    return dict(zip(names, torch.from_numpy(found), strict=True))  # torch.quantile refuses more than 2^24 numbers
 
 
 LONG, LAGS = 8, 4  # a filter of more taps is long; a long one has a column for each of so many tokens back

@@ -23,7 +23,7 @@ NUMBERS = {"vocab": int, "length": int, "chance": float, "plateau": float}  # wh
 
 
 def attributes(checked: Spec) -> None:
-    """A task sets its vocabulary, length, chance and plateau."""
+    """A task sets its vocabulary, length, chance and plateau, which is at least chance."""
     task = checked.build()
     for name, kind in NUMBERS.items():
         found = getattr(task, name, None)
@@ -33,6 +33,8 @@ def attributes(checked: Spec) -> None:
         if found < 1 if kind is int else not 0 <= found <= 1:
             wanted = "at least 1" if kind is int else "from 0 to 1"
             raise Broken(f"`{name}` is {found}; it must be {wanted}")
+    if task.plateau < task.chance - 1e-9:
+        raise Broken(f"`plateau` is {task.plateau:.4g}, less than `chance`, {task.chance:.4g}")
 
 
 def determinism(checked: Spec) -> None:

@@ -41,7 +41,7 @@ def draw_figures(task: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tup
     known = [c for c in cells if c["state"] is not None]
     note, at = wrap_label(task["label"]), f"{wrap_label(task['label'])}\nwidth {task['dims'][-1]}"
     if known:
-        points = series_by_mixer(task, known, lambda c: [(c["state"], c["accuracy"], c["low"], c["high"])])
+        points = series_by_mixer(task, known, lambda c: [(max(1, c["state"]), c["accuracy"], c["low"], c["high"])])
         marks = {"marks": task["bounds"], "levels": task["levels"]}
         yield "frontier", line_figure(points, x="State in numbers", note=note, **marks)
     if (grid := pairs_and_lengths(task)) is not None:
@@ -61,7 +61,9 @@ def draw_figures(task: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tup
 
 def wrap_label(text: str) -> str:
     """Text broken into lines that fit below a figure."""
-    return "\n".join(wrap(text, 88))
+    from bestiary.report.plot import as_label
+
+    return "\n".join(map(as_label, wrap(text, 88)))
 
 
 def series_by_mixer(task: Mapping[str, Any], cells: Sequence[Cell], points: Any) -> dict[int, tuple[str, list[Any]]]:
@@ -183,5 +185,7 @@ def line_style(place: int) -> tuple[str, str, Any]:
 
 
 def shorten(text: str, most: int) -> str:
-    """Text of at most so many characters."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    """A name as a label of at most so many characters."""
+    from bestiary.report.plot import as_label
+
+    return as_label(text if len(text) <= most else f"{text[: most - 1]}…")

@@ -102,7 +102,7 @@ def panels(
             axis.set_xscale("log", base=2)
             shown = spread_ticks(ticks) if shares else ticks[:: -(-len(ticks) // 5)]
             axis.set_xticks(shown, [f"{tick:g}" for tick in shown])
-            axis.set(title=title, xlabel=x if isinstance(x, str) else x[title])
+            axis.set(title=as_label(title), xlabel=x if isinstance(x, str) else x[title])
             set_y_axis(axis, shares=shares)
         axes[0].set_ylabel(y)
         handles = {
@@ -112,6 +112,12 @@ def panels(
         if note:
             figure.supxlabel(note, fontsize=6.5, color="0.4")
     return figure
+
+
+def as_label(name: object) -> str:
+    """A name as text of a figure: "$" begins no formula, and a legend does not leave it out as it does "_name"."""
+    text = str(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def spread_ticks(ticks: Sequence[float | int]) -> list[float | int]:
@@ -146,10 +152,11 @@ def draw_line(axis: Axes, line: Line, colour: str, marker: str, dash: Any, *, wh
             linestyle=(0, (1, 2)),
             linewidth=0.7,
             alpha=0.8,
-            label=f"{line.name}, published",
+            label=as_label(f"{line.name}, published"),
         )
         return
-    axis.plot(line.x, line.y, color=colour, marker=marker, linestyle=dash, label=line.name, zorder=3, clip_on=False)
+    look: Any = {"color": colour, "marker": marker, "linestyle": dash, "zorder": 3, "clip_on": False}
+    axis.plot(line.x, line.y, label=as_label(line.name), **look)
     if line.low is not None and line.high is not None and whiskers:
         axis.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, alpha=0.6)
     elif line.low is not None and line.high is not None:
@@ -179,7 +186,7 @@ def dots(rows: Sequence[DotRow], *, x: str, note: str = "", logarithmic: bool = 
             axis.xaxis.set_minor_locator(LogLocator(subs=(2.0, 3.0, 5.0)))
             axis.xaxis.set_minor_formatter("{x:g}")
         axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_yticks(range(len(rows)), [row.name for row in rows])
+        axis.set_yticks(range(len(rows)), [as_label(row.name) for row in rows])
         axis.set(xlabel=x, ylim=(len(rows) - 0.5, -0.5))
         if note:
             figure.supxlabel(note, fontsize=6.5, color="0.4")
@@ -201,8 +208,8 @@ def matrix(table: pd.DataFrame, *, spreads: pd.DataFrame | None = None, note: st
                 shade = "white" if value > 0.6 else "black"
                 text = f"{value:.2f}" if spreads is None else f"{value:.2f} ± {spreads.iat[row, column]:.2f}"
                 axis.text(column, row, text, ha="center", va="center", color=shade, size=7)
-        axis.set_xticks(range(len(table.columns)), list(table.columns), rotation=30, ha="right")
-        axis.set_yticks(range(len(table)), list(table.index))
+        axis.set_xticks(range(len(table.columns)), [*map(as_label, table.columns)], rotation=30, ha="right")
+        axis.set_yticks(range(len(table)), [*map(as_label, table.index)])
         axis.spines[:].set_visible(False)
         if note:
             figure.supxlabel(note, fontsize=6.5, color="0.4")
@@ -220,7 +227,7 @@ def identity(table: pd.DataFrame, *, x: str, y: str, by: str, tolerance: float, 
         for (name, rows), (colour, marker, _) in zip(table.groupby(by, sort=True), LINE_STYLES, strict=False):
             bars = [rows[y] - rows["low"], rows["high"] - rows[y]]
             look = {"color": colour, "marker": marker, "linestyle": "none", "elinewidth": 0.7, "mfc": "none"}
-            axis.errorbar(rows[x], rows[y], np.clip(bars, 0, None), label=str(name), **look)
+            axis.errorbar(rows[x], rows[y], np.clip(bars, 0, None), label=as_label(name), **look)
         axis.set(xlabel=x.capitalize(), ylabel=y.capitalize(), xlim=ends, ylim=ends, aspect="equal")
         axis.legend(loc="upper left")
         if note:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +110,10 @@ def task_line(recipe: Mapping[str, Any]) -> str:
 
 
 def tasks_text(parts: Iterable[Mapping[str, Any]]) -> str:
-    """Tasks in one line: `mqar(vocab=64) with length 24, 48 and pairs 2, 4` for segments that differ in these."""
+    """Tasks in one line: `4 segments of mqar(vocab=64), length 24, 48 and pairs 2, 4` for all combinations of these.
+
+    Of others each is written: `3 segments of mqar(vocab=64), length/pairs 24/2, 48/4, 48/2`.
+    """
     specs = list(parts)
     if len(specs) < 2 or len({part["name"] for part in specs}) > 1:
         return pattern_text(part["text"] for part in specs)
@@ -118,8 +122,11 @@ def tasks_text(parts: Iterable[Mapping[str, Any]]) -> str:
     shared = [item for item in split_options(min(texts)) if item.partition("=")[0] not in differ]
     if not differ:
         return pattern_text(part["text"] for part in specs)
-    values = {name: list(dict.fromkeys(str(part["options"][name]) for part in specs)) for name in differ}
-    varying = " and ".join(f"{name} {', '.join(found)}" for name, found in values.items())
+    rows = [tuple(str(part["options"][name]) for name in differ) for part in specs]
+    values = [list(dict.fromkeys(column)) for column in zip(*rows, strict=True)]
+    varying = " and ".join(f"{name} {', '.join(found)}" for name, found in zip(differ, values, strict=True))
+    if rows != list(product(*values)):
+        varying = f"{'/'.join(differ)} {', '.join(map('/'.join, rows))}"
     return (
         f"{len(specs)} segments of {specs[0]['name']}" + (f"({', '.join(shared)})" if shared else "") + f", {varying}"
     )

@@ -67,6 +67,9 @@ def store_version(store: Store) -> str:
     marks = []
     for key in store.run_keys():
         for name in ("done", "failure.txt"):
-            place = store.folder / key / name
-            marks.append(f"{key} {name} {place.stat().st_mtime_ns if place.exists() else 0}")
+            try:
+                mark = (store.folder / key / name).stat().st_mtime_ns
+            except FileNotFoundError:  # it is not there yet, or is being removed
+                mark = 0
+            marks.append(f"{key} {name} {mark}")
     return hashlib.sha256("\n".join(marks).encode()).hexdigest()[:16]

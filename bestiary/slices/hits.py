@@ -8,6 +8,7 @@ A threshold is a number of occurrences, or a rate per million tokens, so that it
 What is counted stands for what a model was trained on: for a model of unknown training, any text of the same kind.
 """
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -55,7 +56,7 @@ def read_threshold(text: str, total: int) -> int:
         raise ValueError(
             f"{text!r} is no threshold: give occurrences, such as 50, or occurrences per million, such as {PAPER_RATE}"
         ) from None
-    return int(value * total / 1e6) if slash else int(value)
+    return int(Fraction(str(value)) * total / 10**6) if slash else int(value)  # as written: a float is a little less
 
 
 def facets(contexts: "NDArray[np.integer]", counts: "Counts", *, order: int = 2) -> Facets:

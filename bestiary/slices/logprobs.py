@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bestiary.corpus.gguf import first_line
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -40,8 +42,7 @@ def read_losses(path: Path, shape: tuple[int, int]) -> "NDArray[np.float32]":
             f"tokens to predict, {count:,} in all"
         ) from None
     except Exception as fault:  # numpy, zipfile and json raise nearly anything for a damaged file
-        reason = (str(fault).splitlines() or [type(fault).__name__])[0]
-        raise ValueError(f"{path} is no file of log-probabilities ({reason[:200]})") from None
+        raise ValueError(f"{path} is no file of log-probabilities ({first_line(fault)})") from None
     if wrong := int((~(found <= 1e-6)).sum()):
         raise ValueError(f"{path} holds {wrong:,} numbers that are no log-probabilities")
     return -found.reshape(shape).astype(np.float32)

@@ -12,6 +12,7 @@ const nats = (x) => (x === null ? "–" : x.toFixed(2));
 const short = (text, most) => (text.length <= most ? text : `${text.slice(0, most)}… (${text.length} characters)`);
 function probability(loss) {
   const p = Math.exp(-loss);
+  if (p === 0) return "0";
   if (p >= 0.001) return p < 1 && p >= 0.9995 ? "> 0.999" : p.toFixed(3);
   const [digits, power] = p.toExponential(1).split("e-");
   return `${digits} × 10⁻${[...power].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit]).join("")}`;

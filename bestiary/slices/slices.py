@@ -133,8 +133,11 @@ class Estimates:
 
     def recall_formed(self, model: str) -> bool:
         """Whether a model recalls at all: its loss on hits is lower than on other tokens, beyond the interval."""
-        difference = self.interval(self.log_perplexity(model, "hits") - self.log_perplexity(model, "other"))
-        return difference.high < 0
+        return self.recall(model).high < 0
+
+    def recall(self, model: str) -> Interval:
+        """log ppl(hits) - log ppl(other tokens); without an interval unless both are of two documents or more."""
+        return self.interval(self.log_perplexity(model, "hits") - self.log_perplexity(model, "other"))
 
     def interval(self, values: "NDArray[np.float64]") -> Interval:
         """The value of the text with its interval, from the values of all rows; none from a single document.
@@ -186,6 +189,8 @@ def share_or_reason(text: Estimates, model: str, reference: str) -> dict[str, An
     gap = text.gap(model, reference)
     if text.documents < 2:
         return {"why": "a single document has no interval"}
+    if math.isnan(text.recall(reference).high):
+        return {"why": "no interval: the hits, or the other tokens, are of fewer than two documents"}
     if not text.recall_formed(reference):
         hits, other = (text.perplexity(reference, part) for part in ("hits", "other"))
         why = f"{reference} has a perplexity of {hits} on hits and {other} on other tokens"

@@ -108,10 +108,10 @@ def losses_by_kind(text: "Text", losses: "Mapping[str, NDArray]", threshold: int
 
 
 def shares_by_threshold(
-    text: "Text", losses: "Mapping[str, NDArray]", reference: str, thresholds: Sequence[int] = THRESHOLDS
+    text: "Text", losses: "Mapping[str, NDArray]", reference: str, chosen: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """The share of hits and of the gap by threshold; no share where recall has not formed."""
-    for threshold in thresholds:
+    """The share of hits and of the gap at THRESHOLDS and at the chosen one; no share where recall has not formed."""
+    for threshold in sorted({*THRESHOLDS, chosen}):
         hits = text.facets.hits(threshold)
         if not hits.any() or hits.all():
             continue
@@ -136,7 +136,7 @@ def summary_sentences(text: "Text", found: Estimates, names: Sequence[str], thre
     ]
     for name in names:
         of = [str(found.perplexity(name, part)) for part in ("overall", "hits", "other")]
-        formed = "" if found.recall_formed(name) or found.documents < 2 else " Recall has not formed in it."
+        formed = " Recall has not formed in it." if found.recall(name).high >= 0 else ""
         lines.append(f"{name}: perplexity {of[0]}, on hits {of[1]}, on other tokens {of[2]}.{formed}")
     for name in names[:-1]:
         given, whose = share_or_reason(found, name, names[-1]), f"of {name} " if len(names) > 2 else ""
@@ -172,6 +172,8 @@ def far_sentences(
 
 def threshold_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """What follows from other thresholds, from `shares_by_threshold`: one row each, the models side by side."""
+    if not rows:
+        return pd.DataFrame()
     table = pd.DataFrame(rows)
     wide = table.pivot(index=["threshold", "hits_share"], columns="model", values="hits")
     wide = wide[list(dict.fromkeys(table["model"]))].rename(columns=lambda name: f"hits: {name}")
@@ -260,8 +262,8 @@ def loss_figure(
 
 def model_line(name: str, rows: pd.DataFrame) -> Line:
     """The line of one model, each bin at its lower edge; what was never seen is drawn at one half."""
-    values = [np.exp(rows["loss"] + sign * rows["half"].fillna(0)).tolist() for sign in (0, -1, 1)]
-    return Line(name, np.maximum(rows["low"], 0.5).tolist(), *values)
+    ends = [np.exp(rows["loss"] + sign * rows["half"]).tolist() for sign in (-1, 1)]
+    return Line(name, np.maximum(rows["low"], 0.5).tolist(), np.exp(rows["loss"]).tolist(), *ends)
 
 
 def select_passages(

@@ -1,5 +1,6 @@
 """What the reasoning tasks share: words of several tokens, and sizes of instances."""
 
+from collections import Counter
 from typing import Literal
 
 import torch
@@ -74,18 +75,23 @@ def draw_sizes(count: int, choices: list[tuple[int, float]], rng: torch.Generato
     return torch.tensor(sizes, device=rng.device)[torch.multinomial(chance, count, replacement=True, generator=rng)]
 
 
-def continuation_accuracy(words: Words, sizes: tuple[tuple[int, float], ...]) -> float:
-    """How often the commonest continuation, among the words of a row, of what is shown of a word is right."""
-    right = shown = 0
-    for i, row in enumerate(words.draw(40, sizes[-1][0], stream("continuation")).tolist()):
-        branches: dict[tuple[int, ...], dict[int, int]] = {}
-        for word in row[: sizes[i * len(sizes) // 40][0]]:
+def continuation_accuracy(words: Words, sizes: list[tuple[int, float]], questions: int) -> float:
+    """How often the commonest continuation, among the words of a row, of what is shown of a word is right.
+
+    A row asks for `questions` of its words, or for as many as it has.
+    """
+    rng, right, shown = stream("continuation"), 0.0, 0.0
+    rows = max(100, 2**13 // sizes[-1][0])
+    drawn, spelled = draw_sizes(rows, sizes, rng), words.draw(rows, sizes[-1][0], rng)
+    for size, row in zip(drawn.tolist(), spelled.tolist(), strict=True):
+        branches: dict[tuple[int, ...], Counter[int]] = {}
+        for word in row[:size]:
             for place, letter in enumerate(word):
                 if letter:
-                    counts = branches.setdefault(tuple(word[:place]), {})
-                    counts[letter] = counts.get(letter, 0) + 1
-        right += sum(max(counts.values()) for counts in branches.values())
-        shown += sum(sum(counts.values()) for counts in branches.values())
+                    branches.setdefault(tuple(word[:place]), Counter())[letter] += 1
+        asked = min(size, questions) / size
+        right += asked * sum(max(counts.values()) for counts in branches.values())
+        shown += asked * sum(counts.total() for counts in branches.values())
     return right / shown
 
 

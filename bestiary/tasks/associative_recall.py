@@ -1,12 +1,16 @@
 """Associative recall with one question, as asked of H3 and Hyena (Fu, Dao et al., 2023; Poli et al., 2023)."""
 
+from collections import deque
+from collections.abc import Iterator
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
+from bestiary.tasks._draw import draw_in_blocks
 from bestiary.tasks._task import OPEN_REASONS, SILENT, Batch, Scored, Task
 
 
@@ -53,15 +57,20 @@ class AssociativeRecall(Task):
             )
         self.body = pairs * (key_length + 1)
         self.length = self.body + 1 + key_length
-        seen = occupancy(pairs, self.keys)
-        missed = 1 - sum(m * share for m, share in enumerate(seen)) / self.keys if absent else 0.0
+        seen = deque(occupancies(pairs, self.keys), maxlen=1).pop()
+        missed = 1 - float(seen @ np.arange(len(seen))) / self.keys if absent else 0.0
         self.chance = max(missed, (1 - missed) / self.values)
-        guesses = [sum(share / j for j, share in enumerate(occupancy(m, self.values)) if j) for m in range(len(seen))]
-        self.plateau = max(
-            missed, (1 - missed) * sum(share * guess for share, guess in zip(seen, guesses, strict=True))
-        )
+        lucky = [
+            float(filled[1:] @ (1 / np.arange(1, len(filled)))) for filled in occupancies(len(seen) - 1, self.values)
+        ]
+        self.plateau = max(missed, (1 - missed) * float(seen @ lucky))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
+        return draw_in_blocks(self.draw_block, count, self.keys, rng, most=2**24)
+
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
+
         def draw(among: int, *shape: int) -> Tensor:
             return torch.randint(among, (count, *shape), generator=rng, device=rng.device)
 
@@ -102,10 +111,12 @@ class AssociativeRecall(Task):
         return answers
 
 
-def occupancy(balls: int, bins: int) -> list[float]:
-    """The probability that `balls` thrown into `bins` fill just 0, 1, 2, ... of them."""
-    filled = [1.0] + [0.0] * min(balls, bins)
+def occupancies(balls: int, bins: int) -> Iterator[np.ndarray]:
+    """The probabilities that 0, 1, ... and at last `balls` thrown into `bins` fill just 0, 1, 2, ... of them."""
+    places = np.arange(min(balls, bins) + 1)
+    filled = (places == 0).astype(float)
+    yield filled
     for _ in range(balls):
-        stay = [share * i / bins for i, share in enumerate(filled)]
-        filled = [stay[0]] + [stay[i] + filled[i - 1] * (bins - i + 1) / bins for i in range(1, len(filled))]
-    return filled
+        stay = filled * places / bins
+        stay[1:] += filled[:-1] * (bins - places[:-1]) / bins
+        yield (filled := stay)

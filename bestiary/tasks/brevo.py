@@ -1,6 +1,8 @@
 """Brevo, reasoning in breadth: all that a node depends on, in order (Allen-Zhu, 2025, part 4.1)."""
 
 import math
+from collections import Counter
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -28,19 +30,17 @@ class Brevo(Task):
     A node is a word of `shortest` to `longest` letters, and words of a row differ. Letters are tokens 1 to m within a
     word and m + 1 to 2m at its end (m = `letters`), then come BOS, "?", "=" and EOS; 0 pads the row on the right. The
     first l nodes of n, l uniform in 1 to (n - 1) // 4 + 1, depend on nothing; each later one depends on 1 to 4 earlier
-    nodes that fewer than 4 depend on, their number and choice uniform. The last is asked about. The answer ends in it,
-    then EOS.
+    nodes that fewer than 4 depend on, their number and choice uniform. The last is asked about and ends the answer.
 
     A right order, drawn by taking at random one after another, from the end, of those that nothing left depends on,
     is shown token by token. Every letter is right that continues what is shown to a node that may come next: one not
-    listed yet, all of whose dependences are. `sizes="mixed"` draws n in 3 to
-    `nodes` with weight 1 / (n + sqrt(nodes)), as the paper trains; "largest" takes n = `nodes`, as it tests.
+    listed yet, all of whose dependences are. `sizes="mixed"` draws n in 3 to `nodes` with weight 1 / (n + sqrt(nodes)),
+    as the paper trains; "largest" takes n = `nodes`, as it tests.
 
-    Facets: `place` (how many nodes are listed already), `nodes` (n) and `legal` (how many nodes may come next).
+    Facets: `place` (how many nodes are listed already), `nodes` (n) and `legal` (how many may come next; 1 at EOS).
 
     Departs from the paper: each row holds one instance, since rows are independent here, and not a window of many; an
-    answer is scored token by token after a right beginning, and not as a whole that the model wrote alone. The defaults
-    are smaller, for a laptop; its own sizes are presets.
+    answer is scored token by token after a right beginning, not as a whole; the paper's larger sizes are presets.
     """
 
     family: ClassVar = "reasoning"
@@ -93,12 +93,13 @@ class Brevo(Task):
         answer = F.pad(spelled(listed, steps < many), (0, 0, 0, 1))
         sign, asked = torch.full_like(many, self.start), words[torch.arange(count, device=rng.device), size - 1]
         head = [sign, torch.cat(facts, 2).flatten(1), sign + 1, asked, sign + 2]
-        answer[:, :, 0] += self.end * F.one_hot(many[:, 0], self.nodes + 1)
+        last = F.one_hot(many[:, 0], self.nodes + 1)
+        answer[:, :, 0] += self.end * last
         before = place[:, None].masked_fill(~depends, -1).amax(2)  # the last place of what a node depends on
         legal = chosen[:, None] & (place[:, None] >= steps[:, None]) & (before[:, None] < steps[:, None])
         slots = torch.cat([*head, answer.flatten(1)], dim=1)
         known = slots.shape[1] - answer[0].numel()
-        told = torch.arange(self.nodes + 1, device=rng.device).expand(count, -1), F.pad(legal.sum(2), (0, 1), value=1)
+        told = torch.arange(self.nodes + 1, device=rng.device).expand(count, -1), F.pad(legal.sum(2), (0, 1)) + last
         told = [F.pad(x.repeat_interleave(self.width, 1), (known, 0)) for x in told]
         tokens, place, free = pack_rows(slots > 0, *((x, 0) for x in (slots, *told)), length=self.length + 1)
         times, sign = torch.arange(self.length, device=rng.device), (tokens == self.equals).int().argmax(1)
@@ -142,10 +143,18 @@ class Brevo(Task):
         return answers
 
     def guesses(self) -> tuple[float, float]:
-        """How often the best single token is right, and a guess among the nodes still to be listed, then EOS."""
+        """How often the best single token is right, and the commonest continuation to a node still to be listed."""
         batch = self.draw_block(max(40, min(1000, 2**16 // self.length)), stream("brevo"))
         share = batch.truth["legal"].sum((0, 1)) / (batch.targets != SILENT).sum()
         kinds = share[1 : 1 + self.letters].mean(), share[1 + self.letters : self.start].mean(), share[self.end]
-        place, asked = batch.facets["place"], batch.targets != SILENT
-        left = place.masked_fill(~asked, 0).amax(1, keepdim=True) - place
-        return max(kinds).item(), (batch.facets["legal"] / left.clamp(min=1))[asked].mean().item()
+        lucky: list[float] = []
+        for row, legal in zip(batch.targets.tolist(), batch.truth["legal"].tolist(), strict=True):
+            shown, steps = [token for token in row if token != SILENT], iter(legal)
+            ends = [0, *(place for place, token in enumerate(shown, start=1) if token > self.letters)]
+            words = [tuple(shown[begin:end]) for begin, end in pairwise(ends)]  # EOS is the last of them
+            for place, word in enumerate(words):
+                for i, right in zip(range(len(word)), steps, strict=False):
+                    after = Counter(other[i] for other in words[place:-1] or [word] if other[:i] == word[:i])
+                    best = [letter for letter, times in after.items() if times == max(after.values())]
+                    lucky.append(sum(right[letter] for letter in best) / len(best))
+        return max(kinds).item(), sum(lucky) / len(lucky)

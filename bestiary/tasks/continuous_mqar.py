@@ -58,6 +58,8 @@ class ContinuousMQAR(Task):
             raise ValueError(f"continuous_mqar(vocab={vocab}): {pairs} pairs need as many keys; try vocab={pairs}")
         if width < 2:
             raise ValueError(f"continuous_mqar(width={width}): only two numbers have length 1; try width=2")
+        for name in ("keys", "values"):
+            vectors(name, vocab, width)  # raises if they are not all different
         self.vocab, self.width, self.pairs, self.passes, self.pairing = vocab, width, pairs, passes, pairing
         self.features, self.length = 2 * width, (passes + 1) * pairs
         self.chance, self.plateau = 1 / vocab, 1 / pairs
@@ -105,7 +107,10 @@ def vectors(name: str, size: int, width: int) -> Float[Tensor, "size width"]:
     with torch.device("cpu"):
         drawn = F.normalize(torch.randn(size, width, generator=stream("continuous_mqar", name, width)), dim=1)
     if len(drawn.unique(dim=0)) < size:
-        raise ValueError(f"{size} directions of {width} numbers are not all different; try width={width + 1}")
+        raise ValueError(
+            f"continuous_mqar(width={width}): {size} directions of so few numbers are not all different; "
+            f"try width={width + 1}"
+        )
     return drawn
 
 

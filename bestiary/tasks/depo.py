@@ -145,4 +145,4 @@ def guesses(
         asked = share.get(n, 0.0) * min(n, questions)
         ends += asked
         total += asked * sum(u * length for u, length in zip(used, words.lengths, strict=True)) / n
-    return max(ends, total - ends) / total / letters, continuation_accuracy(words, sizes)
+    return max(ends, total - ends) / total / letters, continuation_accuracy(words, list(sizes), questions)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from bestiary.spec import Positive
 from bestiary.tasks._count import measure_once
+from bestiary.tasks._draw import draw_in_blocks
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 
 
@@ -55,6 +56,10 @@ class DynamicNgrams(Task):
         return share.mean().item(), share.amax(0).mean().item()
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
+        return draw_in_blocks(self.draw_block, count, 2 ** (self.context + 1), rng, most=2**22)
+
+    def draw_block(self, count: int, rng: torch.Generator) -> Batch:
+        """Draw `count` sequences at once."""
         lottery = torch.rand(count, self.length + 1, generator=rng, device=rng.device, dtype=torch.float64)
         angle = torch.rand(count, 2**self.context, generator=rng, device=rng.device, dtype=torch.float64)
         table = (math.pi / 2 * angle).sin() ** 2  # Beta(1/2, 1/2) is the arcsine law

@@ -80,6 +80,8 @@ class Lano(Task):
         """How often the best single token may come, measured on the fewer tokens the deeper the grammar."""
         batch = self.sample(max(1, 2 ** (21 - 2 * self.levels) // self.length), stream("lano"))
         asked = batch.targets != SILENT
+        if not asked.any(1).all():  # some whole sentences are never forced, so that no length is surely enough
+            raise ValueError(f"lano(length={self.length}): rows so short may ask nothing; try length={2 * self.length}")
         return self.automaton.legal(batch.tokens)[asked].double().mean(0).max().item(), 0.0
 
     def entropy(self) -> float:

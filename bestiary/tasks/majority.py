@@ -62,14 +62,14 @@ class Majority(Strings):
         super().__init__(least=least, length=length)
 
     def constant_accuracy(self) -> float:
-        ends = range(self.least, self.longest + 1)
-        sizes = [size for end in ends for size in (range(1, end + 1) if self.running else [end])]
-        if self.blank == 2 or self.ties == "first" and not self.count:
-            ties = 0 if self.ties == "first" else sum(math.comb(n, n // 2) / 2**n for n in sizes if n % 2 == 0)
-            return 1 / self.blank + ties / len(sizes) / 2
+        sizes = np.arange(self.longest + 1)
+        asked = self.longest + 1 - np.maximum(sizes, self.least) if self.running else sizes >= self.least
+        shares = (asked * (sizes > 0)) / asked[1:].sum()
+        if (self.blank == 2 or self.ties == "first") and not self.count:
+            tied = np.cumprod(1 - 1 / sizes[2::2]) * (self.ties != "first")  # half of 2, 4, ... bits are ones
+            return 1 / self.blank + float(tied @ shares[2::2]) / 2
         if self.longest > 1000:
             raise ValueError(f"majority(length={self.longest}): the chance of such options is known up to length 1000")
-        shares = np.bincount(sizes, minlength=self.longest + 1) / len(sizes)
         times, ahead = majority_distribution(self.blank, self.longest)
         if not self.count:
             return float(ahead @ shares)

@@ -28,8 +28,8 @@ class ReverseRecall(Task):
     `scored="answer"` asks at the question only; `"all"` asks for the next token everywhere up to the answer, and
     `solve` then knows only the last.
 
-    Facets: `distance` from the question back to the pair's token of the same kind as the question's, `load` (how many
-    pairs) and `reverse` (1 where a value is asked for its key).
+    Facets, the same at all that is asked of a row: `distance` from its question back to the pair's token of the same
+    kind as the question's, `load` (how many pairs) and `reverse` (1 where a value is asked for its key).
 
     Departs from the source: no END follows the answer, as it tells nothing of recall, and no combinations of key and
     value are held out, since none recurs.
