@@ -21,5 +21,7 @@ if __name__ == "__main__":
     for name in sys.argv[1:] or [name for name in MIXERS if name not in known]:
         known[name] = {"family": family(MIXERS[name]), **measure(MIXERS[name])}
         table = pd.DataFrame.from_dict(known, orient="index").rename_axis(index="mixer")
+        counts = [name for name in table if name == "parameters" or name.startswith("state ")]
+        table = table.astype(dict.fromkeys(counts, int))
         table.sort_index().to_csv(FILE, float_format="%.4g")
         print(name, known[name], flush=True)

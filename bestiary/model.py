@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, linear
 from bestiary.mixers._start import output_std
 from bestiary.ops.precision import upcast
 from bestiary.ops.readout import cross_entropy
-from bestiary.spec import Pattern, Spec, read_specs
+from bestiary.spec import Pattern, Spec, nearest, read_specs
 from bestiary.tasks._task import SILENT, Batch, Tokens
 
 Channel = Literal["mlp", "swiglu", "tanh_mlp", "zoology23", "none", "copy"]
@@ -58,6 +58,8 @@ class Model(nn.Module):
     ) -> None:
         super().__init__()
         specs = read_specs("mixers", pattern)
+        if 0 < depth < len(specs):
+            raise ValueError(f"{len(specs)} mixers do not fit into {depth} layers: give depth={len(specs)} or more")
         self.embed = embedding(vocab, dim)
         self.read = linear(features, dim) if features else None
         self.decoder = Decoder(dim, bottleneck) if bottleneck else None
@@ -196,8 +198,9 @@ def channel_mixer(dim: int, channel: Channel, depth: int) -> nn.Module:
             return mlp(dim, nn.Tanh, std=output_std(depth))
         case "swiglu":
             return SwiGLU(dim)
-        case _:
+        case "none" | "copy":
             return nn.Identity()
+    raise ValueError(f"there is no channel mixer {channel!r} {nearest(str(channel), get_args(Channel))}")
 
 
 def mlp(dim: int, activation: Callable[[], nn.Module] = nn.GELU, *, std: float = 0.02) -> nn.Module:
@@ -264,13 +267,20 @@ def memory_after(model: nn.Module, time: int, dim: int | None = None) -> Memory:
     """The size of the state of one sequence after exactly `time` tokens, of a model (or a mixer) on the meta device."""
     with torch.device("meta"):
         given = torch.zeros(1, time, dtype=torch.long) if dim is None else torch.zeros(1, time, dim)
-        _, state = model(given)
-    return measure_state(state)
+        found = model(given)
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise ValueError(f"{type(model).__name__} returns {type(found).__name__}, where (output, state) is expected")
+    return measure_state(found[1])
 
 
 def measure_state(state: Any) -> Memory:
-    """The size of all tensors in a state."""
-    kept = [leaf for leaf in state_leaves(state) if isinstance(leaf, Tensor)]
+    """The size of all tensors in a state. Raises ValueError if something else is in it than numbers and gaps."""
+    leaves = list(state_leaves(state))
+    if strange := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor | float | int | None)]:
+        raise ValueError(
+            f"a state is made of tensors, numbers and None in tuples or lists; this one holds {strange[0]}"
+        )
+    kept = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     numbers = sum(leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in kept)
     return Memory(numbers, sum(leaf.numel() * leaf.element_size() for leaf in kept))
 

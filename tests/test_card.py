@@ -11,6 +11,7 @@ from stores import finished
 from typer.testing import CliRunner
 
 from bestiary.cli import app
+from bestiary.cli.card import card
 from bestiary.experiments import protocol_v1
 from bestiary.experiments._protocol import (
     MODEL,
@@ -192,6 +193,17 @@ def test_a_mixer_that_leaks_has_no_card(tmp_path: Path) -> None:
     assert found.exit_code == 2
     assert "causality: the output at position 0 changes when the input at position 1 does" in found.output
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_card_of_nothing_is_refused_and_leaves_the_protocol() -> None:
+    before = len(protocol_v1.MIXERS)
+    with pytest.raises(ValueError, match="name a mixer or several"):
+        card()
+    assert len(protocol_v1.MIXERS) == before
+
+
+def test_a_mixer_that_keeps_nothing_has_no_equals_but_a_verdict() -> None:
+    assert "width 64" in verdict(entry("mine", 0.5, 0), {"other": entry("other", 0.5, 1000)})[0]
 
 
 def test_an_unknown_budget_or_column_is_refused() -> None:

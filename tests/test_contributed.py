@@ -92,6 +92,7 @@ def test_a_mixer_that_leaks_is_refused(copy: Path) -> None:
         (lambda table: pd.concat([table, table.assign(key="0123456789ab").head(1)]), "1 runs are none of the protocol"),
         (lambda table: table.assign(accuracy="0.99"), "say other accuracies than their counts"),
         (lambda table: table.assign(right="2000", accuracy="2.0"), "say other accuracies than their counts"),
+        (lambda table: table.assign(right=None), "say other accuracies than their counts"),
     ],
 )
 def test_runs_that_are_missing_strange_or_embellished_are_refused(

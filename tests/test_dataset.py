@@ -1,5 +1,6 @@
 """Tasks as a PyTorch data set: the same batches as `draw`, with any number of workers."""
 
+from functools import partial
 from itertools import islice
 
 import pytest
@@ -10,6 +11,7 @@ import bestiary
 from bestiary import dataset
 from bestiary.spec import parse
 from bestiary.tasks import SILENT, Batch, Task
+from bestiary.tasks._dataset import draw_rows
 from bestiary.training.recipe import clean
 from bestiary.training.train import batches
 
@@ -49,6 +51,9 @@ def test_what_is_no_task_is_refused() -> None:
         dataset("mqar, copy")
     with pytest.raises(ValueError, match="at least one row"):
         dataset("mqar", batch=0)
+    for drawn in (dataset, partial(draw_rows, rows=3)):
+        with pytest.raises(LookupError, match="there is no split 'validation'"):  # its rows would be of others
+            drawn("mqar", split="validation")
 
 
 def test_every_public_name_can_be_had() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from bestiary.model import Layer, Memory, Model, embedding, measure_state, memory, memory_after
 from bestiary.spec import Spec, parse
@@ -23,6 +24,32 @@ def model(**changes: Any) -> Model:
 def mark_slow(*names: str) -> list[Any]:
     """Parameters of slow tests."""
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def test_what_a_model_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="3 mixers do not fit into 2 layers: give depth=3 or more"):
+        model(depth=2)
+
+
+class Keeps(nn.Module):
+    """Returns its input and a state, or what stands for them."""
+
+    def __init__(self, found: Any) -> None:
+        super().__init__()
+        self.found = found
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.found(x)
+
+
+def test_a_state_that_cannot_be_counted_is_not_counted_as_nothing() -> None:
+    assert memory(lambda: Keeps(lambda x: (x, (x, [None, 3]))), time=5, dim=2).numbers == 10
+    for found, said in (
+        (lambda x: (x, {"past": x}), "this one holds dict"),
+        (lambda x: {"output": x, "state": x}, r"returns dict, where \(output, state\) is expected"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            memory(lambda found=found: Keeps(found), time=5, dim=2)
 
 
 @pytest.mark.parametrize("channel", ["mlp", "none", "copy"])
@@ -52,7 +79,7 @@ def test_rows_may_ask_unequally_often() -> None:
 
 
 def test_copying_adds_the_normalised_stream() -> None:
-    made, x = model(channel="copy", depth=1, positions=0), torch.randn(2, 5, 32, dtype=torch.float64)
+    made, x = model(channel="copy", depth=1, positions=0, pattern=PATTERN[:1]), torch.randn(2, 5, 32, dtype=torch.float64)
     layer = made.layers[0]
     assert isinstance(layer, Layer)
     mixed = x + layer.mixer.parallel(layer.before_mixer(x))

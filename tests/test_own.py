@@ -1,5 +1,6 @@
 """Modules of the user's own: what is taken as a mixer, what is refused and with which words, and how it is used."""
 
+import linecache
 import logging
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,28 @@ def test_a_class_without_a_file_lives_in_its_process_alone(tmp_path: Path) -> No
     elsewhere = Spec("mixers", "<Two>", (), (), "0" * 64)
     with pytest.raises(LookupError, match="Two is known only where it was defined"):
         elsewhere.build(8)
+
+
+def session_class(rank: int, factor: int) -> type:
+    """A class as a notebook defines it, whose source is known although it has no file."""
+
+    source = f"def forward(self, x):\n    return x[..., :{factor}]\n"
+    place = f"<cell of {factor}>"
+    space: dict[str, Any] = {}
+    exec(compile(source, place, "exec"), space)
+    linecache.cache[place] = (len(source), None, source.splitlines(keepends=True), place)
+    parent = type("Base", (nn.Module,), {"__module__": "nowhere", "read": staticmethod(space["forward"])})
+    return type("Mine", (parent,), {"__module__": "nowhere", "__init__": session_init, "RANK": rank})
+
+
+def session_init(self: nn.Module, dim: int, *, heads: int = 4) -> None:
+    """Of the classes that a session defines."""
+
+
+def test_a_class_of_a_session_is_another_if_an_attribute_or_its_base_is() -> None:
+    keys = [read_specs("mixers", session_class(*given))[0].source for given in ((4, 1), (8, 1), (4, 2), (4, 1))]
+    assert len({*keys}) == 3
+    assert keys[0] == keys[3]
 
 
 def test_a_wrapped_module_is_trained_by_workers_and_read_again(tmp_path: Path) -> None:

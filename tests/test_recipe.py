@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bestiary.spec import trust
+from bestiary.spec import parse, trust
 from bestiary.spec.loading import TRUSTED
 from bestiary.training.recipe import LATER, NAMED, Recipe, based, clean, iclr24, zoology23
 from bestiary.training.train import learning_rate, score
@@ -106,6 +106,9 @@ def test_weights_come_from_the_seed_alone() -> None:
         ({"shuffle": "rows"}, "say how many batches are `distinct`"),
         ({"train": "mqar, mqra"}, "did you mean 'mqar'"),
         ({"train": ()}, "at least one task"),
+        ({"train": parse("mixers", "attention")}, "attention is one of the mixers, and tasks are wanted here"),
+        ({"pattern": "attention, kda, lru"}, "3 mixers do not fit into 2 layers"),
+        ({"schedule": "constant", "floor": 1e-4}, "a constant rate does not end at floor=0.0001"),
         ({"train": "mqar(length=63)"}, "must be even"),
         ({"pattern": "attention(heads=3)"}, "3 heads do not divide a width of 64"),
         ({"pattern": "attention(heads=64)"}, "rotary positions need an even head width"),
@@ -151,6 +154,12 @@ def test_iclr24_is_the_published_regime() -> None:
     rates = [learning_rate(made, step) for step in (1, 196, 197, 392, 63 * 196 + 1, 64 * 196)]
     wanted = [4.64e-4 * 0.5 * (1 + math.cos(math.pi * epoch / 64)) for epoch in (0, 0, 1, 1, 63, 63)]
     assert rates == pytest.approx(wanted)
+
+
+def test_published_rows_are_as_many_in_batches_of_another_size() -> None:
+    assert iclr24("attention", batch=256).distinct == (391,)
+    assert zoology23("attention", batch=512).distinct == (196,)
+    assert based("attention", batch=128).distinct == (782, 157, 157, 157, 157)
 
 
 def test_based_is_the_published_mixture() -> None:

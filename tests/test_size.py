@@ -76,6 +76,8 @@ def test_widths_that_cannot_be_built_are_skipped() -> None:
     like = made("attention(rotary=False)", dim=21)
     found = match_widths({"Heads": "attention(heads=4, rotary=False)"}, like, match="state", dims=range(16, 32))
     assert found["Heads"].recipe.dim == 20
+    refusing = "examples/any_module.py:MultiHead(heads=8)"  # by an AssertionError of PyTorch's
+    assert match_widths({"Heads": refusing}, made("attention", dim=16), dims=(4, 8, 16), tolerance=9.0).popitem()
     with pytest.raises(ValueError, match="none of 2 widths"):
         match_widths(["attention(heads=4, rotary=False)"], like, dims=(21, 23))
 

@@ -89,9 +89,30 @@ def test_cutting_a_sequence_changes_nothing_and_the_tokens_are_the_state() -> No
     assert memory(lambda: WholeModel(Tiny()), time=50).numbers == 50
 
 
-def test_muon_takes_its_matrices() -> None:
-    optimizers = new_state(clean("attention", **SMALL, optimizer="muon"), Tiny()).optimizers
-    assert {type(one).__name__ for one in optimizers} == {"Muon", "AdamW"}
+class Tied(nn.Module):
+    """A model whose head is its embedding, or of the same size."""
+
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.embed, self.hidden, self.head = nn.Embedding(32, 8), nn.Linear(8, 8), nn.Linear(8, 32, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_muon_takes_neither_embeddings_nor_heads(tied: bool) -> None:
+    model = Tied(tied=tied)
+    muon, rest = new_state(clean("attention", **SMALL, optimizer="muon"), model).optimizers
+    assert (type(muon).__name__, type(rest).__name__) == ("Muon", "AdamW")
+    assert [id(weight) for group in muon.param_groups for weight in group["params"]] == [id(model.hidden.weight)]
+
+
+def test_scoring_leaves_a_model_in_the_mode_it_was_in() -> None:
+    model = Tiny()
+    model.embed.eval()
+    list(score(model, TASK, rows=20))
+    assert model.training
+    assert not model.embed.training
 
 
 def test_only_the_first_logits_are_read() -> None:
@@ -104,6 +125,7 @@ def test_only_the_first_logits_are_read() -> None:
         (Tiny(shape="pooled"), TASK, r"gives the shape \(20, 32\): logits of shape \(batch, time, vocab\) are wanted"),
         (lambda _: None, TASK, "gives no tensor"),
         (WholeModel(Tiny(), vocab=16), TASK, "has 32 tokens and the model 16: build it with 32"),
+        (Model(16, dim=8, depth=1, pattern="attention"), TASK, "has 32 tokens and the model 16"),
         (Tiny(), "vector_retrieval", "reads vectors, which a whole model from tokens to logits cannot do"),
         (Tiny(), "compression", "answers from the last position alone"),
     ],

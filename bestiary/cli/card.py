@@ -48,6 +48,8 @@ def card(
     from bestiary.experiments import protocol_v1
     from bestiary.report.words import count_noun
 
+    if not mixers:
+        raise ValueError("name a mixer or several: a pattern, a file, or a class")
     if budget not in BUDGETS:
         raise ValueError(f"budget={budget!r}: it is quick or full")
     patterns = [

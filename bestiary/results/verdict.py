@@ -94,7 +94,8 @@ def equal_states(own: Entry, field: Mapping[str, Entry], width: int) -> dict[str
     """The scores at a width of the mixers whose state there is about as large."""
     column, fact = f"recall {width}", f"state {width}"
     known = {name: mixer for name, mixer in field.items() if column in mixer.scores and fact in mixer.facts}
-    ratios = {name: mixer.facts[fact] / own.facts[fact] for name, mixer in known.items()}
+    own_state = max(1, own.facts[fact])  # a mixer may keep nothing
+    ratios = {name: mixer.facts[fact] / own_state for name, mixer in known.items()}
     return {name: known[name].scores[column] for name, ratio in ratios.items() if 1 / EQUAL <= ratio <= EQUAL}
 
 

@@ -106,7 +106,10 @@ class Spec:
             file = split_file(self.name)[0]
             TRUSTED.setdefault((Path(file).stem, self.source), file_path(file).resolve())
         cls = find_class(self.kind, self.name, self.source)
-        built = cls(*arguments, **dict(self.options))
+        try:
+            built = cls(*arguments, **dict(self.options))
+        except AssertionError as fault:  # by which modules of PyTorch refuse a width
+            raise ValueError(f"{self} at {', '.join(map(str, arguments))}: {fault}") from fault
         return built if self.kind != "mixers" or not is_own(cls) else adapt(built, str(self), *arguments)
 
     def __str__(self) -> str:
@@ -257,6 +260,8 @@ def read_specs(kind: str, given: Any) -> tuple[Spec, ...]:
 def read_item(kind: str, item: Any) -> tuple[Spec, ...]:
     """The specs of one item of a list: a spec, a text, or the JSON of one."""
     if isinstance(item, Spec):
+        if item.kind != kind:
+            raise ValueError(f"{item} is one of the {item.kind}, and {kind} are wanted here")
         return (item,)
     if isinstance(item, type):
         return (class_spec(kind, item),)

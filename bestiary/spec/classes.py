@@ -8,6 +8,7 @@ from pathlib import Path
 from bestiary.spec.choosing import is_task, narrowed, own_classes
 from bestiary.spec.loading import LIVE, digest, is_built_in, locate, plain_name, trust
 
+PLAIN = bool | int | float | str | bytes | tuple | frozenset | None
 FIRST_SEEN: dict[type, str] = {}  # the digests of files when their classes were first given
 
 
@@ -36,11 +37,32 @@ def class_name(kind: str, cls: type) -> tuple[str, str]:
 
 
 def source_text(cls: type) -> str:
-    """What tells a class without a file from others: its source where that is known, otherwise the class itself."""
+    """What tells a class without a file from others: its source where that is known, otherwise the class itself.
+
+    That is the source of its functions, the values of its attributes, and both of its bases that have no file either.
+    """
+    own = [cls, *(base for base in cls.__mro__[1:] if not has_file(base))]
     try:
-        return "".join(map(inspect.getsource, filter(inspect.isfunction, vars(cls).values())))
+        return "".join(member_text(name, value) for base in own for name, value in vars(base).items())
     except (OSError, TypeError):
         return f"{cls.__qualname__} {id(cls)}"
+
+
+def has_file(cls: type) -> bool:
+    """Whether a class comes from a file or from Python itself, and not from a session or a function."""
+    return (
+        cls.__module__ == "builtins"
+        or getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls
+        and hasattr(sys.modules[cls.__module__], "__file__")
+    )
+
+
+def member_text(name: str, value: object) -> str:
+    """The source of a function of a class, whatever wraps it, or the value of a plain attribute."""
+    function = getattr(value, "__func__", getattr(value, "fget", value))
+    if inspect.isfunction(function):
+        return inspect.getsource(function)
+    return f"{name} = {value!r}\n" if isinstance(value, PLAIN) and not name.startswith("__") else ""
 
 
 def file_kind(name: str) -> str:

@@ -5,9 +5,11 @@ from itertools import count
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from bestiary.spec import Spec
+from bestiary.spec import Spec, nearest
 from bestiary.spec import parse as parse_specs
 from bestiary.tasks._task import Batch, Task, concatenate
+
+SPLITS = ("train", "selection", "test")
 
 
 class TaskDataset(IterableDataset[Batch]):
@@ -20,6 +22,7 @@ class TaskDataset(IterableDataset[Batch]):
     def __init__(self, task: Task, split: str = "train", batch: int = 64, seed: int = 0) -> None:
         if batch < 1:
             raise ValueError(f"a batch has at least one row, not {batch}")
+        check_split(split)
         self.task, self.split, self.batch, self.seed = task, split, batch, seed
 
     def __iter__(self) -> Iterator[Batch]:
@@ -45,11 +48,18 @@ def draw_rows(task: str | Spec | Task, rows: int, *, split: str = "test", batch:
     """
     if rows < 1:
         raise ValueError(f"at least one row is drawn, not {rows}")
+    check_split(split)
     found = task if isinstance(task, Spec | Task) else only_spec(task)
     built = find_task(found)
     path = seed if split == "train" or isinstance(found, Task) else found.key  # scoring knows no seed
     parts = [built.draw(batch, split, path, i) for i in range(-(-rows // batch))]
     return concatenate(parts).rows(slice(rows))
+
+
+def check_split(split: str) -> None:
+    """Raise LookupError for a split that there is not, which would have rows of others."""
+    if split not in SPLITS:
+        raise LookupError(f"there is no split {split!r} {nearest(split, SPLITS)}")
 
 
 def find_task(task: str | Spec | Task) -> Task:

@@ -200,6 +200,8 @@ class Recipe(StrictModel):
         from bestiary.training.rows import check_rows
 
         super().check()
+        if self.schedule == "constant" and self.floor:
+            raise ValueError(f"a constant rate does not end at floor={self.floor:g}; leave it at 0")
         longest = max(task.build().length for task in self.train + self.test + self.select)
         if 0 < self.positions < longest:
             raise ValueError(f"positions={self.positions} are too few: the longest task has {longest} tokens")
@@ -322,7 +324,7 @@ def iclr24(pattern: Pattern, *, length: int = 64, pairs: int = 4, **changes: Any
     Departs from it: the last batch of an epoch is full (100,352 rows in 196 batches of 512), and mixers keep their
     own initialisation, which the original overwrote.
     """
-    batch = {64: 512, 128: 512, 256: 256, 512: 128, 1024: 64}.get(length, 128)
+    batch = changes.get("batch", {64: 512, 128: 512, 256: 256, 512: 128, 1024: 64}.get(length, 128))
     epoch = math.ceil(100_000 / batch)
     only_attention = all(part.name == "attention" for part in read_specs("mixers", pattern))
     settings = {
@@ -366,7 +368,7 @@ def zoology23(pattern: Pattern, *, length: int = 64, pairs: int = 4, **changes: 
     doubled = all(part.name in ("base_conv", "h3") for part in parts)
     only_attention = all(part.name == "attention" for part in parts)
     quarter = only_attention or (length >= 256 and any(part.name == "h3" for part in parts))
-    batch = 128 if length >= 512 else 256 if quarter else 1024
+    batch = changes.get("batch", 128 if length >= 512 else 256 if quarter else 1024)
     epoch = math.ceil(100_000 / batch)
     layers = 4 if any(part.name == "base_conv" for part in parts) else 2
     settings = {
@@ -394,14 +396,15 @@ def based(pattern: Pattern, **changes: Any) -> Recipe:
     """
     train = [(64, 4), (128, 8), (256, 16), (256, 32), (256, 64)]
     test = [(64, 4), (64, 8), (64, 16), (128, 32), (256, 64), (512, 128), (1024, 256)]
-    batches = (391, 79, 79, 79, 79)
+    batch = changes.get("batch", 256)
+    batches = tuple(math.ceil(rows / batch) for rows in (100_000, *[20_000] * 4))
     settings = {
         "train": ", ".join(f"mqar(length={length}, pairs={pairs}, mode='paper')" for length, pairs in train),
         "test": ", ".join(f"mqar(length={length}, pairs={pairs}, mode='paper')" for length, pairs in test),
         "pattern": pattern,
         "channel": "copy",
         "dropout": 0.1,
-        "batch": 256,
+        "batch": batch,
         "distinct": batches,
         "steps": 32 * sum(batches),
         "hold": sum(batches),

@@ -179,8 +179,7 @@ def make_optimizer(recipe: Recipe, model: AnyModel) -> torch.optim.Optimizer | O
     by the size of the weights, and its rate is at most 1 / sqrt(step).
     """
     groups = decay_groups(recipe, model)
-    inside = model.layers if isinstance(model, Model) else model
-    hidden = {id(layer.weight) for layer in inside.modules() if isinstance(layer, nn.Linear)}
+    hidden = hidden_maps(model)
     if recipe.optimizer == "adamw" or not hidden:
         return torch.optim.AdamW(groups, lr=recipe.rate, betas=recipe.betas, fused=True)
     taken = [group | {"params": [w for w in group["params"] if id(w) in hidden]} for group in groups]
@@ -191,6 +190,21 @@ def make_optimizer(recipe: Recipe, model: AnyModel) -> torch.optim.Optimizer | O
     else:
         first = torch.optim.Adafactor(taken, lr=recipe.rate)
     return Optimizers(first, torch.optim.AdamW(rest, lr=recipe.rate, betas=recipe.betas, fused=True))
+
+
+def hidden_maps(model: AnyModel) -> set[int]:
+    """The ids of the weights of linear maps, but for those that are tied to an embedding or map to its vocabulary."""
+    inside = model.layers if isinstance(model, Model) else model
+    tables = [part for part in inside.modules() if isinstance(part, nn.Embedding)]
+    tied, vocabularies = {id(table.weight) for table in tables}, {table.num_embeddings for table in tables}
+    return {
+        id(part.weight)
+        for part in inside.modules()
+        if isinstance(part, nn.Linear)
+        and part.out_features not in vocabularies
+        or type(part).__name__ == "Conv1D"
+        and part.weight.ndim == 2  # of transformers' GPT-2
+    } - tied
 
 
 def decay_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
@@ -290,13 +304,20 @@ def score(
     """Sums over the first `rows` rows of each task's stream `name`, over all answers and by facet.
 
     The model is one of ours, or any module or function from tokens to logits (see `WholeModel`). With `mixed` also the
-    wrong answers that another question of the same row has.
+    wrong answers that another question of the same row has. Afterwards the model is in training or evaluation mode as
+    it was.
     """
     specs = read_specs("tasks", tasks)
-    scored = as_model(model, specs).eval()
+    scored = as_model(model, specs)
+    modes = {part: part.training for part in scored.modules()}
+    scored.eval()
     options: dict[str, Any] = {"device": device, "mixed": mixed}
-    for (measurement,) in score_models(lambda batch: [scored.answer(batch)], specs, name, rows, **options):
-        yield measurement
+    try:
+        for (measurement,) in score_models(lambda batch: [scored.answer(batch)], specs, name, rows, **options):
+            yield measurement
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def score_models(

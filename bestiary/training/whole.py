@@ -87,6 +87,9 @@ AnyModel = Model | WholeModel
 def as_model(model: Callable[..., Any], tasks: Sequence[Spec]) -> AnyModel:
     """A model as `train` and `score` use it, made of any function from tokens to logits. Raises ValueError."""
     if isinstance(model, Model):
+        for part in tasks:
+            if (vocab := part.build().vocab) > model.embed.num_embeddings:
+                raise ValueError(f"{part} has {vocab} tokens and the model {model.embed.num_embeddings}")
         return model
     whole = model if isinstance(model, WholeModel) else WholeModel(model)
     whole.check(tasks)
