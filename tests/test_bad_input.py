@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from bestiary.laws.mixers import build_perturbed, random_inputs
 from bestiary.spec import names, parse, schema, spec
 
 MIXERS = names("mixers")
@@ -37,10 +38,11 @@ def test_heads_that_do_not_divide_the_width_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", MIXERS)
 def test_half_precision_comes_back_as_it_was_given(name: str, dtype: torch.dtype) -> None:
     (found,) = parse("mixers", name)
-    mixer, x = found.build(32).to(dtype), torch.randn(2, 9, 32, dtype=dtype)
+    mixer, x = build_perturbed(found, dtype=dtype), random_inputs(2, 9, dtype=dtype)
     whole, _ = mixer(x)
     head, state = mixer(x[:, :5])
     tail, _ = mixer(x[:, 5:], state)
     assert whole.dtype == dtype
     assert whole.isfinite().all()
-    assert (torch.cat([head, tail], 1) - whole).abs().max() <= 0.1 * (1 + whole.abs().max())
+    for part, due in ((head, whole[:, :5]), (tail, whole[:, 5:])):  # without the state, 0.18 or more
+        assert (part - due).double().norm() <= 0.03 * due.double().norm()

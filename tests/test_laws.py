@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bestiary.laws import MIXER_LAWS, TASK_LAWS, check, variants
+import bestiary
+from bestiary.laws import MIXER_LAWS, TASK_LAWS, Verdict, check, variants
+from bestiary.laws.report import Report
 from bestiary.spec import Spec, names, parse
 
 # Everything as it is by default; with other options the laws are slow tests.
@@ -40,20 +42,22 @@ def test_every_task_obeys(task: Spec, law: str) -> None:
 BODY = """
 import torch
 from torch import nn
-from bestiary.mixers._mixer import Mixer
+from bestiary.mixers._mixer import Mixer, take
 
 class Broken(Mixer):
     def __init__(self, dim, *, size: int = 2):
         super().__init__()
         self.out = nn.Linear(dim, dim)
         {init}
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, *, tokens=None):
         past = torch.zeros_like(x[:, :1]) if state is None else state
         before = torch.cat([past, x[:, :-1]], 1)
         after = x[:, -1:]
         {forward}
         return self.out(y), after
 """
+
+READS = "self.reads_tokens = True; self.parallel = lambda x, where=None, tokens=None: "
 
 BROKEN_MIXERS = {  # how to break a token shift, and the laws that must notice
     "sees the future": ("pass", "y = x + x.roll(-1, 1)", {"causality", "cut"}),
@@ -82,6 +86,67 @@ BROKEN_MIXERS = {  # how to break a token shift, and the laws that must notice
         "y = (x + before) * self.odd",
         {"seeding"},
     ),
+    "draws a buffer outside torch": (
+        "import random; self.register_buffer('odd', torch.tensor(random.random()))",
+        "y = (x + before) * self.odd",
+        {"seeding"},
+    ),
+    "sees a little of the future in bfloat16": (
+        "pass",
+        "y = x + before + (x.roll(-1, 1) / 1000).bfloat16().to(x)",
+        {"causality"},
+    ),
+    "starts anew every 64 positions in parallel": (
+        "self.parallel = lambda x, where=None: take(torch.cat([self(part)[0] for part in x.split(64, 1)], 1), where)",
+        "y = x + before",
+        {"parallel form"},
+    ),
+    "is wrong below 64 positions in parallel": (
+        "self.parallel = lambda x, where=None: take(self(x)[0] * (1 + (x.shape[1] < 64)), where)",
+        "y = x + before",
+        {"parallel form"},
+    ),
+    "sees the future beyond 64 positions in parallel": (
+        "self.parallel = lambda x, where=None: "
+        "take(self(x)[0] + x.roll(-1, 1) * (torch.arange(x.shape[1]) > 63).unsqueeze(1), where)",
+        "y = x + before",
+        {"parallel form"},
+    ),
+    "keeps gradients from its input in parallel": (
+        "self.parallel = lambda x, where=None: take(self(x.detach())[0], where)",
+        "y = x + before",
+        {"parallel form"},
+    ),
+    "has no gradients where positions are chosen": (
+        "self.parallel = lambda x, where=None: self(x)[0] if where is None else take(self(x)[0], where).detach()",
+        "y = x + before",
+        {"parallel form"},
+    ),
+    "has no gradients in parallel": (
+        "self.parallel = lambda x, where=None: take(self(x)[0], where).detach()",
+        "y = x + before",
+        {"parallel form"},
+    ),
+    "reads the next token": (
+        READS + "take(self(x, tokens=tokens)[0], where)",
+        "y = x + before + (0 if tokens is None else tokens.roll(-1, 1).unsqueeze(2))",
+        {"causality", "cut"},
+    ),
+    "reads its neighbours' tokens": (
+        READS + "take(self(x, tokens=tokens)[0], where)",
+        "y = x + before + (0 if tokens is None else tokens.roll(1, 0).unsqueeze(2))",
+        {"batch independence"},
+    ),
+    "reads no tokens in parallel": (
+        READS + "take(self(x)[0], where)",
+        "y = x + before + (0 if tokens is None else tokens.unsqueeze(2))",
+        {"parallel form"},
+    ),
+    "stacks tokens badly": (
+        READS + "take(self(x, tokens=tokens)[0], where)",
+        "y = x + before if tokens is None or self.out.weight.sum() > 0 else 2 * x",
+        {"stacking"},
+    ),
     "raises oddly": ("1 / (size - 1)", "y = x + before", {"options"}),
 }
 
@@ -96,9 +161,20 @@ def test_a_law_finds_the_mixer_that(fault: str, tmp_path: Path) -> None:
     assert laws <= noticed
 
 
-def test_an_honest_mixer_breaks_no_law(tmp_path: Path) -> None:
+HONEST = {
+    "reads features": ("pass", "y = x + before"),
+    "reads tokens": (
+        "self.codes = nn.Embedding(64, dim); " + READS + "take(self(x, tokens=tokens)[0], where)",
+        "y = x + before + (0 if tokens is None else self.codes(tokens))",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HONEST)
+def test_no_law_is_broken_by_an_honest_mixer_that(case: str, tmp_path: Path) -> None:
+    init, forward = HONEST[case]
     file = tmp_path / "honest.py"
-    file.write_text(BODY.format(init="pass", forward="y = x + before"))
+    file.write_text(BODY.format(init=init, forward=forward))
     (found,) = parse("mixers", str(file))
     assert [fault for _, fault in check(found) if fault] == []
 
@@ -131,6 +207,12 @@ BROKEN_TASKS = {
         "tokens[:, 0]",
         "determinism",
     ),
+    "counts its draws": (
+        "self.calls = getattr(self, 'calls', 0) + 1; tokens = (tokens + self.calls) % self.vocab; "
+        "answer = tokens[:, :1]",
+        "tokens[:, 0]",
+        "determinism",
+    ),
     "leaves the vocabulary": ("tokens[:, 1] = self.vocab", "tokens[:, 0]", "shapes"),
     "names a facet as a column of scores": ("facets = {'first': tokens}", "tokens[:, 0]", "shapes"),
     "names a facet as a further score": (
@@ -138,6 +220,14 @@ BROKEN_TASKS = {
         "tokens[:, 0]",
         "shapes",
     ),
+    "names a further score as a sum over rows": (
+        "self.extra_scores = lambda batch, logits: {'whole': logits[:, 0]}",
+        "tokens[:, 0]",
+        "shapes",
+    ),
+    "has a facet below zero": ("facets = {'far': torch.full_like(tokens, -1)}", "tokens[:, 0]", "shapes"),
+    "has a facet without bound": ("facets = {'far': tokens + 2**40}", "tokens[:, 0]", "shapes"),
+    "has a fraction as a facet": ("facets = {'far': tokens + 0.5}", "tokens[:, 0]", "shapes"),
     "has a wrong oracle": ("pass", "tokens[:, 1]", "oracle"),
     "asks about the future": ("answer = tokens[:, 5:]", "tokens[:, -1]", "prefix"),
     "repeats its training rows": (
@@ -181,3 +271,21 @@ def test_an_honest_task_breaks_no_law(tmp_path: Path) -> None:
     file.write_text(TASK.format(sample="pass", solve="tokens[:, 0]"))
     (found,) = parse("tasks", str(file))
     assert [fault for _, fault in check(found) if fault] == []
+
+
+def test_a_report_keeps_the_faults_of_all_that_break_a_law() -> None:
+    one, two = parse("mixers", "attention, lru")
+    found = {
+        one: (Verdict("cut", "here"), Verdict("options", "odd", advice=True)),
+        two: (Verdict("cut", "there"), Verdict("options", None)),
+    }
+    report = Report(found)
+    assert not report
+    assert report.broken == {"cut": "attention: here; lru: there"}
+    assert report.advice == {"options": "attention: odd"}
+    assert Report({one: found[one]}).broken == {"cut": "here"}
+
+
+def test_a_report_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="nothing to check"):
+        bestiary.check([])

@@ -50,24 +50,33 @@ def test_the_same_recipe_measures_the_same() -> None:
 
 @pytest.mark.parametrize("pattern", ["attention", "kda", "mamba"])
 def test_products_in_bfloat16_train_nearly_alike(pattern: str) -> None:
-    half_precision_trains_nearly_alike(pattern)
+    half_precision_trains_nearly_alike(pattern, apart=0.15)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pattern", names("mixers"))
 def test_every_mixer_trains_nearly_alike_in_bfloat16(pattern: str) -> None:
-    half_precision_trains_nearly_alike(pattern)
+    half_precision_trains_nearly_alike(pattern, apart=0.6)  # some magnify rounding: two_mamba by most, to 0.43
 
 
-def half_precision_trains_nearly_alike(pattern: str) -> None:
-    made = clean(pattern, **(SMALL | {"dim": 32, "steps": 2, "every": 1}))
+def half_precision_trains_nearly_alike(pattern: str, *, apart: float) -> None:
+    """The losses are nearly equal, and so are the changes of the weights, which a run that learns nothing lacks."""
+    made = clean(pattern, **(SMALL | {"dim": 32, "steps": 2, "every": 1, "warmup": 0}))
     half = made.model_copy(update={"precision": "bfloat16"})
     assert half.key != made.key
-    model = half.build()
-    wanted, found = [m.loss for m in train(made)], [m.loss for m in train(half, model)]
+    begun, exact, model = made.build(), made.build(), half.build()
+    wanted, found = [m.loss for m in train(made, exact)], [m.loss for m in train(half, model)]
     assert wanted[0] != found[0]
     assert found == pytest.approx(wanted, rel=0.02)
+    due, change = (flat_weights(trained) - flat_weights(begun) for trained in (exact, model))
+    assert (change - due).norm() <= apart * due.norm()
     assert {weight.dtype for weight in model.parameters()} <= {torch.float32, torch.complex64}
+
+
+def flat_weights(model: torch.nn.Module) -> torch.Tensor:
+    """All weights in one row of real numbers."""
+    parts = [torch.view_as_real(w) if w.is_complex() else w for w in model.parameters()]
+    return torch.cat([part.detach().flatten() for part in parts])
 
 
 def test_the_rate_falls_by_the_schedule_from_its_height_to_the_floor() -> None:
@@ -264,12 +273,19 @@ def test_scores_do_not_depend_on_how_logits_are_cut(monkeypatch: pytest.MonkeyPa
         assert one.loss == pytest.approx(two.loss)
 
 
-def test_more_rows_begin_with_the_same_rows() -> None:
+def test_more_rows_begin_with_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     made = recipe()
-    model = made.build()
-    few, many = (next(score(model, made.test, "test", n)) for n in (256, 512))
-    assert many.asked == 2 * few.asked
-    assert few.right <= many.right
+    model, read = made.build(), list[torch.Tensor]()
+    answer = model.answer
+    monkeypatch.setattr(model, "answer", lambda batch: (read.append(batch.tokens), answer(batch))[1])
+    rows = []
+    for count in (200, 256, 512):
+        read.clear()
+        list(score(model, made.test, "test", count))
+        rows.append(torch.cat(read))
+        assert len(rows[-1]) == count
+    assert all(torch.equal(few, rows[-1][: len(few)]) for few in rows)
+    assert not torch.equal(rows[-1][:256], rows[-1][256:])
 
 
 def test_the_mean_over_segments_weighs_them_equally() -> None:

@@ -7,7 +7,7 @@ number agree to 1e-8. Ranges alone are checked in float32.
 
 import typing
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 from bestiary.laws._law import DIM, TOLERANCE, Broken, Law, options
+from bestiary.mixers._composition import token_kwargs
 from bestiary.mixers._mixer import Mixer, take
 from bestiary.model import measure_state, memory, memory_after, state_leaves
 from bestiary.spec import Spec
-from bestiary.tasks._task import stream
+from bestiary.tasks._task import Tokens, stream
 
 TIME = 131  # a prime length, beyond two chunks of 64
 CUTS = ((1,), (2,), (31,), (32,), (33,), (63,), (64,), (65,), (130,), (1, 2, 5, 70, 71))
+CHOSEN = ((0, 36, 62, 63, 64, 65, 127, 128, 130), (1, 36, 63, 64, 66, 126, 128, 129, 129))  # where parallel is asked
+SAME_SHAPES = 1e-5  # how far numbers may differ where both are computed in the same way, however imprecisely
+VOCAB = 40  # of the tokens given to a mixer that reads them: few, so that some repeat
 STEEPEST = 1e7  # a gradient after zero inputs: two norms in a row have a slope of 1,000 each
 
 
@@ -41,9 +45,15 @@ def random_inputs(batch: int = 2, time: int = TIME, *, seed: int = 0, dtype: tor
     return torch.randn(batch, time, DIM, generator=stream("laws", seed), dtype=dtype)
 
 
-def run_mixer(mixer: Mixer, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+def token_choices(mixer: Mixer, x: Tensor) -> tuple[Tokens | None, ...]:
+    """What to give as the tokens of x: nothing, and drawn ones, too, if the mixer reads them."""
+    drawn = torch.randint(VOCAB, x.shape[:2], generator=stream("laws", "tokens"))
+    return (None, drawn) if mixer.reads_tokens else (None,)
+
+
+def run_mixer(mixer: Mixer, x: Tensor, state: Any = None, tokens: Tokens | None = None) -> tuple[Tensor, Any]:
     """Output and state. Raises Broken if their form is wrong."""
-    given = mixer(x, state)
+    given = mixer(x, state, **token_kwargs(mixer, tokens))
     if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Tensor)):
         raise Broken("forward(x, state) must return the output and the state")
     if given[0].shape != x.shape:
@@ -51,36 +61,40 @@ def run_mixer(mixer: Mixer, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
     return given
 
 
-def first_difference(found: Tensor, wanted: Tensor) -> tuple[int, float] | None:
-    """The first position in time where two outputs differ, and by how much there."""
+def first_difference(found: Tensor, wanted: Tensor, close: float | None = None) -> tuple[int, float] | None:
+    """The first position in time where two outputs differ by more than the tolerance or `close`, and how much there."""
     gap = ((found - wanted).abs().amax(dim=(0, 2)) / (1 + wanted.abs().amax())).detach()
-    wrong = (~(gap <= TOLERANCE.get())).nonzero().flatten()
+    wrong = (~(gap <= (TOLERANCE.get() if close is None else close))).nonzero().flatten()
     return (int(wrong[0]), float(gap[wrong[0]])) if len(wrong) else None
 
 
 def causality(checked: Spec) -> None:
-    """No output depends on a later input."""
+    """No output depends on a later input, or on a later token."""
     mixer, x = build_perturbed(checked), random_inputs()
-    whole, _ = run_mixer(mixer, x)
-    for time in (1, 20, TIME - 1):
-        changed = x.clone()
-        changed[:, time] += 1
-        if (found := first_difference(run_mixer(mixer, changed)[0][:, :time], whole[:, :time])) is not None:
-            raise Broken(f"the output at position {found[0]} changes when the input at position {time} does")
+    for tokens in token_choices(mixer, x):
+        whole, _ = run_mixer(mixer, x, tokens=tokens)
+        for time in (1, 20, TIME - 1):
+            at = (torch.arange(TIME) == time).long()
+            others = None if tokens is None else (tokens + at) % VOCAB
+            changed, _ = run_mixer(mixer, x + at.unsqueeze(1), tokens=others)
+            close = min(TOLERANCE.get(), SAME_SHAPES)
+            if (found := first_difference(changed[:, :time], whole[:, :time], close)) is not None:
+                raise Broken(f"the output at position {found[0]} changes when the input at position {time} does")
 
 
 def cut(checked: Spec) -> None:
     """Cutting a sequence anywhere and passing the state across the cut changes nothing."""
     mixer, x = build_perturbed(checked), random_inputs()
-    whole, _ = run_mixer(mixer, x)
-    for cuts in CUTS:
-        state, parts = None, []
-        for start, end in zip((0, *cuts), (*cuts, TIME), strict=True):
-            y, state = run_mixer(mixer, x[:, start:end], state)
-            parts.append(y)
-        if (found := first_difference(torch.cat(parts, dim=1), whole)) is not None:
-            where = ", ".join(map(str, cuts))
-            raise Broken(f"cut at {where}: the output at position {found[0]} differs by {found[1]:.1e}")
+    for tokens in token_choices(mixer, x):
+        whole, _ = run_mixer(mixer, x, tokens=tokens)
+        for cuts in CUTS:
+            state, parts = None, []
+            for start, end in zip((0, *cuts), (*cuts, TIME), strict=True):
+                y, state = run_mixer(mixer, x[:, start:end], state, None if tokens is None else tokens[:, start:end])
+                parts.append(y)
+            if (found := first_difference(torch.cat(parts, dim=1), whole)) is not None:
+                where = ", ".join(map(str, cuts))
+                raise Broken(f"cut at {where}: the output at position {found[0]} differs by {found[1]:.1e}")
 
 
 def no_dead_state(checked: Spec) -> None:
@@ -146,28 +160,51 @@ def same_leaf(one: Any, other: Any) -> bool:
 def batch_independence(checked: Spec) -> None:
     """Sequences of one batch do not see each other."""
     mixer, x = build_perturbed(checked), random_inputs(3, 37)
-    together, _ = run_mixer(mixer, x)
-    alone = torch.cat([run_mixer(mixer, x[i : i + 1])[0] for i in range(3)])
-    if (found := first_difference(together, alone)) is not None:
-        raise Broken(f"a sequence gives another output in a batch than alone, first at position {found[0]}")
+    for tokens in token_choices(mixer, x):
+        together, _ = run_mixer(mixer, x, tokens=tokens)
+        rows = [slice(i, i + 1) for i in range(3)]
+        alone = [run_mixer(mixer, x[row], tokens=None if tokens is None else tokens[row])[0] for row in rows]
+        if (found := first_difference(together, torch.cat(alone))) is not None:
+            raise Broken(f"a sequence gives another output in a batch than alone, first at position {found[0]}")
 
 
 def parallel_form(checked: Spec) -> None:
-    """`parallel` gives the outputs of `forward`, at all positions and at chosen ones."""
-    mixer, x = build_perturbed(checked), random_inputs(2, 37)
-    whole, _ = run_mixer(mixer, x)
-    where = torch.tensor([[0, 3, 36, 36], [1, 2, 20, 21]])
-    for asked in (None, where):
-        if (found := first_difference(mixer.parallel(x, asked), take(whole, asked))) is not None:
-            raise Broken(
-                f"parallel(x, {'where' if asked is not None else None}) differs from forward by {found[1]:.1e}"
-            )
+    """`parallel` gives the outputs of `forward`, at all positions and at chosen ones, and the same gradients."""
+    mixer = build_perturbed(checked)
+    for x in (random_inputs(time=37), random_inputs()):
+        for tokens in token_choices(mixer, x):
+            check_parallel(mixer, x.requires_grad_(), tokens)
+
+
+def check_parallel(mixer: Mixer, x: Tensor, tokens: Tokens | None) -> None:
+    """Raises Broken unless `parallel` does for this input what `forward` does."""
+    where = torch.tensor(CHOSEN).clamp(max=x.shape[1] - 1)
+    whole, _ = run_mixer(mixer, x, tokens=tokens)
+    named = {"x": x, **{name: weight for name, weight in mixer.named_parameters() if weight.requires_grad}}
+    for asked, called in ((None, "parallel(x, None)"), (where, "parallel(x, where)")):
+        found, wanted = mixer.parallel(x, asked, **token_kwargs(mixer, tokens)), take(whole, asked)
+        if (differs := first_difference(found, wanted)) is not None:
+            raise Broken(f"{called} differs from forward by {differs[1]:.1e}")
+        both = (pulled_gradients(y, list(named.values())) for y in (found, wanted))
+        for name, one, two in zip(named, *both, strict=True):
+            if not (gap := (one - two).abs().max().item()) <= TOLERANCE.get() * (1 + two.abs().max().item()):
+                raise Broken(f"the gradient of {name} through {called} differs from that through forward by {gap:.1e}")
+
+
+def pulled_gradients(y: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of the sum of an output times random numbers; zero where it does not depend on a weight."""
+    if not y.requires_grad:
+        return tuple(map(torch.zeros_like, weights))
+    pull = torch.randn(y.shape, generator=stream("laws", "pull"), dtype=y.dtype)
+    loss = (y * pull).sum()
+    return torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True, materialize_grads=True)
 
 
 def gradients(checked: Spec) -> None:
     """Every parameter gets a gradient."""
     mixer, x = build_perturbed(checked), random_inputs()
-    run_mixer(mixer, x)[0].square().sum().backward()
+    for tokens in token_choices(mixer, x):
+        run_mixer(mixer, x, tokens=tokens)[0].square().sum().backward()
     for name, weight in mixer.named_parameters():
         if weight.grad is None or not weight.grad.any():
             raise Broken(f"the parameter {name} gets no gradient")
@@ -242,19 +279,22 @@ def stacking(checked: Spec) -> None:
     mixers, x = [build_perturbed(checked, seed=seed) for seed in range(3)], random_inputs(2, 37)
     weights, buffers = stack_module_state(typing.cast("list[nn.Module]", mixers))
     where = torch.tensor([[5, 36], [0, 20]])
+    for tokens in token_choices(mixers[0], x):
 
-    def loss(weights: Any, buffers: Any, x: Tensor) -> Tensor:
-        return functional_call(_Parallel(mixers[0]), prefix_names((weights, buffers)), (x, where)).square().mean()
+        def loss(weights: Any, buffers: Any, given: tuple[Any, ...]) -> Tensor:
+            return functional_call(_Parallel(mixers[0]), prefix_names((weights, buffers)), given).square().mean()
 
-    with warnings.catch_warnings():  # of operations that vmap loops over: slow, and no fault
-        warnings.filterwarnings("ignore", message="There is a performance drop")
-        found = vmap(grad(loss), in_dims=(0, 0, None))(weights, buffers, x)
-    for i, mixer in enumerate(mixers):
-        mixer.parallel(x, where).square().mean().backward()
-        for name, weight in mixer.named_parameters():
-            gap = (found[name][i] - typing.cast(Tensor, weight.grad)).abs().max().item()
-            if not gap <= TOLERANCE.get() * (1 + float(typing.cast(Tensor, weight.grad).abs().max())):
-                raise Broken(f"the gradient of {name} under vmap differs from a loop's by {gap:.1e}")
+        with warnings.catch_warnings():  # of operations that vmap loops over: slow, and no fault
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            found = vmap(grad(loss), in_dims=(0, 0, None))(weights, buffers, (x, where, tokens))
+        for i, mixer in enumerate(mixers):
+            alone = _Parallel(mixer)(x, where, tokens).square().mean()
+            named = {name: weight for name, weight in mixer.named_parameters() if weight.requires_grad}
+            wanted = torch.autograd.grad(alone, list(named.values()), allow_unused=True, materialize_grads=True)
+            for name, due in zip(named, wanted, strict=True):
+                gap = (found[name][i] - due).abs().max().item()
+                if not gap <= TOLERANCE.get() * (1 + due.abs().max().item()):
+                    raise Broken(f"the gradient of {name} under vmap differs from a loop's by {gap:.1e}")
 
 
 class _Parallel(nn.Module):
@@ -264,8 +304,8 @@ class _Parallel(nn.Module):
         super().__init__()
         self.mixer = mixer
 
-    def forward(self, x: Tensor, where: Tensor) -> Tensor:
-        return self.mixer.parallel(x, where)
+    def forward(self, x: Tensor, where: Tensor, tokens: Tokens | None) -> Tensor:
+        return self.mixer.parallel(x, where, **token_kwargs(self.mixer, tokens))
 
 
 def prefix_names(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
@@ -274,14 +314,15 @@ def prefix_names(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
 
 
 def seeding(checked: Spec) -> None:
-    """The initial weights come from torch's generator alone."""
+    """The initial weights and buffers come from torch's generator alone."""
     twice = []
     for _ in range(2):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             twice.append(checked.build(DIM))
-    for (name, one), two in zip(twice[0].named_parameters(), twice[1].parameters(), strict=True):
-        if not torch.equal(one, two):
+    one, two = ({**dict(built.named_parameters()), **dict(built.named_buffers())} for built in twice)
+    for name, weight in one.items():
+        if not torch.equal(weight, two[name]):
             raise Broken(f"two builds from one seed differ in {name}")
 
 

@@ -16,6 +16,7 @@ class Report:
     """What the laws say of one or several specs; true if no law is broken. Printed, it is what `bestiary check` prints.
 
     `verdicts` has, for each spec, what each law says: `law`, `fault` (None if it holds), `advice` (it may be broken).
+    In `broken` and `advice` the faults of several specs are joined, each behind the spec that it is of.
     """
 
     verdicts: dict[Spec, tuple[Verdict, ...]]
@@ -23,12 +24,22 @@ class Report:
     @property
     def broken(self) -> dict[str, str]:
         """The laws that are broken, and by what."""
-        return {v.law: v.fault for of_one in self.verdicts.values() for v in of_one if v.broken and v.fault}
+        return self.faults_by_law(advice=False)
 
     @property
     def advice(self) -> dict[str, str]:
         """What could be better but need not be, by law."""
-        return {v.law: v.fault for of_one in self.verdicts.values() for v in of_one if v.fault and not v.broken}
+        return self.faults_by_law(advice=True)
+
+    def faults_by_law(self, *, advice: bool) -> dict[str, str]:
+        """What breaks each law that must hold, or each that is `advice`."""
+        faults: dict[str, list[str]] = {}
+        for found, of_one in self.verdicts.items():
+            for verdict in of_one:
+                if verdict.fault is not None and verdict.advice == advice:
+                    said = verdict.fault if len(self.verdicts) == 1 else f"{found}: {verdict.fault}"
+                    faults.setdefault(verdict.law, []).append(said)
+        return {law: "; ".join(said) for law, said in faults.items()}
 
     def __bool__(self) -> bool:
         return not self.broken
@@ -50,12 +61,14 @@ def check(target: str | type | Spec | Sequence[str | type | Spec]) -> Report:
     """Hold mixers or tasks to the laws: a pattern as text, a file, a class or a spec, or a list of those.
 
     What is given without options is also checked under the options that it asks for (its `variants`). Raises
-    LookupError for an unknown name and TypeError or ValueError for options that cannot be.
+    LookupError for an unknown name, TypeError or ValueError for options that cannot be, ValueError if nothing is given.
 
     >>> bool(check("lru"))
     True
     """
     specs = [found for one in target_specs(target) for found in under_variants(one)]
+    if not specs:
+        raise ValueError("nothing to check: name a mixer or a task")
     return Report({found: tuple(verdicts(found)) for found in specs})
 
 

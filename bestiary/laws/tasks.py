@@ -44,18 +44,26 @@ def determinism(checked: Spec) -> None:
         torch.manual_seed(1)
         random.seed(1)
         again = checked.build().draw(50, "laws", 0)
-    other = task.draw(50, "laws", 1)
-    if not all(torch.equal(a, b) for a, b in zip(one.tensors(), again.tensors(), strict=True)):
+    other, later = task.draw(50, "laws", 1), task.draw(50, "laws", 0)
+    if not same_batch(one, again):
         raise Broken("the same stream gives another batch: sampling draws from a global generator")
+    if not same_batch(one, later):
+        raise Broken("the same stream gives another batch later on: sampling depends on earlier draws")
     if torch.equal(one.tokens, other.tokens):
         raise Broken("another stream gives the same batch")
 
 
-RESERVED = "loss", "right", "first", "mixed"  # columns that training.score adds
+def same_batch(one: Batch, other: Batch) -> bool:
+    """Whether two batches are equal in all their parts."""
+    return all(torch.equal(a, b) for a, b in zip(one.tensors(), other.tensors(), strict=True))
+
+
+RESERVED = "loss", "right", "first", "mixed", "rows", "whole"  # columns and sums that training.score adds
+LARGEST_FACET = 2**20  # scores are summed in a table with a row for each value up to the largest
 
 
 def shapes(checked: Spec) -> None:
-    """Tokens and targets lie in the vocabulary, every row asks something, facets are as large and named apart."""
+    """Tokens and targets lie in the vocabulary, every row asks something, facets are whole numbers and named apart."""
     task, batch = draw_batch(checked, "laws", 0)
     wanted, shape = (ROWS, task.length), batch.tokens.shape
     if shape != wanted + ((task.features,) if task.features else ()) or any(
@@ -72,6 +80,13 @@ def shapes(checked: Spec) -> None:
             raise Broken(f"{name} run from {found.min()} to {found.max()}, the vocabulary from 0 to {task.vocab - 1}")
     if not asked.any(1).all():
         raise Broken("some rows ask nothing")
+    for name, x in batch.facets.items():
+        given = x[asked].double()
+        odd = given[(given < 0) | (given > LARGEST_FACET) | (given != given.round())]
+        if len(odd):
+            raise Broken(
+                f"the facet {name} is {odd[0]:g} at a question, where whole numbers to {LARGEST_FACET:,} can be"
+            )
     few = batch.rows(slice(2))
     extra = task.extra_scores(few, torch.zeros(int((few.targets != SILENT).sum()), task.vocab))
     columns = [*batch.facets, *extra, *RESERVED]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from bestiary.laws._law import CLOSE, DIM, Broken, Law, tolerance
-from bestiary.laws.mixers import MIXER_LAWS, build_perturbed, random_inputs
+from bestiary.laws.mixers import MIXER_LAWS, SAME_SHAPES, build_perturbed, random_inputs
 from bestiary.laws.tasks import TASK_LAWS
 from bestiary.mixers._form import form_fault, order_fault
 from bestiary.mixers._own import lowest_precision
@@ -49,6 +49,7 @@ def verdicts(checked: Spec) -> Iterator[Verdict]:
     if close != CLOSE:
         kind = next(str(kind).removeprefix("torch.") for kind, by in ROUNDING.items() if by == close)
         told = f"it computes in {kind} inside, so numbers are held to the laws to {close:g} and not to {CLOSE:g}"
+        told += f", to causality to {SAME_SHAPES:g}" if close > SAME_SHAPES else ""
         yield Verdict("precision", told, advice=True)
     for name, law in (MIXER_LAWS if checked.kind == "mixers" else TASK_LAWS).items():
         with tolerance(close):
