@@ -102,7 +102,6 @@ def export(
 
     A table that was exported before is replaced, any other file only with --overwrite.
     With --known it goes on from such a table: its runs are written too.
-
     An experiment that measures by itself is measured for the file.
 
     With --log: one row for each measurement, of runs under way too.
@@ -117,8 +116,8 @@ def export(
         check_writable(to, compact=compact)
         if (added or only) and not experiment:
             raise ValueError("--with and --only choose mixers of an experiment, and none is named")
-        load = load_with_recipes if log else load_experiment
-        module = choose_mixers(load(experiment), added, only) if experiment else None
+        found = (load_with_recipes if log else load_experiment)(experiment) if experiment else None
+        module = None if found is None else choose_mixers(found, added, only)
         before = known_results(known, None if log else module)
     if module is not None and hasattr(module, "measure"):
         export_measured(module, scale, to, before, compact=compact, overwrite=overwrite)
@@ -130,11 +129,11 @@ def export(
     warn_damaged(damaged)
     with user_input():
         if not log:
-            found = table if module is None else split_by_facet(module, table, store)
-            table = add_known(found if found.empty else add_origins(found, runs), before, keys)
+            table = table if module is None else split_by_facet(module, table, store)
+            table = add_known(table if table.empty else add_origins(table, runs), before, keys)
         if table.empty:
-            what, there = "begun" if log else "done", f"{store}{f' or {known}' if known else ''}"
-            refuse(f"no run {f'of {experiment} {scale} ' if experiment else ''}is {what} in {there}")
+            asked, there = f"of {experiment} {scale} " if experiment else "", f"{store}{f' or {known}' if known else ''}"
+            refuse(f"no run {asked}is {'begun' if log else 'done'} in {there}")
         check_replaceable(to, list(table), overwrite=overwrite)
         write_table(table, to, compact=compact)
     typer.echo(f"{to}: {count_noun(len(table), 'row')} of {count_noun(table['key'].nunique(), 'run')}")
