@@ -13,10 +13,10 @@ from mixer_helpers import DIM, assert_same, build_mixer, inputs
 from torch import Tensor
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from bestiary.laws import MIXER_LAWS
+from bestiary.laws import MIXER_LAWS, variants
 from bestiary.model import measure_state, memory, state_leaves
 from bestiary.ops.growth import append
-from bestiary.spec import parse
+from bestiary.spec import Spec, names, parse
 
 CACHED = [
     "attention(heads=4, kv_heads=2)",
@@ -33,6 +33,7 @@ CACHED = [
     "nsa(block=4, window=5)",
     "dsa(top=8)",
     "path",
+    "conv_attention(v=2)",
 ]
 
 
@@ -112,6 +113,17 @@ def test_an_old_state_may_be_continued_again(text: str) -> None:
                 assert_same(y, branched[:, t : t + 1])
         for t, state in reversed(states.items()):  # and the newer ones are still right
             assert t == 40 or torch.allclose(mixer(x[:, t : t + 1], state)[0], wanted[:, t : t + 1], 1e-8, 1e-8)
+
+
+@pytest.mark.parametrize("text", sorted({*CACHED} - {CACHED[1], "path"}))  # which keep few, and move keys
+def test_decoding_does_not_copy_the_cache_for_each_token(text: str) -> None:
+    mixer, state, places = build_mixer(text), None, set()
+    with torch.no_grad():
+        for t in range(60):
+            _, state = mixer(inputs(60)[:, t : t + 1], state)
+            longest = max((leaf for leaf in state_leaves(state) if isinstance(leaf, Tensor)), key=Tensor.numel)
+            places.add(longest.data_ptr())
+    assert len(places) < 12
 
 
 @pytest.mark.parametrize("text", CACHED)
@@ -232,3 +244,25 @@ def test_half_precision_decodes_what_it_reads_at_once(text: str) -> None:
         assert all(leaf.isfinite().all() for leaf in state_leaves(state) if isinstance(leaf, Tensor))
         near = (found - wanted[:, 140:]).float().abs().flatten().sort().values
         assert near[int(0.9 * len(near))] <= 0.05 * wanted.float().abs().max()  # rounding may select another block
+
+
+EVERY = [pytest.param(found, id=str(found)) for name in names("mixers") for found in variants("mixers", name)]
+
+
+@pytest.mark.parametrize("found", EVERY)
+def test_no_state_keeps_a_long_prefill_alive(found: Spec) -> None:
+    mixer, state = found.build(DIM).eval(), None
+    for time in (150, 100):
+        with torch.no_grad():
+            _, state = mixer(inputs(time).float(), state)
+        for kept in state_leaves(state):
+            if isinstance(kept, Tensor):
+                assert kept.untyped_storage().nbytes() <= kept.element_size() * (2 * kept.numel() + 64)
+
+
+def test_a_state_of_which_gradients_are_recorded_is_left_as_it_is() -> None:
+    mixer, x = build_mixer("short_conv"), inputs()
+    _, kept = mixer(x.requires_grad_())
+    assert kept._is_view()
+    with torch.no_grad():
+        assert not mixer(x)[1]._is_view()

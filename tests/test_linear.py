@@ -12,6 +12,7 @@ from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_p
 from torch import Tensor
 from torch.nn import functional as F
 
+from bestiary.laws import MIXER_LAWS
 from bestiary.spec import parse
 
 
@@ -72,7 +73,8 @@ WEIGHTS = {
 @pytest.mark.parametrize("normalise", [True, False])
 @pytest.mark.parametrize("feature", WEIGHTS)
 def test_linear_attention_weighs_by_its_feature_map(feature: str, normalise: bool) -> None:
-    options = f"feature={feature!r}, heads=2, features=8, normalise={normalise}, horizon=40, samples=20"
+    own = {"cosformer": "horizon=40", "performer": "samples=20"}.get(feature, "")
+    options = f"feature={feature!r}, heads=2, features=8, normalise={normalise}, {own}"
     mixer, x = build_mixer(f"linear_attention({options})"), inputs()
     q, k, v = (z.transpose(1, 2) for z in split(2, mixer.q(x), mixer.k(x), mixer.v(x)))
     weights = WEIGHTS[feature](mixer, q, k).tril()
@@ -167,9 +169,11 @@ def test_gla_decays_each_key_channel_by_the_token(rotary: bool) -> None:
     assert_same(mixer(x)[0], mixer.out(y.flatten(2) * F.silu(mixer.gate(x))))
 
 
-@pytest.mark.parametrize("options", ["", "phase_gate=True, init='short'", "rotation='fixed'", "rotation='none'"])
+@pytest.mark.parametrize(
+    "options", ["turns=7", "turns=7, phase_gate=True, init='short'", "rotation='fixed'", "rotation='none'"]
+)
 def test_selective_rope_turns_queries_and_keys_by_sums_of_angles(options: str) -> None:
-    mixer, x = build_mixer(f"selective_rope(heads=2, key=12, rank=5, turns=7, {options})"), inputs()
+    mixer, x = build_mixer(f"selective_rope(heads=2, key=12, rank=5, {options})"), inputs()
     alpha = (x @ mixer.low.weight.T @ mixer.decay.weight.T + mixer.decay.bias).sigmoid() ** (1 / 16)
     q, k, v, alpha = split(2, mixer.q(x) / math.sqrt(12), mixer.k(x), mixer.v(x), alpha)
     phi = torch.full((BATCH, TIME, 2, 6), 0.0 if mixer.rotation == "none" else 1.0, dtype=torch.float64)
@@ -422,6 +426,12 @@ def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time(name: str) -> None
         assert len(state.blocks) == time.bit_count()
 
 
+@pytest.mark.parametrize("conv", [6, 16])
+@pytest.mark.parametrize("name", ["log_linear(state=4, heads=1, expand=1", "log_linear_delta(heads=1, key=4, value=4"])
+def test_log_linear_is_largest_where_its_convolution_counts_too(name: str, conv: int) -> None:
+    MIXER_LAWS["largest state"](parse("mixers", f"{name}, conv={conv})")[0])
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -436,12 +446,43 @@ def test_log_linear_keeps_one_matrix_for_each_bit_of_the_time(name: str) -> None
         "retnet(heads=64)",
         "log_linear(heads=3)",
         "gsa(heads=3)",
+        "attention(dropout=1.5)",
+        "attention(dropout=-1.0)",
     ],
 )
 def test_options_that_cannot_be_are_refused(text: str) -> None:
     (found,) = parse("mixers", text)
     with pytest.raises(ValueError, match=r"."):
         found.build(DIM)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "attention(layers=7)",
+        "hyena(layers=9)",
+        "linear_attention(horizon=5)",
+        "linear_attention(samples=5, feature='cosformer')",
+        "mamba3(rotation='none', angles=3)",
+        "selective_rope(rotation='fixed', phase_gate=True)",
+        "selective_rope(rotation='fixed', conv=9)",
+        "selective_rope(rotation='none', turns=3)",
+        "selected(seed=5)",
+        "selected(ramp=5)",
+        "selected(select='repeat', share=0.9)",
+        "selected(share=0.9)",
+    ],
+)
+def test_options_without_an_effect_are_refused_in_one_line(text: str) -> None:
+    (found,) = parse("mixers", text)
+    with pytest.raises(ValueError, match=r"^[^\n]+(changes? nothing|they are of)[^\n]+$"):
+        found.build(DIM)
+
+
+def test_a_mamba_of_one_key_turns_nothing() -> None:
+    assert build_mixer("mamba3(state=1, rotation='none')")(inputs())[0].isfinite().all()
+    with pytest.raises(ValueError, match="1 angles turn 2 keys"):
+        build_mixer("mamba3(state=1)")
 
 
 NAMES = (

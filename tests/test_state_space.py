@@ -44,7 +44,8 @@ def test_mamba2() -> None:
 @pytest.mark.parametrize("rotation", ["selective", "fixed", "none"])
 def test_mamba3_turns_and_integrates_by_the_trapezoidal_rule(rotation: str) -> None:
     heads, key, value, angles = 4, 8, 32, 3
-    mixer, x = build_mixer(f"mamba3(state={key}, head={value}, angles={angles}, rotation={rotation!r})"), inputs()
+    turning = f"angles={angles}, " if rotation != "none" else ""
+    mixer, x = build_mixer(f"mamba3(state={key}, head={value}, {turning}rotation={rotation!r})"), inputs()
     v = mixer.value(x).unflatten(-1, (heads, value))
     turns = angles if rotation == "selective" else 0
     b, c, dt, a, lam, turn = mixer.into(x).split([key, key, heads, heads, heads, turns], dim=-1)

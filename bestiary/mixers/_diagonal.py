@@ -8,7 +8,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from bestiary.ops import convolution
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import upcast, upcast_type
 
 Inputs = Float[Tensor, "batch time heads copies"]
 Modes = Complex[Tensor, "batch heads copies modes"]
@@ -62,4 +62,4 @@ class Diagonal(nn.Module):
 
 def time_steps(count: int, like: Tensor) -> Float[Tensor, "count 1 1"]:
     """0, 1, ..., count - 1 as real numbers that broadcast over heads and modes."""
-    return upcast(torch.arange(count, device=like.device).to(like.dtype)).reshape(-1, 1, 1)
+    return torch.arange(count, device=like.device).to(upcast_type(like)).reshape(-1, 1, 1)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from bestiary.mixers._delta import GatedOutput, Heads
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, take
-from bestiary.mixers._test_time import Network, Weights, repeat_length
+from bestiary.mixers._mixer import Chosen, Features, State, Where, take
+from bestiary.mixers._test_time import Chunked, Network, Weights
+from bestiary.ops.precision import no_autocast
 
 
-class Learner(Mixer):
+class Learner(Chunked):
     """y_t = f(q_t; M_t), gradients taken at M before the chunk of t; chunks are bounded by absolute positions."""
 
     class Memory(NamedTuple):
@@ -26,8 +27,6 @@ class Learner(Mixer):
 
     network: Network
     answer: GatedOutput
-    chunk: int
-    conv: int
 
     @abstractmethod
     def plan(self, x: Features, past: State, time: int) -> tuple[Iterator[list[Tensor]], State]:
@@ -47,12 +46,6 @@ class Learner(Mixer):
         y, after = self.read_tokens(x, self.initial_state(x) if state is None else state)
         return self.answer(y, x), after
 
-    def largest_state(self, time: int) -> int:
-        return time if time % self.chunk or self.chunk == 1 else time - 1  # a chunk is under way
-
-    def equal_state(self, time: int) -> int:
-        return repeat_length(time, settled=self.conv, period=self.chunk)
-
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.answer(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
 
@@ -66,10 +59,12 @@ class Learner(Mixer):
         past, weights, momentum, anchor, time = state
         chunks, past = self.plan(x, past, time)
         parts = []
-        for now in chunks:
-            anchor = anchor or weights
-            y, weights, momentum = self.read_chunk(now, weights, momentum, anchor)
-            parts.append(y)
-            time += y.shape[2]
-            anchor = anchor if time % self.chunk else ()
-        return torch.cat(parts, dim=2).transpose(1, 2), self.Memory(past, weights, momentum, anchor, time)
+        with no_autocast(x):  # what is learnt is a sum over time
+            for now in chunks:
+                anchor = anchor or weights
+                y, weights, momentum = self.read_chunk(now, weights, momentum, anchor)
+                parts.append(y)
+                time += y.shape[2]
+                anchor = anchor if time % self.chunk else ()
+        y = torch.cat(parts, dim=2).transpose(1, 2).to(x.dtype)
+        return y, self.Memory(past, weights, momentum, anchor, time)

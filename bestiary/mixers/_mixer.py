@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bestiary.ops import convolution
 from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.growth import without_waste
 from bestiary.ops.positions import Where, take
 from bestiary.ops.recurrence import run
 
@@ -55,10 +56,10 @@ class Mixer(nn.Module):
     reads_tokens: bool = False  # whether a model is to pass it, as `tokens=`, the tokens that x stands for
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let `forward` and `parallel` pass over inputs of length 0."""
+        """Let `forward` and `parallel` pass over inputs of length 0, and states keep nothing alive but themselves."""
         super().__init_subclass__(**kwargs)
         for name in {"forward", "parallel"} & set(cls.__dict__):
-            setattr(cls, name, _unless_empty(name, cls.__dict__[name]))
+            setattr(cls, name, _guard(name, cls.__dict__[name]))
 
     @abstractmethod
     def forward(self, x: Features, state: State = None) -> tuple[Features, State]:
@@ -84,13 +85,17 @@ class Mixer(nn.Module):
         return x.clone()
 
 
-def _unless_empty(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` or `parallel`, but for an input of length 0 an empty output, and with `forward` the same state."""
+def _guard(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    """`forward` or `parallel`, but for an input of length 0 an empty output, and with `forward` the same state.
+
+    After another input the state of `forward` keeps no larger tensors alive.
+    """
 
     @wraps(method)
     def guarded(self: Mixer, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if x.shape[1]:
-            return method(self, x, *args, **kwargs)
+            given = method(self, x, *args, **kwargs)
+            return without_waste(given) if name == "forward" else given
         if name == "forward":
             return self.empty_output(x), args[0] if args else kwargs.get("state")
         return take(self.empty_output(x), args[0] if args else kwargs.get("where"))

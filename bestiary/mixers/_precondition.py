@@ -1,6 +1,7 @@
 """The diagonal preconditioner of delta rules (Tumma, Loo & Rus, 2026): how far to write along each key channel."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from bestiary.mixers._delta import Decay
 from bestiary.mixers._mixer import Features, State
 from bestiary.mixers._start import Start
-from bestiary.ops.drive import Key
+from bestiary.ops.drive import Drive, Key
 from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 
@@ -32,6 +33,15 @@ class Precondition(nn.Module):
         super().__init__()
         self.decay, self.rate = Decay(heads, 1, start.linear(dim, heads), start), start.linear(dim, heads)
         self.center = nn.Parameter(torch.full((heads,), -0.2))
+
+    def drive(
+        self, rule: Callable[[Features, State], tuple[Drive, State]], x: Features, local: Preconditioned | None
+    ) -> tuple[Drive, Preconditioned]:
+        """What drives a rule, with preconditioned keys."""
+        past, curvature = (None, None) if local is None else local
+        drive, past = rule(x, past)
+        k, curvature = self(drive.k, x, curvature)
+        return drive._replace(k=k), Preconditioned(past, curvature)
 
     def forward(self, k: Key, x: Features, past: Float[Tensor, "batch heads key"] | None) -> tuple[Key, Tensor]:
         """The preconditioned keys and a after the last."""

@@ -15,7 +15,9 @@ PACE = 0.1  # of the running mean of the cut: some 10 passes
 LEARNED = ("learned", "learned_repeat")  # ways to select with a router
 
 
-def check_selection(select: str, *, share: float, most: int | None, penalty: float, open: int) -> None:
+def check_selection(
+    select: str, *, share: float, most: int | None, penalty: float, open: int, seed: int, ramp: int
+) -> None:
     """Raises ValueError for options of `selected` that do not go together."""
     if not 0 < share <= 1:
         raise ValueError(f"a share of {share} is not above 0 and at most 1")
@@ -25,6 +27,12 @@ def check_selection(select: str, *, share: float, most: int | None, penalty: flo
         raise ValueError(f"open={open}: 0 or more passes, of a router, without `most`")
     if select == "learned_repeat" and most is not None:
         raise ValueError(f"most={most} with select='learned_repeat': a share of the positions is selected there")
+    if seed and select != "random":
+        raise ValueError(f"seed={seed} with select={select!r} changes nothing: it is of select='random'")
+    if ramp != 400 and not open:
+        raise ValueError(f"ramp={ramp} without `open` changes nothing: every pass is like the first")
+    if share != 0.25 and select != "random" and not open:
+        raise ValueError(f"share={share} changes nothing: it is of select='random', and of a router with `open`")
 
 
 class Router(nn.Linear):
@@ -77,7 +85,7 @@ class Router(nn.Linear):
         scores = self(x).squeeze(-1).masked_fill(~may, -math.inf).flatten().sort().values
         fallen = ((self.passes - self.open) / self.ramp).clamp(0, 1)
         at = ((1 - self.share) * fallen * len(scores)).long().clamp(max=len(scores) - 1)
-        level = scores.gather(0, at.unsqueeze(0)).squeeze(0)
+        level = scores.gather(0, at.unsqueeze(0)).squeeze(0).to(self.cut.dtype)
         following = torch.where(self.cut.isfinite(), torch.lerp(self.cut, level, PACE), level)
         self.cut.copy_(torch.where(fallen > 0, following, torch.full_like(level, -math.inf)))
         self.passes.add_(1)

@@ -18,9 +18,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bestiary.mixers._mixer import Mixer
+from bestiary.ops.precision import upcast
+
 Weights = tuple[Tensor, ...]  # of each layer: batch heads width+1 out
 
 EPS = 1e-6
+
+
+class Chunked(Mixer):
+    """A mixer that learns chunk by chunk, and keeps most while a chunk is under way."""
+
+    chunk: int  # tokens
+    conv: int  # taps of its convolution
+
+    def largest_state(self, time: int) -> int:
+        return time if time % self.chunk or self.chunk == 1 else time - 1
+
+    def equal_state(self, time: int) -> int:
+        return repeat_length(time, settled=self.conv, period=self.chunk)
 
 
 class Network(nn.Module):
@@ -37,7 +53,7 @@ class Network(nn.Module):
 
     def initial(self, batch: int) -> Weights:
         """The start weights, for each sequence of a batch."""
-        return tuple(weight.expand(batch, *weight.shape) for weight in self.start)
+        return tuple(upcast(weight).expand(batch, *weight.shape) for weight in self.start)
 
     def expand(self, x: Tensor) -> Tensor:
         """What the first layer is given of a key or query: all of it, unless a subclass adds features."""
@@ -92,13 +108,14 @@ def split_aligned(streams: Sequence[Tensor], size: int, time: int) -> Iterator[l
 def group_aligned(streams: Sequence[Tensor], size: int, time: int) -> Iterator[list[Tensor]]:
     """The streams in at most three groups of chunks of one length: the rest of a chunk, whole chunks, a begun one.
 
-    Axis 2 is time; in a group it is which chunk, and axis 3 is time within it. What does not depend on the chunk before
+    Axis 2 is time; in a group it is which chunk, and axis 3 is time within it. Half precision becomes float32, as what
+    is learnt from chunks is a sum over time. What does not depend on the chunk before
     can be computed for a group at once. Split, not sliced: the gradient of a slice is as large as the whole.
     """
     length = streams[0].shape[2]
     first = min(length, -time % size)
     rest = (length - first) % size
-    parts = zip(*(z.split([first, length - first - rest, rest], dim=2) for z in streams), strict=True)
+    parts = zip(*(upcast(z).split([first, length - first - rest, rest], dim=2) for z in streams), strict=True)
     for chunk, group in zip((first, size, rest), parts, strict=True):
         if group[0].shape[2]:
             yield [z.unflatten(2, (-1, chunk)) for z in group]

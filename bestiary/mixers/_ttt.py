@@ -7,15 +7,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, State, Where, head_width, linear, take
-from bestiary.mixers._test_time import Network, Weights, minus_product, repeat_length, split_aligned
+from bestiary.mixers._mixer import Chosen, Features, Past, ShortConv, State, Where, head_width, linear, take
+from bestiary.mixers._test_time import Chunked, Network, Weights, minus_product, split_aligned
 from bestiary.ops.attention import rotate
+from bestiary.ops.precision import no_autocast, upcast_type
 from bestiary.spec import Positive
 
 CONV = 4  # taps
 
 
-class TTT(Mixer):
+class TTT(Chunked):
     """W_t = W - pace_i sum_{j<=t} eta_j gradient(W; k_j, v_j) over the mini-batch of t, in which it is the i-th."""
 
     hidden: ClassVar[tuple[int, ...]]  # the width of each hidden layer, in widths of a head
@@ -41,7 +42,7 @@ class TTT(Mixer):
         width = head_width(dim, heads)
         if width % 2:
             raise ValueError(f"rotary positions need an even head width, {dim} / {heads} is odd")
-        self.heads, self.minibatch, self.mamba = heads, minibatch, backbone == "mamba"
+        self.heads, self.chunk, self.conv, self.mamba = heads, minibatch, CONV, backbone == "mamba"
         self.network = Network(heads, (width, *(width * times for times in self.hidden), width))
         self.q, self.v, self.out = linear(dim, dim), linear(dim, dim), linear(dim, dim)
         self.eta = linear(dim, heads, bias=True)
@@ -57,12 +58,6 @@ class TTT(Mixer):
         y, after = self.read_tokens(x, self.initial_state(x) if state is None else state)
         return self.read(y, x), after
 
-    def largest_state(self, time: int) -> int:
-        return time if time % self.minibatch or self.minibatch == 1 else time - 1  # a mini-batch is under way
-
-    def equal_state(self, time: int) -> int:
-        return repeat_length(time, settled=CONV, period=self.minibatch)
-
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.read(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
 
@@ -73,16 +68,17 @@ class TTT(Mixer):
         """The answers f(q_t; W_t), mini-batch by mini-batch, bounded by absolute positions."""
         past, weights, learned, time = state
         streams, past = self.streams(x, past, time)
-        pace = 1 / torch.arange(1, self.minibatch + 1, device=x.device, dtype=x.dtype)
+        pace = 1 / torch.arange(1, self.chunk + 1, device=x.device, dtype=upcast_type(x))
         pace, parts = (pace + self.pace).clamp(min=0).unsqueeze(-1), []
-        for now in split_aligned(streams, self.minibatch, time):
-            place = time % self.minibatch
-            end = place + now[0].shape[2]
-            last = end == self.minibatch
-            y, weights, learned = self.read_minibatch(now, weights, learned, pace[place:end], last=last)
-            parts.append(y)
-            time += end - place
-        y = torch.cat(parts, dim=2).transpose(1, 2).flatten(2)
+        with no_autocast(x):  # what is learnt is a sum over time
+            for now in split_aligned(streams, self.chunk, time):
+                place = time % self.chunk
+                end = place + now[0].shape[2]
+                last = end == self.chunk
+                y, weights, learned = self.read_minibatch(now, weights, learned, pace[place:end], last=last)
+                parts.append(y)
+                time += end - place
+        y = torch.cat(parts, dim=2).transpose(1, 2).flatten(2).to(x.dtype)
         return y, self.Memory(past, weights, learned, time)
 
     def streams(self, x: Features, past: Past | None, time: int) -> tuple[list[Tensor], State]:
@@ -93,7 +89,7 @@ class TTT(Mixer):
         else:
             k, after = self.k(x), None
         q, k, v = (z.unflatten(-1, (self.heads, -1)).transpose(1, 2) for z in (q, k, self.v(x)))
-        where = torch.arange(time, time + x.shape[1], device=x.device) % self.minibatch
+        where = torch.arange(time, time + x.shape[1], device=x.device) % self.chunk
         eta = self.speed / q.shape[-1] * self.eta(x).sigmoid()
         return [rotate(q, where), rotate(k, where), v, eta.mT.unsqueeze(-1)], after
 

@@ -14,6 +14,8 @@ Departs from the paper: gamma_i = sigmoid(w x_i + c) depends on the token alone,
 Atlas itself takes Newton-Schulz steps on S_t before it is added (Muon); these are left out. The residual and the
 LayerNorm in f, the rates and the initialisation are those of our Titans, of which the paper states none, and so are
 off-diagonal products counted sqrt(2) times. `window` and `chunk` are ours.
+As drawn, float32 and float64 differ by 0.3 to 0.6 of the output after 1,000 tokens of N(0, 1), with depth=2 by 3e-6:
+see Titans.
 """
 
 import math
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from bestiary.mixers._mixer import Features, State, linear, normalize
 from bestiary.mixers._test_time import Network, group_aligned, unbind_chunks
 from bestiary.mixers.titans import Titans, decays
+from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
 
@@ -73,7 +76,7 @@ class Atlas(Titans):
     def plan(self, x: Features, past: State, time: int) -> tuple[Iterator[list[Tensor]], State]:
         local, recent = (None, None) if past is None else past
         (q, k, v), local = self.streams(x, local)
-        given = [z.transpose(1, 2) for z in (normalize(k), v, self.gamma(x).sigmoid().unsqueeze(-1))]
+        given = [upcast(z).transpose(1, 2) for z in (normalize(k), v, self.gamma(x).sigmoid().unsqueeze(-1))]
         if recent is None:  # tokens that weigh nothing
             recent = [z.new_zeros(*z.shape[:2], self.lag, z.shape[3]) for z in given]
         written = [torch.cat(z, dim=2) for z in zip(recent, given, strict=True)]

@@ -74,6 +74,10 @@ class Attention(Mixer):
         self.heads, self.kv_heads = heads, heads if kv_heads is None else kv_heads
         if sinks and window is None:
             raise ValueError(f"sinks={sinks} without a window change nothing: every position is visible")
+        if layers != 2 and init != "zoology23":
+            raise ValueError(f"layers={layers} with init={init!r} changes nothing: it is of init='zoology23'")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout}: a share of at least 0 and below 1")
         if heads % self.kv_heads:
             raise ValueError(f"{heads} heads cannot be grouped around {kv_heads} heads of keys and values")
         self.window, self.sinks, self.rotary, self.dropout = window, sinks, rotary, dropout

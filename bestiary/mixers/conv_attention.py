@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, head_width, linear, take
 from bestiary.mixers._softmax import merge_heads, split_heads
 from bestiary.ops.attention import attend, rotate
+from bestiary.ops.growth import append
 from bestiary.spec import Natural, Positive
 
 Heads = Float[Tensor, "batch heads _ key"]
@@ -51,7 +52,7 @@ class ConvAttention(Mixer):
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         (q, k, v), pasts = self.streams(x, state)
         if state is not None:
-            k, v = torch.cat([state.k, k], dim=2), torch.cat([state.v, v], dim=2)
+            k, v = append(state.k, k), append(state.v, v)
         now = torch.arange(k.shape[2] - x.shape[1], k.shape[2], device=x.device)
         return self.out(merge_heads(attend(q, k, v, None if state is None else now))), self.Memory(k, v, pasts)
 

@@ -26,6 +26,7 @@ from bestiary.mixers._softmax import (
     split_heads,
 )
 from bestiary.ops.attention import masked_attention
+from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
 
@@ -48,7 +49,7 @@ class ForgettingAttention(MultiHeadAttention):
 
     def update_cache(self, x: Features, state: State) -> Any:
         k, v = split_heads(self.k(x), self.heads), split_heads(self.v(x), self.heads)
-        gates = F.logsigmoid(split_heads(self.gate(x), self.heads))
+        gates = F.logsigmoid(upcast(split_heads(self.gate(x), self.heads)))
         return append_cache(state, self.Gated(k, v, gates[:, :, 1:] if state is None else gates))
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:

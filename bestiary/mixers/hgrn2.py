@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
 from bestiary.ops.drive import Drive
+from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
 
@@ -35,7 +36,7 @@ class HGRN2(FastWeight):
         self.q, self.f, self.i, self.out = (linear(dim, dim) for _ in range(4))
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
-        f = self.f(x)
+        f = upcast(self.f(x))
         g = torch.log(self.lower + (1 - self.lower) * f.sigmoid()) if self.lower else F.logsigmoid(f)
         q, k = F.silu(self.q(x)), (1 - self.lower) * (-f).sigmoid()
         q, k, i, g = (z.unflatten(-1, (self.shape[0], -1)) for z in (q, k, self.i(x), g))

@@ -47,6 +47,8 @@ class Hyena(Mixer):
         layers: Positive = 2,
     ) -> None:
         super().__init__()
+        if layers != 2 and init != "zoology23":
+            raise ValueError(f"layers={layers} with init={init!r} changes nothing: it is of init='zoology23'")
         self.taps = taps
         self.project, self.short = nn.Linear(dim, 3 * dim), ShortConv(3 * dim, short, bias=True)
         self.filter = SineFilter(dim, taps, features, width, frequency)

@@ -23,14 +23,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._delta import GatedOutput, Heads, Streams
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, normalize, take
-from bestiary.mixers._test_time import group_aligned, repeat_length, unbind_chunks
+from bestiary.mixers._mixer import Chosen, Features, State, Where, head_width, linear, normalize, take
+from bestiary.mixers._test_time import Chunked, split_aligned
+from bestiary.ops.precision import no_autocast, upcast
 from bestiary.spec import Positive
 
 Slots = Float[Tensor, "batch heads slots value"]
 
 
-class Lattice(Mixer):
+class Lattice(Chunked):
     """s_i = unit(s_i + beta k_i (I - s_i s_i^T) (v - S k)), y = S q."""
 
     family: ClassVar = "delta"
@@ -66,18 +67,12 @@ class Lattice(Mixer):
         y, after = self.read_tokens(x, self.initial_state(x) if state is None else state)
         return self.answer(y, x), after
 
-    def largest_state(self, time: int) -> int:
-        return time if time % self.chunk or self.chunk == 1 else time - 1  # a chunk is under way
-
-    def equal_state(self, time: int) -> int:
-        return repeat_length(time, settled=self.conv, period=self.chunk)
-
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.answer(take(self.read_tokens(x, self.initial_state(x))[0], where), take(x, where))
 
     def initial_state(self, x: Features) -> Memory:
         """The state before the first token."""
-        return self.Memory(None, unit(self.start).expand(len(x), *self.start.shape), (), 0)
+        return self.Memory(None, unit(upcast(self.start)).expand(len(x), *self.start.shape), (), 0)
 
     def read_tokens(self, x: Features, state: Memory) -> tuple[Heads, Memory]:
         """The answers, chunk by chunk."""
@@ -86,14 +81,15 @@ class Lattice(Mixer):
         beta = self.beta(x).sigmoid().unsqueeze(-1)
         streams = [z.transpose(1, 2) for z in (normalize(q), normalize(k), v, beta)]
         parts = []
-        for group in group_aligned(streams, self.chunk, time):
-            for now in unbind_chunks(group):
+        with no_autocast(x):  # what is learnt is a sum over time
+            for now in split_aligned(streams, self.chunk, time):
                 y, added = read_chunk(now, anchor, turned[0] if turned else torch.zeros_like(anchor))
                 parts.append(y)
                 time += y.shape[2]
                 turned = (added,) if time % self.chunk else ()
                 anchor = anchor if turned else unit(anchor + added)
-        return torch.cat(parts, dim=2).transpose(1, 2), self.Memory(past, anchor, turned, time)
+        y = torch.cat(parts, dim=2).transpose(1, 2).to(x.dtype)
+        return y, self.Memory(past, anchor, turned, time)
 
 
 def read_chunk(streams: list[Tensor], slots: Slots, turned: Slots) -> tuple[Tensor, Slots]:

@@ -5,6 +5,8 @@
 
 In the layer number `layer` of `layers`, so the last one hardly forgets; 1e-5 keeps both parts of the factor from
 zero, as in the published model. Weights are drawn N(0, 0.02). Without positions other than the decay.
+Public copies of the code interpolate where heads are no power of two, as ALiBi does; here the formula holds for any
+number of heads.
 Departs from the paper: nothing known; its subject is a fast way to compute this in blocks, as any recurrence here.
 """
 

@@ -12,7 +12,7 @@
     performer   exp(w.z - |z|^2 / 2) / sqrt(samples) with z = x / features^(1/4) and fixed random w, orthogonal in
                 blocks: softmax's weights on average (Choromanski et al., 2021)
 
-The normaliser is one more column of values. Maps are drawn N(0, 0.02), A and B N(0, 1 / features).
+The normaliser is one more column of values. Maps are drawn N(0, 0.02), A and B N(0, 1 / sqrt(features)).
 Departs from the paper: no biases; the small constant keeps the normaliser from 0 alone, the authors' code has 1e-6.
 Departs from the study: cosformer's horizon is fixed (there it is the length of the batch), performer's w have the
 lengths of normal vectors, as FAVOR+ needs, and no maximum is taken out of the exponents.
@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
 from bestiary.ops.drive import Drive
+from bestiary.ops.precision import upcast_type
 from bestiary.spec import Positive
 
 Map = Literal["elu", "relu", "square", "cosformer", "performer", "polynomial", "identity"]
@@ -57,6 +58,10 @@ class LinearAttention(FastWeight):
         samples: Positive = 256,
     ) -> None:
         super().__init__()
+        if horizon != 2048 and feature != "cosformer":
+            raise ValueError(f"horizon={horizon} with feature={feature!r} changes nothing: it is of 'cosformer'")
+        if samples != 256 and feature != "performer":
+            raise ValueError(f"samples={samples} with feature={feature!r} changes nothing: they are of 'performer'")
         value = head_width(dim, heads)
         features = value if features is None else features
         self.feature: Map = feature
@@ -105,8 +110,9 @@ class LinearAttention(FastWeight):
         end = start + x.shape[1]
         if end > self.horizon:
             raise ValueError(f"cosformer's horizon is {self.horizon} positions, the input needs {end}")
-        angle = torch.arange(start, end, device=x.device, dtype=x.dtype)[:, None, None] * (math.pi / 2 / self.horizon)
-        return torch.cat([x * angle.cos(), x * angle.sin()], dim=-1)
+        where = torch.arange(start, end, device=x.device, dtype=upcast_type(x))[:, None, None]
+        angle = where * (math.pi / 2 / self.horizon)
+        return torch.cat([x * angle.cos().to(x.dtype), x * angle.sin().to(x.dtype)], dim=-1)
 
 
 def random_directions(count: int, width: int) -> Float[Tensor, "{count} {width}"]:

@@ -73,7 +73,8 @@ class LogLinear(Mixer):
         return self.read(y, x), self.Memory(conv, blocks, time + x.shape[1])
 
     def largest_state(self, time: int) -> int:
-        return 2 ** (time + 1).bit_length() // 2 - 1  # all bits are set
+        inner, state, _ = self.widths
+        return fullest_length(time, inner * state, self.conv.filter)
 
     def equal_state(self, time: int) -> int:
         shortest = min(time, len(self.conv.filter))
@@ -104,6 +105,16 @@ class LogLinear(Mixer):
     def read(self, y: Float[Tensor, "batch _ inner"], x: Chosen) -> Chosen:
         """The output from what was read out of memory."""
         return self.out(self.norm(y * F.silu(self.gate(x))))
+
+
+def fullest_length(time: int, matrix: int, filter: Float[Tensor, "taps channels"]) -> int:
+    """The length up to `time` with the most to keep: a matrix of so many numbers for each bit, and what is convolved.
+
+    Any shorter length has a 0 where `time` has a 1 first; with only ones behind it, it is longest and has most bits.
+    """
+    taps, channels = filter.shape
+    lengths = (time, *((time >> bit << bit) - 1 for bit in range(time.bit_length()) if time >> bit & 1))
+    return max(lengths, key=lambda length: length.bit_count() * matrix + min(length, taps - 1) * channels)
 
 
 def aligned_length(time: int, left: int) -> int:

@@ -17,6 +17,7 @@ convolutions too, as flash-linear-attention's layer, on which the authors' build
 Departs from the paper: levels beyond the last share its lambda, as in `log_linear`.
 """
 
+import math
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from bestiary.mixers import gated_delta
 from bestiary.mixers._delta import softplus
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, Where, take
-from bestiary.mixers.log_linear import SQUARE, aligned_length
+from bestiary.mixers.log_linear import SQUARE, aligned_length, fullest_length
 from bestiary.ops.drive import Matrix, Value
 from bestiary.ops.precision import upcast, without_autocast
 from bestiary.spec import Positive
@@ -71,7 +72,7 @@ class LogLinearDelta(Mixer):
         return self.rule.read(y, x), self.Memory(conv, blocks, time + x.shape[1])
 
     def largest_state(self, time: int) -> int:
-        return 2 ** (time + 1).bit_length() // 2 - 1  # all bits are set
+        return fullest_length(time, math.prod(self.rule.shape), self.rule.conv.filter)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         return self.rule.read(take(self.recall(x, None, (), 0)[0], where), take(x, where))

@@ -4,8 +4,8 @@
     output = GLU(W GELU(y))
 
 B and C are complex matrices, kept as real ones of twice the size. Initialisation: a uniform on the ring between radii
-`low` and `high` with phases in (0, `phase`), e^gamma = sqrt(1 - |a|^2), B complex N(0, 1 / dim), C complex
-N(0, 2 / state), D N(0, 1), W N(0, 1 / dim) with bias zero.
+`low` and `high` with phases in (0, `phase`), e^gamma = sqrt(1 - |a|^2), B complex N(0, 1 / sqrt(dim)), C
+complex N(0, sqrt(2 / state)), D N(0, 1), W N(0, 1 / sqrt(dim)) with bias zero.
 Departs from the paper: nu, theta, gamma and B have no learning rate of their own; |a|^2 starts between 1e-7 and
 1 - 1e-7, so that every logarithm is finite.
 """

@@ -12,7 +12,8 @@ With rotation="fixed" each pair turns by an angle of its own at every position, 
 positions do (Su et al., 2021), with "none" nothing turns: the paper's ablations.
 Initialisation as in the authors' code: dt log-uniform in (0.001, 0.1) through its bias, D and the biases of k and q
 all 1, the rest PyTorch's. Heads are 64 wide, or as wide as divides both 64 and the inner width.
-Departs from the paper: nothing known. The authors' code replaced softplus(a) by a function with a heavier tail later.
+Departs from the paper: softplus(a) is at least 1e-4, so that every head forgets. The authors' code replaced softplus(a)
+by a function with a heavier tail later.
 """
 
 import math
@@ -26,6 +27,7 @@ from torch.nn import functional as F
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, step_sizes, take
 from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.precision import upcast
 from bestiary.ops.recurrence import outer, run
 from bestiary.spec import Positive
 
@@ -62,7 +64,11 @@ class Mamba3(Mixer):
     ) -> None:
         super().__init__()
         inner = expand * dim
-        head, angles = math.gcd(inner, 64) if head is None else head, max(1, state // 4) if angles is None else angles
+        head = math.gcd(inner, 64) if head is None else head
+        if rotation == "none" and angles is not None:
+            raise ValueError(f"angles={angles} with rotation='none' change nothing: nothing turns")
+        default = 0 if rotation == "none" else max(1, state // 4)
+        angles = default if angles is None else angles
         if inner % head:
             raise ValueError(f"heads of width {head} do not fill an inner width of {inner}")
         if 2 * angles > state:
@@ -112,11 +118,11 @@ class Mamba3(Mixer):
         self, dt: Float[Tensor, "batch time heads 1"], turn: Float[Tensor, "batch time _"]
     ) -> Float[Tensor, "batch time heads _"]:
         """The angles turned by since the cut; none at all without rotation."""
+        dt = upcast(dt)
         if self.rotation == "selective":
             return (math.pi * dt * turn.tanh().unsqueeze(2)).cumsum(1)
-        count = self.angles if self.rotation == "fixed" else 0
-        rates = 10_000.0 ** -(torch.arange(count, device=dt.device, dtype=dt.dtype) / max(1, count))
-        return rates.expand(*dt.shape[:3], count).cumsum(1)
+        rates = 10_000.0 ** -(torch.arange(self.angles, device=dt.device, dtype=dt.dtype) / max(1, self.angles))
+        return rates.expand(*dt.shape[:3], self.angles).cumsum(1)
 
     def read(self, y: Heads, x: Chosen) -> Chosen:
         """The output from what was read out of memory."""
@@ -126,5 +132,5 @@ class Mamba3(Mixer):
 def rotate_pairs(x: Float[Tensor, "*rest key"], angle: Float[Tensor, "*any angles"]) -> Float[Tensor, "*rest key"]:
     """The first pairs of channels turned by the angles, one each."""
     pairs, still = x[..., : 2 * angle.shape[-1]].unflatten(-1, (-1, 2)), x[..., 2 * angle.shape[-1] :]
-    (first, second), cos, sin = pairs.unbind(-1), angle.cos(), angle.sin()
+    (first, second), cos, sin = pairs.unbind(-1), angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     return torch.cat([torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2), still], -1)

@@ -4,7 +4,7 @@
     eta_t = 1 + tanh(e x_t / sqrt(dim)),   mu_t = exp(-min(2, B softplus(m x_t + dt'))),   tan theta_t = f eta_t
     alpha_t = cos^2 theta_t exp(-A softplus(w x_t + dt)),   beta_t = sin^2 theta_t sigmoid(b x_t)
 
-f, A, B are one per head. q, k, v = SiLU(short convolution(W x)), k_t unit, and q_t = unit(q_t - d k_t) / sqrt(key);
+f, A, B are one per head. q, k, v = SiLU(short convolution(W x)), q_t = unit(q_t - d k_t) / sqrt(key), then unit k_t;
 output = W_o (RMSNorm(y) * sigmoid(W_g x)). theta keeps S and P, a system of second order, from growing.
 Keys are 0.75 and values 1.5 of the model wide, split over the heads. Initialisation as in the authors' code
 (HuuYuLong/MomentumDeltaNet, c6e77fa, 8 May 2026): linear maps and convolutions N(0, 0.02), A and B uniform in (0, 16),

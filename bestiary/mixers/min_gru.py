@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take
+from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -33,14 +34,16 @@ class MinGRU(Mixer):
         self.out = nn.Linear(expand * dim, dim) if expand > 1 else nn.Identity()
 
     def forward(self, x: Features, state: State | None = None) -> tuple[Features, State]:
-        states = self.states(x, state)
-        return self.out(states), states[:, -1]
+        states, last = self.states(x, state)
+        return self.out(states), last
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.out(take(self.states(x, None), where))
+        return self.out(take(self.states(x, None)[0], where))
 
-    def states(self, x: Features, h: State | None) -> Float[Tensor, "batch time inner"]:
-        """Every h_t."""
-        z, c = self.z(x), self.c(x)
+    def states(self, x: Features, h: State | None) -> tuple[Float[Tensor, "batch time inner"], State]:
+        """Every h_t, and the last."""
+        given = self.z(x)
+        z, c = upcast(given), upcast(self.c(x))
         new = z.sigmoid() * torch.where(c >= 0, c + 0.5, c.sigmoid())
-        return scan((-z).sigmoid(), new, torch.zeros_like(new[:, 0]) if h is None else h)[0]
+        states, last = scan((-z).sigmoid(), new, torch.zeros_like(new[:, 0]) if h is None else h)
+        return states.to(given.dtype), last

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take
+from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -34,14 +35,17 @@ class MinLSTM(Mixer):
         self.out = nn.Linear(expand * dim, dim) if expand > 1 else nn.Identity()
 
     def forward(self, x: Features, state: State | None = None) -> tuple[Features, State]:
-        states = self.states(x, state)
-        return self.out(states), states[:, -1]
+        states, last = self.states(x, state)
+        return self.out(states), last
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        return self.out(take(self.states(x, None), where))
+        return self.out(take(self.states(x, None)[0], where))
 
-    def states(self, x: Features, h: State | None) -> Float[Tensor, "batch time inner"]:
-        """Every h_t."""
-        odds, c = F.logsigmoid(self.f(x)) - F.logsigmoid(self.i(x)), self.c(x)  # log of f / i
+    def states(self, x: Features, h: State | None) -> tuple[Float[Tensor, "batch time inner"], State]:
+        """Every h_t, and the last."""
+        given = self.f(x), self.i(x), self.c(x)
+        f, i, c = map(upcast, given)
+        odds = F.logsigmoid(f) - F.logsigmoid(i)  # log of f / i
         new = (-odds).sigmoid() * torch.where(c >= 0, c + 0.5, c.sigmoid())
-        return scan(odds.sigmoid(), new, torch.zeros_like(new[:, 0]) if h is None else h)[0]
+        states, last = scan(odds.sigmoid(), new, torch.zeros_like(new[:, 0]) if h is None else h)
+        return states.to(given[0].dtype), last

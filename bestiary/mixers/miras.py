@@ -2,8 +2,8 @@
 
     M_t = (1 - alpha_t) M_{t-1} - eta_t d loss_t(M*) / d M*,   y_t = f(q_t; M_t)
     f(x; M) = x + LayerNorm(GELU(x M1 + b1) M2 + b2),   r = f(k_t; M*) - v_t
-    "yaad"     d loss / d r = r where |r| <= delta_t,  else delta_t sign(r)     (Huber)
-    "moneta"   loss = sum |r|^3,  d loss / d r = 3 r |r|                          (l_p with p = 3)
+    "yaad"     d loss / d r = r where |r| <= delta_t,  else delta_t sign(r)     (Huber; |r| of the vector)
+    "moneta"   loss = sum |r|^3,  d loss / d r = 3 r |r|              (l_p with p = 3; in each channel)
 
 M* is the memory before the chunk of t; chunks are bounded by absolute positions, and chunk=1 is the
 recurrence. q, k, v = SiLU(short convolution(W x)), unit q and k, output = W_o (RMSNorm(y) * sigmoid(W_g x)). Near
@@ -17,6 +17,8 @@ memory, which the LayerNorm answers with larger gradients. Memora is left out: o
 its first weights are drawn, public text does not say. The 10 and the 1e-6, the scales of eta and delta and the
 initialisation are ours. No gradient of the model's loss passes through a step at an output whose variance is below
 1e-6.
+As drawn, float32 and float64 differ by about 0.3 of the output after 1,000 tokens of N(0, 1), of Moneta by 1.1 to 1.3,
+with chunk=1 by less than 1e-6: see Titans.
 """
 
 from collections.abc import Iterator
@@ -30,6 +32,7 @@ from bestiary.mixers._delta import GatedOutput, Streams, softplus
 from bestiary.mixers._learner import Learner
 from bestiary.mixers._mixer import Features, State, head_width, linear, normalize
 from bestiary.mixers._test_time import Network, Weights, decay_matrix, group_aligned, minus_product, unbind_chunks
+from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
 SHARP = 10.0  # sign(r) is tanh(SHARP r)
@@ -64,7 +67,7 @@ class Miras(Learner):
 
     def plan(self, x: Features, past: State, time: int) -> tuple[Iterator[list[Tensor]], State]:
         (q, k, v), past = self.streams(x, past)
-        rates = [self.eta(x).sigmoid() / self.width, F.logsigmoid(-self.alpha(x))]
+        rates = [self.eta(x).sigmoid() / self.width, F.logsigmoid(-upcast(self.alpha(x)))]
         if self.delta is not None:
             rates.append(self.width**0.5 * softplus(self.delta(x)))
         streams = [z.transpose(1, 2) for z in (normalize(q), normalize(k), v, *(rate.unsqueeze(-1) for rate in rates))]

@@ -6,7 +6,7 @@
 
 C and n, its last column here, are kept times e^-m with m_t = max(log f_t + m_{t-1}, i_t) and m_0 = 0, so nothing
 overflows; then 1 is e^-m_t, and 1e-6 is added to the divisor. Keys are half as wide as values.
-Initialisation: N(0, 2 / (5 dim)); gates do not see their input at first, b_f from 3 to 6, b_i from N(0, 0.1).
+Initialisation: N(0, sqrt(2 / (5 dim))); gates do not see their input at first, b_f from 3 to 6, b_i from N(0, 0.1).
 Departs from the paper: its block around the cell (up-projection, convolution, skip) is left to the pattern, and cap
 and narrow keys are of the 7B, which starts b_i at -10; the output map is not scaled down by the number of layers.
 """

@@ -55,8 +55,6 @@ class PaTH(Mixer):
             head_width(dim, heads),
             check_rank(dim, min(32, dim) if rank is None else rank),
         )
-        if rank > dim:
-            raise ValueError(f"a rank of {rank} is above the width of {dim}")
         self.q, self.k, self.v, self.out = (linear(dim, dim) for _ in range(4))
         self.low, self.up, self.conv = linear(dim, rank), linear(rank, dim), ShortConv(dim, conv)
         nn.init.normal_(self.conv.filter, std=0.02)

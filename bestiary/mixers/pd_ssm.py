@@ -7,7 +7,8 @@
 A one-layer model of N places can follow any automaton of N states, since column n of P_t says where state n goes. The
 choice passes the gradient on to the softmax of each column of M_t. Columns are one-hot and D within the unit circle,
 so no state grows. Initialisation as in the authors' code for state tracking (IBM/expressive-sparse-state-space-model,
-8682e78): M_k N(0, 1 / state), both parts of B N(0, 1 / (2 state)), d N(0, 1 / dim), the rest PyTorch's; K = 8.
+8682e78): M_k N(0, 1 / sqrt(state)), both parts of B N(0, 1 / sqrt(2 state)), d N(0, 1 / sqrt(dim)), the rest
+PyTorch's; K = 8.
 Equal to that code to 3e-7 in float32, once its transition matrices are transposed.
 
 Departs from the paper: the state is 32 wide (128 there), tokens are read one after another instead of by a parallel

@@ -6,6 +6,8 @@
 Channels of the key that have been written often are written less, within 1 / 1.5 and 1.5: a diagonal approximation of
 least squares (the paper's ATK). c_t = exp(-C softplus(w x_t + dt')) and r_t = sigmoid(u x_t) are one per head, as is m,
 which is learnt. alpha, beta, q, k, v, the output and the widths are those of `gated_delta`.
+`negative` doubles beta_t. As p_t . k_t is up to 1.5, the eigenvalue of a step is then alpha_t times a number between -2
+and 1, so that what is along p_t can grow.
 Initialisation as in the authors' code (fla-org/flash-linear-attention, e47d5d2, 20 August 2026, contributed by them):
 linear maps and convolutions N(0, 0.02), C uniform in (0, 16), dt' log-uniform in (0.001, 0.1), m = -0.2; the rest is
 init="fla" of `gated_delta`. init="short" is its "short", ours, with C in (0, 1).
@@ -45,7 +47,4 @@ class PrecondGatedDelta(GatedDelta):
         self.precondition = Precondition(dim, heads, start)
 
     def drive(self, x: Features, local: Preconditioned | None) -> tuple[Drive, Preconditioned]:
-        past, curvature = (None, None) if local is None else local
-        drive, past = super().drive(x, past)
-        k, curvature = self.precondition(drive.k, x, curvature)
-        return drive._replace(k=k), Preconditioned(past, curvature)
+        return self.precondition.drive(super().drive, x, local)

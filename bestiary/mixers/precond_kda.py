@@ -2,9 +2,11 @@
 
     S_t = Diag(alpha_t) S_{t-1} + beta_t p_t (v_t - S_{t-1}^T Diag(alpha_t) k_t)^T,   y_t = S_t^T q_t
 
-p_t is the preconditioned key of `precond_gated_delta`, whose decay is one per head; the rest is `kda`. Initialisation
-as in the authors' code (fla-org/flash-linear-attention, e47d5d2, 20 August 2026, contributed by them): that of `kda`,
-for the preconditioner too, with m = -0.2. In their training code for the paper the rates of decay started in (0, 16).
+p_t is the preconditioned key of `precond_gated_delta`, whose decay is one per head; the rest is `kda`. `negative`
+doubles beta_t: without decay the eigenvalue of a step is then between -2 and 1, and what is along p_t can grow.
+Initialisation as in the authors' code (fla-org/flash-linear-attention, e47d5d2, 20 August 2026, contributed by them):
+that of `kda`, for the preconditioner too, with m = -0.2. In their training code for the paper the rates of decay
+started in (0, 16).
 Departs from the paper: nothing known.
 """
 
@@ -37,7 +39,4 @@ class PrecondKDA(KDA):
         self.precondition = Precondition(dim, heads, START)
 
     def drive(self, x: Features, local: Preconditioned | None) -> tuple[Drive, Preconditioned]:
-        past, curvature = (None, None) if local is None else local
-        drive, past = super().drive(x, past)
-        k, curvature = self.precondition(drive.k, x, curvature)
-        return drive._replace(k=k), Preconditioned(past, curvature)
+        return self.precondition.drive(super().drive, x, local)

@@ -4,8 +4,10 @@
     alpha_t = exp(-A softplus(w x_t + dt)),  beta_t = sigmoid(u x_t),  lambda_t = sigmoid(l x_t - 0.9)
     q, k, v = SiLU(short convolution(W x)),  unit q_t and k_t,  output = W_o (RMSNorm(y) * SiLU(W_g x))
 
-With lambda_t = 0 it is gated DeltaNet. `negative` doubles beta_t and lambda_t, as the authors' code does. Keys are 0.75
-and values 1.5 of the model wide, split over the heads. Initialisation as in the authors' model (psmiz/Q-Delta, 4afe5b5,
+With lambda_t = 0 it is gated DeltaNet. `negative` doubles beta_t and lambda_t, as the authors' code does. The
+eigenvalue of a step, alpha_t (1 - beta_t k_t . (k_t + lambda_t q_t)), is then between -5 and 3 times alpha_t, where it
+is between -1 and 1 without: the memory can grow. Keys are 0.75 and values 1.5 of the model wide, split over the heads.
+Initialisation as in the authors' model (psmiz/Q-Delta, 4afe5b5,
 13 July 2026): linear maps and convolutions N(0, 0.02), A uniform in (0, 16), dt log-uniform in (0.001, 0.1).
 init="short" is that of `gated_delta`, ours, for a few hundred steps.
 Departs from the paper: nothing known. The 0.9 is that of the authors' code, where it was 0.8 until that commit. Its

@@ -4,9 +4,10 @@
     h_t = a_t * h_{t-1} + sqrt(1 - a_t^2) * i_t * x_t,   output = W_out (h * GELU(W_y u))
 
 Initialisation as in the authors' code: exp(-softplus(rate)) in (0.9, 0.999), uniform in its square (the paper says so
-of its eighth power), maps N(0, 1 / inputs), convolution N(0, 0.01 / taps), biases zero.
+of its eighth power), maps N(0, 1 / sqrt(inputs)), convolution N(0, 0.1 / sqrt(taps)), biases zero.
 Departs from the paper: the inner width is that of the model unless given, as in RecurrentGemma (the paper's is 4/3 of
-it). From the authors' code: the first input enters as any other; 1 - a^2 is at least 1e-12, which bounds the gradient
+it). From the authors' code: W_out is not scaled down by the number of layers, where theirs, in every block, has the
+variance 2 / (layers inputs); the first input enters as any other; 1 - a^2 is at least 1e-12, which bounds the gradient
 of its root.
 """
 

@@ -79,9 +79,8 @@ class RWKV4(Mixer):
         """wkv, r, and the memory after the last input."""
         last, top, bottom, m = state
         previous = shift_right(last, x)
-        mix_r, mix_k, mix_v = self.mix
-        r = self.r(torch.lerp(previous, x, mix_r))
-        k, v = upcast(self.k(torch.lerp(previous, x, mix_k))), upcast(self.v(torch.lerp(previous, x, mix_v)))
+        for_r, for_k, for_v = (interpolate(previous, x, mu) for mu in self.mix)
+        r, k, v = self.r(for_r), upcast(self.k(for_k)), upcast(self.v(for_v))
         tops, bottoms, ms = self.sums(k, v, state)
         mixed = blend(shift_right(top, tops), shift_right(bottom, bottoms), shift_right(m, ms), self.bonus + k, v)
         return mixed.to(x.dtype), r, self.Memory(x[:, -1], tops[:, -1], bottoms[:, -1], ms[:, -1])
@@ -101,6 +100,11 @@ class RWKV4(Mixer):
 def shift_right(first: Channels, x: Features) -> Features:
     """Each position's predecessor, `first` being that of the first."""
     return torch.cat([first.unsqueeze(1), x[:, :-1]], dim=1)
+
+
+def interpolate(previous: Features, x: Features, mu: Float[Tensor, " dim"]) -> Features:
+    """mu * x + (1 - mu) * previous, in the type of mu, as autocast may give inputs another."""
+    return torch.lerp(previous.to(mu.dtype), x.to(mu.dtype), mu)
 
 
 def blend(top: Features, bottom: Features, m: Features, k: Features, v: Features) -> Features:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from bestiary.mixers._mixer import Features
+from bestiary.mixers._mixer import Features, check_rank
 from bestiary.mixers._rwkv import Parts, TimeMix
 from bestiary.spec import Positive
 
@@ -40,8 +40,7 @@ class RWKV6(TimeMix):
         super().__init__(dim, heads, layer, layers)
         mix_rank = min(32, dim) if mix_rank is None else mix_rank
         decay_rank = min(64, dim) if decay_rank is None else decay_rank
-        if (most := max(mix_rank, decay_rank)) > dim:
-            raise ValueError(f"a rank of {most} exceeds a width of {dim}")
+        check_rank(dim, max(mix_rank, decay_rank))
         depth, rest, channel = layer / max(1, layers - 1), 1 - layer / layers, torch.arange(dim) / dim
         slow, fast = channel**rest, channel ** (0.5 * rest)
         self.mix = nn.Parameter(1 - torch.stack([fast, slow, slow + 0.3 * depth, fast, slow]))

@@ -5,8 +5,8 @@
 
 B and C are complex matrices, kept as real ones of twice the size. Initialisation: the HiPPO-LegS matrix without its
 part of rank one has eigenvalues A = -1/2 + i w and eigenvectors V, one of each conjugate pair kept; `blocks` copies of
-that make up the state. B = V* B' and C = C' V with B', Re C' and Im C' N(0, 1 / state); step sizes log-uniform in
-(0.001, 0.1), D N(0, 1), W N(0, 1 / dim) with bias zero.
+that make up the state. B = V* B' and C = C' V with B', Re C' and Im C' N(0, 1 / sqrt(state)); step sizes log-uniform in
+(0.001, 0.1), D N(0, 1), W N(0, 1 / sqrt(dim)) with bias zero.
 Departs from the authors' code: Re A = -exp(.), which cannot change its sign; normal draws are not truncated; the
 state-space parameters have no learning rate of their own.
 """

@@ -78,7 +78,7 @@ class Selected(MultiHeadAttention):
         ramp: Positive = 400,
     ) -> None:
         super().__init__(dim, heads, rotary=rotary)
-        check_selection(select, share=share, most=most, penalty=penalty, open=open)
+        check_selection(select, share=share, most=most, penalty=penalty, open=open, seed=seed, ramp=ramp)
         self.select, self.share, self.seed, self.most = select, share, seed, most
         how: Any = {"share": share, "most": most, "penalty": penalty, "open": open, "ramp": ramp}
         self.router = Router(dim, **how) if select in LEARNED else None

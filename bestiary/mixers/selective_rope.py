@@ -67,6 +67,9 @@ class SelectiveRope(GLA):
         key = max(2, width // 4 * 2) if key is None else key
         if key % 2:
             raise ValueError(f"rotations need an even width of keys, {key} is odd")
+        if rotation != "selective" and (phase_gate or conv != 4 or turns is not None):
+            given = f"turns={turns}, conv={conv}, phase_gate={phase_gate}"
+            raise ValueError(f"{given} with rotation={rotation!r}: they are of rotation='selective'")
         super().__init__(dim, heads=heads, key=key, rank=rank, init="fla")
         turns = check_rank(dim, min(32, dim) if turns is None else turns)
         start = FLA if init == "paper" else SHORT

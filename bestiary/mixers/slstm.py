@@ -6,8 +6,8 @@
 
 Kept are h, the average c / n and log n, the logarithm of its weight, of which nothing overflows: with
 l_t = log(e^{l_{t-1}} sigmoid(f) + e^i) = log n_t the two terms of the average have weights that sum to one.
-Initialisation as in the authors' code for a first block: W N(0, 2 / (5 dim)), R zero, b zero but for the forget gate,
-where it is 5 - 12 (j / (head - 1))^0.3 in the j-th channel of a head; the convolution PyTorch's.
+Initialisation as in the authors' code for a first block: W N(0, sqrt(2 / (5 dim))), R zero, b zero but for the forget
+gate, where it is 5 - 12 (j / (head - 1))^0.3 in the j-th channel of a head; the convolution PyTorch's.
 Departs from the paper: c / n and log n stand for c, n and the stabiliser m. The block's MLP is no part of a mixer.
 """
 

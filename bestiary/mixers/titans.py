@@ -14,6 +14,9 @@ initialisation: here linear maps and M_0 are N(0, 0.02), biases zero but that of
 forgotten; the scale 1 / width of theta is that of TTT. No gradient of the model's loss passes through a step at an
 output whose variance is below 1e-6, such as that of a zero input, where it would grow without bound. Unit vectors are
 x / sqrt(|x|^2 + 1e-6), whose slope at zero is 1,000.
+With depth=1, as drawn, float32 and float64 differ by 0.06 to 0.5 of the output after 1,000 tokens of N(0, 1), with
+depth=2 or chunk=4 by 1e-6 to 3e-6: steps of 16 tokens from one memory overshoot together, and so small differences
+grow from chunk to chunk.
 """
 
 from collections.abc import Iterator
@@ -27,6 +30,7 @@ from bestiary.mixers._delta import GatedOutput, Streams
 from bestiary.mixers._learner import Learner
 from bestiary.mixers._mixer import Features, State, head_width, linear, normalize
 from bestiary.mixers._test_time import Network, Weights, decay_matrix, group_aligned, minus_product, unbind_chunks
+from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 
 
@@ -67,7 +71,7 @@ class Titans(Learner):
     def rates(self, x: Features) -> tuple[Tensor, Tensor, Tensor]:
         """theta, log eta and log(1 - alpha) at each token, batch time heads 1."""
         theta = self.theta(x).sigmoid() / self.width
-        rates = theta, F.logsigmoid(self.eta(x)), F.logsigmoid(-self.alpha(x))
+        rates = theta, F.logsigmoid(upcast(self.eta(x))), F.logsigmoid(-upcast(self.alpha(x)))
         return theta.unsqueeze(-1), rates[1].unsqueeze(-1), rates[2].unsqueeze(-1)
 
     def read_chunk(

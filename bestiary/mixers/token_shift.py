@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, take
+from bestiary.mixers.rwkv4 import interpolate
 
 Last = Float[Tensor, "batch dim"]
 
@@ -36,4 +37,4 @@ class TokenShift(Mixer):
     def mix_previous(self, x: Features, last: Last | None) -> Features:
         """Each input mixed with the one before it."""
         first = torch.zeros_like(x[:, :1]) if last is None else last.unsqueeze(1)
-        return torch.lerp(torch.cat([first, x[:, :-1]], dim=1), x, self.mix)
+        return interpolate(torch.cat([first, x[:, :-1]], dim=1), x, self.mix)

@@ -123,7 +123,7 @@ def masked_attention(
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, dropout_p=dropout)
     scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
     scores = scores if bias is None else scores + bias
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).to(v.dtype)
     return F.dropout(weights, dropout) @ v
 
 

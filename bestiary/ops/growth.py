@@ -5,18 +5,23 @@ happens to a longer cache never shows in a shorter one. Its entries lie in a buf
 whenever it is full. The newest cache of a buffer is continued in place, behind its own end. An older one, from which
 another branch goes on, is copied into a buffer of its own. Only the entries count as memory, not the room to spare. As
 caches may share their entries, nobody else may change them in place.
+
+`without_waste` copies what keeps a much larger tensor alive, such as the last inputs of a long sequence.
 """
 
 from threading import Lock
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from bestiary.ops.backend import capturing, under_transform
+from bestiary.ops.backend import capturing, shows_numbers, under_transform
 
 Entries = Shaped[Tensor, "*rest _ width"]
+
+SMALL = 64  # numbers that are not worth a copy
 
 
 class Buffer:
@@ -42,6 +47,21 @@ def append(old: Entries, new: Entries) -> Entries:
     cache = buffer.entries.data[..., :end, :]  # later writes do not count as changes of it, as they lie behind its end
     _buffers[cache] = buffer
     return cache
+
+
+def without_waste(state: Any) -> Any:
+    """The state, its tensors copied where their memory has room for more than twice as many numbers.
+
+    As it is where gradients are recorded, which need the whole anyway, and where nothing is computed or all is traced.
+    """
+    if isinstance(state, tuple | list):
+        parts = [without_waste(part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    recorded = torch.is_grad_enabled() and isinstance(state, Tensor) and state.requires_grad
+    if type(state) is not Tensor or recorded or not shows_numbers(state):
+        return state
+    room = state.untyped_storage().nbytes() // state.element_size()
+    return state.clone() if room > 2 * state.numel() + SMALL else state
 
 
 def claim(buffer: Buffer | None, start: int, end: int) -> Buffer | None:

@@ -1,6 +1,7 @@
 """Half precision is for storing and for products; sums over time and exponents are computed in float32 at least."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from typing import TypeVar
 
@@ -15,14 +16,24 @@ def upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
+def upcast_type(x: Tensor) -> torch.dtype:
+    """The type that `upcast` gives x, such as for positions, of which half precision cannot count beyond 256."""
+    return torch.float32 if x.dtype.itemsize < 4 else x.dtype
+
+
 def without_autocast(function: Called) -> Called:
     """The function, whose first argument is a tensor, with products in the precision of what they are given."""
 
     @wraps(function)
     def wrapped(x: Tensor, *given: object, **named: object) -> object:
-        if x.is_meta or not torch.is_autocast_enabled(x.device.type):
-            return function(x, *given, **named)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return function(x, *given, **named)
 
     return wrapped  # pyright: ignore[reportReturnType]
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """A context in which products on the device of x have the precision of what they are given."""
+    if x.is_meta or not torch.is_autocast_enabled(x.device.type):
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

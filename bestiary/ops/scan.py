@@ -83,10 +83,10 @@ def selective_scan(
             upcast(dt), upcast(u), None if a is None else upcast(a), upcast(b), upcast(c), upcast(state)
         )
         return take(y, where).to(u.dtype), last
-    dt, b = dt.unsqueeze(-1), b.unsqueeze(-2)
-    decay = 1 - dt * b.square() if a is None else torch.exp(dt * a)
-    states, last = scan(decay, dt * u.unsqueeze(-1) * b, state, backend=chosen)
-    return (take(states, where) @ take(c, where).unsqueeze(-1)).squeeze(-1), last
+    given, dt, u, b = u.dtype, upcast(dt).unsqueeze(-1), upcast(u).unsqueeze(-1), upcast(b).unsqueeze(-2)
+    decay = 1 - dt * b.square() if a is None else torch.exp(dt * upcast(a))
+    states, last = scan(decay, dt * u * b, state, backend=chosen)
+    return (take(states, where) @ take(upcast(c), where).unsqueeze(-1)).squeeze(-1).to(given), last
 
 
 def loop(a: Tensor, x: Tensor, state: Tensor) -> Tensor:
