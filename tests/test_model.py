@@ -79,7 +79,10 @@ def test_rows_may_ask_unequally_often() -> None:
 
 
 def test_copying_adds_the_normalised_stream() -> None:
-    made, x = model(channel="copy", depth=1, positions=0, pattern=PATTERN[:1]), torch.randn(2, 5, 32, dtype=torch.float64)
+    made, x = (
+        model(channel="copy", depth=1, positions=0, pattern=PATTERN[:1]),
+        torch.randn(2, 5, 32, dtype=torch.float64),
+    )
     layer = made.layers[0]
     assert isinstance(layer, Layer)
     mixed = x + layer.mixer.parallel(layer.before_mixer(x))

@@ -132,7 +132,10 @@ def export(
             table = table if module is None else split_by_facet(module, table, store)
             table = add_known(table if table.empty else add_origins(table, runs), before, keys)
         if table.empty:
-            asked, there = f"of {experiment} {scale} " if experiment else "", f"{store}{f' or {known}' if known else ''}"
+            asked, there = (
+                f"of {experiment} {scale} " if experiment else "",
+                f"{store}{f' or {known}' if known else ''}",
+            )
             refuse(f"no run {asked}is {'begun' if log else 'done'} in {there}")
         check_replaceable(to, list(table), overwrite=overwrite)
         write_table(table, to, compact=compact)

@@ -79,7 +79,9 @@ def default(part: Any) -> str:
     if part.required:
         return "required"
     value = getattr(part.default, "value", part.default)
-    return "" if value is False or value in (None, "", ()) or callable(value) else "yes" if value is True else f"`{value}`"
+    return (
+        "" if value is False or value in (None, "", ()) or callable(value) else "yes" if value is True else f"`{value}`"
+    )
 
 
 def metavar(part: Any) -> str:
