@@ -74,7 +74,7 @@ def data_of(html: str) -> dict[str, Any]:
 
 RECIPES = {
     "the defaults": clean("attention"),
-    "what differs": clean("3*gated_delta, attention(window=8)", dim=16, seed=3, rate=1e-4, clip=None, stop=None),
+    "what differs": clean("2*gated_delta, attention(window=8)", depth=3, dim=16, seed=3, rate=1e-4, clip=None),
     "tests of their own": recipe(test=TESTS, select=TASK, channel="mlp"),
     "of a paper": iclr24("base_conv, based(features=8)", length=128, pairs=8),
     "with finite sets": based("mamba2"),

@@ -118,7 +118,7 @@ def log() -> list[dict[str, object]]:
 
 def test_a_run_becomes_one_row_for_each_test_segment() -> None:
     task = {"text": "mqar", "options": {"length": 64}}
-    recipe = {"dim": 8, "train": [], "test": [task, task], "pattern": [{"text": "attention"}]}
+    recipe = {"dim": 8, "train": [], "steps": 50, "test": [task, task], "pattern": [{"text": "attention"}]}
     first, second = segment_rows(Record("key", recipe, Outcome("solved", 1.5), log()))
     assert (first["accuracy"], second["accuracy"]) == (0.8, 0.4)
     assert (first["selection"], first["solved"], first["steps"], first["loss"]) == (1.0, 9, 9, 0.2)
@@ -127,7 +127,8 @@ def test_a_run_becomes_one_row_for_each_test_segment() -> None:
 
 def test_a_run_that_ended_without_a_measurement_has_rows_without_numbers() -> None:
     task = {"text": "mqar", "options": {}}
-    recipe = {"dim": 8, "rate": 0.1, "seed": 2, "train": [], "test": [task], "pattern": [{"text": "attention"}]}
+    given = {"dim": 8, "rate": 0.1, "seed": 2, "train": [], "steps": 50}
+    recipe = {**given, "test": [task], "pattern": [{"text": "attention"}]}
     (row,) = segment_rows(Record("key", recipe, Outcome("diverged", 1.5), []))
     assert (row["steps"], row["outcome"]) == (0, "diverged")
     assert all(math.isnan(row[name]) for name in ("accuracy", "loss", "selection", "solved", "whole"))
@@ -135,7 +136,8 @@ def test_a_run_that_ended_without_a_measurement_has_rows_without_numbers() -> No
 
 def test_what_is_kept_of_a_run_is_json_to_the_bit() -> None:
     task = {"text": "mqar", "options": {"length": 64}}
-    recipe = {"dim": 8, "rate": 0.1, "seed": 2, "train": [], "test": [task] * 2, "pattern": [{"text": "attention"}]}
+    given = {"dim": 8, "rate": 0.1, "seed": 2, "train": [], "steps": 50}
+    recipe = {**given, "test": [task] * 2, "pattern": [{"text": "attention"}]}
     kept = parts_with_report(Record("key", recipe, Outcome("solved", 0.1 + 0.2), log()))
     assert repr(json.loads(json.dumps(kept))) == repr(kept)
     assert kept["so far"] == {

@@ -108,7 +108,6 @@ def export(
     Columns: key, step, split (train, selection or test), segment, facet
     and value ("" and 0 for all answers), loss (nats), right, asked.
     """
-    from bestiary.report.words import count_noun
     from bestiary.runs.exports import add_known, add_origins
     from bestiary.runs.table import results
 
@@ -132,23 +131,28 @@ def export(
             table = table if module is None else split_by_facet(module, table, store)
             table = add_known(table if table.empty else add_origins(table, runs), before, keys)
         if table.empty:
-            asked, there = (
-                f"of {experiment} {scale} " if experiment else "",
-                f"{store}{f' or {known}' if known else ''}",
-            )
+            asked = f"of {experiment} {scale} " if experiment else ""
+            there = f"{store} or {known}" if known else store
             refuse(f"no run {asked}is {'begun' if log else 'done'} in {there}")
         check_replaceable(to, list(table), overwrite=overwrite)
         write_table(table, to, compact=compact)
-    typer.echo(f"{to}: {count_noun(len(table), 'row')} of {count_noun(table['key'].nunique(), 'run')}")
+    say_written(table, to)
     if damaged:
         raise typer.Exit(1)
+
+
+def say_written(table: "pd.DataFrame", file: Path) -> None:
+    """Print how many rows, and of how many runs, were written to a file."""
+    from bestiary.report.words import count_noun
+
+    runs = f" of {count_noun(table['key'].nunique(), 'run')}" if "key" in table else ""
+    typer.echo(f"{file}: {count_noun(len(table), 'row')}{runs}")
 
 
 def export_measured(
     experiment: ModuleType, scale: str, to: Path, known: "pd.DataFrame | None", *, compact: bool, overwrite: bool
 ) -> None:
     """Write the rows of an experiment that measures by itself, on one thread."""
-    from bestiary.report.words import count_noun
     from bestiary.runs.exports import add_this_machine
 
     with user_input():
@@ -156,7 +160,7 @@ def export_measured(
     table = add_this_machine(measure_rows(experiment, scale, 1, known))
     with user_input():
         write_table(table, to, compact=compact)
-    typer.echo(f"{to}: {count_noun(len(table), 'row')}")
+    say_written(table, to)
 
 
 @app.command()
