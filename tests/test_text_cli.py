@@ -171,15 +171,15 @@ def test_a_probe_goes_on_after_a_kill_and_keeps_to_its_own_file(place: Path, mon
     run, out = runs(place)["attention"], place / "answers.csv"
     given = ["probe", run, "--shots", "0", "--rows", 8, "--entries", "3", "--words", "0", "--out", out]
     told = bestiary(*given)
-    assert "0 of 56 questions answered" in told
-    assert "56 of 56 questions answered" in told
+    assert "0 of 24 questions answered" in told
+    assert "24 of 24 questions answered" in told
     (journal,) = (place / "figures").glob(f"probe-{run.name}-*.jsonl")
     table, lines = out.read_bytes(), journal.read_bytes().splitlines(keepends=True)
     journal.write_bytes(b"".join(lines[:4]) + lines[4][:7])  # as a kill leaves it
     told = bestiary(*given)
     assert f"going on with {journal.relative_to(place)}" in told
-    assert "8 of 56 questions answered" in told
-    assert "0 of 56" not in told
+    assert "8 of 24 questions answered" in told
+    assert "0 of 24" not in told
     assert out.read_bytes() == table
     assert journal.read_bytes() == b"".join(lines)
     out.write_text("mine")
