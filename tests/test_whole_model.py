@@ -94,7 +94,7 @@ class Tied(nn.Module):
 
     def __init__(self, *, tied: bool) -> None:
         super().__init__()
-        self.embed, self.hidden, self.head = nn.Embedding(32, 8), nn.Linear(8, 8), nn.Linear(8, 32, bias=False)
+        self.embed, self.hidden, self.head = nn.Embedding(32, 8), nn.Linear(8, 32), nn.Linear(8, 32, bias=False)
         if tied:
             self.head.weight = self.embed.weight
 

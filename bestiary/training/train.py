@@ -193,18 +193,17 @@ def make_optimizer(recipe: Recipe, model: AnyModel) -> torch.optim.Optimizer | O
 
 
 def hidden_maps(model: AnyModel) -> set[int]:
-    """The ids of the weights of linear maps, but for those that are tied to an embedding or map to its vocabulary."""
-    inside = model.layers if isinstance(model, Model) else model
-    tables = [part for part in inside.modules() if isinstance(part, nn.Embedding)]
-    tied, vocabularies = {id(table.weight) for table in tables}, {table.num_embeddings for table in tables}
-    return {
-        id(part.weight)
-        for part in inside.modules()
-        if isinstance(part, nn.Linear)
-        and part.out_features not in vocabularies
-        or type(part).__name__ == "Conv1D"
-        and part.weight.ndim == 2  # of transformers' GPT-2
-    } - tied
+    """The ids of the weights of linear maps, but for those tied to an embedding, and for the head of a whole model.
+
+    The head is the last map, if it has an output for each entry of the first embedding.
+    """
+    parts = list((model.layers if isinstance(model, Model) else model).modules())
+    tables = [part for part in parts if isinstance(part, nn.Embedding)]
+    maps = [part for part in parts if isinstance(part, nn.Linear)]
+    if not isinstance(model, Model) and tables and maps and maps[-1].out_features == tables[0].num_embeddings:
+        maps.pop()
+    conv1d = [part for part in parts if type(part).__name__ == "Conv1D"]  # the linear maps of transformers' GPT-2
+    return {id(part.weight) for part in (*maps, *conv1d)} - {id(table.weight) for table in tables}
 
 
 def decay_groups(recipe: Recipe, model: nn.Module) -> list[dict[str, Any]]:
