@@ -14,7 +14,7 @@ import torch
 from _bench import interleaved, machine, ratio
 from torch import Tensor
 
-from bestiary.ops import _native, convolution
+from bestiary.ops import convolution
 from bestiary.ops.backend import use
 from bestiary.training.train import keep_freed_memory
 
@@ -37,7 +37,7 @@ def compare(sizes: tuple[tuple[int, int, int, int], ...], other: str, way: Calla
             y = convolve(x, filter)
             return torch.autograd.grad(y, (x, filter), y.detach())
 
-        ways = {other: lambda once=once: once(way), "native": lambda once=once: once(_native.convolve)}
+        ways = {other: lambda once=once: once(way), "native": lambda once=once: once(convolution.slide)}
         taken = interleaved(ways, rounds=9, clock=time.process_time)
         cells = [statistics.median(taken[name]) * 1e3 for name in ways]
         products = (taps * length - taps * (taps - 1) / 2) / (length + taps - 1)

@@ -63,12 +63,31 @@ static void elementwise(int64_t batch, int64_t time, int64_t channels, int64_t t
   if (scan_forward(&r) || scan_backward(&r)) abort();
 }
 
-static void convolution(int64_t batch, int64_t time, int64_t channels, int64_t taps, int64_t sharing, int64_t threads) {
-  const int64_t all = batch * time * channels, filters = taps * channels;
+static void convolution(int64_t batch, int64_t time, int64_t channels, int64_t taps, int64_t sharing, int64_t threads,
+                        bool streams) {
+  const int64_t all = batch * time * channels, filters = (taps + streams) * channels;
   Array x(all), filter(filters * (batch / sharing)), y(all), gy(all), gx(all), gfilter(filters * batch);
   const int64_t rows = time * channels;
-  Convolution r = {batch, time, channels, taps, sharing, threads, rows, channels, rows, channels, x, filter, y, gy, gx, gfilter};
+  Convolution r = {};
+  r.batch = batch, r.time = time, r.channels = channels, r.taps = taps, r.biased = r.silu = streams;
+  r.sharing = sharing, r.threads = threads, r.x_batch = r.g_batch = r.gx_batch = rows;
+  r.x_time = r.g_time = r.gx_time = channels;
+  r.x = x, r.filter = filter, r.y = y, r.gy = gy, r.gx = gx, r.gfilter = gfilter;
   if (convolution_forward(&r) || convolution_backward(&r)) abort();
+}
+
+static void norm(int64_t batch, int64_t time, int64_t heads, int64_t width, int64_t gate, int64_t sharing,
+                 int64_t threads) {
+  const int64_t all = batch * time * heads * width, tiles = (time + POSITIONS - 1) / POSITIONS;
+  Array x(all), z(all), gy(all), w(width * batch), y(all), gx(all), gz(all), gw(batch * tiles * width);
+  const auto rows = [&](float* first) { return Rows{first, time * heads * width, heads * width, width}; };
+  Norm r = {};
+  r.batch = batch, r.time = time, r.heads = heads, r.width = width, r.gate = gate, r.tiles = tiles;
+  r.threads = threads, r.sharing = sharing, r.scale = 1, r.epsilon = 1e-6;
+  r.x = rows(x), r.gy = rows(gy), r.y = y, r.gx = gx;
+  if (gate) r.z = rows(z), r.gz = gz;
+  if (sharing) r.w = w, r.gw = gw;
+  if (norm_forward(&r) || norm_backward(&r)) abort();
 }
 
 int main() {
@@ -79,7 +98,8 @@ int main() {
         for (int64_t width : {1, 5, 16, 33, 130})
           for (int64_t key : {1, 3, 16, 21})
             for (int64_t decays : {int64_t(0), int64_t(1), key})
-              recurrence(threads > 1 && key < 16 ? 2 : batch, time, 2, key, width, decays, form, threads);
+              if (threads == 1 || (key == 16 && width != 130))
+                recurrence(batch, time, 2, key, width, decays, form, threads);
       for (int64_t width : {5, 130}) recurrence(batch, time, 3, 7, width, 1, PLAIN, threads, true);
       for (int64_t channels : {1, 5, 16, 33})
         for (int64_t modes : {1, 3, 7, 16, 31})
@@ -87,7 +107,11 @@ int main() {
       for (int64_t channels : {1, 5, 64, 67, 130}) elementwise(threads * batch, time, channels, threads);
       for (int64_t channels : {1, 5, 64, 67, 130})
         for (int64_t taps : {1, 4, 9})
-          for (int64_t sharing : {int64_t(1), batch}) convolution(batch, time, channels, taps, sharing, threads);
+          for (int64_t sharing : {int64_t(1), batch})
+            for (bool streams : {false, true}) convolution(batch, time, channels, taps, sharing, threads, streams);
+      for (int64_t width : {1, 5, 16, 33})
+        for (int64_t gate : {OPEN, SILU, SIGMOID})
+          for (int64_t sharing : {int64_t(0), int64_t(1), batch}) norm(batch, time, 3, width, gate, sharing, threads);
     }
   return 0;
 }

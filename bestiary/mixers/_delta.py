@@ -1,6 +1,6 @@
 """Parts that the mixers of the delta rule share: what they write and read, how they forget, how they answer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import Chosen, Features, Past, normalize, step_sizes
+from bestiary.mixers._mixer import Chosen, Features, Past, step_sizes
 from bestiary.mixers._norm import RMSNorm
 from bestiary.mixers._start import NORMAL, Start
+from bestiary.ops.norm import Activation, normalize
 
 Heads = Float[Tensor, "batch _ heads value"]
 
@@ -47,8 +48,8 @@ class Streams(nn.Module):
         self.conv = start.conv(sum(self.widths), conv)
 
     def forward(self, x: Features, past: Past | None) -> tuple[list[Tensor], Past]:
-        mixed, after = self.conv(self.project(x), past)
-        return [z.unflatten(-1, (self.heads, -1)) for z in F.silu(mixed).split(self.widths, dim=-1)], after
+        parts, after = self.conv.streams(self.project(x), past, self.widths)
+        return [z.unflatten(-1, (self.heads, -1)) for z in parts], after
 
 
 class Decay(nn.Module):
@@ -77,7 +78,7 @@ class GatedOutput(nn.Module):
         heads: int,
         value: int,
         gate: nn.Module | None = None,
-        activation: Callable[[Tensor], Tensor] = torch.sigmoid,
+        activation: Activation = "sigmoid",
         start: Start = NORMAL,
     ) -> None:
         super().__init__()
@@ -86,8 +87,8 @@ class GatedOutput(nn.Module):
         self.out = start.linear(heads * value, dim)
 
     def forward(self, y: Heads, x: Chosen) -> Chosen:
-        y = self.norm(y).flatten(2)
-        return self.out(y if self.gate is None else y * self.activation(self.gate(x)))
+        gate = None if self.gate is None else self.gate(x).view_as(y)
+        return self.out(self.norm(y, gate, self.activation).flatten(2))
 
 
 def low_rank(dim: int, rank: int, out: int, start: Start, *, bias: bool = False) -> nn.Sequential:

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -146,6 +146,13 @@ class ShortConv(nn.Module):
         y = convolution.short(x, self.filter, past)
         return (y if self.bias is None else y + self.bias), convolution.recent_inputs(x, past, len(self.filter))
 
+    def streams(
+        self, x: Features, past: Past | None, widths: Sequence[int]
+    ) -> tuple[tuple[Float[Tensor, "batch time _"], ...], Past]:
+        """SiLU of the same in parts so wide, such as q, k and v, and what is to be kept."""
+        parts = convolution.streams(x, self.filter, self.bias, past, widths)
+        return parts, convolution.recent_inputs(x, past, len(self.filter))
+
 
 def linear(width: int, out: int, *, bias: bool = False, std: float = 0.02) -> nn.Linear:
     """A linear map drawn as in GPT-2: weights N(0, std), bias zero."""
@@ -182,15 +189,6 @@ def check_rank(dim: int, rank: int) -> int:
     if rank > dim:
         raise ValueError(f"a rank of {rank} is above the width of {dim}")
     return rank
-
-
-def normalize(x: Tensor) -> Tensor:
-    """x / sqrt(|x|^2 + 1e-6) along the last axis: of length 1, but for short vectors, with a slope of 1,000 at most.
-
-    The epsilon is that of flash-linear-attention and transformers. Dividing by max(|x|, 1e-12), as torch.nn.functional
-    does, has a slope of 1e12 at zero, which gradients do not survive where an input is zero.
-    """
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
 def step_sizes(shape: tuple[int, ...], *, low: float = 1e-3, high: float = 0.1) -> Tensor:

@@ -25,9 +25,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from bestiary.mixers._mixer import Features, State, linear, normalize
+from bestiary.mixers._mixer import Features, State, linear
 from bestiary.mixers._test_time import Network, group_aligned, unbind_chunks
 from bestiary.mixers.titans import Titans, decays
+from bestiary.ops.norm import normalize
 from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 

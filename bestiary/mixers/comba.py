@@ -23,9 +23,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams
-from bestiary.mixers._mixer import FastWeight, Features, State, normalize
+from bestiary.mixers._mixer import FastWeight, Features, State
 from bestiary.mixers._start import FLA, Start
 from bestiary.ops.drive import Drive
+from bestiary.ops.norm import normalize
 from bestiary.spec import Positive
 
 STARTS = {"paper": Start("normal", std=0.006, filters=0.006), "fla": FLA}

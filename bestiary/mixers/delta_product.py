@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams, unit_queries
-from bestiary.mixers._mixer import Chosen, FastWeight, Features, State, Where, normalize, take
+from bestiary.mixers._mixer import Chosen, FastWeight, Features, State, Where, take
 from bestiary.mixers._start import FLA, SHORT, XAVIER
 from bestiary.ops.drive import Drive
+from bestiary.ops.norm import normalize
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
@@ -68,7 +69,7 @@ class DeltaProduct(FastWeight):
         start.fill(self.beta.weight.data, heads)
         wide = key if decay == "channel" else 1
         self.decay = Decay(heads, wide, start.linear(dim, heads * wide), start) if forget else None
-        self.answer = GatedOutput(dim, heads, value, start.linear(dim, heads * value), F.silu, start)
+        self.answer = GatedOutput(dim, heads, value, start.linear(dim, heads * value), "silu", start)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         """The steps of each token after one another: the first forgets, the last is asked."""

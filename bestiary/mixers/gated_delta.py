@@ -24,14 +24,14 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bestiary.mixers._delta import softplus, unit_queries
-from bestiary.mixers._mixer import FastWeight, Features, State, normalize, step_sizes
+from bestiary.mixers._mixer import FastWeight, Features, State, step_sizes
 from bestiary.mixers._norm import RMSNorm
 from bestiary.mixers._start import FLA, SHORT, XAVIER, Start
 from bestiary.mixers._taper import TaperedRates
 from bestiary.ops.drive import Drive
+from bestiary.ops.norm import normalize
 from bestiary.spec import Positive
 
 STARTS = {"paper": Start("torch"), "fla2024": XAVIER, "fla": FLA, "short": SHORT}
@@ -75,8 +75,8 @@ class GatedDelta(FastWeight):
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         tapered = isinstance(self.rate, TaperedRates)
         past, read = (local or (None, 0)) if tapered else (local, 0)
-        mixed, past = self.conv(self.qkv(x), past)
-        q, k, v = (z.unflatten(-1, (self.shape[0], -1)) for z in F.silu(mixed).split(self.widths, dim=-1))
+        parts, past = self.conv.streams(self.qkv(x), past, self.widths)
+        q, k, v = (z.unflatten(-1, (self.shape[0], -1)) for z in parts)
         q, k, beta = unit_queries(q), normalize(k), self.most * self.beta(x).sigmoid().unsqueeze(-1)
         rate = self.rate(x, read) if isinstance(self.rate, TaperedRates) else self.rate.exp()
         g = (-rate * softplus(self.decay(x) + self.dt)).unsqueeze(-1)
@@ -84,4 +84,4 @@ class GatedDelta(FastWeight):
         return Drive(q, k, beta * v, g, rewrite=(-beta, g.exp() * k)), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
-        return self.out(self.norm(y).flatten(2) * F.silu(self.gate(x)))
+        return self.out(self.norm(y, self.gate(x).view_as(y)).flatten(2))

@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank, unit_queries
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, normalize, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, take
 from bestiary.mixers.kda import START
 from bestiary.ops.drive import Key, Matrix, Value
+from bestiary.ops.norm import normalize
 from bestiary.ops.precision import upcast
 from bestiary.ops.recurrence import decayed_sum, iterate_chunks, scores, split_chunks
 from bestiary.spec import Positive

@@ -22,9 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams, low_rank, unit_queries
-from bestiary.mixers._mixer import FastWeight, Features, State, head_width, normalize
+from bestiary.mixers._mixer import FastWeight, Features, State, head_width
 from bestiary.mixers._start import FLA, XAVIER
 from bestiary.ops.drive import Drive
+from bestiary.ops.norm import normalize
 from bestiary.spec import Positive
 
 RATES = (1.0, 16.0)

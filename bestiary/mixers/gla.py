@@ -70,4 +70,4 @@ class GLA(FastWeight):
         return Drive(q * q.shape[-1] ** -0.5, k, v, g), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
-        return self.out(self.norm(y).flatten(2) * F.silu(self.gate(x)))
+        return self.out(self.norm(y, self.gate(x).view_as(y)).flatten(2))

@@ -21,14 +21,14 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bestiary.mixers._delta import Decay, GatedOutput, Heads, Streams, unit_queries
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, normalize, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, take
 from bestiary.mixers._norm import RMSNorm
 from bestiary.mixers._start import FLA, SHORT
 from bestiary.mixers._test_time import repeat_length, split_aligned
 from bestiary.ops.drive import Drive, Key, Matrix
+from bestiary.ops.norm import normalize
 from bestiary.ops.precision import upcast
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
@@ -75,7 +75,7 @@ class HOLA(Mixer):
         self.beta, self.decay = start.linear(dim, heads), Decay(heads, 1, start.linear(dim, heads), start)
         self.norm_q, self.norm_k = RMSNorm(width, eps=1e-6), RMSNorm(width, eps=1e-6)
         self.sink, self.mix = nn.Parameter(torch.zeros(heads)), nn.Parameter(torch.full((heads,), -4.0))
-        self.answer = GatedOutput(dim, heads, width, start.linear(dim, dim), F.silu, start)
+        self.answer = GatedOutput(dim, heads, width, start.linear(dim, dim), "silu", start)
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         y, after = self.recall(x, self.initial_state(x) if state is None else state)

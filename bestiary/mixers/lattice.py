@@ -23,8 +23,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._delta import GatedOutput, Heads, Streams
-from bestiary.mixers._mixer import Chosen, Features, State, Where, head_width, linear, normalize, take
+from bestiary.mixers._mixer import Chosen, Features, State, Where, head_width, linear, take
 from bestiary.mixers._test_time import Chunked, split_aligned
+from bestiary.ops.norm import normalize
 from bestiary.ops.precision import no_autocast, upcast
 from bestiary.spec import Positive
 

@@ -45,4 +45,4 @@ class Lightning(FastWeight):
         return Drive(q, k, v, -rates.unsqueeze(-1).expand(*x.shape[:2], -1, -1)), None
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
-        return self.out(self.norm(y.flatten(2)) * self.gate(x).sigmoid())
+        return self.out(self.norm(y.flatten(2), self.gate(x), "sigmoid"))

@@ -87,8 +87,7 @@ class LogLinear(Mixer):
         self, x: Features, past: Past | None, blocks: tuple[Matrix, ...], time: int
     ) -> tuple[Float[Tensor, "batch time inner"], Past, tuple[Matrix, ...]]:
         """y at every position, the inputs the convolution still needs, and the blocks after the last."""
-        mixed, kept = self.conv(self.into(x), past)
-        inner, k, q = F.silu(mixed).split(self.widths, dim=-1)
+        (inner, k, q), kept = self.conv.streams(self.into(x), past, self.widths)
         inner = inner.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         dt = F.softplus(self.dt(x) + self.step).mT.unsqueeze(-1)
         g = -self.rate.exp()[:, None, None] * dt

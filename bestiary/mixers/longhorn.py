@@ -53,12 +53,12 @@ class Longhorn(Mixer):
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, h = (None, x.new_zeros(len(x), *self.shape)) if state is None else state
-        mixed, conv = self.conv(self.into(x), conv)
-        y, h = self.mix(F.silu(mixed), h, None)
+        (inner,), conv = self.conv.streams(self.into(x), conv, self.skip.shape)
+        y, h = self.mix(inner, h, None)
         return self.read(y, x), self.Memory(conv, h)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        inner = F.silu(self.conv(self.into(x), None)[0])
+        (inner,), _ = self.conv.streams(self.into(x), None, self.skip.shape)
         y, _ = self.mix(inner, x.new_zeros(len(x), *self.shape), where)
         return self.read(y, take(x, where))
 

@@ -78,8 +78,7 @@ class M2RNN(Mixer):
     def recall(self, x: Features, state: Memory | None) -> tuple[Value, Memory]:
         """y at every position, and the state after the last."""
         conv, matrix = (None, upcast(x.new_zeros(len(x), *self.shape))) if state is None else state
-        mixed, conv = self.conv(self.qkv(x), conv)
-        q, k, v = F.silu(mixed).split(self.widths, dim=-1)
+        (q, k, v), conv = self.conv.streams(self.qkv(x), conv, self.widths)
         v = v.unflatten(-1, (self.shape[0], -1))
         f, again = upcast(self.decay(x).exp()), upcast(self.again)
         y, matrix = recur(upcast(q), upcast(k), upcast(v), f, again, matrix)

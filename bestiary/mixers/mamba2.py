@@ -87,8 +87,7 @@ class Mamba2(Mixer):
 
     def drive(self, x: Features, conv: Past | None, read: int) -> tuple[Drive, Heads, Past]:
         """What the recurrence consumes, and x after the convolution; `read` tokens came before x."""
-        mixed, past = self.conv(self.into(x), conv)
-        inner, b, c = F.silu(mixed).split(self.widths, dim=-1)
+        (inner, b, c), past = self.conv.streams(self.into(x), conv, self.widths)
         inner = inner.unflatten(-1, (self.shape[0], -1))
         b, c = b.unsqueeze(2), c.unsqueeze(2)
         tapered = isinstance(self.rate, TaperedRates)

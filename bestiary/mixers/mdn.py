@@ -28,10 +28,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams, unit_queries
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, normalize, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, take
 from bestiary.mixers._start import FLA, SHORT
 from bestiary.mixers._test_time import decay_matrix
 from bestiary.ops.drive import Key, Matrix, Value
+from bestiary.ops.norm import normalize
 from bestiary.ops.precision import upcast, without_autocast
 from bestiary.ops.recurrence import iterate_chunks, split_chunks
 from bestiary.spec import Positive

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._delta import GatedOutput, Streams
-from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, normalize, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, State, Where, head_width, linear, take
 from bestiary.mixers._normal import normal_equations, solve, triangle_index
 from bestiary.ops.drive import Drive, Matrix, Value
+from bestiary.ops.norm import normalize
 from bestiary.ops.precision import upcast
 from bestiary.ops.recurrence import run, split_chunks
 from bestiary.spec import Positive

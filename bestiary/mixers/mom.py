@@ -30,10 +30,11 @@ from torch.nn import functional as F
 
 from bestiary.mixers._cost import add_cost
 from bestiary.mixers._delta import GatedOutput, softplus, unit_queries
-from bestiary.mixers._mixer import Chosen, FastWeight, Features, Where, head_width, normalize, step_sizes
+from bestiary.mixers._mixer import Chosen, FastWeight, Features, Where, head_width, step_sizes
 from bestiary.mixers._start import SHORT, XAVIER
 from bestiary.ops import convolution
 from bestiary.ops.drive import Drive
+from bestiary.ops.norm import normalize
 from bestiary.spec import Positive
 
 Streams = Float[Tensor, "batch memories _ channels"]
@@ -70,7 +71,7 @@ class MoM(FastWeight):
                 start.fill(part)
         self.conv = start.conv(3 * dim, conv)
         self.rate, self.dt = start.rate(heads), nn.Parameter(step_sizes((heads,)))
-        self.answer = GatedOutput(dim, heads, width, start.linear(dim, dim), F.silu, start)
+        self.answer = GatedOutput(dim, heads, width, start.linear(dim, dim), "silu", start)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         y = super().parallel(x, where)

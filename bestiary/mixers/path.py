@@ -26,12 +26,12 @@ from bestiary.mixers._mixer import (
     check_rank,
     head_width,
     linear,
-    normalize,
     take,
 )
 from bestiary.mixers._softmax import merge_heads, split_heads
 from bestiary.ops import transport
 from bestiary.ops.growth import append
+from bestiary.ops.norm import normalize
 from bestiary.spec import Positive
 
 

@@ -18,12 +18,12 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from bestiary.mixers._delta import Decay, GatedOutput, Streams
-from bestiary.mixers._mixer import FastWeight, Features, State, normalize
+from bestiary.mixers._mixer import FastWeight, Features, State
 from bestiary.mixers._start import FLA, SHORT
 from bestiary.ops.drive import Drive
+from bestiary.ops.norm import normalize
 from bestiary.spec import Positive
 
 STARTS = {"paper": FLA, "short": SHORT}
@@ -54,7 +54,7 @@ class QDelta(FastWeight):
         self.streams = Streams(dim, heads, (key, key, value), conv, start)
         self.beta, self.share = start.linear(dim, heads), start.linear(dim, heads)
         self.decay = Decay(heads, 1, start.linear(dim, heads), start)
-        self.answer = GatedOutput(dim, heads, value, start.linear(dim, heads * value), F.silu, start)
+        self.answer = GatedOutput(dim, heads, value, start.linear(dim, heads * value), "silu", start)
 
     def drive(self, x: Features, local: State) -> tuple[Drive, State]:
         (q, k, v), local = self.streams(x, local)

@@ -16,9 +16,9 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, State, head_width
+from bestiary.ops import norm
 from bestiary.ops.attention import rotate
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
@@ -54,4 +54,4 @@ class RetNet(FastWeight):
         return Drive(q, k * key**-0.5, v, g), start + x.shape[1]
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
-        return self.out(F.rms_norm(y, y.shape[-1:], eps=1e-6).flatten(2) * F.silu(self.gate(x)))
+        return self.out(norm.rms(y, None, self.gate(x).view_as(y), epsilon=1e-6).flatten(2))

@@ -31,13 +31,13 @@ from bestiary.mixers._mixer import (
     Where,
     check_rank,
     linear,
-    normalize,
     step_sizes,
     take,
 )
 from bestiary.mixers._norm import RMSNorm
 from bestiary.mixers._start import XAVIER
 from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.norm import normalize
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
@@ -78,8 +78,7 @@ class Rodimus(Mixer):
         """y at every position before the gate, and the state after the last."""
         u = self.up(x)
         past, matrix = (None, x.new_zeros(len(x), 1, self.memory, u.shape[-1])) if state is None else state
-        mixed, past = self.conv(u, past)
-        h = F.silu(mixed)
+        (h,), past = self.conv.streams(u, past, u.shape[-1:])
         (q, k), (select, temperature) = self.qk(h).chunk(2, dim=-1), self.select(h).chunk(2, dim=-1)
         g, tau = softplus(select), temperature.sigmoid()
         log_g = torch.where(select < -20, select, g.clamp(min=1e-9).log())  # softplus may underflow, its log need not

@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, normalize, take
+from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, take
 from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.norm import normalize
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 

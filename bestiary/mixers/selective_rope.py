@@ -24,10 +24,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bestiary.mixers._mixer import Features, Past, check_rank, head_width, normalize
+from bestiary.mixers._mixer import Features, Past, check_rank, head_width
 from bestiary.mixers._start import FLA, SHORT
 from bestiary.mixers.gla import GLA
 from bestiary.ops.drive import Drive
+from bestiary.ops.norm import normalize
 from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 

@@ -57,8 +57,8 @@ class SLSTM(Mixer):
 
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, h, mean, weight = self.initial_state(x) if state is None else state
-        mixed, conv = self.conv(x, conv)
-        parts = headwise_linear(F.silu(mixed), self.mixed), headwise_linear(x, self.plain)
+        (mixed,), conv = self.conv.streams(x, conv, x.shape[-1:])
+        parts = headwise_linear(mixed, self.mixed), headwise_linear(x, self.plain)
         given = upcast(torch.cat(parts, dim=-1) + self.bias)
         h, mean, weight = (z.transpose(0, 1) for z in (h, mean, weight))  # heads first, for one product a step
         outputs, again = [], upcast(self.again)

@@ -28,8 +28,9 @@ from torch.nn import functional as F
 
 from bestiary.mixers._delta import GatedOutput, Streams
 from bestiary.mixers._learner import Learner
-from bestiary.mixers._mixer import Features, State, head_width, linear, normalize
+from bestiary.mixers._mixer import Features, State, head_width, linear
 from bestiary.mixers._test_time import Network, Weights, decay_matrix, group_aligned, minus_product, unbind_chunks
+from bestiary.ops.norm import normalize
 from bestiary.ops.precision import upcast
 from bestiary.spec import Positive
 

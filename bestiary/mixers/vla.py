@@ -24,9 +24,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bestiary.mixers._mixer import FastWeight, Features, head_width, normalize
+from bestiary.mixers._mixer import FastWeight, Features, head_width
 from bestiary.mixers._normal import triangle_index
 from bestiary.ops.drive import Drive, Key, Matrix, Value
+from bestiary.ops.norm import normalize
 from bestiary.ops.precision import upcast, without_autocast
 from bestiary.ops.recurrence import chunk_states, split_chunks
 from bestiary.spec import Positive

@@ -91,7 +91,7 @@ def load(place: Path, command: list[str]) -> ctypes.CDLL:
 def open_library(path: Path) -> ctypes.CDLL:
     """The library, its functions given their types. Raises OSError, or AttributeError if it is another one."""
     found = ctypes.CDLL(str(path))
-    for name in ("recurrence", "selective", "scan", "convolution"):
+    for name in ("recurrence", "selective", "scan", "convolution", "norm"):
         for way in ("forward", "backward"):
             function = getattr(found, f"{name}_{way}")
             function.argtypes, function.restype = (ctypes.c_void_p,), ctypes.c_int

@@ -89,11 +89,6 @@ SELECTIVE = structure(
         *pointers("state y last kept gy glast gdt gu grate gb_c gstate"),
     ],
 )
-CONVOLUTION = structure(
-    "Convolution",
-    "batch time channels taps sharing threads x_batch x_time g_batch g_time",
-    pointers("x filter y gy gx gfilter"),
-)
 SCAN = structure("Scan", "batch time channels threads", pointers("a x state h gh ga gx gstate"))
 
 
@@ -136,7 +131,19 @@ def fill(grads: Sequence[Tensor | None], *like: Tensor) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for g, x in zip(grads, like, strict=False)]
 
 
-class _Gradient(torch.autograd.Function):
+class Kernel(torch.autograd.Function):
+    """A function that starts quickly: `Function.apply` looks up the signature of `forward` at each call (70 us)."""
+
+    @classmethod
+    def apply(cls, *given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
+            return super().apply(*given)
+        if not torch.is_grad_enabled():
+            return cls.forward(*given)
+        return super(torch.autograd.Function, cls).apply(*given)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Gradient(Kernel):
     """A gradient, which has no gradient itself."""
 
     @staticmethod
@@ -186,7 +193,7 @@ def recurrence(form: Form, parts: Sequence[Tensor], **further: Tensor) -> tuple[
     return given, (q, k, v, a, b, g, state, further)
 
 
-class _Recurrence(torch.autograd.Function):
+class _Recurrence(Kernel):
     """y, the last state and what is kept; of (q, k, v), (a, b) or (w, b) if something is erased, the state, and g."""
 
     @staticmethod
@@ -219,7 +226,7 @@ class _Recurrence(torch.autograd.Function):
         return part(info, _Recurrence.apply(form, keep, *join(info, in_dims[2:], parts)))
 
 
-class _RecurrenceGradient(_Gradient):
+class _RecurrenceGradient(Gradient):
     """The gradient of each part."""
 
     @staticmethod
@@ -265,7 +272,7 @@ def selective(parts: Sequence[Tensor], **further: Tensor) -> tuple[ctypes.Struct
     return given, (dt, u, rates, b, c, state, further)
 
 
-class _Selective(torch.autograd.Function):
+class _Selective(Kernel):
     """y, the last state and what is kept; of dt, u, B, C, the state, and A if there is one (under vmap one a model)."""
 
     @staticmethod
@@ -297,7 +304,7 @@ class _Selective(torch.autograd.Function):
         return part(info, _Selective.apply(keep, *join(info, in_dims[1:], parts)))
 
 
-class _SelectiveGradient(_Gradient):
+class _SelectiveGradient(Gradient):
     """The gradient of each part."""
 
     @staticmethod
@@ -336,7 +343,7 @@ def elementwise(a: Tensor, x: Tensor, state: Tensor, **further: Tensor) -> tuple
     return given, (a, x, state, further)
 
 
-class _Scan(torch.autograd.Function):
+class _Scan(Kernel):
     """Every h."""
 
     @staticmethod
@@ -362,7 +369,7 @@ class _Scan(torch.autograd.Function):
         return h.unflatten(0, (info.batch_size, -1)), 0
 
 
-class _ScanGradient(_Gradient):
+class _ScanGradient(Gradient):
     """The gradients of a, x and the state."""
 
     @staticmethod
@@ -376,61 +383,3 @@ class _ScanGradient(_Gradient):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> Any:
         return part(info, _ScanGradient.apply(*join(info, in_dims, tensors)))
-
-
-# The short convolution
-
-
-def convolve(x: Tensor, filter: Tensor) -> Tensor:
-    """`convolution.short` in float32, of an input with nothing before it."""
-    return _Convolution.apply(x, filter.unsqueeze(0))
-
-
-def convolution(x: Tensor, filter: Tensor, gy: Tensor | None = None, **further: Tensor) -> ctypes.Structure:
-    """What the library is given: tensors with dense last axes, which the caller holds."""
-    sharing = max(1, len(x) // max(1, len(filter)))
-    strides = (*x.stride()[:2], *(x if gy is None else gy).stride()[:2])
-    given = CONVOLUTION(*x.shape, filter.shape[1], sharing, torch.get_num_threads(), *strides)
-    for name, tensor in {"x": x, "filter": filter, **({} if gy is None else {"gy": gy}), **further}.items():
-        setattr(given, name, tensor.data_ptr())
-    return given
-
-
-class _Convolution(torch.autograd.Function):
-    """y of x (batch, time, channels) and filters (one, or under vmap one a model; taps, channels)."""
-
-    @staticmethod
-    def forward(x: Tensor, filter: Tensor) -> Tensor:
-        x, filter = dense_rows(x), filter.contiguous()
-        y = x.new_empty(x.shape)
-        call("convolution_forward", convolution(x, filter, y=y))
-        return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        del output
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return _ConvolutionGradient.apply(*ctx.saved_tensors, *grads)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *parts: Tensor) -> Any:
-        y = _Convolution.apply(*join(info, in_dims, parts))
-        return y.unflatten(0, (info.batch_size, -1)), 0
-
-
-class _ConvolutionGradient(_Gradient):
-    """The gradients of x and the filters."""
-
-    @staticmethod
-    def forward(x: Tensor, filter: Tensor, gy: Tensor) -> tuple[Tensor, Tensor]:
-        x, filter, gy = dense_rows(x), filter.contiguous(), dense_rows(gy)
-        gx, gfilter = x.new_empty(x.shape), x.new_empty(len(x), *filter.shape[1:])
-        call("convolution_backward", convolution(x, filter, gy, gx=gx, gfilter=gfilter))
-        return gx, gfilter.unflatten(0, (len(filter), len(x) // len(filter))).sum(1)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> Any:
-        return part(info, _ConvolutionGradient.apply(*join(info, in_dims, tensors)))

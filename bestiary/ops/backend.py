@@ -26,6 +26,7 @@ ENGINES: dict[str, tuple[Backend, ...]] = {
     "recurrence": ("native", "compiled", "fla"),
     "scan": ("native", "compiled"),
     "convolution": ("native",),  # of a few taps
+    "norm": ("native",),
 }
 Function = TypeVar("Function", bound=Callable[..., Any])
 

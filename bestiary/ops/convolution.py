@@ -7,6 +7,8 @@ Both forms take the inputs that came before (at most `taps - 1`, see `recent_inp
 around.
 """
 
+import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,6 +25,11 @@ Past = Float[Tensor, "batch past dim"]
 Kept = Float[Tensor, "batch kept dim"]
 Filter = Float[Tensor, "taps dim"]
 
+CONVOLUTION = _native.structure(
+    "Convolution",
+    "batch time channels taps biased silu sharing threads x_batch x_time g_batch g_time gx_batch gx_time",
+    _native.pointers("x filter y gy gx gfilter"),
+)
 SLIDES = 36  # products for each point of a Fourier transform up to which sliding is faster (benchmarks/convolution.py)
 
 
@@ -43,10 +50,26 @@ def short(x: Features, filter: Filter, past: Past | None = None, *, backend: Bac
         return step(x[:, 0], filter, past).unsqueeze(1)
     seen = x if past is None else torch.cat([past, x], dim=1)
     if choose("convolution", backend, x, filter, seen) == "native":
-        return _native.convolve(upcast(seen), upcast(filter))[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
+        return slide(upcast(seen), upcast(filter))[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
     seen = F.pad(seen.mT, (len(filter) - 1 + x.shape[1] - seen.shape[1], 0))
     weight = filter.flip(0).mT.unsqueeze(1).to(seen.dtype)  # as autocast would do it, but not under vmap
     return F.conv1d(seen, weight, groups=x.shape[2]).mT
+
+
+def streams(
+    x: Features, filter: Filter, bias: Float[Tensor, " dim"] | None, past: Past | None, widths: Sequence[int]
+) -> tuple[Float[Tensor, "batch time _"], ...]:
+    """SiLU of the short convolution and its bias, in parts so wide: what most linear mixers make q, k and v of.
+
+    `native` computes it in one kernel, of which no gradient has to be put together again.
+    """
+    if choose("convolution", "auto", x, filter) == "native" and x.numel() and (past is None or x.shape[1] > 1):
+        seen = x if past is None else torch.cat([past, x], dim=1)
+        parts = slide_streams(upcast(seen), upcast(filter), None if bias is None else upcast(bias), widths)
+        found = x.dtype if bias is None else torch.promote_types(x.dtype, bias.dtype)
+        return tuple(part[:, seen.shape[1] - x.shape[1] :].to(found) for part in parts)
+    y = short(x, filter, past)
+    return F.silu(y if bias is None else y + bias).split(tuple(widths), dim=-1)
 
 
 def long(x: Features, filter: Filter, past: Past | None = None) -> Features:
@@ -62,7 +85,7 @@ def long(x: Features, filter: Filter, past: Past | None = None) -> Features:
     filter = filter[: seen.shape[1]]
     sliding = sliding_is_faster(seen.shape[1], len(filter))
     if sliding and choose("convolution", "auto", x, filter, seen) == "native":
-        return _native.convolve(upcast(seen), upcast(filter))[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
+        return slide(upcast(seen), upcast(filter))[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
     if x.dtype.itemsize < 4:  # transforms of which exist on few devices
         return long(seen.float(), filter.float())[:, seen.shape[1] - x.shape[1] :].to(x.dtype)
     y, _, _ = _Convolve.apply(seen.mT, filter.mT)
@@ -126,3 +149,84 @@ def fft_length(size: int) -> int:
         if rest == 1:
             return size
         size += 2
+
+
+# The kernel of the short convolution
+
+
+def slide(x: Tensor, filter: Tensor) -> Tensor:
+    """`convolution.short` in float32, of an input with nothing before it."""
+    return _Slide.apply(False, False, x.shape[-1:], x, filter.unsqueeze(0))[0]
+
+
+def slide_streams(x: Tensor, filter: Tensor, bias: Tensor | None, widths: Sequence[int]) -> tuple[Tensor, ...]:
+    """`convolution.streams` in float32, of an input with nothing before it."""
+    rows = filter if bias is None else torch.cat([filter, bias.unsqueeze(0)])
+    return _Slide.apply(True, bias is not None, tuple(widths), x, rows.unsqueeze(0))
+
+
+def arguments(
+    silu: bool, biased: bool, x: Tensor, filter: Tensor, gy: Tensor | None = None, **further: Tensor
+) -> ctypes.Structure:
+    """What the library is given: tensors with dense last axes, which the caller holds."""
+    sharing = max(1, len(x) // max(1, len(filter)))
+    strides = (step for z in (x, gy, further.get("gx")) for step in (x if z is None else z).stride()[:2])
+    sizes = (*x.shape, filter.shape[1] - biased, biased, silu, sharing, torch.get_num_threads())
+    given = CONVOLUTION(*sizes, *strides)
+    for name, tensor in {"x": x, "filter": filter, **({} if gy is None else {"gy": gy}), **further}.items():
+        setattr(given, name, tensor.data_ptr())
+    return given
+
+
+class _Slide(_native.Kernel):
+    """y of x (batch, time, channels) and filters (one, or under vmap one a model; taps, channels) in parts so wide.
+
+    After SiLU if so, and with a bias as the last row of the filters if so.
+    """
+
+    @staticmethod
+    def forward(silu: bool, biased: bool, widths: Sequence[int], x: Tensor, filter: Tensor) -> tuple[Tensor, ...]:
+        x = _native.dense_rows(x)
+        ys = tuple(x.new_empty(*x.shape[:2], width) for width in widths)
+        for part, filters, y in zip(x.split(widths, dim=-1), filter.split(widths, dim=-1), ys, strict=True):
+            taps = filters.contiguous()
+            _native.call("convolution_forward", arguments(silu, biased, part, taps, y=y))
+        return ys
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del output
+        ctx.how = inputs[:3]
+        ctx.save_for_backward(*inputs[3:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, None, None, *_SlideGradient.apply(*ctx.how, *ctx.saved_tensors, *grads)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return _native.part(info, _Slide.apply(*inputs[:3], *_native.join(info, in_dims[3:], inputs[3:])))
+
+
+class _SlideGradient(_native.Gradient):
+    """The gradients of x and the filters."""
+
+    @staticmethod
+    def forward(
+        silu: bool, biased: bool, widths: Sequence[int], x: Tensor, filter: Tensor, *gys: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x, gx, gfilters = _native.dense_rows(x), x.new_empty(x.shape), []
+        streams = zip(x.split(widths, dim=-1), gx.split(widths, dim=-1), filter.split(widths, dim=-1), gys, strict=True)
+        for seen, grad, taps, gy in streams:
+            taps, gy, gfilter = (
+                taps.contiguous(),
+                _native.dense_rows(gy),
+                x.new_empty(len(x), taps.shape[1], taps.shape[2]),
+            )
+            _native.call("convolution_backward", arguments(silu, biased, seen, taps, gy, gx=grad, gfilter=gfilter))
+            gfilters.append(gfilter.unflatten(0, (len(filter), len(x) // len(filter))).sum(1))
+        return gx, gfilters[0] if len(gfilters) == 1 else torch.cat(gfilters, dim=-1)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return _native.part(info, _SlideGradient.apply(*inputs[:3], *_native.join(info, in_dims[3:], inputs[3:])))

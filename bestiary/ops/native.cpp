@@ -1,4 +1,4 @@
-// The engines `recurrence` and `scan` on a CPU, in float32, forward and backward.
+// The engines `recurrence`, `scan`, `convolution` and `norm` on a CPU, in float32, forward and backward.
 //
 // Compiled at first use by `_build.py` and called through ctypes by `_native.py`, whose structures mirror those below.
 // Vector extensions of GCC and Clang, POSIX threads, no other library. Not for -ffast-math, which would fold away the
@@ -817,73 +817,238 @@ extern "C" int scan_backward(const Scan* given) {
   });
 }
 
-// The short convolution: y_t = sum_j f_j x_{t-j} in each channel, where x is zero before the first position.
+// The short convolution: z_t = sum_j f_j x_{t-j} + bias in each channel, where x is zero before the first position, and
+// y = z, or z sigmoid(z).
 
 struct Convolution {
-  int64_t batch, time, channels, taps;
-  int64_t sharing, threads;           // sequences that share a filter
-  int64_t x_batch, x_time, g_batch, g_time;  // strides of x and gy, whose last axes are dense
-  const float *x, *filter;            // filter (batch / sharing, taps, channels), dense
-  float* y;                           // (batch, time, channels), dense as gx
+  int64_t batch, time, channels, taps, biased, silu;
+  int64_t sharing, threads;                                     // sequences that share a filter
+  int64_t x_batch, x_time, g_batch, g_time, gx_batch, gx_time;  // strides of x, gy and gx, whose last axes are dense
+  const float *x, *filter;  // filter (batch / sharing, taps + biased, channels), dense, the bias its last row
+  float* y;                 // (batch, time, channels), dense
   const float* gy;
-  float *gx, *gfilter;                // gfilter (batch, taps, channels): of each sequence
+  float *gx, *gfilter;      // gfilter (batch, taps + biased, channels): of each sequence
+
+  int64_t rows() const { return taps + biased; }
 };
 
+enum { ACROSS = ABREAST * LANES };  // channels
+
 template <class Work>
-static int convolve(const Convolution& r, const Work& work) {
-  const int64_t columns = ABREAST * LANES, tiles = (r.channels + columns - 1) / columns;
-  return run_parallel(r.batch * tiles, r.batch * r.time * r.channels * r.taps, r.threads, 0,
-               [&](int64_t item, float*) { work(item / tiles, item % tiles * columns); });
+static int convolve(const Convolution& r, int64_t each, const Work& work) {
+  const int64_t tiles = (r.channels + ACROSS - 1) / ACROSS;
+  return run_parallel(r.batch * tiles, r.batch * r.time * r.channels * r.taps, r.threads, each,
+                      [&](int64_t item, float* scratch) { work(item / tiles, item % tiles * ACROSS, scratch); });
+}
+
+static INLINE Vector sigmoid(Vector x) { return 1.0f / (1.0f + power(-LOG2_E * x)); }
+
+// z at one position of some channels
+static INLINE void slide(Vector (&z)[ABREAST], const Convolution& r, const float* x, const float* filter, int64_t t,
+                         int64_t count) {
+  zero(z);
+  if (r.biased) load_row(z, filter + r.taps * r.channels, count);
+  for (int64_t j = 0; j < least(r.taps, t + 1); j++) {
+    Vector f[ABREAST], seen[ABREAST];
+    load_row(f, filter + j * r.channels, count);
+    load_row(seen, x + (t - j) * r.x_time, count);
+    for (int w = 0; w < ABREAST; w++) z[w] += f[w] * seen[w];
+  }
 }
 
 extern "C" int convolution_forward(const Convolution* given) {
   const Convolution& r = *given;
-  return convolve(r, [&](int64_t batch, int64_t channel) {
+  return convolve(r, 0, [&](int64_t batch, int64_t channel, float*) {
     const int64_t count = r.channels - channel;
     const float* x = r.x + batch * r.x_batch + channel;
-    const float* filter = r.filter + batch / r.sharing * r.taps * r.channels + channel;
+    const float* filter = r.filter + batch / r.sharing * r.rows() * r.channels + channel;
     for (int64_t t = 0; t < r.time; t++) {
-      Vector y[ABREAST];
-      zero(y);
-      for (int64_t j = 0; j < least(r.taps, t + 1); j++) {
-        Vector f[ABREAST], seen[ABREAST];
-        load_row(f, filter + j * r.channels, count);
-        load_row(seen, x + (t - j) * r.x_time, count);
-        for (int w = 0; w < ABREAST; w++) y[w] += f[w] * seen[w];
-      }
-      store_row(r.y + (batch * r.time + t) * r.channels + channel, y, count);
+      Vector z[ABREAST];
+      slide(z, r, x, filter, t, count);
+      if (r.silu)
+        for (int w = 0; w < ABREAST; w++) z[w] *= sigmoid(z[w]);
+      store_row(r.y + (batch * r.time + t) * r.channels + channel, z, count);
     }
   });
 }
 
 extern "C" int convolution_backward(const Convolution* given) {
   const Convolution& r = *given;
-  return convolve(r, [&](int64_t batch, int64_t channel) {
-    const int64_t count = r.channels - channel;
-    const float *x = r.x + batch * r.x_batch + channel, *gy = r.gy + batch * r.g_batch + channel;
-    const float* filter = r.filter + batch / r.sharing * r.taps * r.channels + channel;
+  return convolve(r, r.silu ? r.time * ACROSS : 0, [&](int64_t batch, int64_t channel, float* scratch) {
+    const int64_t count = r.channels - channel, rows = r.rows();
+    const float *x = r.x + batch * r.x_batch + channel, *gz = r.gy + batch * r.g_batch + channel;
+    const float* filter = r.filter + batch / r.sharing * rows * r.channels + channel;
+    int64_t stride = r.g_time;
+    if (r.silu) {
+      for (int64_t t = 0; t < r.time; t++) {
+        Vector z[ABREAST], g[ABREAST];
+        slide(z, r, x, filter, t, count);
+        load_row(g, gz + t * stride, count);
+        for (int w = 0; w < ABREAST; w++) {
+          const Vector open = sigmoid(z[w]);
+          g[w] *= open * (1.0f + z[w] * (1.0f - open));
+        }
+        store_row(scratch + t * ACROSS, g, ACROSS);
+      }
+      gz = scratch, stride = ACROSS;
+    }
     for (int64_t t = 0; t < r.time; t++) {
       Vector gx[ABREAST];
       zero(gx);
       for (int64_t j = 0; j < least(r.taps, r.time - t); j++) {
         Vector f[ABREAST], g[ABREAST];
         load_row(f, filter + j * r.channels, count);
-        load_row(g, gy + (t + j) * r.g_time, count);
+        load_row(g, gz + (t + j) * stride, count);
         for (int w = 0; w < ABREAST; w++) gx[w] += f[w] * g[w];
       }
-      store_row(r.gx + (batch * r.time + t) * r.channels + channel, gx, count);
+      store_row(r.gx + batch * r.gx_batch + t * r.gx_time + channel, gx, count);
     }
-    for (int64_t j = 0; j < r.taps; j++) {
+    for (int64_t j = 0; j < rows; j++) {
       Vector sum[ABREAST];
       zero(sum);
-      for (int64_t t = j; t < r.time; t++) {
+      for (int64_t t = j < r.taps ? j : 0; t < r.time; t++) {
         Vector g[ABREAST], seen[ABREAST];
-        load_row(g, gy + t * r.g_time, count);
-        load_row(seen, x + (t - j) * r.x_time, count);
-        for (int w = 0; w < ABREAST; w++) sum[w] += g[w] * seen[w];
+        load_row(g, gz + t * stride, count);
+        if (j < r.taps) load_row(seen, x + (t - j) * r.x_time, count);
+        for (int w = 0; w < ABREAST; w++) sum[w] += j < r.taps ? g[w] * seen[w] : g[w];
       }
-      store_row(r.gfilter + (batch * r.taps + j) * r.channels + channel, sum, count);
+      store_row(r.gfilter + (batch * rows + j) * r.channels + channel, sum, count);
     }
+  });
+}
+
+// The norm of rows: y = x w a(z) / sqrt(scale |x|^2 + epsilon), where w and the gate a(z) may be missing.
+
+enum Gate { OPEN = 0, SILU = 1, SIGMOID = 2 };
+
+struct Norm {
+  int64_t batch, time, heads, width;
+  int64_t sharing, tiles, gate, threads;  // sequences that share a w; parts of time, each with its own sum in gw
+  double scale, epsilon;
+  Rows x, z, gy;
+  const float* w;  // (batch / sharing, width), dense
+  float* y;        // (batch, time, heads, width), dense as gx and gz
+  float *gx, *gz, *gw;  // gw (batch, tiles, width)
+};
+
+enum { POSITIONS = 64 };  // of a tile
+
+// a(z), and its slope
+static INLINE Vector open_gate(int64_t gate, Vector z) { return gate == SILU ? z * sigmoid(z) : sigmoid(z); }
+static INLINE Vector gate_slope(int64_t gate, Vector z) {
+  const Vector open = sigmoid(z);
+  return gate == SILU ? open * (1.0f + z * (1.0f - open)) : open * (1.0f - open);
+}
+
+static INLINE Vector inverse_root(Vector x) {
+#if defined(AVX512)
+  return 1.0f / Vector(_mm512_sqrt_ps(x));
+#elif defined(__AVX2__)
+  return 1.0f / Vector(_mm256_sqrt_ps(x));
+#else
+  for (int i = 0; i < LANES; i++) x[i] = 1.0f / __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
+// At most LANES rows at a time, whose sums over the width come out as one vector.
+struct Bundle {
+  int64_t first, count;  // the index of the first in a dense tensor
+  const float *x[LANES], *z[LANES], *gy[LANES];
+};
+
+template <class Work>
+static INLINE void in_bundles(const Norm& r, int64_t batch, int64_t tile, const Work& work) {
+  const int64_t start = tile * POSITIONS, end = least(r.time, start + POSITIONS);
+  const auto at = [&](const Rows& rows, int64_t t, int64_t h) {
+    return rows.first ? rows.first + batch * rows.batch + t * rows.time + h * rows.head : nullptr;
+  };
+  Bundle bundle;
+  bundle.first = (batch * r.time + start) * r.heads, bundle.count = 0;
+  for (int64_t t = start; t < end; t++)
+    for (int64_t h = 0; h < r.heads; h++) {
+      const int64_t i = bundle.count++;
+      bundle.x[i] = at(r.x, t, h), bundle.z[i] = at(r.z, t, h), bundle.gy[i] = at(r.gy, t, h);
+      if (bundle.count < LANES) continue;
+      work(bundle);
+      bundle.first += LANES, bundle.count = 0;
+    }
+  if (bundle.count) work(bundle);
+}
+
+template <class Work>
+static int over_tiles(const Norm& r, int64_t each, const Work& work) {
+  const int64_t size = 4 * r.batch * r.time * r.heads * r.width;
+  return run_parallel(r.batch * r.tiles, size, r.threads, each,
+                      [&](int64_t item, float* scratch) { work(item / r.tiles, item % r.tiles, scratch); });
+}
+
+extern "C" int norm_forward(const Norm* given) {
+  const Norm& r = *given;
+  return over_tiles(r, 0, [&](int64_t batch, int64_t tile, float*) {
+    const float* w = r.w ? r.w + batch / r.sharing * r.width : nullptr;
+    in_bundles(r, batch, tile, [&](const Bundle& rows) {
+      float squares[LANES * LANES] = {}, factors[LANES];
+      for (int64_t i = 0; i < rows.count; i++) {
+        Vector total = {};
+        for (int64_t c = 0; c < r.width; c += LANES) {
+          const Vector x = load(rows.x[i] + c, r.width - c);
+          total += x * x;
+        }
+        store(squares + i * LANES, total);
+      }
+      store(factors, inverse_root(float(r.scale) * sums(squares) + float(r.epsilon)));
+      for (int64_t i = 0; i < rows.count; i++)
+        for (int64_t c = 0; c < r.width; c += LANES) {
+          Vector y = load(rows.x[i] + c, r.width - c) * factors[i];
+          if (w) y *= load(w + c, r.width - c);
+          if (r.gate) y *= open_gate(r.gate, load(rows.z[i] + c, r.width - c));
+          store(r.y + (rows.first + i) * r.width + c, y, r.width - c);
+        }
+    });
+  });
+}
+
+extern "C" int norm_backward(const Norm* given) {
+  const Norm& r = *given;
+  return over_tiles(r, round_up(r.width), [&](int64_t batch, int64_t tile, float* gw) {
+    const float* w = r.w ? r.w + batch / r.sharing * r.width : nullptr;
+    for (int64_t c = 0; c < r.width; c += LANES) store(gw + c, Vector{});
+    in_bundles(r, batch, tile, [&](const Bundle& rows) {
+      float squares[LANES * LANES] = {}, products[LANES * LANES] = {}, factors[LANES], along[LANES];
+      for (int64_t i = 0; i < rows.count; i++) {
+        Vector square = {}, product = {};
+        for (int64_t c = 0; c < r.width; c += LANES) {
+          const Vector x = load(rows.x[i] + c, r.width - c);
+          Vector g = load(rows.gy[i] + c, r.width - c);
+          if (r.gate) g *= open_gate(r.gate, load(rows.z[i] + c, r.width - c));
+          if (w) g *= load(w + c, r.width - c);
+          square += x * x;
+          product += x * g;
+        }
+        store(squares + i * LANES, square);
+        store(products + i * LANES, product);
+      }
+      const Vector factor = inverse_root(float(r.scale) * sums(squares) + float(r.epsilon));
+      store(factors, factor);
+      store(along, sums(products) * factor * factor * factor * float(r.scale));
+      for (int64_t i = 0; i < rows.count; i++)
+        for (int64_t c = 0; c < r.width; c += LANES) {
+          const int64_t place = (rows.first + i) * r.width + c, left = r.width - c;
+          const Vector x = load(rows.x[i] + c, left), weight = w ? load(w + c, left) : all(1.0f);
+          Vector g = load(rows.gy[i] + c, left) * factors[i];
+          if (r.gate) {
+            const Vector z = load(rows.z[i] + c, left);
+            store(r.gz + place, g * x * weight * gate_slope(r.gate, z), left);
+            g *= open_gate(r.gate, z);
+          }
+          store(r.gx + place, g * weight - x * along[i], left);
+          if (w) store(gw + c, load(gw + c) + g * x);
+        }
+    });
+    if (w)
+      for (int64_t c = 0; c < r.width; c += LANES)
+        store(r.gw + (batch * r.tiles + tile) * r.width + c, load(gw + c), r.width - c);
   });
 }
 
