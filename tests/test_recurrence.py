@@ -95,6 +95,16 @@ def test_half_precision_is_computed_in_float32_and_returned_as_it_came(kind: str
     torch.testing.assert_close(state, whole)
 
 
+@pytest.mark.parametrize("time", [1, 37])
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_rounds_nothing_of_a_recurrence(kind: str, time: int) -> None:
+    given, state = drive(kind, 1.0, time=time).map(Tensor.float), torch.randn(2, 3, 8, 5)
+    wanted = run(given, state, backend="torch")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(given, state, backend="torch")
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
 def test_taking_back_where_it_writes_is_erasing_with_a_multiple_of_the_key() -> None:
     rewriting = drive("gated delta", 1.0)
     w, b = rewriting.rewrite or pytest.fail("the drive rewrites nothing")

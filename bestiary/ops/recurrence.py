@@ -37,7 +37,7 @@ from torch.nn import functional as F
 from bestiary.ops import _fla, _native
 from bestiary.ops.backend import Backend, choose, compile_once
 from bestiary.ops.drive import Drive, Matrix, Value
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import no_autocast, upcast
 
 
 def step(drive: Drive, state: Matrix) -> tuple[Value, Matrix]:
@@ -57,8 +57,8 @@ def run(drive: Drive, state: Matrix, *, chunk: int = 32, backend: Backend = "aut
     """Advance any number of positions: in parallel within a chunk, in sequence across chunks.
 
     `chunk` is rounded up to a power of two, and is never longer than the input needs. Half precision is computed in
-    float32; outputs have the type of the input, the state stays float32. Raises ValueError for a chunk below 1, for
-    integers, and for a backend that is not there.
+    float32, and so is everything under autocast; outputs have the type of the input, the state stays float32. Raises
+    ValueError for a chunk below 1, for integers, and for a backend that is not there.
     """
     time, given = drive.q.shape[1], drive.q.dtype
     if chunk < 1:
@@ -75,12 +75,13 @@ def run(drive: Drive, state: Matrix, *, chunk: int = 32, backend: Backend = "aut
     if drive.q.is_meta:  # shapes are all there is to compute
         return torch.empty_like(drive.v), upcast(state)
     drive, state = drive.map(upcast), upcast(state)
-    if time == 1:
-        y, state = step(drive, state)
-    elif chosen == "native":
-        y, state = _native.run(drive, state)
-    else:
-        y, state = (compile_once(chunks) if chosen == "compiled" else chunks)(drive, state, chunk)
+    with no_autocast(drive.q):  # whose products would be rounded, and the sums with them
+        if time == 1:
+            y, state = step(drive, state)
+        elif chosen == "native":
+            y, state = _native.run(drive, state)
+        else:
+            y, state = (compile_once(chunks) if chosen == "compiled" else chunks)(drive, state, chunk)
     return y.to(given), state
 
 
