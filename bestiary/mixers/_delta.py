@@ -87,7 +87,7 @@ class GatedOutput(nn.Module):
         self.out = start.linear(heads * value, dim)
 
     def forward(self, y: Heads, x: Chosen) -> Chosen:
-        gate = None if self.gate is None else self.gate(x).view_as(y)
+        gate = None if self.gate is None else self.gate(x).unflatten(-1, y.shape[-2:])
         return self.out(self.norm(y, gate, self.activation).flatten(2))
 
 

@@ -84,4 +84,4 @@ class GatedDelta(FastWeight):
         return Drive(q, k, beta * v, g, rewrite=(-beta, g.exp() * k)), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
-        return self.out(self.norm(y, self.gate(x).view_as(y)).flatten(2))
+        return self.out(self.norm(y, self.gate(x).unflatten(-1, y.shape[-2:])).flatten(2))

@@ -70,4 +70,4 @@ class GLA(FastWeight):
         return Drive(q * q.shape[-1] ** -0.5, k, v, g), local
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
-        return self.out(self.norm(y, self.gate(x).view_as(y)).flatten(2))
+        return self.out(self.norm(y, self.gate(x).unflatten(-1, y.shape[-2:])).flatten(2))

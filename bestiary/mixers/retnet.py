@@ -54,4 +54,4 @@ class RetNet(FastWeight):
         return Drive(q, k * key**-0.5, v, g), start + x.shape[1]
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
-        return self.out(norm.rms(y, None, self.gate(x).view_as(y), epsilon=1e-6).flatten(2))
+        return self.out(norm.rms(y, None, self.gate(x).unflatten(-1, y.shape[-2:]), epsilon=1e-6).flatten(2))
