@@ -63,29 +63,33 @@ static void elementwise(int64_t batch, int64_t time, int64_t channels, int64_t t
   if (scan_forward(&r) || scan_backward(&r)) abort();
 }
 
+// A convolution, or a stream with a bias and SiLU, which is a part of wider rows.
 static void convolution(int64_t batch, int64_t time, int64_t channels, int64_t taps, int64_t sharing, int64_t threads,
-                        bool streams) {
-  const int64_t all = batch * time * channels, filters = (taps + streams) * channels;
-  Array x(all), filter(filters * (batch / sharing)), y(all), gy(all), gx(all), gfilter(filters * batch);
-  const int64_t rows = time * channels;
+                        bool stream) {
+  const int64_t wide = stream ? channels + 3 : channels, all = batch * time * channels;
+  const int64_t filters = (taps + stream) * channels;
+  Array x(batch * time * wide), filter(filters * (batch / sharing)), y(all), gy(all), gx(batch * time * wide);
+  Array gfilter(filters * batch);
   Convolution r = {};
-  r.batch = batch, r.time = time, r.channels = channels, r.taps = taps, r.biased = r.silu = streams;
-  r.sharing = sharing, r.threads = threads, r.x_batch = r.g_batch = r.gx_batch = rows;
-  r.x_time = r.g_time = r.gx_time = channels;
-  r.x = x, r.filter = filter, r.y = y, r.gy = gy, r.gx = gx, r.gfilter = gfilter;
+  r.batch = batch, r.time = time, r.channels = channels, r.taps = taps, r.biased = r.silu = stream;
+  r.sharing = sharing, r.threads = threads;
+  r.x_batch = r.gx_batch = time * wide, r.x_time = r.gx_time = wide, r.g_batch = time * channels, r.g_time = channels;
+  r.x = x + (wide - channels), r.filter = filter, r.y = y, r.gy = gy, r.gx = gx + (wide - channels);
+  r.gfilter = gfilter;
   if (convolution_forward(&r) || convolution_backward(&r)) abort();
 }
 
 static void norm(int64_t batch, int64_t time, int64_t heads, int64_t width, int64_t gate, int64_t sharing,
                  int64_t threads) {
-  const int64_t all = batch * time * heads * width, tiles = (time + POSITIONS - 1) / POSITIONS;
-  Array x(all), z(all), gy(all), w(width * batch), y(all), gx(all), gz(all), gw(batch * tiles * width);
-  const auto rows = [&](float* first) { return Rows{first, time * heads * width, heads * width, width}; };
+  const int64_t tile = 32, all = batch * time * heads * width, wide = heads * width + 2;
+  Array x(batch * time * wide), z(batch * time * wide), gy(all), w(width * batch), y(all), gx(all), gz(all);
+  Array gw(batch * ((time + tile - 1) / tile) * width);
+  const auto rows = [&](float* first, int64_t row) { return Rows{first, time * row, row, width}; };
   Norm r = {};
-  r.batch = batch, r.time = time, r.heads = heads, r.width = width, r.gate = gate, r.tiles = tiles;
+  r.batch = batch, r.time = time, r.heads = heads, r.width = width, r.gate = gate, r.tile = tile;
   r.threads = threads, r.sharing = sharing, r.scale = 1, r.epsilon = 1e-6;
-  r.x = rows(x), r.gy = rows(gy), r.y = y, r.gx = gx;
-  if (gate) r.z = rows(z), r.gz = gz;
+  r.x = rows(x + 2, wide), r.gy = rows(gy, heads * width), r.y = y, r.gx = gx;
+  if (gate) r.z = rows(z + 2, wide), r.gz = gz;
   if (sharing) r.w = w, r.gw = gw;
   if (norm_forward(&r) || norm_backward(&r)) abort();
 }
@@ -108,7 +112,7 @@ int main() {
       for (int64_t channels : {1, 5, 64, 67, 130})
         for (int64_t taps : {1, 4, 9})
           for (int64_t sharing : {int64_t(1), batch})
-            for (bool streams : {false, true}) convolution(batch, time, channels, taps, sharing, threads, streams);
+            for (bool stream : {false, true}) convolution(batch, time, channels, taps, sharing, threads, stream);
       for (int64_t width : {1, 5, 16, 33})
         for (int64_t gate : {OPEN, SILU, SIGMOID})
           for (int64_t sharing : {int64_t(0), int64_t(1), batch}) norm(batch, time, 3, width, gate, sharing, threads);

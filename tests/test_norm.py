@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 from test_native import NEEDS_COMPILER, close
-from torch import Tensor, nn
-from torch.func import grad, vmap
+from torch import Tensor
+from torch.func import grad, vjp, vmap
 from torch.nn import functional as F
 
 from bestiary.mixers import ShortConv, normalize
 from bestiary.mixers._norm import RMSNorm
 from bestiary.ops import _native, backend, convolution, norm
+from bestiary.ops.drive import Drive
+from bestiary.ops.recurrence import run
 
 SHAPES = ((3, 70, 5, 16), (2, 7, 1, 3), (2, 130, 33), (40, 5), (2, 3, 4, 5, 24), (1, 1, 1, 1))
 
@@ -130,9 +132,63 @@ def test_small_and_double_rows_are_left_to_torch(monkeypatch: pytest.MonkeyPatch
         norm.normalize(torch.randn(2, 3).double(), backend="native")
 
 
-def test_a_norm_without_epsilon_takes_that_of_torch() -> None:
-    made, x = RMSNorm(4), 1e-3 * torch.randn(64, 64, 4)
-    torch.testing.assert_close(made(x), nn.RMSNorm(4)(x))
+@NEEDS_COMPILER
+def test_gates_are_broadcast_and_weights_of_another_width_refused() -> None:
+    x, weight = torch.randn(2, 3, 4, 5), torch.randn(5)
+    for shape in ((2, 3, 1, 5), (5,), (1, 3, 4, 1)):
+        gate = torch.randn(shape, requires_grad=True)
+        slopes = []
+        for chosen in ("native", "torch"):
+            y = norm.rms(x, weight, gate, epsilon=0.1, backend=chosen)
+            slopes.append((y.detach(), torch.autograd.grad(y.cos().sum(), gate)[0]))
+        for one, other in zip(*slopes, strict=True):
+            close(one, other)
+    for chosen in ("native", "torch"):
+        with pytest.raises(ValueError, match="weights of shape"):
+            norm.rms(x, weight[:3], epsilon=0.1, backend=chosen)
+        assert norm.rms(x.bfloat16(), weight, epsilon=0.1, backend=chosen).dtype == torch.float32
+        with pytest.raises(ValueError, match="no backend 'fla'"):
+            norm.normalize(torch.randn(3), backend="fla")
+    close(norm.normalize(x[0, 0, 0], backend="native"), norm.normalize(x[0, 0, 0], backend="torch"))
+
+
+@NEEDS_COMPILER
+def test_a_gradient_of_the_gradient_of_a_norm_is_that_of_torch() -> None:
+    given = [torch.randn(2, 3, 4, 5), torch.randn(5), torch.randn(2, 3, 4, 5)]
+    found = []
+    for chosen, dtype in (("native", torch.float32), ("torch", torch.float64)):
+        leaves = [z.to(dtype).requires_grad_() for z in given]
+        y = norm.rms(*leaves, epsilon=0.1, backend=chosen)
+        slopes = torch.autograd.grad(y.cos().sum(), leaves, create_graph=True)
+        found.append([*slopes, *torch.autograd.grad(sum(slope.square().sum() for slope in slopes), leaves)])
+    for one, other in zip(*found, strict=True):
+        close(one.detach(), other.detach())
+
+
+@NEEDS_COMPILER
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_kernels_under_vjp_and_tracing() -> None:
+    """What `vjp` saved is used after its level is closed; a trace holds operations of torch."""
+    x, filter = torch.randn(2, 40, 4, 16), torch.randn(4, 64)
+
+    def normalized(x: Tensor) -> Tensor:
+        return norm.normalize(x)
+
+    def streamed(x: Tensor) -> Tensor:
+        return torch.cat(convolution.streams(x.flatten(2), filter, None, None, (24, 40)), dim=-1)
+
+    def recurred(x: Tensor) -> Tensor:
+        return run(Drive(x, x, x), torch.zeros(2, 4, 16, 16))[0]
+
+    for way in (normalized, streamed, recurred):
+        y, pull = vjp(way, x)
+        leaf = x.clone().requires_grad_()
+        close(pull(torch.ones_like(y))[0], torch.autograd.grad(way(leaf).sum(), leaf)[0])
+    for way in (normalized, streamed):
+        with torch.no_grad():
+            traced = torch.jit.trace(way, x, check_trace=False)
+        other = torch.randn_like(x)
+        close(traced(other), way(other))
 
 
 @NEEDS_COMPILER
@@ -184,3 +240,6 @@ def test_streams_of_stacked_models_read_halves_and_carry_on() -> None:
     plain = convolution.streams(x.bfloat16(), convs[0].filter.bfloat16(), None, None, (9,))[0]
     assert plain.dtype == torch.bfloat16
     assert convolution.streams(x.bfloat16(), convs[0].filter, convs[0].bias, None, (9,))[0].dtype == torch.float32
+    wider = convolution.streams(x, convs[0].filter, convs[0].bias.double(), None, (9,))[0]
+    assert wider.dtype == torch.float64  # torch computes what is not all in float32
+    close(wider, torch.cat(whole, dim=-1))

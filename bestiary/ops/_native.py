@@ -1,8 +1,9 @@
-"""Recurrences, scans and short convolutions by `native.cpp`: float32 on a CPU, first derivatives, under vmap.
+"""Recurrences and scans by `native.cpp`, and what all its kernels share: float32 on a CPU, first derivatives, vmap.
 
 Each kernel is two autograd functions, one for each direction, so that `torch.func` can transform both. All of them
-work on each sequence of a batch by itself, so under vmap the new axis joins the batch. The forward pass returns,
-besides what is asked for, the states that the backward pass starts from (`kept`), empty where no gradient is wanted.
+work on each sequence of a batch by itself, so under vmap the new axis joins the batch. The forward pass of a recurrence
+and of a selective scan also returns the states that the backward pass starts from (`kept`), empty where no gradient is
+wanted.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from bestiary.ops._build import library
 from bestiary.ops.drive import Drive, Matrix, Value
@@ -31,6 +33,8 @@ def refusal(*given: Tensor) -> str | None:
             return f"it computes in float32, not {x.dtype}"
     if torch.compiler.is_compiling():
         return "torch.compile does not look into it"
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+        return "torch.jit.trace does not look into it"
     if not only_vmap_and_one_gradient():
         return "of the transforms of torch.func it knows vmap and one gradient"
     found = library()
@@ -132,15 +136,25 @@ def fill(grads: Sequence[Tensor | None], *like: Tensor) -> list[Tensor]:
 
 
 class Kernel(torch.autograd.Function):
-    """A function that starts quickly: `Function.apply` looks up the signature of `forward` at each call (70 us)."""
+    """A function of what is no tensor first, then tensors with the batch as their first axis.
+
+    It starts quickly: `Function.apply` looks up the signature of `forward` at each call, which takes 70 us.
+    """
 
     @classmethod
     def apply(cls, *given: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore[reportAttributeAccessIssue]
             return super().apply(*given)
-        if not torch.is_grad_enabled():
+        given = unwrap_dead_wrappers(given)
+        if not torch.is_grad_enabled() and torch.autograd.forward_ad._current_level < 0:
             return cls.forward(*given)
         return super(torch.autograd.Function, cls).apply(*given)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        plain = sum(not isinstance(x, Tensor) for x in inputs)
+        found = cls.apply(*inputs[:plain], *join(info, in_dims[plain:], inputs[plain:]))
+        return part(info, found) if isinstance(found, tuple) else (found.unflatten(0, (info.batch_size, -1)), 0)
 
 
 class Gradient(Kernel):
@@ -152,7 +166,9 @@ class Gradient(Kernel):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError("the native backend has first derivatives only: backend='torch' has them all")
+        raise NotImplementedError(
+            'the native backend has first derivatives only: bestiary.ops.backend.use("torch") gives them all'
+        )
 
 
 # The recurrence
@@ -220,11 +236,6 @@ class _Recurrence(Kernel):
         outer = fill(grads, saved[2], saved[3 if ctx.form == "plain" else 5])
         return None, None, *_RecurrenceGradient.apply(ctx.form, *outer, *saved)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        form, keep, *parts = inputs
-        return part(info, _Recurrence.apply(form, keep, *join(info, in_dims[2:], parts)))
-
 
 class _RecurrenceGradient(Gradient):
     """The gradient of each part."""
@@ -238,11 +249,6 @@ class _RecurrenceGradient(Gradient):
         call("recurrence_backward", given)
         del held
         return tuple(grads.values())
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        form, *tensors = inputs
-        return part(info, _RecurrenceGradient.apply(form, *join(info, in_dims[1:], tensors)))
 
 
 # The selective scan
@@ -298,11 +304,6 @@ class _Selective(Kernel):
         saved = ctx.saved_tensors
         return None, *_SelectiveGradient.apply(*fill(grads, saved[1], saved[5]), *saved)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        keep, *parts = inputs
-        return part(info, _Selective.apply(keep, *join(info, in_dims[1:], parts)))
-
 
 class _SelectiveGradient(Gradient):
     """The gradient of each part."""
@@ -319,10 +320,6 @@ class _SelectiveGradient(Gradient):
         del held
         grates = [g.unflatten(0, (len(x), len(dt) // len(x))).sum(1) for g, x in zip(grates, rates, strict=True)]
         return gdt, gu, *gb_c.unbind(-1), gstate, *grates
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> Any:
-        return part(info, _SelectiveGradient.apply(*join(info, in_dims, tensors)))
 
 
 # The elementwise recurrence
@@ -363,11 +360,6 @@ class _Scan(Kernel):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return _ScanGradient.apply(*ctx.saved_tensors, *grads)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *parts: Tensor) -> Any:
-        h = _Scan.apply(*join(info, in_dims, parts))
-        return h.unflatten(0, (info.batch_size, -1)), 0
-
 
 class _ScanGradient(Gradient):
     """The gradients of a, x and the state."""
@@ -379,7 +371,3 @@ class _ScanGradient(Gradient):
         call("scan_backward", given)
         del held
         return ga, gx, gstate
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *tensors: Tensor) -> Any:
-        return part(info, _ScanGradient.apply(*join(info, in_dims, tensors)))

@@ -61,10 +61,11 @@ def streams(
 ) -> tuple[Float[Tensor, "batch time _"], ...]:
     """SiLU of the short convolution and its bias, in parts so wide: what most linear mixers make q, k and v of.
 
-    `native` computes it in one kernel, of which no gradient has to be put together again.
+    `native` computes each part by one kernel, and writes the gradient of x in one piece.
     """
-    if choose("convolution", "auto", x, filter) == "native" and x.numel() and (past is None or x.shape[1] > 1):
-        seen = x if past is None else torch.cat([past, x], dim=1)
+    seen = x if past is None else torch.cat([past, x], dim=1)
+    whole = x.numel() and (past is None or x.shape[1] > 1)
+    if whole and choose("convolution", "auto", x, filter, seen, *([] if bias is None else [bias])) == "native":
         parts = slide_streams(upcast(seen), upcast(filter), None if bias is None else upcast(bias), widths)
         found = x.dtype if bias is None else torch.promote_types(x.dtype, bias.dtype)
         return tuple(part[:, seen.shape[1] - x.shape[1] :].to(found) for part in parts)
@@ -203,10 +204,6 @@ class _Slide(_native.Kernel):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return None, None, None, *_SlideGradient.apply(*ctx.how, *ctx.saved_tensors, *grads)
 
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return _native.part(info, _Slide.apply(*inputs[:3], *_native.join(info, in_dims[3:], inputs[3:])))
-
 
 class _SlideGradient(_native.Gradient):
     """The gradients of x and the filters."""
@@ -226,7 +223,3 @@ class _SlideGradient(_native.Gradient):
             _native.call("convolution_backward", arguments(silu, biased, seen, taps, gy, gx=grad, gfilter=gfilter))
             gfilters.append(gfilter.unflatten(0, (len(filter), len(x) // len(filter))).sum(1))
         return gx, gfilters[0] if len(gfilters) == 1 else torch.cat(gfilters, dim=-1)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return _native.part(info, _SlideGradient.apply(*inputs[:3], *_native.join(info, in_dims[3:], inputs[3:])))

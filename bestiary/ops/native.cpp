@@ -1,10 +1,11 @@
 // The engines `recurrence`, `scan`, `convolution` and `norm` on a CPU, in float32, forward and backward.
 //
-// Compiled at first use by `_build.py` and called through ctypes by `_native.py`, whose structures mirror those below.
+// Compiled at first use by `_build.py` and called through ctypes by `_native.py`, `convolution.py` and `norm.py`, whose
+// structures mirror those below.
 // Vector extensions of GCC and Clang, POSIX threads, no other library. Not for -ffast-math, which would fold away the
 // rounding in `power`.
 //
-// Every kernel goes through time in order and keeps the state in the nearest caches. The forward pass stores the state
+// Recurrences and scans go through time in order and keep the state in the nearest caches. The forward pass stores the state
 // at the start of every segment of time; the backward pass takes the segments from the last to the first, computes the
 // states of one again from there, and goes back through it.
 
@@ -923,15 +924,15 @@ enum Gate { OPEN = 0, SILU = 1, SIGMOID = 2 };
 
 struct Norm {
   int64_t batch, time, heads, width;
-  int64_t sharing, tiles, gate, threads;  // sequences that share a w; parts of time, each with its own sum in gw
+  int64_t sharing, tile, gate, threads;  // sequences that share a w; positions of a part of time
   double scale, epsilon;
   Rows x, z, gy;
   const float* w;  // (batch / sharing, width), dense
   float* y;        // (batch, time, heads, width), dense as gx and gz
-  float *gx, *gz, *gw;  // gw (batch, tiles, width)
-};
+  float *gx, *gz, *gw;  // gw (batch, tiles, width): of each part of time
 
-enum { POSITIONS = 64 };  // of a tile
+  int64_t tiles() const { return (time + tile - 1) / tile; }
+};
 
 // a(z), and its slope
 static INLINE Vector open_gate(int64_t gate, Vector z) { return gate == SILU ? z * sigmoid(z) : sigmoid(z); }
@@ -959,7 +960,7 @@ struct Bundle {
 
 template <class Work>
 static INLINE void in_bundles(const Norm& r, int64_t batch, int64_t tile, const Work& work) {
-  const int64_t start = tile * POSITIONS, end = least(r.time, start + POSITIONS);
+  const int64_t start = tile * r.tile, end = least(r.time, start + r.tile);
   const auto at = [&](const Rows& rows, int64_t t, int64_t h) {
     return rows.first ? rows.first + batch * rows.batch + t * rows.time + h * rows.head : nullptr;
   };
@@ -979,8 +980,8 @@ static INLINE void in_bundles(const Norm& r, int64_t batch, int64_t tile, const 
 template <class Work>
 static int over_tiles(const Norm& r, int64_t each, const Work& work) {
   const int64_t size = 4 * r.batch * r.time * r.heads * r.width;
-  return run_parallel(r.batch * r.tiles, size, r.threads, each,
-                      [&](int64_t item, float* scratch) { work(item / r.tiles, item % r.tiles, scratch); });
+  return run_parallel(r.batch * r.tiles(), size, r.threads, each,
+                      [&](int64_t item, float* scratch) { work(item / r.tiles(), item % r.tiles(), scratch); });
 }
 
 extern "C" int norm_forward(const Norm* given) {
@@ -1048,7 +1049,7 @@ extern "C" int norm_backward(const Norm* given) {
     });
     if (w)
       for (int64_t c = 0; c < r.width; c += LANES)
-        store(r.gw + (batch * r.tiles + tile) * r.width + c, load(gw + c), r.width - c);
+        store(r.gw + (batch * r.tiles() + tile) * r.width + c, load(gw + c), r.width - c);
   });
 }
 
