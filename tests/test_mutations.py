@@ -46,8 +46,8 @@ MUTATIONS = {
     ),
     "a convolution that forgets its past at a cut": Mutation(
         mixer="mamba",
-        right="self.conv(self.into(x), conv)",
-        wrong="self.conv(self.into(x), None)",
+        right="self.conv.streams(self.into(x), conv, self.skip.shape)",
+        wrong="self.conv.streams(self.into(x), None, self.skip.shape)",
         laws=("cut", "no dead state"),
         equality=test_mixers.test_mamba,
         fails=False,
