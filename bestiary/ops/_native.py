@@ -150,11 +150,23 @@ class Kernel(torch.autograd.Function):
             return cls.forward(*given)
         return super(torch.autograd.Function, cls).apply(*given)  # pyright: ignore[reportAttributeAccessIssue]
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        del output
+        plain = count_plain(inputs)
+        ctx.how = inputs[:plain]
+        ctx.save_for_backward(*inputs[plain:])
+
     @classmethod
     def vmap(cls, info: Any, in_dims: Any, *inputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        plain = sum(not isinstance(x, Tensor) for x in inputs)
+        plain = count_plain(inputs)
         found = cls.apply(*inputs[:plain], *join(info, in_dims[plain:], inputs[plain:]))
         return part(info, found) if isinstance(found, tuple) else (found.unflatten(0, (info.batch_size, -1)), 0)
+
+
+def count_plain(inputs: Sequence[Any]) -> int:
+    """How many of them are no tensors."""
+    return sum(not isinstance(x, Tensor) for x in inputs)
 
 
 class Gradient(Kernel):

@@ -195,12 +195,6 @@ class _Slide(_native.Kernel):
         return ys
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        del output
-        ctx.how = inputs[:3]
-        ctx.save_for_backward(*inputs[3:])
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return None, None, None, *_SlideGradient.apply(*ctx.how, *ctx.saved_tensors, *grads)
 

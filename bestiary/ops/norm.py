@@ -139,12 +139,6 @@ class _Norm(_native.Kernel):
         return y
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        del output
-        ctx.how = inputs[:3]
-        ctx.save_for_backward(*inputs[3:])
-
-    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         parts = unwrap_dead_wrappers(ctx.saved_tensors)
         leaves = [x for x in parts if x.requires_grad]
