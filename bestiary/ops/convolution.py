@@ -209,11 +209,8 @@ class _SlideGradient(_native.Gradient):
         x, gx, gfilters = _native.dense_rows(x), x.new_empty(x.shape), []
         streams = zip(x.split(widths, dim=-1), gx.split(widths, dim=-1), filter.split(widths, dim=-1), gys, strict=True)
         for seen, grad, taps, gy in streams:
-            taps, gy, gfilter = (
-                taps.contiguous(),
-                _native.dense_rows(gy),
-                x.new_empty(len(x), taps.shape[1], taps.shape[2]),
-            )
+            taps, gy = taps.contiguous(), _native.dense_rows(gy)
+            gfilter = x.new_empty(len(x), *taps.shape[1:])
             _native.call("convolution_backward", arguments(silu, biased, seen, taps, gy, gx=grad, gfilter=gfilter))
             gfilters.append(gfilter.unflatten(0, (len(filter), len(x) // len(filter))).sum(1))
         return gx, gfilters[0] if len(gfilters) == 1 else torch.cat(gfilters, dim=-1)
