@@ -10,8 +10,7 @@ class RMSNorm(nn.RMSNorm):
 
     def __init__(self, width: int, *, eps: float) -> None:
         super().__init__(width, eps=eps)
-        self.epsilon = eps
 
     def forward(self, x: Tensor, gate: Tensor | None = None, activation: Activation = "silu") -> Tensor:
         """The norm of x, times an activation of a gate that is shaped alike, if there is one."""
-        return rms(x.to(self.weight.dtype), self.weight, gate, activation=activation, epsilon=self.epsilon)
+        return rms(x.to(self.weight.dtype), self.weight, gate, activation=activation, epsilon=self.eps or 0.0)

@@ -5,9 +5,9 @@
 // Vector extensions of GCC and Clang, POSIX threads, no other library. Not for -ffast-math, which would fold away the
 // rounding in `power`.
 //
-// Recurrences and scans go through time in order and keep the state in the nearest caches. The forward pass stores the state
-// at the start of every segment of time; the backward pass takes the segments from the last to the first, computes the
-// states of one again from there, and goes back through it.
+// Recurrences and scans go through time in order and keep the state in the nearest caches. Their forward pass stores the
+// state at the start of every segment of time; the backward pass takes the segments from the last to the first, computes
+// the states of one again from there, and goes back through it.
 
 #include <pthread.h>
 #include <stdint.h>
