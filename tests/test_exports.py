@@ -108,6 +108,8 @@ def test_an_export_says_what_made_each_run_and_not_on_which_host(tmp_path: Path)
     assert not read.isin([origins[0]["host"]["name"]]).any().any()
     assert describe_origin(read).startswith(f"2 runs, begun {origins[0]['begun'][:10]}")
     assert origins[0]["host"]["processor"] in describe_origin(read)
+    mixed = read.assign(commit=["abc", None])
+    assert "(`abc`; 1 run of no known commit)" in describe_origin(mixed)
 
 
 def test_no_field_or_option_is_called_like_a_column_of_the_origin() -> None:

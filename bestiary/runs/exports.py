@@ -161,6 +161,8 @@ def describe_origin(table: "pd.DataFrame") -> str:
     when = f"begun {days[0]}" + (f" to {days[-1]}" if len(days) > 1 else "") if days else "of an unknown date"
     versions = " and ".join(unique(table, "version")) or "?"
     commits = ", ".join(f"`{commit}`" for commit in unique(table, "commit"))
+    without = table.loc[table["commit"].isna(), "key"].nunique() if runs and commits else 0
+    commits += f"; {without} run{'' if without == 1 else 's'} of no known commit" if without else ""
     machines = " and ".join(unique(table, "processor")) or "an unknown processor"
     backends = " and ".join(unique(table, "backend"))
     return (
