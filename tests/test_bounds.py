@@ -11,26 +11,33 @@ from bestiary.constructions.catalogue import CATALOGUE
 
 
 def test_bits_are_those_of_all_ways_to_give_values_to_the_keys() -> None:
-    assert 2 ** bounds.bits_needed(3, 16) == pytest.approx(8**3)
+    assert 2 ** bounds.bits_needed(3, 16) == pytest.approx(8 * 7 * 6)  # no value is drawn twice
+    assert 2 ** bounds.bits_needed(8, 16) == pytest.approx(math.factorial(8))
+    many = bounds.SIMULATED_PAIRS
+    assert bounds.log2_orders(2 * many, many + 1) - bounds.log2_orders(2 * many, many) == pytest.approx(
+        math.log2(many), abs=1e-6
+    )
     assert bounds.bits_held(10, precision=16) == 160
-    assert bounds.least_state(64, 8192) == 24  # 64 pairs of 12 bits
+    assert bounds.least_state(64, 8192) == 24  # 64 pairs of nearly 12 bits
+    assert bounds.least_state(63, 256) == 13  # of 414 bits, where independent values would have 441
     assert bounds.bits_held(24) >= bounds.bits_needed(64, 8192) > bounds.bits_held(23)
 
 
-@pytest.mark.parametrize(("pairs", "vocab"), [(16, 64), (64, 8192), (5, 6)])
-def test_the_ceiling_starts_at_chance_rises_and_ends_at_one(pairs: int, vocab: int) -> None:
+@pytest.mark.parametrize(("pairs", "vocab"), [(16, 64), (64, 8192), (3, 6)])
+def test_the_ceiling_is_never_below_chance_rises_and_ends_at_one(pairs: int, vocab: int) -> None:
     states = range(bounds.least_state(pairs, vocab) + 1)
     heights = [bounds.ceiling(pairs, vocab, state) for state in states]
-    assert heights[0] == pytest.approx(1 / bounds.values(vocab), abs=1e-6)
+    assert heights[0] >= 1 / bounds.values(vocab)
+    assert bounds.ceiling(1, vocab, 0) == pytest.approx(1 / bounds.values(vocab), abs=1e-6)
     assert heights == sorted(heights)
     assert heights[-1] == 1.0 > heights[-2]
 
 
 def test_the_ceiling_solves_fanos_equation() -> None:
-    held, many = 20 * 32 / 64, 4096
+    held, many, needed = 20 * 32 / 64, 4096, bounds.bits_needed(64, 8192) / 64
     right = bounds.ceiling(64, 8192, 20)
     entropy = -right * math.log2(right) - (1 - right) * math.log2(1 - right)
-    assert math.log2(many) - entropy - (1 - right) * math.log2(many - 1) == pytest.approx(held, abs=1e-9)
+    assert needed - entropy - (1 - right) * math.log2(many - 1) == pytest.approx(held, abs=1e-9)
 
 
 def test_the_ceiling_is_that_of_storing_some_values_and_guessing_others_or_higher() -> None:
@@ -47,7 +54,7 @@ def test_the_optimal_linear_memory_solves_its_equation(state: int) -> None:
 
 def test_depths_are_the_logarithms_that_they_name() -> None:
     for vocab in (4, 5, 64, 100, 8192):
-        assert bounds.least_depth(vocab) == math.ceil(math.log2(2 * math.ceil(math.log2(vocab))))
+        assert bounds.least_depth(vocab) == math.ceil(math.log2(2 * math.floor(math.log2(vocab))))
     for hot in (1, 2, 3, 4, 8):
         assert bounds.least_depth_hot(hot) == math.floor(math.log2(2 * hot))
 
@@ -97,6 +104,7 @@ def test_the_table_says_more_about_a_state_and_how_sure_it_is() -> None:
     [
         (lambda: bounds.bits_needed(0, 64), "there must be a pair and two values"),
         (lambda: bounds.bits_needed(4, 3), "there must be a pair and two values"),
+        (lambda: bounds.bits_needed(65, 128), "it has only 64 values"),
         (lambda: bounds.bits_held(-1), "a state has no -1 numbers of 32 bits"),
     ],
 )

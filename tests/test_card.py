@@ -231,6 +231,35 @@ def test_the_board_shows_runs_of_the_protocol_alone_and_of_files_that_are_named(
     assert "kda(heads" not in found.stdout, "not all rates have been tried"
 
 
+def test_a_board_replaces_a_board_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "board.html"
+    board = ["board", "--store", str(tmp_path / "none"), "--page", str(page)]
+    for _ in range(2):
+        assert CliRunner().invoke(app, board).exit_code == 0
+    page.write_text("my own words\n")
+    refused = CliRunner().invoke(app, board)
+    assert (refused.exit_code, page.read_text()) == (2, "my own words\n")
+    assert "is no page of this kind; give another name, or --overwrite" in refused.stderr
+    assert CliRunner().invoke(app, [*board, "--overwrite"]).exit_code == 0
+    assert "<title>Board: " in page.read_text()
+
+
+def test_a_card_with_failed_runs_says_so_ends_with_1_and_sends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = str(EXAMPLES / "my_mixer.py")
+    made = Card([entry(mine, 0.5, 100)], [], pd.DataFrame(), failed=2)
+    assert made.verdicts()[mine][-1] == "Left out: 2 runs that failed."
+    monkeypatch.setattr("bestiary.cli.card.card", lambda *_, **__: made)
+    monkeypatch.setattr("bestiary.cli.card.write_card", lambda *_: None)
+    monkeypatch.setattr("bestiary.cli.card.write_contribution", lambda *_: pytest.fail("it is sent"))
+    found = CliRunner().invoke(app, ["card", mine, "--send", str(tmp_path / "sent")])
+    assert (found.exit_code, found.stderr) == (
+        1,
+        "bestiary: 2 runs failed or cannot be read; tracebacks are in failure.txt in the folders of the runs\n",
+    )
+
+
 def test_the_first_seed_chooses_the_rate_and_all_seeds_are_scored() -> None:
     part = protocol_v1.PARTS[0]
     low, high = part.rates[:2]

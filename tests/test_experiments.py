@@ -310,7 +310,7 @@ def test_the_load_of_every_mixer_is_measured_at_nearly_the_same_state() -> None:
     assert (found["ratio"] - 1).abs().max() < 0.2
     assert (found["state"] - 320).abs().max() < 0.2 * 320  # 2 of 32 in the convolution, four squares of 8
     assert set(found["bits allow"]) == {1.0}
-    best = found.groupby("pairs")["best linear map"].first()
+    best = found.groupby("pairs")["least squares"].first()
     assert best[12] == 1.0 > best[24]
 
 
@@ -332,12 +332,12 @@ def test_feature_maps_are_compared_on_the_hardest_slice_by_their_state() -> None
     assert (row.map, row.answers, row.state) == ("Performer", 1000, 2 * 64 + 256 * 65)
 
 
-def test_the_best_linear_map_is_the_least_square_that_recalls() -> None:
+def test_least_squares_need_the_least_square_that_recalls() -> None:
     width = least_width(8, 64)
     assert recalls(8, width, 64)
     assert not recalls(8, width - 1, 64)
     lines = references(8, 64)
-    assert lines["best linear map"] == width**2
+    assert lines["least squares"] == width**2
     assert lines["bits suffice"] == 2  # 8 values of 5 bits are 40 bits
 
 

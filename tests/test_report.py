@@ -293,7 +293,7 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path: Path, monkeypatch
     finished(Store("runs"), recipe(), 0.5)
     for name in ("page.html", "page.tex"):
         Path(name).write_text("my own words\n")
-        assert f"'{name}' exists and is no report" in run_cli("report", "--out", "page.html", status=2)
+        assert f"'{name}' exists and is no page of this kind" in run_cli("report", "--out", "page.html", status=2)
         assert [Path(name).read_text(), Path("page.html").exists()] == ["my own words\n", name == "page.html"]
         Path(name).unlink()
     Path("page.html").write_text("my own words\n")

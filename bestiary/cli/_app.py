@@ -1,6 +1,8 @@
 """What all verbs share: the application, common options, and how errors are reported."""
 
+import errno
 import inspect
+import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -128,6 +130,24 @@ def existing_store(folder: Path) -> "Store":
         what = "is a file" if folder.exists() else "does not exist"
         raise LookupError(f"the store {folder} {what}; name the folder of the runs with --store, or make some first")
     return open_store(folder)
+
+
+def check_page(place: Path, mark: str, *, overwrite: bool) -> None:
+    """Raise ValueError or OSError if a page cannot be written there, or would replace a file without the mark of ours.
+
+    Makes its folder, so that nothing is lost to a place that cannot be written after long work.
+    """
+    if place.is_dir():
+        raise ValueError(f"{str(place)!r} is a folder, where a file is to be written")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(place if place.exists() else place.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    if overwrite or not place.exists():
+        return
+    with place.open("rb") as file:
+        start = file.read(4096).decode(errors="replace")
+    if start and mark not in start:
+        raise ValueError(f"{str(place)!r} exists and is no page of this kind; give another name, or --overwrite")
 
 
 def load_experiment(name: str) -> ModuleType:

@@ -60,6 +60,13 @@ def user_input() -> Iterator[None]:
         refuse(explain(fault), status=1 if of_disk else 2)
 
 
+def refuse_failed(count: int) -> None:
+    """Exit with 1 if runs failed, with the place of their tracebacks."""
+    if count:
+        what = f"{count} run{'' if count == 1 else 's'} failed or cannot be read"
+        refuse(f"{what}; tracebacks are in failure.txt in the folders of the runs", status=1)
+
+
 def refuse(message: str, *, status: int = 2) -> NoReturn:
     """Exit with a one-line message on stderr."""
     typer.echo(f"bestiary: {message}", err=True)

@@ -10,14 +10,17 @@ import typer
 
 from bestiary.cli._app import (
     FiguresFolder,
+    Overwrite,
     StoreFolder,
     app,
+    check_page,
     choose_mixers,
     next_recipes,
     open_store,
     refuse,
     user_input,
 )
+from bestiary.cli._errors import refuse_failed
 from bestiary.cli._trust import TrustFiles
 from bestiary.spec import nearest, read_specs
 
@@ -62,14 +65,14 @@ def card(
     recipes: list[Recipe] = list(protocol.recipes(scale))
     how = {"workers": workers, "threads": 1, "device": "cpu", "backend": "auto", "keep": False}
     name = f"card of {', '.join(protocol.MIXERS)}"
-    _, table = run_recipes(name, recipes, Path(store), **how)
+    failed, table = run_recipes(name, recipes, Path(store), **how)
     while budget == "full" and (more := next_recipes(protocol, table, scale, recipes)):
         typer.echo(f"{count_noun(len(more), 'run')} more, with other seeds at the best rates")
         recipes += more
-        _, table = run_recipes(name, recipes, Path(store), **how)
+        failed, table = run_recipes(name, recipes, Path(store), **how)
     if table.empty:
         raise RuntimeError("none of the runs ended; their folders in the store hold the tracebacks")
-    return compare(protocol, table, facts, scale, open_store(Path(store)))
+    return compare(protocol, table, facts, scale, open_store(Path(store)))._replace(failed=failed)
 
 
 @app.command("card")
@@ -100,6 +103,7 @@ def show_card(
         except RuntimeError as fault:
             refuse(str(fault), status=1)
     write_card(made, figures)
+    refuse_failed(made.failed)
     if send is not None:
         write_contribution(made, Path(mixers[0]), send, open_store(store))
 
@@ -111,11 +115,13 @@ def board(
     page_file: Annotated[
         Path | None, typer.Option("--page", help="Write the board as a page to this file, too.")
     ] = None,
+    overwrite: Overwrite = False,
     trust_files: TrustFiles = None,  # noqa: ARG001
 ) -> None:
     """Show the scores of every mixer under the protocol v1: those that ship with the package, and yours.
 
-    Runs of a file of your own are shown if you name it with --trust-files.
+    Runs of a file of your own are shown if you name it with --trust-files. A former board is replaced, any other file
+    only with --overwrite.
     """
     import pandas as pd
 
@@ -124,6 +130,9 @@ def board(
     from bestiary.results.card import Card, entries, page
     from bestiary.results.reference import reference_facts, reference_scores, stored_scores
 
+    if page_file is not None:
+        with user_input():
+            check_page(page_file, "<title>Board: ", overwrite=overwrite)
     scores, facts = reference_scores(), reference_facts()
     if store.is_dir():
         own, faults = stored_scores(open_store(store), {*scores["mixer"]})
@@ -138,7 +147,6 @@ def board(
     least_first = sort in ("mixer", "family", "state 64", "train beside attention")
     print_table(wide.reset_index().sort_values(sort, ascending=least_first, kind="stable"))
     if page_file is not None:
-        page_file.parent.mkdir(parents=True, exist_ok=True)
         page_file.write_text(page(Card([], entries(scores, facts, MIXERS), pd.DataFrame())), encoding="utf-8")
         typer.echo(str(page_file))
 

@@ -321,6 +321,15 @@ def check_replaceable(file: Path, columns: Sequence[str], *, overwrite: bool) ->
         raise ValueError(f"{str(file)!r} exists and is no table of this kind; give another name, or --overwrite")
 
 
+def write_summary(shown: "pd.DataFrame", file: Path) -> None:
+    """Write the table that an experiment shows. Raises ValueError where it would replace the runs it is made from."""
+    columns = set(table_columns(file)) if file.exists() else set()
+    if any(ours <= columns for ours in OURS):
+        raise ValueError(f"{str(file)!r} holds the results of runs; give the table another folder: --figures FOLDER")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    shown.to_csv(file, index=False)
+
+
 def table_columns(file: Path) -> list[str]:
     """The names of the columns of a CSV or Parquet file, none if it is neither."""
     import csv

@@ -252,18 +252,22 @@ def run_lines(store: Store, key: str) -> Iterator[str]:
 
 
 def diagnosis(store: Store, key: str, *, brief: bool = False) -> Iterator[str]:
-    """What may be wrong with a run; `brief` in one line, and nothing of a run that has solved its task."""
+    """What may be wrong with a run; `brief` in one line, and nothing of a run that has solved its task.
+
+    Raises ValueError or LookupError for a run that cannot be read.
+    """
     from bestiary.report.command import pattern_text
     from bestiary.report.doctor import diagnose, finding_lines
-    from bestiary.runs.store import DamagedRun
+    from bestiary.runs.table import unfinished_state
 
-    try:
-        record = store.read(key)
-        if "kind" in record.recipe:
-            return
-        recipe = Recipe.read(record.recipe)
-    except (DamagedRun, ValueError, LookupError) as fault:
-        yield f"{key}: {fault}"
+    record = store.read(key)
+    if "kind" in record.recipe:
+        return
+    recipe = Recipe.read(record.recipe)
+    if not record.ended:
+        yield f"{key}: not judged, as it has not ended: {unfinished_state(store, key)}"
+        if not brief and (failure := store.failure(key)) is not None:
+            yield failure
         return
     found = diagnose(recipe, record.log)
     if brief:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from bestiary.cli._app import Overwrite, StoreFolder, app, existing_store, refuse, user_input
+from bestiary.cli._app import Overwrite, StoreFolder, app, check_page, existing_store, refuse, user_input
 from bestiary.cli._progress import StatusLine
 from bestiary.cli._trust import TrustFiles
 
@@ -65,13 +65,11 @@ def explain(
     from bestiary.explain.page import page
 
     with user_input():
-        if out.exists() and not overwrite and MARK not in out.read_text(encoding="utf-8", errors="replace")[:4096]:
-            raise ValueError(f"{out} is no page of ours; --overwrite replaces it")
+        check_page(out, MARK, overwrite=overwrite)
         if probe and (task or watch is not None):
             raise ValueError("--probe asks pairs of words, of models as they are: leave out --task and --watch")
         subjects = [open_language_model(key, trust) for key in keys] if probe else open_runs(keys, task, store)
     found = [explain_subject(one, watch, cases=cases, rows=rows, seed=seed) for one in subjects]
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page([one for one, _ in found], [row for _, row in found]), encoding="utf-8")
     typer.echo(str(out))
 
@@ -91,7 +89,7 @@ def explain_subject(subject: Subject, watch: int | None, **how: int) -> "tuple[E
         played = played_row(model, draw_cases(task, 1, seed=how["seed"]), decode)
     if watch is not None and recipe is not None:
         with user_input():
-            found = found._replace(watched=watched(recipe, watch, name))
+            found = found._replace(watched=watched(recipe, task, watch, name, **how))
     typer.echo(f"\n{name}, on {asked}")
     for sentence in words(found):
         typer.echo(f"  {sentence}")
@@ -129,15 +127,15 @@ def open_language_model(name: str, trust: bool) -> Subject:
     return Subject(title, opened, WordPairs(tokenizer), "pairs of words", decode=tokenizer.decode)
 
 
-def watched(recipe: "Recipe", every: int, name: str) -> "pd.DataFrame":
-    """The scores of a run over its training, which is done once more."""
+def watched(recipe: "Recipe", task: "Task", every: int, name: str, **how: Any) -> "pd.DataFrame":
+    """The scores of a run on a task over its training, which is done once more."""
     import pandas as pd
 
     from bestiary.cli._progress import Progress
     from bestiary.explain.watching import watch
 
     with Progress(f"steps of {name}") as progress:
-        return pd.DataFrame(list(watch(recipe, every=every, progress=progress)))
+        return pd.DataFrame(list(watch(recipe, task=task, every=every, progress=progress, **how)))
 
 
 def load_model(store: "Store", key: str) -> "tuple[Recipe, Model]":

@@ -109,9 +109,16 @@ def doctor(
         for key in keys or ():
             if key not in known:
                 raise LookupError(f"there is no run {key!r} in {store}; `bestiary status --all` names them")
+    unreadable = False
     for key in keys or known:
-        for line in diagnosis(runs, key, brief=not keys):
-            typer.echo(line)
+        try:
+            for line in diagnosis(runs, key, brief=not keys):
+                typer.echo(line)
+        except (ValueError, LookupError) as fault:
+            unreadable = True
+            typer.echo(f"bestiary: {key}: {fault}", err=True)
+    if unreadable:
+        raise typer.Exit(1)
 
 
 @app.command()

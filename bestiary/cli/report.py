@@ -13,6 +13,7 @@ from bestiary.cli._app import (
     Scale,
     ScaleOption,
     app,
+    check_page,
     find_hook,
     load_with_recipes,
     open_store,
@@ -87,14 +88,7 @@ def check_replaceable(page: Path, *, overwrite: bool) -> None:
     if page.suffix == ".tex":
         raise ValueError(f"{str(page)!r} is the name of the tables; the page needs another, as in report.html")
     for place, mark in ((page, MARK), (page.with_suffix(".tex"), HEAD)):
-        if place.is_dir():
-            raise ValueError(f"{str(place)!r} is a folder, where a file is to be written")
-        if overwrite or not place.exists():
-            continue
-        with place.open("rb") as file:
-            start = file.read(4096).decode(errors="replace")
-        if start and mark not in start:
-            raise ValueError(f"{str(place)!r} exists and is no report; give another name with --out, or --overwrite")
+        check_page(place, mark, overwrite=overwrite)
 
 
 def report_options(experiment: ModuleType) -> dict[str, Callable[[str], str]]:

@@ -44,6 +44,7 @@ from bestiary.cli._app import (
     user_input,
     warn_damaged,
 )
+from bestiary.cli._errors import refuse_failed
 from bestiary.cli._measuring import measure_rows
 from bestiary.cli._trust import reading_store
 
@@ -433,10 +434,11 @@ def show_results(
             refuse(f"`summary` asks for {fault}, which is no column of the results; those are {', '.join(table)}")
         print_table(shown)
         if experiment is not None:
+            from bestiary.cli.data import write_summary
             from bestiary.report.plot import mark_smoke, save_figure
 
-            stem.parent.mkdir(parents=True, exist_ok=True)
-            shown.to_csv(stem.with_name(f"{stem.name}.csv"), index=False)
+            with user_input():
+                write_summary(shown, stem.with_name(f"{stem.name}.csv"))
             typer.echo(f"{stem}.csv")
             for name, figure in experiment.figures(table):
                 if smoke:
@@ -445,6 +447,4 @@ def show_results(
                     typer.echo(str(path))
             for path in experiment.pages(table, stem) if pages and hasattr(experiment, "pages") else ():
                 typer.echo(str(path))
-    if failed:
-        what = f"{failed} run{'' if failed == 1 else 's'} failed or cannot be read"
-        refuse(f"{what}; tracebacks are in failure.txt in the folders of the runs", status=1)
+    refuse_failed(failed)

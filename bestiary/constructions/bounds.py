@@ -16,15 +16,24 @@ Code = Literal["hebbian", "delta", "least squares"]
 
 
 def bits_needed(pairs: int, vocab: int) -> float:
-    """Bits that a state must have to answer each of `pairs` known keys without a fault: pairs log2(values).
+    """Bits that a state must have to answer each of `pairs` known keys without a fault: log2(v (v - 1) ...), v values.
 
-    Given the keys, the values are independent and uniform, and a state that answers every question determines them
-    (Arora et al., 2024, Thm 3.1, by the INDEX problem). A theorem, for every causal model. Raises ValueError for no
-    pairs, or a vocabulary with fewer than two values.
+    MQAR draws the values of a row without repetition. Given the keys, each choice of values in an order is as likely as
+    another, and a state that answers every question determines it (Arora et al., 2024, Thm 3.1, by the INDEX problem).
+    A theorem, for every causal model. Raises ValueError for no pairs, more of them than values, or fewer than two.
     """
     if pairs < 1 or vocab < 4:
         raise ValueError(f"{pairs} pairs of a vocabulary of {vocab}: there must be a pair and two values")
-    return pairs * math.log2(values(vocab))
+    if pairs > values(vocab):
+        raise ValueError(f"{pairs} pairs of a vocabulary of {vocab}: it has only {values(vocab)} values")
+    return log2_orders(values(vocab), pairs)
+
+
+def log2_orders(of: int, drawn: int) -> float:
+    """log2(n (n - 1) ...), with as many factors as are drawn of n things."""
+    if drawn <= SIMULATED_PAIRS:
+        return math.fsum(math.log2(of - i) for i in range(drawn))
+    return (math.lgamma(of + 1) - math.lgamma(of - drawn + 1)) / math.log(2)  # too rough for few of very many
 
 
 def values(vocab: int) -> int:
@@ -48,15 +57,16 @@ def ceiling(pairs: int, vocab: int, state: int, *, precision: int = 32) -> float
     """The highest accuracy that a state of so many numbers allows, by Fano's inequality.
 
     A guess that is right with probability a leaves at most h(a) + (1 - a) log2(values - 1) bits open, so that the state
-    holds pairs (log2(values) - h(a) - (1 - a) log2(values - 1)) bits or more. A theorem; h is the binary entropy.
+    holds `bits_needed` - pairs (h(a) + (1 - a) log2(values - 1)) bits or more. A theorem; h is the binary entropy.
     """
-    held, many = bits_held(state, precision=precision) / pairs, values(vocab)
-    if bits_needed(pairs, vocab) <= held * pairs:
+    held, needed = bits_held(state, precision=precision) / pairs, bits_needed(pairs, vocab) / pairs
+    if needed <= held:
         return 1.0
+    many = values(vocab)
     low, high = 1 / many, 1.0
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (middle, high) if math.log2(many) - open_bits(middle, many) <= held else (low, middle)
+        low, high = (middle, high) if needed - open_bits(middle, many) <= held else (low, middle)
     return low
 
 
@@ -76,7 +86,7 @@ def argmax_state(pairs: int) -> float:
 
 
 def optimal_linear_pairs(state: int) -> float:
-    """The p with p log(p) / d^2 = 1/2 where d^2 = `state`: what the best linear d x d memory holds, for large d."""
+    """The p with p log(p) / d^2 = 1/2 where d^2 = `state`: what a linear d x d memory holds, for large d."""
     low, high = 1.0, float(max(3, state))
     for _ in range(200):
         middle = (low + high) / 2
@@ -90,12 +100,13 @@ def orthogonal_pairs(state: int) -> int:
 
 
 def least_depth(vocab: int) -> int:
-    """ceil(log2(2b)) layers of data-independent BaseConv where tokens are b = ceil(log2(vocab)) bits.
+    """ceil(log2(2b)) layers of data-independent BaseConv where any of 2^b tokens may be a key, in b bits.
 
     An L-layer BaseConv is a polynomial of degree at most 2^L and the equality of two codes has degree 2b (Arora et al.,
-    2024, Thm 3.2). A theorem, for binary codes of that width.
+    2024, Thm 3.2). A theorem, for binary codes. Of a vocabulary that is no power of two, b is rounded down: on some of
+    the codes alone, the degree may be less.
     """
-    return (2 * math.ceil(math.log2(vocab)) - 1).bit_length()
+    return (2 * (vocab.bit_length() - 1) - 1).bit_length()
 
 
 def least_depth_hot(hot: int) -> int:
@@ -106,8 +117,8 @@ def least_depth_hot(hot: int) -> int:
 def simulated_accuracy(rule: Code, pairs: int, width: int, vocab: int, *, seed: int) -> float:
     """The accuracy of a width x width memory of random unit keys and values, read by argmax over all values: simulated.
 
-    `least squares` is the best linear map there is for these pairs, so that more than its accuracy asks for other keys,
-    another read-out or another memory; `hebbian` adds outer products and `delta` corrects once, in order (beta = 1).
+    `least squares` has the least squared error on these pairs, which is not the highest accuracy: a matrix that is
+    trained for the argmax recalls more. `hebbian` adds outer products, `delta` corrects once, in order (beta = 1).
     """
     rng = np.random.default_rng(seed)
     key, codes = unit_rows(rng.normal(size=(pairs, width))), unit_rows(rng.normal(size=(values(vocab), width)))
@@ -146,8 +157,8 @@ def table(pairs: int, vocab: int, state: int | None = None, *, seeds: int = 3) -
         ("numbers of 32 bits that hold them", least_state(pairs, vocab), "theorem"),
         ("state of an argmax read-out, n log n, up to a constant", argmax_state(pairs), "law"),
         ("state with as many orthogonal keys", pairs**2, "construction"),
-        ("layers of data-independent BaseConv, binary codes", least_depth(vocab), "theorem"),
-        ("layers of data-independent BaseConv, one-hot codes", least_depth_hot(1), "theorem"),
+        ("layers of data-independent BaseConv, binary codes, any token a key", least_depth(vocab), "theorem"),
+        ("layers of data-independent BaseConv, one-hot codes, any token a key", least_depth_hot(1), "theorem"),
     ]
     if state is not None:
         width = orthogonal_pairs(state)
@@ -155,7 +166,7 @@ def table(pairs: int, vocab: int, state: int | None = None, *, seeds: int = 3) -
             ("bits in the state, in 32 bits a number", bits_held(state), "theorem"),
             ("accuracy that so many bits allow", ceiling(pairs, vocab, state), "theorem"),
             ("orthogonal keys in a square of the state", width, "theorem"),
-            ("pairs of the best linear memory, p log p = state / 2", optimal_linear_pairs(state), "law"),
+            ("pairs in a linear memory of large size, p log p = state / 2", optimal_linear_pairs(state), "law"),
         ]
         fits = pairs <= SIMULATED_PAIRS and (pairs + width) * (values(vocab) + width) <= SIMULATED_NUMBERS
         for rule in RULES:

@@ -7,8 +7,9 @@ A wire is a column, one number for each position; a gate makes a wire from earli
 in which one factor may mix wires and the other may move one along time; offsets and shifts may be columns. Sums,
 shifts, masks of rows, prefix sums and products are such gates. `layers` sorts the gates by depth and writes one layer
 of `Positioned` for each level, and one more before a level in which several gates filter the same wire, to make the
-copies. A circuit of depth D therefore takes at most 2 D layers. Wires needed later are carried along, so that a
-circuit of s gates has O(s D) weights that are not zero, the theorem's O~(s D) parameters in O~(D) layers.
+copies. A circuit of depth D therefore takes at most 2 D + 1 layers, the last to put the outputs in order. Wires needed
+later are carried along, so that a circuit of s gates has O(s D) weights that are not zero, the theorem's O~(s D)
+parameters in O~(D) layers.
 
     circuit = Circuit(inputs=2)
     a, b = circuit.inputs

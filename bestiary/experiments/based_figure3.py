@@ -2,8 +2,9 @@
 
 Each map at several widths, trained on a mixture of lengths and loads and tested beyond them; the figure is accuracy on
 the hardest slice against the state, in numbers and counted. Upright lines say what that slice needs: where the bits
-suffice, n log n, and where the best linear map recalls it (see `_references`). `paper` is the published grid of maps,
-widths and rates in its regime, `small` a mixture in miniature. The published figure is not available as numbers.
+suffice, n log n, and where least squares recall it (see `bestiary.report.references`). `paper` is the published grid
+of maps, widths and rates in its regime, `small` a mixture in miniature. The published figure is not available as
+numbers.
 Departs from the source: a Taylor map holds each product once, cosFormer's horizon is fixed; and Performer's state is
 what its 256 samples need, where the source plotted the width of the input instead.
 """

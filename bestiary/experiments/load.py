@@ -2,7 +2,7 @@
 
 Widths are chosen so that the state after the longest sequence has nearly the same count of numbers for all, and the
 ratio reached is in the table. Beside the mixers stand what the bits of such a state allow (Fano's inequality, a
-theorem), and what the best linear map of as many numbers recalls of random keys and values (simulated). The length is
+theorem), and what least squares recall of random keys and values in as many numbers (simulated). The length is
 the same at every load.
 """
 
@@ -89,22 +89,22 @@ def add_states(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy at each load, the state in numbers and its share of the budget, and what bits and a linear map allow."""
+    """Accuracy at each load, the state in numbers and its share of the budget, and what bits and least squares give."""
     return add_limits(at_best_rate(add_states(table), GROUP), vocab=int(table["vocab"].iloc[0]))
 
 
 def add_limits(found: pd.DataFrame, *, vocab: int) -> pd.DataFrame:
-    """The table with what the bits of the state, and the best linear map of its size, allow."""
+    """The table with what the bits of the state, and least squares in its size, allow."""
     from bestiary.constructions.bounds import ceiling
 
     bits = [ceiling(row.pairs, vocab, row.budget) for row in found.itertuples()]
-    best = [linear_map_accuracy(row.pairs, row.budget, vocab) for row in found.itertuples()]
+    best = [least_squares_accuracy(row.pairs, row.budget, vocab) for row in found.itertuples()]
     ratio = found["state"] / found["budget"]
-    return found.assign(**{"ratio": ratio, "bits allow": bits, "best linear map": best})
+    return found.assign(**{"ratio": ratio, "bits allow": bits, "least squares": best})
 
 
 @cache
-def linear_map_accuracy(pairs: int, state: int, vocab: int) -> float:
+def least_squares_accuracy(pairs: int, state: int, vocab: int) -> float:
     """The accuracy of the largest square memory within the state by least squares, the mean over three seeds."""
     from bestiary.constructions.bounds import orthogonal_pairs, simulated_accuracy
 
@@ -118,8 +118,6 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     contents = {}
     for budget, rows in found.groupby("budget"):
         marks = rows.drop_duplicates("pairs").sort_values("pairs")
-        limits = [
-            Line(name, marks["pairs"].tolist(), marks[name].tolist()) for name in ("bits allow", "best linear map")
-        ]
+        limits = [Line(name, marks["pairs"].tolist(), marks[name].tolist()) for name in ("bits allow", "least squares")]
         contents[f"{budget:,} numbers of state"] = [*lines_by(rows, x="pairs", by="mixer"), *limits]
     yield "", panels(contents, x="Pairs in the context", note=seeds_note(found))

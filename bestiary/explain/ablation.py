@@ -44,6 +44,8 @@ def parts_of(model: Model, batch: Batch) -> list[Part]:
                 found.append(Part(number, name, lambda module=module: looking_back_no_more(module)))
             elif name.startswith("heads"):
                 heads = head_count(layer.mixer)
+                if len(seen[name]) % heads:  # the map reads something else than its heads beside one another
+                    continue
                 for head, columns in enumerate(torch.arange(len(seen[name])).tensor_split(heads)):
                     replaced = {"module": module, "columns": columns, "mean": seen[name][columns]}
                     found.append(Part(number, f"head {head}", lambda how=replaced: with_mean_input(**how)))
@@ -70,8 +72,10 @@ def modules_of(layer: Layer) -> Iterator[tuple[str, nn.Module]]:
 
 def head_count(mixer: Mixer) -> int:
     """The heads of a mixer, 1 if it has none or does not say."""
-    heads = mixer.shape[0] if isinstance(mixer, FastWeight) else getattr(mixer, "heads", 1)
-    return heads if isinstance(heads, int) else 1
+    heads = getattr(mixer, "heads", None)
+    if isinstance(heads, int):
+        return heads
+    return mixer.shape[0] if isinstance(mixer, FastWeight) else 1
 
 
 def record(model: Model, batch: Batch, wanted: dict[str, nn.Module]) -> dict[str, Tensor]:

@@ -84,8 +84,8 @@ def draw_cases(task: Task, count: int, *, seed: int = 0) -> Cases:
             columns = zip(*kept[:count], strict=True)
             return Cases(*(torch.stack(column) for column in columns))
     raise ValueError(
-        f"of {drawn} rows {len(kept)} have two pairs and a question about one of them ({count} needed): "
-        "explain is for tasks in which the asked token stood once before its answer"
+        f"of {drawn} rows {len(kept)} ask about two pairs ({count} needed): "
+        "explain is for tasks that do, and whose keys stood once before their questions"
     )
 
 

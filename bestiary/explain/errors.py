@@ -39,7 +39,7 @@ class Answering(Protocol):
 
 
 class Answers(NamedTuple):
-    """The kind of each answer, and for each kind the chance that a guess among the values of the row is of it."""
+    """The kind of each answer, and for each kind the chance that a guess among the row's asked values is of it."""
 
     kinds: list[str]
     guesses: list[dict[str, float]]
@@ -82,7 +82,7 @@ def kinds_of_tokens(tokens: list[int], pairs: list[int], at: int, key: int) -> d
 
 
 def error_table(model: Answering, task: Task, *, rows: int = ROWS, seed: int = 0) -> pd.DataFrame:
-    """One row for each kind of answer: its share with a 95 % interval, and what a guess among the values would have.
+    """One row for each kind of answer: its share with a 95 % interval, and that of a guess among the asked values.
 
     Raises ValueError for a task that reads vectors or is not about pairs.
     """

@@ -26,6 +26,7 @@ from bestiary.mixers.attention import Attention
 from bestiary.mixers.base_conv import BaseConv
 from bestiary.mixers.long_conv import LongConv
 from bestiary.ops.attention import rotate, share
+from bestiary.ops.drive import Drive
 from bestiary.ops.recurrence import run
 from bestiary.tasks._task import Tokens
 
@@ -62,12 +63,20 @@ def weights_between_positions(mixer: nn.Module, x: Features) -> Float[Tensor, "r
         seen = (age >= 0) & ((age < (mixer.window or len(now))) | (now < mixer.sinks))
         return (q @ k.mT * k.shape[-1] ** -0.5).masked_fill(~seen, -torch.inf).softmax(-1)
     if isinstance(mixer, FastWeight):
-        drive, _ = mixer.drive(x, None)
+        drive = drive_by_token(mixer, x)
+        if drive is None:
+            return None
         heads, time = drive.v.shape[2], x.shape[1]
         basis = torch.eye(time, dtype=x.dtype).view(1, time, 1, time).expand(len(x), -1, heads, -1)
         matrix = x.new_zeros(len(x), heads, drive.k.shape[-1], time)
         return run(drive._replace(v=basis), matrix)[0].transpose(1, 2)
     return None
+
+
+def drive_by_token(mixer: FastWeight, x: Features) -> Drive | None:
+    """What a matrix memory reads and writes at each token; None of one that takes several steps for a token."""
+    drive, _ = mixer.drive(x, None)
+    return drive if drive.q.shape[1] == x.shape[1] else None
 
 
 @torch.no_grad()
@@ -124,7 +133,7 @@ def readback_table(model: nn.Module, pairs: Pairs) -> pd.DataFrame:
 
     - `named`: the share of pairs whose own value is the nearest, by cosine, of those of the row's pairs,
     - `cosine`: with its own value, on average,
-    - `best possible`: that of the matrix of the same size with the least squared error on these pairs,
+    - `least squares`: that of the matrix of the same size with the least squared error on these pairs,
     - `effective rank`: exp of the entropy of the matrix's singular values, of at most min(key, value),
     - `half-life`: tokens after which half of what was written is left by decay alone, the median over tokens and
       channels, beside the tenth and the ninetieth percentile; infinite without decay.
@@ -136,7 +145,9 @@ def readback_table(model: nn.Module, pairs: Pairs) -> pd.DataFrame:
     for layer, (mixer, x) in enumerate(zip(parts.mixers, mixer_inputs(model, pairs.tokens[:, :cut]), strict=True)):
         if not isinstance(mixer, FastWeight):
             continue
-        drive, _ = mixer.drive(x, None)
+        drive = drive_by_token(mixer, x)
+        if drive is None:
+            continue
         _, matrix = run(drive, x.new_zeros(len(x), *mixer.shape))
         heads = drive.v.shape[2]
         for place, where in (("key", pairs.key), ("value", pairs.key + 1)):
@@ -148,7 +159,7 @@ def readback_table(model: nn.Module, pairs: Pairs) -> pd.DataFrame:
             found = {
                 "named": nearest.double().mean((0, 2)),
                 "cosine": likeness.diagonal(0, -2, -1).mean((0, 2)),
-                "best possible": cosines(k @ best, v).diagonal(0, -2, -1).mean((0, 2)),
+                "least squares": cosines(k @ best, v).diagonal(0, -2, -1).mean((0, 2)),
                 "effective rank": effective_rank(matrix).mean(0),
                 **half_life(drive.g, heads),
             }

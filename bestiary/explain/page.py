@@ -83,7 +83,7 @@ def model_html(found: Explanation) -> str:
     if len(found.readback):
         about = (
             "What each head's matrix gives back after the last pair. Named: the share of pairs whose own value is the "
-            "nearest of the row's. Best possible: the cosine that a matrix of this size could reach."
+            "nearest of the row's. Least squares: the cosine of the matrix of this size with the least squared error."
         )
         sections.append(section("What the memory holds", about, plain(found.readback)))
     if len(found.filters):

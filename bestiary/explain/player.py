@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from bestiary.explain.blocks import take_apart
 from bestiary.explain.cases import Cases
-from bestiary.explain.memory import mixer_inputs, weights_between_positions
+from bestiary.explain.memory import drive_by_token, mixer_inputs, weights_between_positions
 from bestiary.mixers._mixer import FastWeight
+from bestiary.ops.drive import Drive
 from bestiary.ops.recurrence import run
 
 CELLS = 1024  # of a matrix, above which it is drawn coarser
@@ -36,11 +37,12 @@ def played_row(
     layers = list(enumerate(zip(parts.mixers, mixer_inputs(model, tokens), strict=True)))
     known = [(layer, weights_between_positions(mixer, x)) for layer, (mixer, x) in layers]
     read = [(layer, weights[0].abs()) for layer, weights in known if weights is not None]
-    memories = [
-        (layer, matrices_of(mixer, x))
+    drives = [
+        (layer, mixer, drive_by_token(mixer, x))
         for layer, (mixer, x) in layers
         if isinstance(mixer, FastWeight) and mixer.shape[1] * mixer.shape[2] <= CELLS
     ]
+    memories = [(layer, matrices_of(mixer, drive)) for layer, mixer, drive in drives if drive is not None]
     found: dict[str, Any] = {
         "tokens": tokens[0].tolist(),
         "at": int(cases.at[number]),
@@ -65,11 +67,10 @@ def played_row(
     return found
 
 
-def matrices_of(mixer: FastWeight, x: Tensor) -> Tensor:
+def matrices_of(mixer: FastWeight, drive: Drive) -> Tensor:
     """The matrix of each head after each token of one row: (time, heads, key, value)."""
-    drive, _ = mixer.drive(x, None)
-    matrix, found = x.new_zeros(1, *mixer.shape), []
-    for step in range(x.shape[1]):
+    matrix, found = drive.v.new_zeros(1, *mixer.shape), []
+    for step in range(drive.v.shape[1]):
         _, matrix = run(drive.map(lambda part, step=step: part[:, step : step + 1]), matrix)
         found.append(matrix[0])
     return torch.stack(found)

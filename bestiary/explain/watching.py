@@ -22,7 +22,7 @@ from bestiary.explain.cases import Cases, draw_cases, find_pairs
 from bestiary.explain.errors import answers_by_kind
 from bestiary.explain.memory import previous_token_table, readback_table, weight_table
 from bestiary.model import Model
-from bestiary.tasks._task import Batch
+from bestiary.tasks._task import Batch, Task
 from bestiary.training.recipe import Recipe
 from bestiary.training.state import TrainingState
 from bestiary.training.train import train
@@ -44,6 +44,7 @@ def watch(
     recipe: Recipe,
     *,
     every: int,
+    task: Task | None = None,
     model: Model | None = None,
     cases: int = CASES,
     rows: int = ROWS,
@@ -52,11 +53,11 @@ def watch(
 ) -> Iterator[dict[str, Any]]:
     """Train a recipe and yield SCORES with their `step` at the start, every `every` steps and at the end.
 
-    Training is the same as without watching. A `model` that is given holds the trained weights at the end. Raises
-    ValueError for a task that `explain` cannot take.
+    The `task` is the first of the recipe's tests if none is given. Training is the same as without watching. A `model`
+    that is given holds the trained weights at the end. Raises ValueError for a task that `explain` cannot take.
     """
-    task = recipe.test[0].build()
-    chosen, batch = draw_cases(task, cases, seed=seed), task.draw(rows, "test", "watch", seed)
+    asked: Task = recipe.test[0].build() if task is None else task
+    chosen, batch = draw_cases(asked, cases, seed=seed), asked.draw(rows, "test", "watch", seed)
     model = recipe.build() if model is None else model
     yield {"step": 0, **scores(model, chosen, batch)}
     waiting: list[dict[str, Any]] = []

@@ -7,9 +7,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from bestiary.constructions.bounds import argmax_state, least_state
 from bestiary.report.command import command, pattern_text, shell_quote
 from bestiary.report.levels import task_levels
-from bestiary.report.references import references
 from bestiary.report.runs import UNBUILDABLE, model_size
 from bestiary.runs.health import Health, summarize_log
 from bestiary.runs.table import SOLVED
@@ -259,7 +259,7 @@ def by_heart(patient: Patient) -> Iterator[Finding]:
     if trained - low < GAP:
         return
     seen = f"accuracy {trained:.3f} in training, {health.selection:.3f} on the selection stream, {low:.3f} at the least"
-    if recipe.distinct or set(recipe.train) >= set(recipe.select or recipe.test):
+    if recipe.distinct or set(recipe.train) >= {*recipe.select, *recipe.test}:
         rows = recipe.batch * sum(recipe.distinct)
         few = f": there are {rows} of them, each seen {recipe.steps // sum(recipe.distinct)} times" if rows else ""
         yield Finding(
@@ -324,7 +324,7 @@ def largest_step(recipe: Recipe, moved: float) -> float:
 
 
 def small_state(patient: Patient) -> Iterator[Finding]:
-    """A state that is smaller than what recall of so many pairs takes."""
+    """A state that is smaller than what a linear memory of so many random keys takes (a law of large sizes)."""
     recipe = patient.recipe
     loads = [(part, dict(part.options)) for part in recipe.test if part.name == "mqar"]
     if not loads:
@@ -333,15 +333,15 @@ def small_state(patient: Patient) -> Iterator[Finding]:
     state, (pairs, vocab) = model_size(recipe.json())[0], (options["pairs"], options["vocab"])
     if state is None:
         return
-    known = references(pairs, vocab)
-    needed = "n log n" if state < known["n log n"] else "best linear map"
-    if state < known[needed]:
-        wide = recipe.dim * max(2, math.ceil(math.sqrt(known[needed] / max(1, state))))
+    linear = 2 * argmax_state(pairs)
+    if state < linear:
+        wide = recipe.dim * max(2, math.ceil(math.sqrt(linear / max(1, state))))
+        sure = state < least_state(pairs, vocab)
         yield Finding(
             "state too small",
-            f"The state is too small for {pairs} pairs: it cannot hold what {part} asks for.",
-            f"{state:,} numbers, where {known[needed]:,.0f} are needed ({needed}: see `bestiary bound --pairs {pairs} "
-            f"--vocab {vocab}`)",
+            f"The state {'is' if sure else 'is probably'} too small for the {pairs} pairs that {part} asks for.",
+            f"{state:,} numbers, where a linear memory of random keys needs some {linear:,.0f} (2 n log n: see "
+            f"`bestiary bound --pairs {pairs} --vocab {vocab} --state {state}`)",
             patient.train(dim=wide),
         )
 

@@ -297,7 +297,7 @@ def mark_smoke(figure: Figure) -> None:
 def save_figure(figure: Figure, stem: Path) -> list[Path]:
     """Write the figure as SVG and PNG and return both paths; the same figure gives the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(".svg"), stem.with_suffix(".png")]
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]  # a dot in the name ends no name
     with mpl.rc_context(STYLE):
         figure.savefig(paths[0], metadata={"Date": None})
         figure.savefig(paths[1], dpi=200)

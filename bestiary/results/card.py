@@ -32,6 +32,7 @@ class Card(NamedTuple):
     runs: pd.DataFrame  # of the own mixers
     smoke: bool = False
     causes: Mapping[str, Sequence[Cause]] = {}  # of low scores, by mixer
+    failed: int = 0  # runs that failed or cannot be read
 
     @property
     def title(self) -> str:
@@ -45,7 +46,8 @@ class Card(NamedTuple):
     def verdicts(self) -> dict[str, list[str]]:
         """Sentences about each mixer of the card."""
         field = {entry.name: entry for entry in self.field}
-        return {entry.name: verdict(entry, field) for entry in self.own}
+        failed = [f"Left out: {count_noun(self.failed, 'run')} that failed."] if self.failed else []
+        return {entry.name: [*verdict(entry, field), *failed] for entry in self.own}
 
     def neighbours(self) -> list[str]:
         """The mixers of the field that recall most like those of the card, at about equal state."""
