@@ -1,6 +1,8 @@
 """Every test runs on one thread, so that two workers share two cores; those of pages share a browser."""
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,11 +17,17 @@ def pytest_configure() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """What the large suites counted, also where they ran in other processes."""
+    """What the large suites counted, also where they ran in other processes.
+
+    With SKIPPED=FILE the names of skipped tests are written there, one a line, for `pytest @FILE` to run them.
+    """
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         if getattr(report, "when", "") == "call":
             for text in (value for name, value in report.user_properties if name == "counts"):
                 terminalreporter.write_line(text)
+    if file := os.environ.get("SKIPPED"):
+        names = {report.nodeid for report in terminalreporter.stats.get("skipped", [])}
+        Path(file).write_text("".join(f"{name}\n" for name in sorted(names)))
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,10 @@ from torch import nn
 from bestiary.model import Model
 from bestiary.spec import parse
 
+# Each turn of a loop over tokens or chunks is compiled, the same code again.
+LENGTHS = dict.fromkeys(("lstm", "m2rnn", "pd_ssm", "slstm"), 9)
+LENGTHS |= dict.fromkeys(("atlas", "hola", "lattice", "miras", "titans"), 20)  # whose chunks have 16
+
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 
@@ -56,7 +60,7 @@ for name in sys.argv[1:]:
     torch._dynamo.reset()
     torch.manual_seed(0)
     model = Logits(Model(20, dim=16, depth=1, pattern=parse("mixers", name))).double()
-    tokens = torch.randint(20, (2, 40))
+    tokens = torch.randint(20, (2, LENGTHS.get(name, 40)))  # more than a chunk, and no whole number of them
     told = {}
     for run in (compiled, exported):
         try:
@@ -68,7 +72,7 @@ for name in sys.argv[1:]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("group", [names("mixers")[i::6] for i in range(6)], ids=" ".join)
+@pytest.mark.parametrize("group", [names("mixers")[i::2] for i in range(2)], ids=" ".join)
 def test_every_mixer_compiles_into_one_graph_and_exports(group: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *group], env=environment(), capture_output=True, text=True, check=False

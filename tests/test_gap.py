@@ -1,6 +1,7 @@
 """The gap on real text, as an experiment: every model can be built, and what is shown follows from the losses."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from queue import Queue
 from types import ModuleType, SimpleNamespace
@@ -53,6 +54,27 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+class Here:
+    """What `train_models` asks of a process, in this one: a new one takes longer to start than the models to train."""
+
+    def __init__(self, *, target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> None:
+        self.target, self.args, self.daemon = target, args, daemon
+
+    def start(self) -> None:
+        self.target(*self.args)
+
+    def join(self) -> None: ...
+
+    def terminate(self) -> None: ...
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are trained in this process, one after the other."""
+    context = SimpleNamespace(Queue=Queue, Process=Here)
+    monkeypatch.setattr(pretrained, "multiprocessing", SimpleNamespace(get_context=lambda _: context))
+
+
 @pytest.mark.slow
 def test_the_gap_is_trained_sliced_and_shown_and_done_once(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pd.DataFrame([row for row in gap.measure("smoke") if "rows" in row])
@@ -82,6 +104,7 @@ def test_models_at_their_best_rates_keep_their_order() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_seeds_run_at_the_rate_that_selection_prefers(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And neither a second pass trains anything, nor one in another place that is given the results."""
     monkeypatch.setitem(gap.SETTINGS, "smoke", gap.SETTINGS["smoke"]._replace(only=("attention", "base_conv")))
@@ -148,6 +171,7 @@ def test_no_share_is_closed_where_attention_recalls_nothing_or_a_model_diverged(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("here")
 def test_the_gap_over_sizes_is_measured_and_shown(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gap_sizes.CELLS, "smoke", ((8, 6), (16, 6), (8, 3)))
     monkeypatch.setattr(gap_sizes, "MODELS", ("attention", "base_conv"))
@@ -162,7 +186,7 @@ def test_the_gap_over_sizes_is_measured_and_shown(small: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small")
+@pytest.mark.usefixtures("small", "here")
 def test_the_gap_over_shares_is_measured_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gap_shares, "SEEDS", range(2))
     layers = {name: gap.LAYERS[name] for name in ("attention", "base_conv")}
@@ -171,7 +195,7 @@ def test_the_gap_over_shares_is_measured_and_shown(monkeypatch: pytest.MonkeyPat
     table = measured(gap_shares)
     assert len(table) == 3 * 2
     assert list(gap_shares.summary(table)["selected"].fillna(-1)) == [-1, -1, 1]
-    assert len(list(gap_shares.figures(table))) <= 1
+    assert not list(gap_shares.figures(table)), "no recall has formed, so there are no shares to draw"
 
 
 def test_shares_closed_are_drawn_against_shares_selected() -> None:

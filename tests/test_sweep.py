@@ -150,12 +150,11 @@ def program(tmp_path: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trial", range(2))
-def test_a_sweep_killed_at_a_random_moment_goes_on_where_it_was(trial: int, tmp_path: Path) -> None:
+def test_a_sweep_killed_at_a_random_moment_goes_on_where_it_was(tmp_path: Path) -> None:
     asked, folder = recipes(6, steps=600), tmp_path / "runs"
     with subprocess.Popen(program(tmp_path, folder), stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
-        told = [first.stdout.readline() for _ in range(2 + 3 * trial)]  # some have started, later some have ended
+        told = [first.stdout.readline() for _ in range(5)]  # some have started and some have ended
         time.sleep(random.random() / 2)
         os.kill(first.pid, signal.SIGKILL)
         told += first.stdout.readlines()
