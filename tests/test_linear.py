@@ -246,7 +246,7 @@ def test_hgrn2_writes_what_it_forgets(lower: float) -> None:
     mixer, x = build_mixer(f"hgrn2(heads=2, lower={lower})"), inputs()
     forget = lower + (1 - lower) * mixer.f(x).sigmoid()
     q, forget, i = split(2, F.silu(mixer.q(x)), forget, mixer.i(x))
-    assert_same(mixer(x)[0], mixer.out(rms(decayed(q, 1 - forget, i, forget).flatten(2), 1e-5)))
+    assert_same(mixer(x)[0], mixer.out(rms(decayed(q, 1 - forget, i, forget).flatten(2), 1e-6)))
 
 
 def test_mlstm_is_its_recurrence_with_the_maximum_taken_out() -> None:
@@ -367,6 +367,17 @@ def test_gsa_reads_values_by_a_softmax_over_slots() -> None:
     assert_same(mixer(x)[0], mixer.out(rms(F.silu(y).flatten(2), 1e-5) * mixer.norm.weight))
 
 
+@pytest.mark.parametrize(("init", "std"), [("paper", 2**-2.5 / 128**0.5), ("fla", 0.02)])
+def test_gsa_starts_as_the_option_says(init: str, std: float) -> None:
+    mixer = parse("mixers", f"gsa(init={init!r})")[0].build(128)
+    for part in (mixer.q, mixer.k, mixer.v, mixer.forget, mixer.out):
+        assert part.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_gsa_starts_as_the_papers_code_unless_told_otherwise() -> None:
+    assert parse("mixers", "gsa") == parse("mixers", "gsa(init='paper')")
+
+
 def level(t: int, s: int) -> int:
     """Which block of a Fenwick tree over the positions before t holds s: the bits of t, lowest first; 0 is t itself."""
     end = t
@@ -394,6 +405,16 @@ def test_log_linear_weighs_each_level_of_a_fenwick_tree(time: int) -> None:
     y = (weights * decay * (c @ b.mT).unsqueeze(1)) @ (dt.unsqueeze(-1) * v).transpose(1, 2)
     y = (y.transpose(1, 2) + mixer.skip.unsqueeze(-1) * v).flatten(2) * F.silu(mixer.gate(x))
     assert_same(mixer(x)[0], mixer.out(rms(y, 1e-5) * mixer.norm.weight))
+
+
+def test_log_linear_is_as_exact_after_many_tokens() -> None:
+    mixer, x = build_mixer("log_linear(heads=1, state=4, expand=1, conv=1)"), torch.randn(1, 4096, DIM).double()
+    mixer.rate.data.fill_(math.log(400))
+    mixer.skip.data.zero_()
+    with torch.no_grad():
+        wanted = mixer(x)[0][:, -100:]
+        found = mixer.float()(x.float())[0][:, -100:]
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
 
 
 @pytest.mark.parametrize("time", [1, 2, 23, 70, 150])
@@ -481,8 +502,9 @@ def test_options_without_an_effect_are_refused_in_one_line(text: str) -> None:
 
 def test_a_mamba_of_one_key_turns_nothing() -> None:
     assert build_mixer("mamba3(state=1, rotation='none')")(inputs())[0].isfinite().all()
+    assert build_mixer("mamba3(state=1)").angles == 0
     with pytest.raises(ValueError, match="1 angles turn 2 keys"):
-        build_mixer("mamba3(state=1)")
+        build_mixer("mamba3(state=1, angles=1)")
 
 
 NAMES = (

@@ -96,6 +96,14 @@ def test_forgetting_attention() -> None:
     assert_same(mixer(x)[0], mixer.out(y.flatten(2)))
 
 
+def test_forgetting_attention_is_as_exact_after_many_tokens() -> None:
+    mixer, x = build_mixer("forgetting_attention(heads=2)"), inputs(16_384)[:1]
+    last = torch.tensor([[16_382, 16_383]])
+    wanted = mixer.parallel(x, last)
+    found = mixer.float().parallel(x.float(), last)
+    assert ((found - wanted).norm() / wanted.norm()).item() < 3e-6
+
+
 def test_stick_breaking() -> None:
     mixer, x = build_mixer("stick_breaking(heads=2)"), inputs()
     q, k, v = (split_heads(z, 2) for z in (mixer.q(x), mixer.k(x), mixer.v(x)))

@@ -68,6 +68,7 @@ def draw_normal(mixer: nn.Module) -> None:
 
 
 NORMAL = Start("normal")
-FLA = Start("normal", filters=0.02)  # flash-linear-attention since d30c083, 4 March 2025
-XAVIER = Start("xavier")  # its layers before, down to 16 March 2024 (a17c411)
+# flash-linear-attention since dc861e3, 24 June 2025; from d30c083, 4 March, W_o was PyTorch's draw over sqrt(2 layers)
+FLA = Start("normal", filters=0.02)
+XAVIER = Start("xavier")  # its layers before 4 March 2025, down to 16 March 2024 (a17c411)
 SHORT = Start("unit", rates=(0.0, 1.0))  # ours, for a few hundred steps

@@ -1,14 +1,15 @@
 """BaseConv (Arora et al., 2023, section 4 and equation 1): the least gated convolution.
 
-    y = (W x + b) * (h convolved with x) + x
+    y = (W x + b) * (h convolved with x + c) + x,   c with short filters only
 
 `filter="short"` is a convolution of `taps` taps with a bias; `"explicit"` learns every one of `taps` taps;
 `"implicit"` makes them by a ReLU network of 16 units from three features of the position (`taps` is then the
-longest sequence that it tells apart). Both long filters add the input itself, h_0 + 1, as the authors' code does.
-Initialisation is that of the authors' runs: linear maps N(0, 0.02) with zero biases, the network included; short
-filters as a Conv1d, explicit taps N(0, 1).
-Departs from the paper: vector biases and none on the convolution of long filters, as in the authors' code, where
-the theory has one bias per position; beyond `taps` a filter is zero, where the code fails or wraps round.
+longest sequence that it tells apart, so that the default, 3, is refused). Both long filters add the input itself,
+h_0 + 1, as the authors' code does. Initialisation is that of the authors' runs: linear maps N(0, 0.02) with zero
+biases, the network included; short filters as a Conv1d, explicit taps N(0, 1).
+Departs from the paper: x is added, which equation 1 does not do and the authors' code does (since 0f98dfe, 28
+October 2023); vector biases and none on the convolution of long filters, as in that code, where the theory has one
+bias per position; beyond `taps` a filter is zero, where the code fails or wraps round.
 """
 
 from typing import ClassVar, Literal
@@ -24,7 +25,7 @@ from bestiary.spec import Positive
 
 
 class BaseConv(Mixer):
-    """y = (W x + b) * (h convolved with x) + x."""
+    """y = (W x + b) * (h convolved with x + c) + x."""
 
     family: ClassVar = "convolution"
     variants: ClassVar = (
@@ -37,6 +38,8 @@ class BaseConv(Mixer):
         self, dim: int, *, filter: Literal["short", "explicit", "implicit"] = "short", taps: Positive = 3
     ) -> None:
         super().__init__()
+        if filter == "implicit" and taps == 3:
+            raise ValueError("base_conv(filter='implicit') needs taps, the longest sequence; 3 is for short filters")
         self.taps, self.project = taps, linear(dim, dim, bias=True)
         match filter:
             case "short":

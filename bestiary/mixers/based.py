@@ -6,7 +6,8 @@
 phi(x) = [1, x, x_i x_j] holds each product once, so the state has no double entry: 1 + f + f (f + 1) / 2 features
 by value + 1 numbers per head, the last column being the normaliser. Weights are drawn N(0, 0.02).
 Departs from the paper: this is its linear attention alone; the architecture alternates it with sliding windows
-and short convolutions, which a pattern says: "base_conv, based".
+and short convolutions, which a pattern says: "base_conv, based". From the authors' language model: the output map is
+not scaled down by the number of layers, nor is it in Zoology's copy.
 """
 
 from typing import ClassVar

@@ -9,11 +9,14 @@ A is uniform in (0, 16), dt log-uniform in (0.001, 0.1), b = sigmoid(1). The res
 
     "paper"  linear maps and convolutions N(0, 0.006), the output map PyTorch's, d = 0.01: AwesomeSeq/Comba-triton
              (f65c4fb, 9 June 2025)
-    "fla"    all of them N(0, 0.02), d = 1: flash-linear-attention since fb29335, 16 June 2025, by the same authors,
-             who advise to try d = 0.02 too in small models
+    "fla"    all of them N(0, 0.02), d = 1: flash-linear-attention since dc861e3, 24 June 2025; in its first week
+             there (from fb29335, 16 June) W_o was PyTorch's draw over sqrt(2 layers). By the same authors, who advise
+             to try d = 0.02 too in small models
 
 Departs from the authors' code, following the equations: it subtracts d b k before it normalises q, and its kernel
 normalises b k, which undoes b. Its output map is also divided by the square root of twice the number of layers.
+Departs from the authors' runs: 0.75 and 1.5 are the defaults of their layer; their training configurations have as
+many values as keys, 4 heads of 256, which is all of the model's width at 340M parameters and half of it at 1B.
 """
 
 from typing import ClassVar, Literal

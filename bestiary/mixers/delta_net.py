@@ -7,7 +7,8 @@
 `init`:
 
     "paper"  Xavier with gain 2^-2.5: flash-linear-attention, the code of Yang et al., from March 2024 to March 2025
-    "fla"    N(0, 0.02), convolutions too: the same library since d30c083, 4 March 2025
+    "fla"    N(0, 0.02), convolutions too: the same library since dc861e3, 24 June 2025; from 4 March (d30c083) W_o was
+             PyTorch's draw over sqrt(2 layers)
 
 Departs from the paper: nothing known. From the authors' language model: the output map is not scaled down by the
 number of layers.

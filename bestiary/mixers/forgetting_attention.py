@@ -11,6 +11,7 @@ shift of keys and values of its Pro block are left out.
 
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +27,7 @@ from bestiary.mixers._softmax import (
     split_heads,
 )
 from bestiary.ops.attention import masked_attention
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import exact, upcast
 from bestiary.spec import Positive
 
 
@@ -54,8 +55,25 @@ class ForgettingAttention(MultiHeadAttention):
 
     def attend(self, x: Chosen, where: Positions, kept: Any) -> Chosen:
         k, v, gates = kept
-        total = F.pad(gates.cumsum(2), (0, 0, 1, 0))
-        bias = gather_positions(total, where) - total.mT
+        total = F.pad(exact(gates).cumsum(2), (0, 0, 1, 0))
+        bias = differences(gather_positions(total, where), total, gates.dtype)
         return self.out(
             merge_heads(masked_attention(self.queries(x, where), k, v, causal_mask(where, k.shape[2]), bias))
         )
+
+
+def differences(
+    x: Float[Tensor, "batch heads asked 1"],
+    y: Float[Tensor, "batch heads time 1"],
+    kind: torch.dtype,
+    *,
+    size: int = 32,
+) -> Float[Tensor, "batch heads asked time"]:
+    """x_i - y_j of large numbers, rounded to another type only once they are small.
+
+    Each is subtracted from the first y of a block of so many, so that the large table is made in that type.
+    """
+    blocks = F.pad(y, (0, 0, 0, -y.shape[2] % size)).squeeze(-1).unflatten(2, (-1, size))
+    first = blocks[..., :1]
+    far, near = (x - first.mT).to(kind), (blocks - first).to(kind)
+    return (far.unsqueeze(-1) - near.unsqueeze(2)).flatten(3)[..., : y.shape[2]]

@@ -1,6 +1,6 @@
 """Gated DeltaNet (Yang, Kautz & Hatamizadeh, 2025): the delta rule on a decaying memory.
 
-    alpha_t = exp(-A softplus(w x_t + dt)),  beta_t = sigmoid(u x_t),  unit k_t, |q_t| = 1 / sqrt(key)
+    alpha_t = exp(-A softplus(w x_t + dt)),  beta_t = sigmoid(u x_t + c),  unit k_t, |q_t| = 1 / sqrt(key)
     q, k, v = SiLU(short convolution(W x)),  output = W_o (RMSNorm(y) * SiLU(W_g x))
 
 `negative` doubles beta_t, so that the eigenvalue along k_t lies in (-1, 1) (Grazzi et al., 2024; OLMo Hybrid, 2026).
@@ -10,13 +10,14 @@ log-uniform in (0.001, 0.1). Linear maps, by `init`:
     "paper"    PyTorch's draw, biases zero: all training configurations of NVlabs/GatedDeltaNet (mamba_init=True;
                from fba56c5, 8 December 2024, to 5ddd1e4, 17 March 2025)
     "fla2024"  Xavier with gain 2^-2.5: flash-linear-attention from 4064237, 20 December 2024, to 4 March 2025
-    "fla"      N(0, 0.02), convolutions too: the same library since then (d30c083)
+    "fla"      N(0, 0.02), convolutions too: the same library since dc861e3, 24 June 2025; from 4 March (d30c083) W_o
+               was PyTorch's draw over sqrt(2 layers)
     "short"    N(0, 1 / sqrt(inputs)) and A uniform in (0, 1): ours, for a few hundred steps. With A up to 16 half of
                the heads forget within 16 tokens at first
 
 `taper=LENGTH` is PoST (arXiv 2604.07658) for a model trained on so many tokens: see `TaperedRates`. At the start
 log A rises evenly over the heads from 0 to log(LENGTH), dt is as above, and PoST's code has the maps of "fla".
-Departs from the paper: nothing known.
+Departs from the paper: nothing known. c, zero at first, is NVlabs'; flash-linear-attention has none.
 """
 
 import math

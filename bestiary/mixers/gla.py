@@ -7,9 +7,10 @@ Widths follow the paper: keys half and values all of the model, split over the h
 turned to position t (Su et al., 2021). b starts at zero. Linear maps, by `init`:
 
     "paper"    Xavier with gain 2^-2.5 for W_1, W_2 and the maps of q and k, N(0, 0.02) for the others:
-               berlino/gated_linear_attention (442e096, 12 December 2023)
+               berlino/gated_linear_attention (addabe1, 5 January 2024)
     "fla2024"  Xavier with gain 2^-2.5 for all: flash-linear-attention, the authors' library, to 4 March 2025
-    "fla"      N(0, 0.02) for all: the same library since then (d30c083)
+    "fla"      N(0, 0.02) for all: the same library since dc861e3, 24 June 2025; from 4 March (d30c083) W_o was
+               PyTorch's draw over sqrt(2 layers)
 
 Departs from the paper, as flash-linear-attention does: RMSNorm instead of LayerNorm, no bias in the output gate, and
 1 / sqrt(key) on q, where the first code has 1 / sqrt(value) on k.

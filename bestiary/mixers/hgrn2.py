@@ -43,4 +43,4 @@ class HGRN2(FastWeight):
         return Drive(q, k, i, g), None
 
     def read(self, y: Float[Tensor, "batch time heads value"], x: Features) -> Features:
-        return self.out(F.rms_norm(y.flatten(2), x.shape[-1:], eps=1e-5))
+        return self.out(F.rms_norm(y.flatten(2), x.shape[-1:], eps=1e-6))

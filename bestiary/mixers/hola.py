@@ -29,7 +29,7 @@ from bestiary.mixers._start import FLA, SHORT
 from bestiary.mixers._test_time import repeat_length, split_aligned
 from bestiary.ops.drive import Drive, Key, Matrix
 from bestiary.ops.norm import normalize
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import no_autocast, upcast
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
@@ -140,7 +140,8 @@ class HOLA(Mixer):
 
 def read_before(drive: Drive, reads: Key, matrix: Matrix) -> Heads:
     """What `reads` read of the memory before each token, from a second pass in which the next token's ones ask."""
-    first = torch.einsum("bthk,bhkv->bthv", reads[:, :1], matrix.to(reads.dtype))
+    with no_autocast(reads):  # as precise as those that follow, or what is kept depends on where a sequence is cut
+        first = torch.einsum("bthk,bhkv->bthv", upcast(reads[:, :1]), upcast(matrix)).to(reads.dtype)
     rest, _ = run(drive._replace(q=reads.roll(-1, dims=1)), matrix)
     return torch.cat([first, rest[:, :-1]], dim=1)
 

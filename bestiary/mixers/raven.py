@@ -41,7 +41,7 @@ class Raven(GSA):
     def __init__(
         self, dim: int, *, heads: Positive = 2, slots: Positive | None = None, top: Positive | None = None
     ) -> None:
-        super().__init__(dim, heads=heads, slots=slots)
+        super().__init__(dim, heads=heads, slots=slots, init="fla")
         self.top = max(1, self.slots // 2) if top is None else top
         if self.top > self.slots:
             raise ValueError(f"raven(top={top}): there are {self.slots} slots to choose from")

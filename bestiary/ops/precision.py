@@ -16,6 +16,11 @@ def upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
+def exact(x: Tensor) -> Tensor:
+    """x as float64, in which long sums keep what their differences need; as it is on Apple's GPUs, which have none."""
+    return x if x.device.type == "mps" else x.double()
+
+
 def upcast_type(x: Tensor) -> torch.dtype:
     """The type that `upcast` gives x, such as for positions, of which half precision cannot count beyond 256."""
     return torch.float32 if x.dtype.itemsize < 4 else x.dtype
