@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bestiary.spec import spec
-from bestiary.tasks._task import SILENT, stream
+from bestiary.tasks._task import LARGE_SPACE, SILENT, stream
 from bestiary.tasks.associative_recall import AssociativeRecall, occupancies
 from tests.test_recall_induction import Largest
 
@@ -20,6 +20,25 @@ def test_knowing_the_values_alone_scores_the_stated_plateau(options: dict[str, i
         values = set(tokens[task.key_length : task.body : task.key_length + 1])
         hits += (answer in values) / len(values)
     assert hits / 20000 == pytest.approx(task.plateau, abs=0.01)
+
+
+def test_small_settings_keep_training_and_test_rows_apart() -> None:
+    for options in ({"vocab": 6, "pairs": 4}, {"vocab": 8, "pairs": 5}):
+        task = AssociativeRecall(**options)
+        train, test = (set(map(tuple, task.draw(4000, split, 0).tokens.tolist())) for split in ("train", "test"))
+        assert not train & test
+
+
+@pytest.mark.parametrize("absent", [False, True])
+def test_space_is_the_inverse_of_how_often_two_rows_are_alike(absent: bool) -> None:
+    task = AssociativeRecall(vocab=6, pairs=3, absent=absent)
+    _, times = task.sample(100_000, stream("test")).tokens.unique(dim=0, return_counts=True)
+    assert task.space == pytest.approx(1e10 / (times.double() ** 2).sum().item(), rel=0.02)
+
+
+def test_large_settings_are_drawn_without_a_hash() -> None:
+    for options in ({}, {"vocab": 30, "pairs": 512}, {"vocab": 8192, "pairs": 32}, {"vocab": 8192, "pairs": 2}):
+        assert AssociativeRecall(**options).space >= LARGE_SPACE
 
 
 def test_one_question_is_asked_about_a_key_that_was_shown() -> None:

@@ -1,13 +1,14 @@
 """Copying, looking up, stacks, flip-flops and n-back: rows read in plain Python, and the laws of their draws."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from task_helpers import is_uniform, rows_of, sample_rows
+from task_helpers import at_questions, is_uniform, rows_of, sample_rows
 
 from bestiary.spec import parse
-from bestiary.tasks._task import SILENT
+from bestiary.tasks._task import LARGE_SPACE, SILENT
 
 COPY = [
     "copy(noise=9)",
@@ -172,6 +173,25 @@ def test_pops_come_as_often_as_said_from_any_stack_that_holds_something() -> Non
     assert is_uniform(stacks[:, 40:59][late], 2)
 
 
+@pytest.mark.parametrize("text", ["stacks", "stacks(stacks=8, elements=16, pops=0.3, operations=30)"])
+def test_the_newest_element_that_was_not_popped_scores_the_plateau(text: str) -> None:
+    task, batch = sample_rows(text, 2000)
+    popped_at = torch.full((2000, task.operations), task.operations)  # by the push
+    pops, now = batch.tokens[:, ::3] == 1, torch.arange(task.operations)
+    rows, times = pops.nonzero().unbind(1)
+    popped_at[rows, times - batch.facets["distance"][rows, 3 * times + 1] // 3] = times
+    held = (popped_at[rows] >= times[:, None]) & ~pops[rows] & (now < times[:, None])
+    newest = torch.where(held, now, -1).amax(1)
+    elements = batch.tokens[:, 2::3]
+    found = (elements[rows, newest] == elements[rows, times]).double().mean().item()
+    assert found == pytest.approx(task.plateau, abs=0.02)
+
+
+def test_at_the_defaults_four_elements_are_held() -> None:
+    _, batch = sample_rows("stacks", 1000)
+    assert at_questions(batch, batch.facets["load"]).double().mean().item() == pytest.approx(3.8, abs=0.3)
+
+
 def test_a_row_without_a_pop_ends_with_one() -> None:
     _, batch = sample_rows("stacks(operations=3, pops=0.000001)", 100)
     assert batch.tokens[:, ::3].tolist() == [[0, 0, 1]] * 100
@@ -234,6 +254,15 @@ def test_lures_come_as_often_as_said_from_either_side() -> None:
     share = torch.bincount(lure) / lure.numel()
     assert share[1].item() == pytest.approx(share[2].item(), abs=0.02)
     assert 0.3 < 1 - share[0].item() <= 0.4  # less where the lure would match
+
+
+def test_rows_of_few_lured_symbols_are_few_and_never_meet() -> None:
+    task, _ = sample_rows("n_back(symbols=2, lures=1.0)", 1)
+    assert task.space == pytest.approx(math.comb(28, 8) * 2**2)  # what does not match has one way to differ
+    task, _ = sample_rows("n_back(symbols=2, lures=1.0, length=14)", 1)
+    train, test = (set(map(tuple, task.draw(2000, split, 0).tokens.tolist())) for split in ("train", "test"))
+    assert not train & test
+    assert all(sample_rows(f"n_back(lures={lures})", 1)[0].space > LARGE_SPACE for lures in (0.0, 0.25, 0.5))
 
 
 def test_presets_have_the_sizes_of_the_papers() -> None:

@@ -44,6 +44,13 @@ def test_splits_and_seeds_differ() -> None:
     assert not any(torch.equal(first[i], first[j]) for i, j in [(0, 1), (0, 2), (1, 2)])
 
 
+def test_rows_of_a_spec_are_those_of_scoring_and_rows_of_a_task_those_of_the_seed() -> None:
+    (part,) = parse("tasks", MQAR)
+    task = part.build()
+    for given, name in ((MQAR, part.key), (part, part.key), (task, 3)):
+        assert torch.equal(draw_rows(given, 5, seed=3).tokens, task.draw(256, "test", name, 0).tokens[:5])
+
+
 def test_what_is_no_task_is_refused() -> None:
     with pytest.raises(LookupError, match="nothing"):
         dataset("nothing")

@@ -1,5 +1,6 @@
 """The tasks of 2026: each row read anew by the rule of its task, the laws of the draws, what is refused."""
 
+from collections import Counter
 from itertools import product
 from typing import Any
 
@@ -76,7 +77,8 @@ def test_the_pressure_test_undoes_all_writes_but_the_first() -> None:
     undos, writes = (batch.tokens == 5).sum(1), (batch.tokens == 2).sum(1)
     assert (writes == undos + 1).all()
     assert is_uniform(undos - 1, 15)
-    assert (batch.targets[:, -1] == batch.tokens[:, 1]).all()
+    answers = batch.tokens[:, 1:2].expand_as(batch.targets)
+    assert (batch.targets == answers).sum().item() == (batch.targets != SILENT).sum().item() > 4000
 
 
 @pytest.mark.parametrize("text", ["gapped_mqar", "gapped_mqar(gaps='varied', vocab=60)", "gapped_mqar(gap=0, pairs=6)"])
@@ -238,6 +240,19 @@ def test_the_value_is_that_of_whoever_was_given_the_object_last(text: str) -> No
             assert at(facets, t) == {"hop": hop, "distance": task.events - 1 - mine[-1], "gifts": len(mine)}
 
 
+@pytest.mark.parametrize("text", [*COMPOSITE, "composite_copy.v2_4", "composite_copy.binding_16"])
+def test_any_gift_of_the_object_scores_the_plateau(text: str) -> None:
+    task, batch = sample_rows(text, 3000)
+    scores: list[float] = []
+    for tokens, targets, _ in rows_of(batch):
+        facts = dict(zip(tokens[: task.told : 2], tokens[1 : task.told : 2], strict=True))
+        end = task.told + 2 * task.events
+        given = [tokens[i + 1] for i in range(task.told, end, 2) if tokens[i] == tokens[end + 1]]
+        guesses = {"holder": given, "both": given, "value": [facts.get(agent) for agent in given]}[task.asks]
+        scores.append(guesses.count(targets[end + 1]) / len(guesses))
+    assert sum(scores) / 3000 == pytest.approx(task.plateau, abs=0.02)
+
+
 def test_the_gift_that_counts_comes_at_any_time() -> None:
     task, batch = sample_rows("composite_copy(events=11, pool=4, objects=3, asks='holder')", 4000)
     assert is_uniform(batch.facets["distance"][:, -1].long() - 1, 9)  # events 1 to 9 of 0 to 10
@@ -302,6 +317,17 @@ def test_a_third_of_the_events_are_swaps_of_any_two_and_answers_are_uniform() ->
     task, batch = sample_rows("s5_binding(agents=4, objects=1, events=1, named='swaps')", 4000)
     first, second = batch.tokens[:, task.told + 1], batch.tokens[:, task.told + 2]
     assert is_uniform((second - first) % 4 - 1, 3)
+
+
+@pytest.mark.parametrize(("events", "right"), [(16, 0.26), (48, 0.17)])
+def test_what_was_stated_first_is_right_as_often_as_said(events: int, right: float) -> None:
+    task, batch = sample_rows(f"s5_binding(events={events})", 3000)
+    assert min(task.axes["events"]) == 16, "with fewer events recall of what was stated is worth more"
+    found = 0
+    for tokens, targets, _ in rows_of(batch):
+        stated = dict(zip(tokens[: task.told : 2], tokens[1 : task.told : 2], strict=True))
+        found += stated[tokens[-1]] == targets[-1]
+    assert found / 3000 == pytest.approx(right, abs=0.03)
 
 
 @pytest.mark.parametrize("text", ["multi_hop(graph='cycle', pairs=7, depth=5, least=2)", "multi_hop.factworld5"])
@@ -384,6 +410,23 @@ def test_the_answer_depends_as_it_is_asked(text: str, monkeypatch: pytest.Monkey
         assert (facets["kind"][size + 2], facets["size"][size + 2]) == (kind, size)
         assert facets["distance"][size + 2] == size + 2 - asked
         assert facets["span"][size + 2] in {abs(i - asked) for i in wanted}
+
+
+@pytest.mark.parametrize("text", ["dependency_pcfg", "dependency_pcfg.atr5_20"])
+def test_counts_by_what_is_asked_score_the_plateau(text: str) -> None:
+    task, fit = sample_rows(text, 2000)
+    held, found = task.sample(600, stream("held")), 0
+    counts: dict[tuple[int, ...], Counter[int]] = {}
+    for row, (tokens, targets, _) in enumerate(rows_of(fit)):
+        (end,) = asked_at(targets)
+        right = fit.truth["right"][row].nonzero()[:, 0].tolist()
+        counts.setdefault(tuple(tokens[end - 1 : end + 1]), Counter()).update(right)
+    for row, (tokens, targets, _) in enumerate(rows_of(held)):
+        (end,) = asked_at(targets)
+        often = counts.get(tuple(tokens[end - 1 : end + 1]), Counter[int]())
+        answer = max(tokens[: end - 2], key=lambda word, often=often: often[word])
+        found += int(held.truth["right"][row, answer])
+    assert found / 600 == pytest.approx(task.plateau, abs=0.06)
 
 
 REFUSED = [

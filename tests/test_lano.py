@@ -150,6 +150,23 @@ def test_whole_grammars_are_presets() -> None:
         assert (task.rules, task.levels, task.length) == (rules(grammar), levels, length)
 
 
+def test_chance_of_a_whole_grammar_is_measured_on_many_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, sample = [], Lano.sample
+    monkeypatch.setattr("bestiary.tasks._count.MEASURED", {})
+    monkeypatch.setattr(Lano, "sample", lambda task, count, rng: drawn.append(count) or sample(task, count, rng))
+    assert Lano(levels=6, length=512).chance == pytest.approx(0.57, abs=0.02)
+    assert drawn == [16]
+
+
+def test_the_commonest_answer_after_two_tokens_is_right_as_often_as_said() -> None:
+    fit, held = (Lano().sample(1000, stream(name)) for name in ("fit", "held"))
+    after = [4 * batch.tokens[:, :-1] + batch.tokens[:, 1:] for batch in (fit, held)]
+    asked = [batch.targets[:, 1:] != SILENT for batch in (fit, held)]
+    counts = torch.bincount(4 * after[0][asked[0]] + fit.targets[:, 1:][asked[0]], minlength=64).view(16, 4)
+    found = counts.argmax(1)[after[1][asked[1]]] == held.targets[:, 1:][asked[1]]
+    assert found.double().mean().item() == pytest.approx(0.70, abs=0.02)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

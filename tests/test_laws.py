@@ -237,6 +237,7 @@ BROKEN_TASKS = {
         "tokens[:, 0]",
         "disjoint streams",
     ),
+    "hides how few rows it has": ("tokens[:, 5] = 0", "tokens[:, 0]", "disjoint streams"),
     "is easier than it says": ("tokens[:, 0] = tokens[:, 0] // 2", "tokens[:, 0]", "chance"),
 }
 ATTRIBUTES = {

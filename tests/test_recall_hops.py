@@ -1,5 +1,7 @@
 """Recall in several steps: hops in a text, chains of look-ups, chains of assignments."""
 
+from typing import Any
+
 import pytest
 import torch
 from task_helpers import at_questions, draw_rows, is_uniform, question_positions
@@ -175,3 +177,18 @@ def test_the_least_that_is_said_to_work_does() -> None:
         MultiHop(symbols=24),
     ]
     assert all(len(task.sample(3, stream("test")).targets) == 3 for task in least)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"symbols": 3, "pairs": 2, "depth": 1, "questions": 1},
+        {"symbols": 4, "pairs": 3, "depth": 2, "questions": 1},
+        {"symbols": 4, "pairs": 2, "depth": 1, "questions": 1, "graph": "chains"},
+        {"symbols": 5, "pairs": 3, "depth": 2, "questions": 2, "graph": "cycle"},
+    ],
+)
+def test_space_counts_every_row_of_multi_hop_once(options: dict[str, Any]) -> None:
+    task = MultiHop(**options)
+    rows = task.sample(30_000, stream("test")).tokens.unique(dim=0)
+    assert task.space == pytest.approx(len(rows))

@@ -85,6 +85,11 @@ def test_joint_recall_mixes_keys_and_questions() -> None:
     assert is_uniform(at_questions(batch, batch.targets) - 20, 10)
 
 
+def test_space_counts_every_row_of_joint_recall_once() -> None:
+    task = JointRecall(vocab=8, contexts=2, keys=2, questions=1)
+    assert task.space == pytest.approx(len(task.sample(20_000, stream("test")).tokens.unique(dim=0)))
+
+
 def test_induction_copies_what_followed_the_trigger() -> None:
     task, several = InductionHeads(vocab=12, length=40, following=3, triggers=4), 0
     for tokens, targets, facets in draw_rows(task, 400):

@@ -9,7 +9,7 @@ from torch import Tensor
 from bestiary.laws import TASK_LAWS
 from bestiary.model import Model
 from bestiary.runs.table import extra_scores
-from bestiary.spec import parse, spec
+from bestiary.spec import locate, parse, spec
 from bestiary.tasks._task import SILENT, Batch, Task, hash_rows, stream
 from bestiary.tasks.mqar import MQAR
 from bestiary.training.recipe import Recipe
@@ -69,6 +69,13 @@ class Constant(Bits):
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         return super().sample(1, rng.manual_seed(0)).rows(torch.zeros(count, dtype=torch.long))
+
+
+@pytest.mark.parametrize("split", ["validation", "tests", "dev", "eval", ""])
+@pytest.mark.parametrize("task", [Bits(), MQAR()])
+def test_a_split_that_there_is_not_is_refused(task: Task, split: str) -> None:
+    with pytest.raises(LookupError, match=f"there is no split '{split}'"):  # its rows would be training rows
+        task.draw(3, split, 0)
 
 
 def test_hashes_differ_where_rows_do() -> None:
@@ -211,3 +218,12 @@ def test_only_who_asks_for_every_token_may_be_silent(name: str) -> None:
     assert asks_all.build().open
     for law in ("oracle", "prefix"):
         TASK_LAWS[law](asks_all)
+
+
+@pytest.mark.parametrize("name", BY_TOKEN)
+def test_who_asks_for_every_token_says_of_what_chance_is(name: str) -> None:
+    doc = " ".join((locate("tasks", name).__doc__ or "").split())
+    wanted = "are those of `in_context_recall`" if name == "noisy_recall" else "`chance` and `plateau` are those of the"
+    assert wanted in doc
+    asked, all_of_it = spec("tasks", name).build(), spec("tasks", name, scored="all").build()
+    assert (asked.chance, asked.plateau) == (all_of_it.chance, all_of_it.plateau)

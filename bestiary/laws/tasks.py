@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bestiary.laws._law import Broken, Law, options
 from bestiary.spec import Spec, parse, spec
-from bestiary.tasks._task import LARGE_SPACE, SILENT, Batch, Task
+from bestiary.tasks._task import LARGE_SPACE, SILENT, Batch, Task, hash_rows
 
 ROWS = 2000
 
@@ -118,12 +118,17 @@ def prefix(checked: Spec) -> None:
             raise Broken(f"solve answers the question at position {time} otherwise once it has read on")
 
 
+MANY_ROWS, MANY_NUMBERS = 2**17, 2**19  # in which repeated rows are looked for
+
+
 def disjoint_streams(checked: Spec) -> None:
     """Rows of the train, selection and test streams never meet; a task with few sequences says how few."""
-    sets = {name: row_set(draw_batch(checked, *name)[1]) for name in STREAMS}
     task: Task = checked.build()
-    if (again := len(sets["train", 0, 0] & sets["train", 1, 0])) and task.space >= LARGE_SPACE:
-        raise Broken(f"two training batches share {again} rows, so the task must say how small its `space` is")
+    if task.space >= LARGE_SPACE:
+        rows = min(MANY_ROWS, max(2 * ROWS, MANY_NUMBERS // (task.length * max(1, task.features))))
+        if again := count_repeats(task.draw(rows, "laws", "repeats").tokens):
+            raise Broken(f"{again} of {rows} rows repeat another, so the task must say how small its `space` is")
+    sets = {name: row_set(draw_batch(checked, *name)[1].tokens) for name in STREAMS}
     for held in STREAMS[2:]:
         for other in STREAMS:
             if held[0] != other[0] and (shared := len(sets[held] & sets[other])):
@@ -155,9 +160,16 @@ def presets(checked: Spec) -> None:
             raise Broken(f"solve errs in {part}")
 
 
-def row_set(batch: Batch) -> set[bytes]:
-    """The rows of a batch as a set."""
-    return {row.tobytes() for row in batch.tokens.numpy()}
+def row_set(rows: Tensor) -> set[bytes]:
+    """Rows of tokens as a set."""
+    return {row.tobytes() for row in rows.numpy()}
+
+
+def count_repeats(rows: Tensor) -> int:
+    """How many rows of tokens occurred before; only those with equal hashes are compared."""
+    _, group, times = hash_rows(rows).unique(return_inverse=True, return_counts=True)
+    alike = rows[times[group] > 1]
+    return len(alike) - len(row_set(alike))
 
 
 def chance_level(checked: Spec) -> None:

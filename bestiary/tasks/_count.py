@@ -4,6 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+
+from bestiary.tasks._task import SILENT, Batch
+
 MEASURED: dict[tuple[Any, ...], tuple[float, float]] = {}
 
 
@@ -55,3 +59,23 @@ def measure_once(key: tuple[Any, ...], measure: Callable[[], tuple[float, float]
     if key not in MEASURED:
         MEASURED[key] = measure()
     return MEASURED[key]
+
+
+def rate_by_counts(fit: Batch, held: Batch, words: int) -> float:
+    """How often one is right in `held` who answers with what was right most often in `fit` where the same was asked.
+
+    Only words of the row are answers: tokens below `words`. The question of a row is its last two tokens up to that
+    where it is answered, and `truth["right"]` has the words that are right.
+    """
+    where = [(batch.targets != SILENT).byte().argmax(1, keepdim=True) for batch in (fit, held)]
+    asked, again = (
+        batch.tokens.gather(1, at - 1) * 2**20 + batch.tokens.gather(1, at)
+        for batch, at in zip((fit, held), where, strict=True)
+    )
+    rows, right = fit.truth["right"].nonzero().unbind(1)
+    seen, times = (asked[rows, 0] * 2**20 + right).unique(return_counts=True)
+    wanted = again * 2**20 + held.tokens
+    place = torch.searchsorted(seen, wanted).clamp(max=len(seen) - 1)
+    often = (times[place] * (seen[place] == wanted)).masked_fill(held.tokens >= words, -1)
+    answer = held.tokens.gather(1, often.argmax(1, keepdim=True))
+    return held.truth["right"].gather(1, answer).double().mean().item()

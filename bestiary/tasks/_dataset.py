@@ -44,6 +44,9 @@ def dataset(task: str | Spec | Task, *, split: str = "train", batch: int = 64, s
 def draw_rows(task: str | Spec | Task, rows: int, *, split: str = "test", batch: int = 256, seed: int = 0) -> Batch:
     """The first rows of a stream of a task: those that training with this seed and batch size sees, or scoring.
 
+    Scoring sees them if the task is given as text or spec, whose key names its stream, and `batch` is 256; a task that
+    is built has no key, and its rows of "selection" and "test" are of the stream of the seed.
+
     Raises ValueError for fewer than one row, and as `dataset` does.
     """
     if rows < 1:

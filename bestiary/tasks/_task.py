@@ -12,9 +12,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bestiary.spec import nearest
+
 SILENT = -100  # the target where nothing is asked
 LARGE_SPACE = 2.0**40  # with this many sequences, independent streams practically never share a row
-SPLIT_EIGHTHS = {"test": (0,), "selection": (1,)}  # of the rows of a smaller space; the other eighths are for training
+TRAINING = range(2, 8)
+SPLIT_EIGHTHS = {  # of the rows of a smaller space: what falls to each split
+    "test": (0,),
+    "selection": (1,),
+    **dict.fromkeys(("train", "laws", "show"), TRAINING),
+}
 
 Scored = Literal["answer", "all"]  # what is scored in a sequence: its answers, or each next token
 OPEN_REASONS: dict[Scored, str] = {"answer": "", "all": "with scored='all', which token comes next is not always known"}
@@ -74,7 +81,7 @@ class Task(ABC):
     - `length`: of a sequence, in tokens,
     - `chance`: the accuracy of the best single answer to everything, given without reading,
     - `plateau`: the accuracy of the best guess that knows which answers occur in the sequence but not which answer
-      belongs to which question (`chance` where that means nothing),
+      belongs to which question (`chance` where that means nothing; where a simple rule does better, its accuracy),
     - `space`: how many sequences there are, if fewer than LARGE_SPACE,
     - `open`: why `solve` cannot answer every question, if it cannot (OPEN_REASONS),
     - `features`: the width of the vectors, if the task reads vectors. Then `tokens` are real numbers; targets are
@@ -126,8 +133,10 @@ class Task(ABC):
         """`count` rows of the stream (split, *path), none of which occurs in another split.
 
         Where there are few sequences, a hash assigns each to one split: an eighth to "selection", an eighth to "test",
-        the rest to "train". Raises ValueError if a split has next to none.
+        the rest to "train". Raises LookupError for a split that there is not, and ValueError if one has next to none.
         """
+        if split not in SPLIT_EIGHTHS:
+            raise LookupError(f"there is no split {split!r} {nearest(split, SPLIT_EIGHTHS)}")
         rng = stream(split, *path)
         if self.space >= LARGE_SPACE:
             return self.sample(count, rng)
@@ -135,7 +144,7 @@ class Task(ABC):
         for _ in range(100):
             batch = self.sample(count, rng)
             eighth = hash_rows(batch.tokens) % 8
-            mine = [eighth == share for share in SPLIT_EIGHTHS.get(split, range(2, 8))]
+            mine = [eighth == share for share in SPLIT_EIGHTHS[split]]
             kept.append(batch.rows(torch.stack(mine).any(0)))
             if sum(len(part.targets) for part in kept) >= count:
                 return concatenate(kept).rows(slice(count))

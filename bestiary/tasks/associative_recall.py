@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from math import log2
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from bestiary.spec import Positive
+from bestiary.tasks._count import from_bits
 from bestiary.tasks._draw import draw_in_blocks
 from bestiary.tasks._task import OPEN_REASONS, SILENT, Batch, Scored, Task
 
@@ -26,13 +28,14 @@ class AssociativeRecall(Task):
     any key, and "." is the answer to those not shown.
 
     `scored="answer"` asks at the end only, as the papers test; `"all"` asks for the next token everywhere, as they
-    train, and `solve` then knows only the last. The papers' length of 40 and 20 tokens is `pairs=20`.
+    train, and `solve` then knows only the last; `chance` and `plateau` are those of the last. The papers' length of 40
+    and 20 tokens is `pairs=20`.
 
     Facets: `distance` back to the last showing of the key and `shown`, how often it was shown (0 if never).
     """
 
     family: ClassVar = "recall"
-    variants: ClassVar = ("vocab=10, pairs=10", "absent=True", "vocab=12, pairs=8, key_length=2")
+    variants: ClassVar = ("vocab=10, pairs=10", "vocab=8, pairs=5", "absent=True", "vocab=12, pairs=8, key_length=2")
     presets: ClassVar = {"h3": "", "short": "vocab=10, pairs=10", "hyena": "vocab=30, pairs=512"}
     axes: ClassVar = {"pairs": (5, 10, 20, 40), "vocab": (8, 20, 40), "key_length": (1, 2, 3)}
 
@@ -64,6 +67,13 @@ class AssociativeRecall(Task):
             float(filled[1:] @ (1 / np.arange(1, len(filled)))) for filled in occupancies(len(seen) - 1, self.values)
         ]
         self.plateau = max(missed, (1 - missed) * float(seen @ lucky))
+        self.space = self.count_rows(seen)
+
+    def count_rows(self, seen: np.ndarray) -> float:
+        """The inverse of how often two rows are alike, if so many different keys are shown with these probabilities."""
+        shown = np.arange(1, len(seen))
+        alike = seen[1:] @ (float(self.values) ** -shown / (self.keys if self.absent else shown))  # values and question
+        return from_bits(self.pairs * log2(self.keys) - log2(max(float(alike), 1e-300)))
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:
         return draw_in_blocks(self.draw_block, count, self.keys, rng, most=2**24)

@@ -30,6 +30,8 @@ class CompositeCopy(Task):
     `asks="value"` asks for the value at once, so that the hop over the holder is silent. `asks="holder"` asks for the
     holder only and gives no values: state tracking alone, the last gift counts.
 
+    `plateau` is the accuracy of one who takes any gift of the object for its last, and the value of that agent.
+
     Presets `v2_16` to `v2_64` are composite_copy_v2 by the number of gifts; it trains on 4, 8 and 16, `v2_4`, `v2_8`
     and `v2_16`, and tests on 16, 32 and 64. `binding_16` to `binding_64` are binding_v2, its state tracking alone.
 
@@ -74,7 +76,9 @@ class CompositeCopy(Task):
         self.vocab = self.first + values + 1
         self.length = self.told + 2 * events + 2 + (asks == "both")
         self.chance = {"both": max(1 / agents, 1 / values) / 2, "holder": 1 / agents, "value": 1 / values}[asks]
-        self.plateau = 1 / pool
+        before = range(events // 10, events - 1)  # how many gifts come before the one that counts
+        newest = sum((1 - (1 - 1 / objects) ** (n + 1)) * objects / (n + 1) for n in before) / len(before)
+        self.plateau = newest + (1 - newest) / pool
         bits = choice_bits(agents, pool) + events * log2(pool) + (events - 1) * log2(max(objects - 1, 1))
         self.space = from_bits(bits + (choice_bits(values, pool) if self.told else 0))
 

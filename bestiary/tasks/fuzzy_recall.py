@@ -27,8 +27,9 @@ class FuzzyRecall(Task):
     tokens of a returning value are asked, after those before them. `multi_query=False` asks the last only, with token
     vocab - 1 as a mark before it, and vocab - 2 as padding.
 
-    The defaults are what MAD tests, the preset `train` what it trains on: the next token everywhere. MAD's settings
-    change one of the axes, in training and test alike, or the number of training rows.
+    The defaults are what MAD tests, the preset `train` what it trains on: the next token everywhere (`scored="all"`;
+    `chance` and `plateau` are those of the answers). MAD's settings change one of the axes, in training and test alike,
+    or the number of training rows.
 
     Facets: `distance` to the token before the answer where the key was last shown, `shown` (how often it was) and
     `place` (of the answer in its value, from 0).

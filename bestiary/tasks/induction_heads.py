@@ -27,7 +27,7 @@ class InductionHeads(Task):
 
     `length` counts all tokens of the input, the answers after the trigger but the last included. `scored="answer"`
     asks for the answers only, as the papers test; `"all"` asks for the next token everywhere, and `solve` then knows
-    only the answers.
+    only the answers; `chance` and `plateau` are those of the answers.
 
     Facets: `distance` from a question back to where its answer last came after the same token, `place` (of the answer,
     from 0) and `shown` (how often the trigger came before the end).

@@ -48,7 +48,8 @@ class JointRecall(Task):
         self.body = contexts * (1 + 2 * keys)
         self.length = self.body + 2 * self.questions
         bits = choice_bits(third, contexts) + choice_bits(third, keys) + choice_bits(vocab - 2 * third, cells)
-        self.space = from_bits(bits + contexts * choice_bits(keys, keys) + choice_bits(cells, self.questions))
+        bits += (contexts - 1) * choice_bits(keys, keys)  # the first block's order is that in which the keys are drawn
+        self.space = from_bits(bits + choice_bits(cells, self.questions))
         self.chance, self.plateau = 1 / (vocab - 2 * third), 1 / cells
 
     def sample(self, count: int, rng: torch.Generator) -> Batch:

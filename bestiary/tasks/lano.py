@@ -35,6 +35,9 @@ class Lano(Task):
     may, so that one answer to everything is nearly always right. The further score `illegal` is the probability that
     a model gives to tokens that may not come.
 
+    Much is known without reading far: at the defaults the commonest answer after the same 2 tokens is right 0.70 of
+    the time, and after the same 4 tokens 0.83, where `chance` and `plateau` are 0.45.
+
     Facets: `place` (how many tokens of the sentence are read) and `boundary` (how many phrases, of different levels,
     ended with the last of them).
 
@@ -78,7 +81,7 @@ class Lano(Task):
 
     def guesses(self) -> tuple[float, float]:
         """How often the best single token may come, measured on the fewer tokens the deeper the grammar."""
-        batch = self.sample(max(1, 2 ** (21 - 2 * self.levels) // self.length), stream("lano"))
+        batch = self.sample(max(1, 2 ** max(13, 21 - 2 * self.levels) // self.length), stream("lano"))
         asked = batch.targets != SILENT
         if not asked.any(1).all():  # some whole sentences are never forced, so that no length is surely enough
             raise ValueError(f"lano(length={self.length}): rows so short may ask nothing; try length={2 * self.length}")

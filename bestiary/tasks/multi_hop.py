@@ -81,7 +81,8 @@ class MultiHop(Task):
         self.vocab = symbols + depth - self.least + 2
         self.width = 1 + (depth if path else 1)
         self.length = 2 * pairs + questions * self.width
-        bits = choice_bits(pairs, pairs) + {"map": pairs, "chains": 0, "cycle": -1}[graph] * choice_bits(pairs, 1)
+        orders, one = choice_bits(pairs, pairs), choice_bits(pairs, 1)
+        bits = {"map": pairs * one, "chains": choice_bits(pairs, pairs - self.chains), "cycle": orders - one}[graph]
         self.space = from_bits(bits + choice_bits(symbols, pairs + self.chains) + choice_bits(starts, questions))
         hops = range(self.least, depth + 1)
         level = most_common_shares(pairs, depth) if graph == "map" else [1 / max(1, pairs - self.chains)] * (depth - 1)
@@ -126,9 +127,7 @@ class MultiHop(Task):
         asked = targets != SILENT
         places = torch.cat([0 * first, number.expand_as(answers)], dim=2).flatten(1)
         facets = {"hops": hops.repeat_interleave(self.width, 1), "hop": places}
-        facets = {
-            name: torch.cat([0 * silent, facet], 1).masked_fill(~asked, 0).int() for name, facet in facets.items()
-        }
+        facets = {name: torch.cat([0 * silent, x], 1).masked_fill(~asked, 0).int() for name, x in facets.items()}
         load = torch.tensor(self.pairs, dtype=torch.int32, device=rng.device).expand_as(tokens)
         return Batch(tokens, targets, {**facets, "load": load})
 

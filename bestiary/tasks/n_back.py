@@ -57,7 +57,7 @@ class NBack(Task):
         self.vocab, self.asked = symbols + 2, length - back
         self.hits = round(matches * self.asked)
         self.chance = self.plateau = max(self.hits, self.asked - self.hits) / self.asked
-        free = -log2(lures / 2 + (1 - lures) / (symbols - 1))
+        free = max(0.0, -log2(min(1.0, lures + (1 - lures) / (symbols - 1))))  # bits of a symbol that is no match
         self.space = from_bits(
             subset_bits(self.asked, self.hits) + back * log2(symbols) + (self.asked - self.hits) * free
         )

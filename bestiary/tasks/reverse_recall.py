@@ -26,7 +26,7 @@ class ReverseRecall(Task):
     its value, with `"value"` for its key, with `"both"` for either, a coin deciding.
 
     `scored="answer"` asks at the question only; `"all"` asks for the next token everywhere up to the answer, and
-    `solve` then knows only the last.
+    `solve` then knows only the last; `chance` and `plateau` are those of the last.
 
     Facets, the same at all that is asked of a row: `distance` from its question back to the pair's token of the same
     kind as the question's, `load` (how many pairs) and `reverse` (1 where a value is asked for its key).

@@ -38,7 +38,8 @@ class S5Binding(Task):
     Facets: `changes` (how often what is asked for was changed) and `distance` (events since then, or all of them).
 
     Departs from the source: tokens in place of sentences; and its further rules on which events and questions are
-    drawn (nothing that one map alone could tell, equally old readings of both, late changes) are left out.
+    drawn (nothing that one map alone could tell, equally old readings of both, late changes) are left out. Recall of
+    what was stated first is therefore right 0.64 of the time at `events=4`, 0.26 at 16 and 0.17 at 48 (plateau 0.17).
     """
 
     family: ClassVar = "state tracking"
@@ -53,7 +54,7 @@ class S5Binding(Task):
         **{f"bind_{n}": f"agents=12, events={n}, named='gifts', asks='objects'" for n in (85, 128, 171)},
         **{f"local_{n}": f"events={n}" for n in (16, 32, 48, 64, 96)},
     }
-    axes: ClassVar = {"events": (4, 8, 16, 32, 64, 128), "agents": (3, 6, 12)}
+    axes: ClassVar = {"events": (16, 32, 64, 128), "agents": (3, 6, 12)}
 
     def __init__(
         self,
@@ -94,8 +95,7 @@ class S5Binding(Task):
         order = order.gather(1, (order >= self.agents).byte().argsort(dim=1, stable=True))  # agents before objects
         kept = slice(0 if self.pointers else self.agents, self.both if self.owners else self.agents)
         stated = torch.stack([order, meant.gather(1, order)], dim=2)[:, kept].flatten(1)
-        parts, last = [stated], torch.full_like(meant, -1)
-        changes = torch.zeros_like(meant)
+        parts, last, changes = [stated], torch.full_like(meant, -1), torch.zeros_like(meant)
         for event in range(self.events):
             mark, what, reference, agent = self.draw_event(meant, rng)
             parts.append(torch.stack([mark, what, reference], dim=1))
@@ -133,8 +133,7 @@ class S5Binding(Task):
         swap, what, agent = (mark == self.both)[:, None], what[:, None], agent[:, None]
         mine, theirs = meant.gather(1, what), meant.gather(1, agent)
         meant.scatter_(1, what, torch.where(swap, theirs, agent)).scatter_(1, agent, torch.where(swap, mine, theirs))
-        changed = torch.zeros_like(meant, dtype=torch.bool).scatter_(1, agent, swap)
-        return changed.scatter_(1, what, True)
+        return torch.zeros_like(meant, dtype=torch.bool).scatter_(1, agent, swap).scatter_(1, what, True)
 
     def solve(self, tokens: Int[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
         answers = torch.full_like(tokens, SILENT)

@@ -29,7 +29,8 @@ class UndoFlipFlop(Task):
     equally likely, and padding on the right.
 
     `form="pressure"` is the paper's retraction pressure test: d + 1 writes, d undos, ignored bits, and a read. d is
-    uniform from 1 to the most that fit. Where an odd number of tokens is left, a read follows the undos.
+    uniform from 1 to the most that fit. Where an odd number of tokens is left, a read follows the undos. All answers of
+    a row are its token 1: a test for models that were trained on the random form, and nothing to train on.
 
     Presets `train` and `longer` have the lengths on which the paper trains and tests, `pressure` is its pressure test.
 
