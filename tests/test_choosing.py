@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from bestiary.cli import app
 from bestiary.cli._app import choose_mixers, find_names, load_experiment
+from bestiary.cli.runs import choose_recipes
 from bestiary.experiments import steps_to_solve, tracking
 from bestiary.spec import load, names
 
@@ -57,6 +58,12 @@ def test_some_of_the_published_numbers_are_measured_alone() -> None:
         choose_mixers(module, None, "parity, Delta")
     with pytest.raises(ValueError, match="calibration has no table of mixers"):
         choose_mixers(module, [MINE], "parity, DeltaNet")
+
+
+def test_a_mixer_that_is_put_beside_itself_is_run_once() -> None:
+    _, recipes = choose_recipes("rates", "small", ["attention"], "")
+    keys = [recipe.key for recipe in recipes]
+    assert len(keys) == len({*keys})
 
 
 def test_an_experiment_without_mixers_says_so() -> None:

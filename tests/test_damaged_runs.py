@@ -1,5 +1,6 @@
 """A damaged run concerns itself alone: it is named with its file, it is in no table, and every verb goes on."""
 
+import errno
 import json
 import os
 import re
@@ -9,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,6 +20,9 @@ from bestiary.cli import app
 from bestiary.runs.store import DamagedRun, Record, Store, verified
 from bestiary.runs.table import damaged_runs, results, run_states
 from bestiary.sweep import sweep
+from bestiary.sweep.jobs import Job, JobEvent, WorkerConfig
+from bestiary.sweep.schedule import follow_up
+from bestiary.sweep.work import claim_runs
 from bestiary.training.recipe import Recipe
 from tests.stores import finished
 from tests.stores import recipe as small_recipe
@@ -305,6 +310,44 @@ def test_a_worker_that_dies_before_its_first_claim_leaves_a_failure_to_read(tmp_
     assert store.failure(recipe.key) == "the worker died (exit code -9)\n"
     ((row,), damaged) = run_states(store, [recipe])
     assert (row["state"], damaged) == ("failed", [])
+
+
+def test_a_run_whose_folder_others_own_fails_and_the_sweep_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, (bad, good) = Store(tmp_path / "runs"), [small_recipe(seed=seed) for seed in (0, 1)]
+    mkdir, told = Path.mkdir, list[JobEvent]()
+    number = errno.EACCES
+
+    def refuse(self: Path, *given: Any, **more: Any) -> None:
+        if bad.key in self.parts:
+            raise OSError(number, os.strerror(number), str(self))
+        mkdir(self, *given, **more)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    runs = claim_runs(Job((bad, good)), WorkerConfig(str(store.folder)), "cpu", told.append)
+    assert [run.recipe for run in runs] == [good]
+    assert [(event.kind, event.recipe) for event in told] == [("failed", bad)]
+    assert "Permission denied" in told[0].detail
+    again, events = follow_up(JobEvent(Job((bad,)), "died", None, "the worker died"), Job((bad,), tries=2), store)
+    assert (again, [event.kind for event in events]) == ([], ["failed"])
+    number = errno.ENOSPC
+    with pytest.raises(OSError, match="No space left"):
+        claim_runs(Job((bad, good)), WorkerConfig(str(store.folder)), "cpu", told.append)
+    with pytest.raises(OSError, match="No space left"):
+        follow_up(JobEvent(Job((bad,)), "died", None, "the worker died"), Job((bad,), tries=2), store)
+
+
+def test_a_run_whose_folder_may_not_be_looked_into_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, recipe, stat = Store(tmp_path / "runs"), small_recipe(), os.stat
+
+    def refuse(place: Any, *given: Any, **more: Any) -> os.stat_result:
+        if str(place).endswith("done"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        return stat(place, *given, **more)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert recipe not in store
 
 
 def test_a_run_without_a_measurement_for_a_while_is_shown_as_such(store: Store, run: Path) -> None:

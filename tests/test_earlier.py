@@ -21,9 +21,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from bestiary import Recipe, Store
+from bestiary import Recipe, Store, read_results
 from bestiary.cli import app
-from bestiary.training.recipe import is_key_of
+from bestiary.report.runs import gather_runs, mixer_names
+from bestiary.runs.table import curve
+from bestiary.training.recipe import FORMAT, is_key_of
 
 WRITTEN = Path(__file__).parent / "earlier"
 ATTENTION, HYBRID, MODEL, INTERRUPTED = "8c91af231b85", "c6d8923f7edd", "a56c5cb9fbad", "1316497ffe4d"
@@ -80,6 +82,14 @@ def test_what_was_trained_in_another_way_is_not_taken_for_a_run_of_today() -> No
     assert "1 of 1 run done already" not in told
     bestiary("export", "--store", "store", "--to", "table.csv")
     assert len(pd.read_csv("table.csv")) == 3
+    table = read_results("store")
+    assert table.set_index("key")["format"][[ATTENTION, HYBRID]].tolist() == [1, 1]
+    rows = curve(table[table["pattern"] == "attention"], group=["pattern"])
+    assert sorted(rows[["format", "seeds"]].to_numpy().tolist()) == [[1, 1], [FORMAT, 1]]
+    found = gather_runs(Store("store"), Store("store").run_keys())
+    attention = found.rows[found.rows["key"] != HYBRID]
+    assert len(attention) == attention["cell"].nunique() == 2
+    assert "attention; format=1" in mixer_names(found.recipes).values()
 
 
 @pytest.mark.slow

@@ -10,7 +10,15 @@ from typer.testing import CliRunner
 from bestiary.cli import app
 from bestiary.cli.data import write_table
 from bestiary.experiments import distance, figure2, steps_to_solve
-from bestiary.runs.exports import ORIGIN, add_origins, add_this_machine, describe_origin, read_table, to_plain_columns
+from bestiary.runs.exports import (
+    ORIGIN,
+    add_origins,
+    add_this_machine,
+    describe_origin,
+    read_known,
+    read_table,
+    to_plain_columns,
+)
 from bestiary.runs.facets import by_facet
 from bestiary.runs.store import Store
 from bestiary.runs.table import results
@@ -218,6 +226,39 @@ def test_results_of_a_store_read_back_whole(tmp_path: Path) -> None:
         write_table(table, tmp_path / "x.csv", compact=compact)
         read = read_table(tmp_path / "x.csv")
         assert to_plain_columns(read[list(table)]).to_csv() == to_plain_columns(table).to_csv()
+
+
+def test_rows_that_stand_twice_are_read_once(tmp_path: Path) -> None:
+    store = figure2_store(tmp_path / "runs")
+    table, file = results(store, store.run_keys())[0], tmp_path / "x.csv"
+    split = pd.concat([table.assign(distance=value) for value in (1, 2)])  # rows of one run and segment by a facet
+    for once in (table, split):
+        write_table(pd.concat([once, once]), file, compact=True)
+        assert len(read_table(file)) == len(read_known(file)) == len(once)
+    measured = pd.DataFrame({"model": ["a", "a"], "loss": [0.5, 0.5]})  # no results of runs
+    write_table(measured, file, compact=False)
+    assert len(read_table(file)) == 2
+    for compact in (True, False):
+        write_table(table, file, compact=compact)
+        file.write_text(file.read_text() + file.read_text())
+        with pytest.raises(ValueError, match="two tables, one below the other|Expected"):
+            read_table(file)
+
+
+def test_numbers_are_read_to_the_last_bit_by_every_pandas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, given, read_csv = [0.1 + 0.2, 1 / 3, 7.123456789012345e-9], [], pd.read_csv
+    write_table(pd.DataFrame({"accuracy": values}), tmp_path / "x.csv", compact=False)
+    assert read_table(tmp_path / "x.csv")["accuracy"].tolist() == values
+
+    def read(*places: object, float_precision: str | None = None, **how: object) -> pd.DataFrame:
+        given.append(float_precision)
+        return read_csv(*places, **how)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+    monkeypatch.setattr(pd, "read_csv", read)
+    for version in ("2.2.0", "3.0.3", "3.1.0", "10.0.0.dev0"):
+        monkeypatch.setattr(pd, "__version__", version)
+        read_table(tmp_path / "x.csv")
+    assert given == ["round_trip", "round_trip", None, None]
 
 
 def test_rows_measured_before_keep_what_made_them() -> None:

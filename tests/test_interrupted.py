@@ -132,10 +132,13 @@ class Tied(Attention):
 def test_a_run_whose_weights_share_memory_goes_on_too(store: Store, tmp_path: Path) -> None:
     (tmp_path / "tied.py").write_text(TIED)
     recipe, whole = clean(str(tmp_path / "tied.py"), **SMALL), Store(tmp_path / "whole")
-    carry_out(whole, recipe)
+    carry_out(whole, recipe, keep=True)
     carry_out(store, recipe, until=8)
     assert starts(carry_out(store, recipe)) == [Resumption(7)]
     assert log_of(store, recipe) == log_of(whole, recipe)
+    assert {"layers.0.mixer.q.weight", "layers.0.mixer.again.weight"} <= set(
+        read_tensors(whole.folder / recipe.key / "weights.safetensors")
+    )
 
 
 def test_a_run_that_diverges_leaves_no_checkpoint(store: Store) -> None:

@@ -313,6 +313,105 @@ def test_a_class_of_a_session_is_another_if_an_attribute_or_its_base_is() -> Non
     assert keys[0] == keys[3]
 
 
+SESSION = """
+import functools
+from torch import nn
+
+class Plain(nn.Module):
+    def forward(self, x):
+        return x
+
+def make(k, base=Plain):
+    def plus(x):
+        return x + k
+
+    class Closed(base):
+        def __init__(self, dim):
+            super().__init__()
+            self.k = k
+
+    class Default(base):
+        def __init__(self, dim):
+            super().__init__()
+            self.k = self.given()
+
+        def given(self, k=k):
+            return k
+
+    class Attribute(base):
+        held = {"k": [k]}
+
+        def __init__(self, dim):
+            super().__init__()
+            self.k = self.held["k"][0]
+
+    class Property(base):
+        def __init__(self, dim):
+            super().__init__()
+            self.k = k if dim < 0 else None
+
+        k = property(lambda self: self._k, lambda self, _: setattr(self, "_k", k))
+
+    class Static(base):
+        def __init__(self, dim):
+            super().__init__()
+            self.k = self.given()
+
+        @staticmethod
+        def given():
+            return k
+
+    class Nested(base):
+        def __init__(self, dim):
+            super().__init__()
+            self.k = plus(0)
+
+    class Wrapped(base):
+        @functools.lru_cache
+        def given(self):
+            return k
+
+        def __init__(self, dim):
+            super().__init__()
+            self.k = self.given()
+
+    class Partial(base):
+        given = functools.partialmethod(lambda self, k: k, k)
+
+        def __init__(self, dim):
+            super().__init__()
+            self.k = self.given()
+
+    return {cls.__name__: cls for cls in (Closed, Default, Attribute, Property, Static, Nested, Wrapped, Partial)}
+"""
+
+
+@pytest.fixture(scope="module")
+def session() -> dict[str, Any]:
+    """A session whose source is known, as that of a notebook is."""
+    space: dict[str, Any] = {"__name__": "nowhere"}
+    exec(compile(SESSION, "<cell>", "exec"), space)
+    linecache.cache["<cell>"] = (len(SESSION), None, SESSION.splitlines(keepends=True), "<cell>")
+    return space
+
+
+@pytest.mark.parametrize(
+    "name", ["Closed", "Default", "Attribute", "Property", "Static", "Nested", "Wrapped", "Partial"]
+)
+def test_classes_of_one_source_are_others_where_a_value_from_around_them_is(name: str, session: dict[str, Any]) -> None:
+    made = [clean(session["make"](k)[name], dim=8) for k in (1, 2, 3)]
+    assert len({recipe.key for recipe in made}) == 3
+    assert [recipe.pattern[0].build(8).module.k for recipe in made] == [1, 2, 3]
+
+
+def test_classes_of_one_source_are_the_same_where_all_around_them_is(session: dict[str, Any]) -> None:
+    for name in ("Closed", "Default", "Attribute", "Property", "Static"):
+        first, again = (read_specs("mixers", session["make"](1)[name])[0].source for _ in range(2))
+        assert first == again, name
+    bases = [read_specs("mixers", session["make"](1, base)["Closed"])[0].source for base in (nn.Module, Here)]
+    assert bases[0] != bases[1]
+
+
 def test_a_wrapped_module_is_trained_by_workers_and_read_again(tmp_path: Path) -> None:
     recipes = [
         clean(f"{EXAMPLE}:MultiHead(heads=2)", train="mqar(vocab=32, length=16, pairs=2)", dim=8, steps=3, seed=seed)

@@ -107,6 +107,8 @@ def test_the_seeds_of_a_rate_are_judged_together_and_a_diverged_one_counts() -> 
     assert {r.rate for r in refine(grid, table, within=2.0)} == {3.16e-3}
     late = results(grid, solved).assign(outcome=["finished", "finished", "finished", "diverged"])
     assert windows(late, group=["dim"])["to"].tolist() == [1e-3]
+    formats = pd.concat([late.assign(format=2), table.assign(format=1)])
+    assert len(windows(formats, group=["dim"])) == 2
 
 
 def test_a_short_run_is_a_whole_one_of_fewer_steps() -> None:
@@ -174,6 +176,23 @@ def test_the_verb_says_which_rates_work(tmp_path: Path, monkeypatch: pytest.Monk
     assert done.exit_code == 0, done.output
     assert "best rate 0.00316; works from 0.00316 to 0.0178, 0.75 decades" in done.output
     assert "lower edge between 0.00178 and 0.00316, upper edge between 0.0178 and 0.0316" in done.output
+
+
+def test_the_verb_tells_of_no_window_where_halving_has_measured_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bestiary.cli import app
+    from bestiary.cli import search as verbs
+
+    def run_recipes(name: str, recipes: list[Recipe], folder: Path, **how: object) -> tuple[int, pd.DataFrame]:
+        del name, folder, how
+        return 0, results(recipes, lambda r: 1 - abs(math.log10(r.rate / 3e-3)) / 3)
+
+    monkeypatch.setattr(verbs, "run_recipes", run_recipes)
+    done = CliRunner().invoke(app, ["search", "--by", "halving", "--seeds", "1", "--store", str(tmp_path), "dim=8"])
+    assert done.exit_code == 0, done.output
+    assert done.output.endswith("best rate 0.00316; halving finds no window of rates that work, --by grid does\n")
+    assert "decades" not in done.output
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from bestiary.runs.store import Store, list_claims, read_json
 from bestiary.runs.table import results
 from bestiary.sweep import Event, sweep
 from bestiary.sweep.jobs import Job, JobEvent, WorkerConfig
-from bestiary.sweep.slurm import parse_options, slurm_sweep
+from bestiary.sweep.slurm import file_system_time, parse_options, slurm_sweep
 from bestiary.sweep.work import work
 from bestiary.training.recipe import Recipe, clean
 
@@ -71,6 +71,12 @@ def test_options_are_read_with_their_commas() -> None:
     }
     with pytest.raises(ValueError, match="'gpu' is not an option of Slurm; write name=value"):
         parse_options("gpu,jobs=2")
+
+
+def test_the_folder_of_jobs_which_holds_pickles_is_for_its_user_alone(tmp_path: Path) -> None:
+    file_system_time(tmp_path / "runs" / ".slurm")
+    assert (tmp_path / "runs" / ".slurm").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "runs").stat().st_mode & 0o777 != 0o700
 
 
 @pytest.mark.slow

@@ -44,6 +44,11 @@ def test_a_pattern_repeats_and_orders_layers() -> None:
     assert dict(found[2].options)["window"] == 64
 
 
+def test_a_path_may_hold_the_sign_of_a_comment() -> None:
+    with pytest.raises(LookupError, match="there is no file 'a # b.py'"):
+        parse("mixers", "attention, 'a # b.py'")
+
+
 def test_specs_are_equal_when_their_builds_are() -> None:
     assert spec("mixers", "attention", heads=1) == spec("mixers", "attention")
     assert spec("mixers", "attention", heads=2).key != spec("mixers", "attention").key
@@ -78,6 +83,12 @@ def test_specs_are_equal_when_their_builds_are() -> None:
         ("_path0", LookupError, "no mixer '_path0'"),
         ("'attention'", ValueError, "'attention' is in quotes, so it is the path of a file and must end in .py"),
         ("'a b.py'", LookupError, "there is no file 'a b.py'"),
+        ("attention # , mamba", ValueError, "'# , mamba' would be left out as a comment"),
+        ("serial('attention # , mamba')", TypeError, "'# , mamba' would be left out as a comment"),
+        ("attention(heads=2, # width\n window=3)", ValueError, "'# width' would be left out as a comment"),
+        ("'a.py' 'b.py'", ValueError, "there is no comma between 'a.py' and 'b.py'"),
+        ("'a.py' b.py", ValueError, "there is no comma between 'a.py' and 'b.py'"),
+        ("serial('attention,'\n'mamba')", ValueError, "there is no comma between 'attention,' and 'mamba'"),
         ("attention(window=[3])[0]", ValueError, "none of name"),
         ("attention(window={}[0])", ValueError, "is not a value"),
         ("attention(**{'heads': 2})", ValueError, "none of name"),

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from bestiary.cli import _app
 from bestiary.runs.claims import STALE_AFTER
 from bestiary.runs.store import ClaimLost, DamagedRun, Run, Store, commit, machine, process_start, verified, write_file
+from bestiary.spec.loading import CONTENT
 from bestiary.training.recipe import Recipe, clean
 from tests.fake_runs import run_on_other_disk
 
@@ -115,6 +116,53 @@ def test_a_later_process_of_the_same_number_is_not_the_owner(store: Store, recip
     assert store.claim(recipe) is not None
     assert process_start(os.getpid())
     assert process_start(2**22 + 1) == ""
+
+
+def test_a_claim_is_its_owners_though_its_renaming_is_told_as_failed(
+    store: Store, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def rename_and_fail(self: Path, other: Path) -> NoReturn:
+        rename(self, other)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
+
+    with monkeypatch.context() as patch:  # as on NFS, if a reply was lost and the request sent again
+        patch.setattr(Path, "rename", rename_and_fail)
+        run = store.claim(recipe)
+    assert run is not None
+    assert store.claim(recipe) is None
+    with run:
+        run.end("finished")
+
+
+def test_a_claim_that_another_was_faster_to_make_is_not_ones_own(
+    store: Store, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def be_late(self: Path, other: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        assert store.claim(recipe) is not None
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", be_late)
+    assert store.claim(recipe) is None
+
+
+def test_where_no_start_of_processes_is_known_a_claim_needs_its_heartbeat_too(
+    store: Store, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bestiary.runs.claims.process_start", lambda process: "alive" if process > 0 else "")
+    owner = {"machine": machine(), "process": os.getpid(), "born": "alive"}
+    pretend(store, recipe, owner, age=STALE_AFTER - 60)
+    assert store.claim(recipe) is None
+    os.utime(store.folder / recipe.key / "claim-0" / "owner.json", (time.time() - STALE_AFTER - 60,) * 2)
+    assert store.owner(recipe.key) is None
+    assert store.claim(recipe) is not None
+    other = recipe.model_copy(update={"seed": 1})
+    pretend(store, other, owner | {"process": -1})
+    assert store.claim(other) is not None
 
 
 def test_an_owner_that_was_overtaken_writes_no_more(store: Store, recipe: Recipe) -> None:
@@ -258,6 +306,44 @@ def test_sources_of_a_users_mixer_are_copied(store: Store) -> None:
         run.end("finished")
     copy = store.folder / made.key / "source" / "my_mixer.py"
     assert copy.read_text() == Path("examples/my_mixer.py").read_text()
+
+
+VALUE = "from bestiary import Mixer\nclass Mine(Mixer):\n    V = {}\n    def __init__(self, dim): super().__init__()\n"
+
+
+def copies(store: Store, recipe: Recipe) -> dict[str, str]:
+    with claimed(store, recipe) as run:
+        run.end("finished")
+    return {file.name: file.read_text() for file in (store.folder / recipe.key / "source").iterdir()}
+
+
+def test_sources_are_those_that_the_run_is_made_with(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(VALUE.format(1))
+    made = [clean(str(file), dim=8, seed=seed) for seed in range(3)]
+    file.write_text(VALUE.format(99))
+    assert made[0].pattern[0].source
+    assert copies(store, made[0]) == {"mine.py": VALUE.format(1)}
+    file.unlink()
+    assert copies(store, made[1]) == {"mine.py": VALUE.format(1)}
+    CONTENT.clear()  # as in a worker that has not read it
+    file.write_text(VALUE.format(99))
+    with pytest.raises(ValueError, match=r"mine.py has changed since this was made with it"):
+        copies(store, made[2])
+    assert "has changed" in (store.failure(made[2].key) or "")
+    assert store.owner(made[2].key) is None
+
+
+def test_sources_of_one_name_and_within_others_are_all_kept(store: Store, tmp_path: Path) -> None:
+    for value, folder in enumerate(("a", "b", "c", "same")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(VALUE.format(value % 3))
+    a, b, c, same = (f"{tmp_path}/{folder}/mine.py" for folder in ("a", "b", "c", "same"))
+    within = f'attention, serial("{b}")'
+    found = copies(store, clean(f"{a}, serial({within!r}), {c}, {same}", dim=8))
+    assert sorted(found.values()) == [VALUE.format(value) for value in range(3)]
+    assert found["mine.py"] == VALUE.format(0)
+    assert all(len(name) == len("mine-01234567.py") for name in found if name != "mine.py")
 
 
 def test_an_empty_or_missing_folder_holds_nothing(tmp_path: Path) -> None:

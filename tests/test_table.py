@@ -2,21 +2,29 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from bestiary.runs.intervals import interval, mean_interval, t_quantile, wilson
-from bestiary.runs.store import Outcome, Record
+from bestiary.runs.store import Outcome, Record, Store
 from bestiary.runs.table import (
     best,
     curve,
     depth_for,
+    facets,
     parts_with_report,
+    results,
+    run_states,
     scaled_accuracy,
     segment_rows,
     selection_curve,
 )
+from bestiary.training.recipe import FORMAT, Recipe, clean
+from tests.fake_runs import LINE, add_finished_run
 
 
 def test_wilsons_interval_is_the_textbooks() -> None:
@@ -94,6 +102,40 @@ def test_a_curve_averages_over_seeds() -> None:
     assert row.low < 0.15 < row.high
 
 
+@contextmanager
+def run_with_facet(store: Store, made: Recipe) -> Iterator[str]:
+    run = store.claim(made)
+    assert run is not None
+    with run:
+        run.append(LINE | {"facet": "distance", "value": 3})
+        yield made.key
+
+
+def test_a_run_that_is_asked_for_twice_is_one_run(tmp_path: Path) -> None:
+    store, made = Store(tmp_path), [clean("attention", dim=8, seed=seed) for seed in range(2)]
+    add_finished_run(store, made[0])
+    twice = [*made, *made]
+    assert len(results(store, [recipe.key for recipe in twice])[0]) == 1
+    assert [row["state"] for row in run_states(store, twice)[0]] == ["finished", "to come"]
+    with run_with_facet(store, made[1]) as key:
+        assert len(facets(store, [key, key], "distance")) == 1
+
+
+def test_runs_of_another_format_are_no_seeds_of_these() -> None:
+    mixed = pd.concat([table().assign(format=2), table().assign(format=1), table().assign(format=1, seed=7)])
+    rows = curve(mixed[mixed["pattern"] == "a"], group=("pattern", "rate"))
+    alone = curve(table()[table()["pattern"] == "a"], group=("pattern", "rate"))
+    today, before = (rows[rows["format"] == number].reset_index(drop=True) for number in (2, 1))
+    pd.testing.assert_frame_equal(today.drop(columns="format"), alone)
+    assert before["seeds"].tolist() == (2 * alone["seeds"]).tolist()
+    chosen = best(mixed, group=["pattern"])
+    assert chosen.groupby(["pattern", "format"])["rate"].nunique().tolist() == [1] * 4
+    assert len(chosen[chosen["format"] == 2]) == len(best(table(), group=["pattern"]))
+    assert "format" not in curve(table().assign(format=2), group=["pattern"])
+    deep = mixed.assign(depth=mixed["seed"] + 1)
+    assert set(depth_for(deep, 0.0, group=["pattern"])["format"]) == {1, 2}
+
+
 def log() -> list[dict[str, object]]:
     def line(step: int, split: str, segment: int, right: int) -> dict[str, object]:
         return {
@@ -123,6 +165,7 @@ def test_a_run_becomes_one_row_for_each_test_segment() -> None:
     assert (first["accuracy"], second["accuracy"]) == (0.8, 0.4)
     assert (first["selection"], first["solved"], first["steps"], first["loss"]) == (1.0, 9, 9, 0.2)
     assert (first["length"], first["dim"], first["pattern"]) == (64, 8, "attention")
+    assert first["format"] == FORMAT
 
 
 def test_a_run_that_ended_without_a_measurement_has_rows_without_numbers() -> None:
@@ -147,6 +190,8 @@ def test_what_is_kept_of_a_run_is_json_to_the_bit() -> None:
     assert json.loads(kept["report"].pop("recipe")) == {
         name: recipe[name] for name in recipe if name not in ("rate", "seed")
     }
+    older = parts_with_report(Record("key", recipe, Outcome("solved", 0.1 + 0.2), log(), 1))["report"]["recipe"]
+    assert json.loads(older)["format"] == 1
     assert kept["report"]["curve"] == [[5, 0.7], [9, 1.0]]
     assert kept["report"]["distances"] == []
     unfinished = parts_with_report(Record("key", recipe, None, log()[:2]))

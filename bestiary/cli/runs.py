@@ -212,7 +212,7 @@ def choose_recipes(
     chosen = module is not own and (not hasattr(own, "MIXERS") or module.MIXERS != own.MIXERS)
     if chosen and [recipe.key for recipe in recipes] == [recipe.key for recipe in own.recipes(scale)]:
         raise ValueError(f"{name} runs the same at scale {scale}, whatever --with and --only choose")
-    return module, recipes
+    return module, list({recipe.key: recipe for recipe in recipes}.values())  # a mixer may be put beside itself
 
 
 @app.command()

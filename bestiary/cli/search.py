@@ -119,7 +119,7 @@ def run_refined_grid(
 def print_rates(table: "pd.DataFrame") -> None:
     """Print the accuracy of each rate over seeds, and the window of rates that work.
 
-    Where runs differ in length (`share`), the longest count.
+    Where runs differ in length (`share`), the longest count, and there is no window: few rates got so far.
     """
     from bestiary.cli.console import print_table
     from bestiary.runs.table import curve, diverged_as_zero
@@ -135,7 +135,9 @@ def print_rates(table: "pd.DataFrame") -> None:
     if "share" in table:
         table = table[table["share"] == table["share"].max()]
     scores = {float(rate): float(score) for rate, score in table.groupby("rate")["selection"].mean().items()}
-    typer.echo(f"best rate {max(scores, key=lambda rate: scores[rate]):g}; {window(scores).describe()}")
+    halved = "share" in table
+    found = "halving finds no window of rates that work, --by grid does" if halved else window(scores).describe()
+    typer.echo(f"best rate {max(scores, key=lambda rate: scores[rate]):g}; {found}")
 
 
 @app.command()

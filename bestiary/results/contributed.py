@@ -13,7 +13,7 @@ import pandas as pd
 from bestiary.experiments._protocol import SEEDS, WINDOW, best_rate, rows_of_parts
 from bestiary.experiments.protocol_v1 import PARTS
 from bestiary.results.facts import broken_laws
-from bestiary.runs.exports import read_table
+from bestiary.runs.exports import exact_floats, read_table
 from bestiary.spec import parse
 
 FOLDER = Path(__file__).parent / "contributions"
@@ -36,7 +36,7 @@ def contributed_runs(name: str, folder: Path = FOLDER) -> pd.DataFrame:
 
 def contributed_facts(name: str, folder: Path = FOLDER) -> pd.DataFrame:
     """One row, whose index is the name."""
-    return pd.read_csv(folder / f"{name}-facts.csv", index_col="mixer")
+    return pd.read_csv(folder / f"{name}-facts.csv", index_col="mixer", **exact_floats())
 
 
 def faults(name: str, folder: Path = FOLDER) -> Iterator[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 from bestiary.experiments import protocol_v1
 from bestiary.experiments._protocol import keys_of_runs, place
 from bestiary.results.contributed import contributed_facts, contributed_runs, contributions
-from bestiary.runs.exports import read_table
+from bestiary.runs.exports import exact_floats, read_table
 from bestiary.runs.store import Store
 from bestiary.runs.table import results
 from bestiary.spec import parse, reading_data, spec
@@ -29,7 +29,7 @@ def reference_runs(protocol: str = "v1") -> pd.DataFrame:
 def reference_facts(protocol: str = "v1") -> pd.DataFrame:
     """One row for each mixer, those that were sent in too: family, parameters, states and ratios of time."""
     with as_file(files("bestiary.results") / f"{protocol}-facts.csv") as place:
-        built_in = pd.read_csv(place, index_col="mixer")
+        built_in = pd.read_csv(place, index_col="mixer", **exact_floats())
     return pd.concat([built_in, *(contributed_facts(name) for name in contributions())])
 
 

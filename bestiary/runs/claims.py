@@ -2,6 +2,7 @@
 
 A worker makes a claim by renaming a prepared folder to the next free name. On any file system only one worker
 succeeds. A claim is alive while its process is alive on this machine, or while its heartbeat is fresh on another.
+Where the system does not say when a process started, both must be so on this machine.
 """
 
 import os
@@ -15,6 +16,7 @@ from bestiary.runs.files import FAULTS, read_fields, reason
 from bestiary.runs.record import damaged_run
 
 STALE_AFTER = 600.0  # seconds without a heartbeat after which a claim from another machine is dead
+RUNS = "alive"  # what is known of a process where the system does not say when it started
 
 
 def list_claims(place: Path) -> list[Path]:
@@ -47,7 +49,11 @@ def is_alive(claim: Path, *, now: float) -> bool:
         return False
     owner = read_owner(claim)
     if owner["machine"] == machine():
-        return process_start(owner["process"]) == owner["born"]
+        start = process_start(owner["process"])
+        if start != owner["born"]:
+            return False
+        if start != RUNS:  # it is that process, and no later one of the same number
+            return True
     silence = now - (claim / "owner.json").stat().st_mtime
     if silence < -STALE_AFTER:
         raise damaged_run(claim.parent, f"{claim.name}/owner.json: its heartbeat is {-silence:.0f} s in the future")
@@ -73,9 +79,17 @@ def try_rename(prepared: Path, place: Path) -> bool:
         prepared.rename(place)
     except OSError:
         if place.exists():
-            return False
+            return holds_claim(place, prepared.name)
         raise
     return True
+
+
+def holds_claim(place: Path, name: str) -> bool:
+    """Whether a claim was prepared under this name: NFS may say that a folder was not renamed although it was."""
+    try:
+        return read_fields(place / "owner.json", claim=str)["claim"] == name
+    except FAULTS:
+        return False
 
 
 @cache
@@ -102,4 +116,4 @@ def process_start(process: int) -> str:
         return ""
     except PermissionError:
         pass
-    return "alive"
+    return RUNS

@@ -105,18 +105,33 @@ def equal_values(file: Path) -> dict[str, Any] | None:
 
 
 def read_table(file: Path) -> "pd.DataFrame":
-    """The table that `bestiary export` wrote to a CSV file, with the values that it had. Raises ValueError, OSError."""
+    """The table that `bestiary export` wrote to a CSV file, with the values that it had. Raises ValueError, OSError.
+
+    Of the results of runs, a row that repeats an earlier one is left out: it is the same measurement.
+    """
     import pandas as pd
 
     if file.suffix != ".csv":
         raise ValueError(f"{str(file)!r} is no .csv file; `bestiary export EXPERIMENT --to FILE.csv` writes one")
     equal = equal_values(file)
-    how: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+    how: dict[str, Any] = {"keep_default_na": False, "na_values": [""], **exact_floats()}
     table = pd.read_csv(file, skiprows=0 if equal is None else 1, dtype=dict.fromkeys(TEXT, "str"), **how)
+    if "key" in table:
+        if any(str(key) == "key" or str(key).startswith(EQUAL) for key in table["key"]):
+            raise ValueError(f"{str(file)!r} holds two tables, one below the other; give one")
+        table = table.drop_duplicates(ignore_index=True)
     texts = [name for name, column in table.items() if name not in TEXT and column.dtype in ("str", "object")]
     table = table.assign(**{str(name): parse_column(table[name]) for name in texts})
     constants = {name: [math.nan if value is None else value] * len(table) for name, value in (equal or {}).items()}
     return pd.concat([table, pd.DataFrame(constants, index=table.index)], axis=1)
+
+
+def exact_floats() -> dict[str, Any]:
+    """What `pandas.read_csv` needs to read numbers to the last bit: from 3.1 on nothing, and an option before."""
+    import pandas as pd
+
+    major, minor = (int(part) for part in pd.__version__.split(".")[:2])
+    return {} if (major, minor) >= (3, 1) else {"float_precision": "round_trip"}
 
 
 def read_known(file: Path) -> "pd.DataFrame":

@@ -45,6 +45,7 @@ class Record(NamedTuple):
     recipe: dict[str, Any]
     ended: Outcome | None
     log: list[dict[str, Any]]
+    format: int | None = None  # that of its key (see `training.recipe.FORMAT`); None for today's
 
 
 def damaged_run(place: Path, fault: BaseException | str) -> DamagedRun:
@@ -63,14 +64,14 @@ def read_record(folder: Path | str) -> Record:
     try:
         ended = read_outcome(place)
         expected = {} if ended is None else ended.digests
-        recipe = read_recipe(place, expected)
+        recipe, number = read_recipe(place, expected)
         check_origin(place, expected)
         log = read_log(place, expected, done=ended is not None)
         if "kind" not in recipe:
             check_log(log, len(recipe["test"]) if ended is not None and ended.outcome in COMPLETE else 0)
     except FAULTS as fault:
         raise damaged_run(Path(place), fault) from None
-    return Record(os.path.basename(place), recipe, ended, log)
+    return Record(os.path.basename(place), recipe, ended, log, number)
 
 
 def read_outcome(place: Path | str) -> Outcome | None:
@@ -89,19 +90,19 @@ def read_outcome(place: Path | str) -> Outcome | None:
     return ended
 
 
-def read_recipe(place: Path | str, digests: Mapping[str, str]) -> dict[str, Any]:
-    """The stored recipe, which must be that of the folder's name. Raises ValueError."""
-    from bestiary.training.recipe import is_key_of
+def read_recipe(place: Path | str, digests: Mapping[str, str]) -> tuple[dict[str, Any], int]:
+    """The stored recipe, which must be that of the folder's name, and the format of that. Raises ValueError."""
+    from bestiary.training.recipe import find_format
 
     content = verified_bytes(place, "recipe.json", digests)
     try:
         recipe = json.loads(content)
-        fits = is_key_of(os.path.basename(place), recipe)
+        number = find_format(os.path.basename(place), recipe)
     except FAULTS as fault:
         raise ValueError(f"recipe.json: {reason(fault)}") from None
-    if not fits:
+    if number is None:
         raise ValueError("recipe.json: it is not the recipe of this folder's name")
-    return recipe
+    return recipe, number
 
 
 def check_origin(place: Path | str, digests: Mapping[str, str]) -> None:

@@ -51,7 +51,7 @@ from bestiary.runs.digests import digest
 from bestiary.runs.files import FAULTS, read_bytes, read_json, reason, write_file
 from bestiary.runs.record import KEPT, DamagedRun, Outcome, Record, damaged_run, read_record, verified
 from bestiary.runs.tensors import disk_errors
-from bestiary.spec import is_file, split_file
+from bestiary.spec import all_parts, file_content, is_file, split_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,7 +96,7 @@ class Store:
 
     def __contains__(self, recipe: "Recipe") -> bool:
         """Whether the run is done."""
-        return (self.folder / recipe.key / "done").is_file()
+        return os.path.isfile(self.folder / recipe.key / "done")  # False where the folder may not be looked into
 
     def claim(self, recipe: "Recipe") -> "Run | None":
         """The run, ready to be carried out; None if it is done or another worker has it.
@@ -114,7 +114,7 @@ class Store:
         prepared, claim = place / f".claim-{uuid.uuid4().hex}", place / f"claim-{number}"
         try:
             prepared.mkdir()
-            write_file(prepared / "owner.json", owner_of_this_process())
+            write_file(prepared / "owner.json", {**owner_of_this_process(), "claim": prepared.name})
             if not (claims and is_alive(claims[-1], now=prepared.stat().st_mtime)) and try_rename(prepared, claim):
                 if recipe not in self:
                     return Run(place, claim, recipe)
@@ -210,7 +210,9 @@ class Run:
     def __enter__(self: Held) -> Held:
         try:
             self.open()
-        except BaseException:
+        except BaseException as fault:
+            with suppress(OSError):
+                self.record_failure(fault)
             with suppress(OSError):
                 (self.claim / "released").touch()
             raise
@@ -219,19 +221,30 @@ class Run:
 
     def open(self) -> None:
         """Write recipe and origin, and open the log; what an earlier attempt has left is deleted."""
-        from bestiary.training.recipe import SPECS
-
         for name in ("failure.txt", WEIGHTS):  # a run that is not done has no weights
             (self.place / name).unlink(missing_ok=True)
         shutil.rmtree(self.place / "source", ignore_errors=True)
         self.reset_log()  # before the origin, whose change tells others that the log is that of a new attempt
         write_file(self.place / "recipe.json", self.recipe.json())
         self.write_origin()
-        for part in (part for field in SPECS for part in getattr(self.recipe, field, ())):
-            if part.source and is_file(part.name):
-                (self.place / "source").mkdir(exist_ok=True)
-                shutil.copy(Path(split_file(part.name)[0]).expanduser(), self.place / "source")
+        self.copy_sources()
         self.log = (self.place / "log.jsonl").open("a")
+
+    def copy_sources(self) -> None:
+        """Write what the files of the user's own that the recipe names held when they were named.
+
+        The second of one name has a part of its digest in its name. Raises ValueError, LookupError or OSError.
+        """
+        from bestiary.training.recipe import SPECS
+
+        parts = all_parts(part for field in SPECS for part in getattr(self.recipe, field, ()))
+        files = [(split_file(part.name)[0], part.source) for part in parts if part.source and is_file(part.name)]
+        for file, known in dict.fromkeys(files):
+            copy, content = self.place / "source" / Path(file).name, file_content(file, known)
+            copy.parent.mkdir(exist_ok=True)
+            if copy.exists() and copy.read_bytes() != content:
+                copy = copy.with_stem(f"{copy.stem}-{known[:8]}")
+            copy.write_bytes(content)
 
     def reset_log(self) -> None:
         """Delete the log and the checkpoint that an earlier attempt has left."""
@@ -288,7 +301,8 @@ class Run:
             beside.touch()
             mode = beside.stat().st_mode  # as the umask has it; `save_file` lets only the owner read
             with disk_errors(beside):
-                save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, beside)
+                alone = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+                save_file({name: tensor.contiguous() for name, tensor in alone.items()}, beside)  # none share memory
             beside.chmod(mode)
             self.check_held()
             beside.replace(self.place / WEIGHTS)

@@ -23,14 +23,15 @@ WORKS = 0.9  # a learning rate works if the mean selection accuracy over seeds r
 def results(store: Store, keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
     """One row for each finished run and test segment, and a line about each run that cannot be read.
 
-    Columns: the fields of the recipe; the options of the segment's task; `right`, `asked`, `accuracy`, `loss`
+    Columns: the fields of the recipe; the `format` in which it was trained, which tells runs of earlier versions from
+    those of today; the options of the segment's task; `right`, `asked`, `accuracy`, `loss`
     (nats per answer), `whole` (the share of sequences answered without a mistake) and the task's own scores on the
     test stream; `selection`, the last accuracy on the selection stream, mean over segments;
     `solved`, the first step at which that was 0.99; `steps`, `seconds` and `outcome`.
     """
     import pandas as pd
 
-    keys = list(keys)
+    keys = list(dict.fromkeys(keys))  # a run that is asked for twice is one run
     found = cached_parts(store, keys, index_parts, part="segments")
     runs = [found[key] for key in keys if key in found]
     damaged = [str(run) for run in runs if isinstance(run, DamagedRun)]
@@ -38,13 +39,21 @@ def results(store: Store, keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]
 
 
 def index_parts(record: Record) -> dict[str, Any]:
-    """What the cache keeps of every run: how far it came, and its rows if it is done."""
-    curve = selection_curve(record.log)
+    """What the cache keeps of every run: how far it came, and its rows if it is done. A run on text has neither rows
+    nor accuracies.
+    """
+    curve = [] if is_on_text(record) else selection_curve(record.log)
     so_far = {"outcome": record.ended and record.ended.outcome, "pattern": pattern_text(record)}
     so_far |= {name: record.recipe[name] for name in ("dim", "rate", "seed")}
     so_far |= {"checked": record.ended is None or bool(record.ended.digests)}
     so_far |= {"step": record.log[-1]["step"] if record.log else 0, "selection": curve[-1][1] if curve else math.nan}
-    return {"so far": so_far, "segments": list(segment_rows(record, curve)) if record.ended else []}
+    scored = record.ended and not is_on_text(record)
+    return {"so far": so_far, "segments": list(segment_rows(record, curve)) if scored else []}
+
+
+def is_on_text(record: Record) -> bool:
+    """Whether a run is one of `pretrain`, whose log holds losses and no answers."""
+    return "kind" in record.recipe
 
 
 REPORTED = (
@@ -59,10 +68,14 @@ def parts_with_report(record: Record) -> dict[str, Any]:
     That is its rows, selection curve, answers by distance, health and its cell's recipe as JSON. `status` does without
     it.
     """
+    from bestiary.training.recipe import FORMAT
+
     parts = index_parts(record)
-    if record.ended is None:
+    if record.ended is None or is_on_text(record):
         return {**parts, "report": None}
     recipe = {name: value for name, value in record.recipe.items() if name not in ("rate", "seed")}
+    if record.format not in (None, FORMAT):
+        recipe["format"] = record.format  # so that it is another cell, which cannot be built or repeated now
     report = {
         "recipe": json.dumps(recipe),
         "rows": [{name: row[name] for name in REPORTED} for row in parts["segments"]],
@@ -85,7 +98,7 @@ def distance_counts(log: Iterable[Mapping[str, Any]]) -> dict[int, tuple[int, in
 
 
 def report_parts(store: Store, keys: Iterable[str]) -> "dict[str, dict[str, Any] | DamagedRun | None]":
-    """By key, what a report reads of each run that was started: None if it is not done, an error if it is damaged."""
+    """By key, what a report reads of each run: None if it is not done or on text, an error if it is damaged."""
     return cached_parts(store, keys, parts_with_report, part="report")
 
 
@@ -96,7 +109,7 @@ def pattern_text(record: Record) -> str:
 
 def segment_rows(record: Record, curve: "Sequence[tuple[int, float]] | None" = None) -> Iterator[dict[str, Any]]:
     """The rows of a finished run in `results`, one for each test segment; `curve` is its selection curve, if known."""
-    from bestiary.training.recipe import SPECS
+    from bestiary.training.recipe import FORMAT, SPECS
 
     recipe, ended = record.recipe, record.ended
     curve = selection_curve(record.log) if curve is None else curve
@@ -112,6 +125,7 @@ def segment_rows(record: Record, curve: "Sequence[tuple[int, float]] | None" = N
             "budget": recipe["steps"],  # `steps` are those that were trained
             "pattern": pattern_text(record),
             "key": record.key,
+            "format": record.format or FORMAT,
             "task": task["text"],
             "segment": segment,
             "right": line["right"],
@@ -148,7 +162,7 @@ def facets(store: Store, keys: Iterable[str], facet: str) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for key in keys:
+    for key in dict.fromkeys(keys):
         record = store.read(key)
         for line in record.log:
             if line["split"] == "test" and line["facet"] == facet:
@@ -164,16 +178,23 @@ def best(table: "pd.DataFrame", *, group: Sequence[str], over: str = "rate") -> 
 
     Adds `tried`, the number of values, and `window`, the decades between the least and the greatest value that works,
     with a mean selection accuracy of at least 0.9 (0 if one of several works, NaN if none does or only one was tried).
+    Runs of other formats are other groups.
     """
     import pandas as pd
 
     kept = []
-    for _, rows in table.groupby(list(group), sort=False, dropna=False):
+    for _, rows in table.groupby(with_format(table, group), sort=False, dropna=False):
         scores = diverged_as_zero(rows).groupby(over)["selection"].mean()
         working = scores.index[scores >= WORKS]
         window = math.log10(working.max() / working.min()) if len(working) and len(scores) > 1 else math.nan
         kept.append(rows[rows[over] == scores.idxmax()].assign(tried=len(scores), window=window))
     return pd.concat(kept) if kept else table
+
+
+def with_format(table: "pd.DataFrame", group: Sequence[str]) -> list[str]:
+    """The columns of a group, and the format if a table has several: runs trained in another way are no seeds."""
+    several = "format" in table and table["format"].nunique() > 1 and "format" not in group
+    return [*group, "format"] if several else list(group)
 
 
 def diverged_as_zero(table: "pd.DataFrame") -> "pd.DataFrame":
@@ -187,12 +208,12 @@ def curve(table: "pd.DataFrame", *, group: Sequence[str], value: str = "accuracy
     """Mean over seeds of each group, with a 95 % interval, the number of seeds and of answers.
 
     `solves` counts the seeds that reached a selection accuracy of 0.99; `solved` is the median step at which they did,
-    missing unless all did; `seconds` is the mean time of a run.
+    missing unless all did; `seconds` is the mean time of a run. Runs of other formats are other groups.
     """
     import pandas as pd
 
-    rows = []
-    for names, found in table.groupby(list(group), sort=False, dropna=False):
+    rows, group = [], with_format(table, group)
+    for names, found in table.groupby(group, sort=False, dropna=False):
         low, high = interval(found[value].fillna(0.0).tolist(), int(found["asked"].sum()))  # a diverged run scores 0
         solved = diverged_as_zero(found)["solved"]
         rows.append(
@@ -245,7 +266,7 @@ def run_states(store: Store, recipes: "Sequence[Recipe] | None" = None) -> tuple
     files have no digests. Also returns a line about each run that cannot be read.
     """
     rows, damaged = [], []
-    keys = store.run_keys() if recipes is None else [recipe.key for recipe in recipes]
+    keys = store.run_keys() if recipes is None else list(dict.fromkeys(recipe.key for recipe in recipes))
     found = cached_parts(store, keys, index_parts, part="so far")
     for key in keys:
         if key not in found:
@@ -290,6 +311,7 @@ def scaled_accuracy(accuracy: float, chance: float) -> float:
 
 def depth_for(table: "pd.DataFrame", level: float, *, group: Sequence[str]) -> "pd.DataFrame":
     """The least depth at which the mean test accuracy over seeds reaches a level, NaN where none does."""
+    group = with_format(table, group)
     means = table.groupby([*group, "depth"])["accuracy"].mean().reset_index()
-    reached = means[means["accuracy"] >= level].groupby(list(group))["depth"].min()
-    return means[list(group)].drop_duplicates().set_index(list(group)).assign(depth=reached).reset_index()
+    reached = means[means["accuracy"] >= level].groupby(group)["depth"].min()
+    return means[group].drop_duplicates().set_index(group).assign(depth=reached).reset_index()

@@ -12,7 +12,7 @@ are built from the file that you named, if that has the same content.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +29,7 @@ from bestiary.spec.loading import (
     READING,
     TRUSTED,
     as_tuples,
+    file_content,
     file_path,
     find_class,
     is_file,
@@ -55,6 +56,8 @@ __all__ = [
     "Positive",
     "Spec",
     "Tasks",
+    "all_parts",
+    "file_content",
     "is_file",
     "is_own",
     "is_pattern",
@@ -227,6 +230,13 @@ def bounded(found: tuple[Spec, ...]) -> tuple[Spec, ...]:
             raise ValueError(f"a pattern has more than {LAYERS:,} layers, those within others included")
         left += [part for _, value in left.pop().options if is_pattern(value) for part in value]
     return found
+
+
+def all_parts(pattern: Iterable[Spec]) -> Iterator[Spec]:
+    """The specs of a pattern, and those within their options."""
+    for part in pattern:
+        yield part
+        yield from all_parts(inner for _, value in part.options if is_pattern(value) for inner in value)
 
 
 def preset_options(kind: str, name: str, preset: str) -> dict[str, Any]:

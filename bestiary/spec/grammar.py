@@ -1,8 +1,11 @@
 """The text of a pattern, such as `3*gated_delta, attention(window=64)`, as calls; nothing is looked up or evaluated."""
 
 import ast
+import io
 import re
+import tokenize
 import warnings
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from bestiary.spec.loading import file_path, is_file, shortened, split_file
@@ -34,12 +37,25 @@ def read_pattern(text: str) -> list[Call]:
     quoted = QUOTED_OR_PATH.sub(lambda found: found[0] if found[0][0] in "'\"" else repr(found[0]), text)
     try:
         with warnings.catch_warnings(action="ignore"):
-            return read_parts(ast.parse(quoted, mode="eval").body)
+            parsed = ast.parse(quoted, mode="eval").body
+            check_tokens(quoted)
+            return read_parts(parsed)
     except (RecursionError, MemoryError):
         raise ValueError(f"cannot read {shortened(text)}: it is nested too deep") from None
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, tokenize.TokenError) as error:
         hint = error if type(error) is ValueError else "write name, name(option=value) or 3*name, between commas"
         raise ValueError(f"cannot read {shortened(text)}: {hint}") from None
+
+
+def check_tokens(text: str) -> None:
+    """Raise ValueError for what Python would pass over in an expression: a comment, or no comma between two texts."""
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type != tokenize.NL]
+    for token, after in pairwise(tokens):
+        if token.type == tokenize.COMMENT:
+            raise ValueError(f"{shortened(token.string)} would be left out as a comment; a pattern has none")
+        if token.type == after.type == tokenize.STRING:
+            first, second = (" ".join(one.string.split())[:100] for one in (token, after))
+            raise ValueError(f"there is no comma between {first} and {second}")
 
 
 def read_parts(node: ast.expr) -> list[Call]:

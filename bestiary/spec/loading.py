@@ -24,6 +24,7 @@ IN_FILE = re.compile(r"(.*\.py)(?::([^\W\d]\w*))?", re.DOTALL)  # a file, and a 
 
 LIVE: dict[tuple[str, str, str], type] = {}  # classes that were given as such, by kind, plain name and version
 TRUSTED: dict[tuple[str, str], Path] = {}  # the files that the user has named, by stem and digest: the only ones run
+CONTENT: dict[str, bytes] = {}  # what these files held, by digest: they may change while a sweep goes on
 READING: ContextVar[bool] = ContextVar("reading", default=False)  # whether text is data, and not what the user typed
 
 
@@ -63,7 +64,9 @@ def plain_name(name: str) -> str:
 def trust(name: Path | str) -> str:
     """Let a file of one's own be run, as what the user has named; its digest. Raises LookupError if there is none."""
     path = file_path(split_file(str(name))[0])
-    version = digest(path)
+    content = path.read_bytes()
+    version = hashlib.sha256(content).hexdigest()
+    CONTENT[version] = content
     TRUSTED.pop((path.stem, version), None)  # the last to be named stands last
     TRUSTED[path.stem, version] = path.resolve()
     return version
@@ -174,9 +177,7 @@ def is_built_in(kind: str, name: str) -> bool:
 @cache
 def load_file(kind: str, path: Path, version: str) -> ModuleType:
     """A user's file of this digest as a module, run once. Raises ValueError if it has changed since."""
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != version:
-        raise ValueError(f"{path} has changed since this was made with it")
+    content = read_version(path, version)
     name = f"bestiary_{kind}_{path.stem}_{version[:12]}"
     described = spec_from_file_location(name, path)
     if described is None:
@@ -188,6 +189,20 @@ def load_file(kind: str, path: Path, version: str) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def read_version(path: Path, version: str) -> bytes:
+    """What a user's file holds, which must have this digest. Raises ValueError if it has changed since."""
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != version:
+        raise ValueError(f"{path} has changed since this was made with it")
+    CONTENT[version] = content
+    return content
+
+
+def file_content(name: str, version: str) -> bytes:
+    """What a user's file held when it had this digest. Raises LookupError or ValueError if that is not known now."""
+    return CONTENT[version] if version in CONTENT else read_version(file_path(name), version)
 
 
 def source(kind: str, name: str) -> str:

@@ -26,6 +26,7 @@ from bestiary.sweep.jobs import (
     split_job,
 )
 from bestiary.sweep.local import Local, cores
+from bestiary.sweep.work import DISK_FULL
 from bestiary.training.recipe import Recipe
 
 RETRY_PAUSE = 2.0  # seconds until a run that another worker has is looked at again
@@ -134,10 +135,19 @@ def follow_up(event: JobEvent, rest: Job, store: Store) -> tuple[list[Job], list
     again = rest._replace(tries=rest.tries + 1)
     last, line = again.tries >= TRIES, str(event.detail)
     for recipe in rest.recipes:
-        store.record_death(recipe, line, last=last)
+        record_death(store, recipe, line, last=last)
     if last:
         return [], [Event("failed", recipe, f"{line}, {again.tries} times") for recipe in rest.recipes]
     return split_in_singles(again), [Event("retried", recipe, line) for recipe in rest.recipes]
+
+
+def record_death(store: Store, recipe: Recipe, line: str, *, last: bool) -> None:
+    """Record that a worker died, unless the folder of the run cannot be written. Raises OSError if the disk is full."""
+    try:
+        store.record_death(recipe, line, last=last)
+    except OSError as fault:
+        if fault.errno in DISK_FULL:
+            raise
 
 
 def devices(device: str) -> list[str]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bestiary.runs.table import WORKS, best, curve, diverged_as_zero
+from bestiary.runs.table import WORKS, best, curve, diverged_as_zero, with_format
 from bestiary.training.recipe import Recipe
 
 if TYPE_CHECKING:  # imported where tables are put together
@@ -133,7 +133,7 @@ def windows(table: "pd.DataFrame", *, group: Sequence[str], works: float = WORKS
     import pandas as pd
 
     rows = []
-    for _, found in diverged_as_zero(table).groupby(list(group), sort=False, dropna=False):
+    for _, found in diverged_as_zero(table).groupby(with_format(table, group), sort=False, dropna=False):
         (kept,) = curve(best(found, group=group), group=(*group, "rate", "tried")).to_dict("records")
         means = found.groupby("rate")["selection"].mean()
         seen = window({float(rate): float(score) for rate, score in means.items()}, works=works)

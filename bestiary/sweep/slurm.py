@@ -91,8 +91,8 @@ def parse_value(name: str, text: str) -> Any:
 
 
 def file_system_time(folder: Path) -> float:
-    """The time by the clock of a folder's file system."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """The time by the clock of a folder's file system. If there is no such folder, it is made for this user alone."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # submitit's pickles will be in it
     (folder / "begun").write_text("")
     return (folder / "begun").stat().st_mtime
 

@@ -67,8 +67,10 @@ def claim_runs(job: Job, config: WorkerConfig, device: str, report: Report) -> l
                 continue
             run = store.claim(recipe)
             ended = store.read(recipe.key).ended if run is None and recipe in store else None
-        except DamagedRun as fault:
-            with suppress(OSError):  # it may not even be a folder
+        except (DamagedRun, OSError) as fault:
+            if isinstance(fault, OSError) and fault.errno in DISK_FULL:
+                raise
+            with suppress(OSError):  # it may not even be a folder, or one that others own
                 store.record_failure(recipe, str(fault))
             report(JobEvent(job, "failed", recipe, str(fault)))
             continue

@@ -255,6 +255,11 @@ ENCODER = json.JSONEncoder(sort_keys=True)
 
 def is_key_of(key: str, stored: dict[str, Any]) -> bool:
     """Whether a run of this name has this stored recipe. Imports nothing that the recipe names."""
+    return find_format(key, stored) is not None
+
+
+def find_format(key: str, stored: dict[str, Any]) -> int | None:
+    """The format under which a stored recipe has this key, None if it has another. Raises ValueError."""
     if not isinstance(stored, dict) or not {"pattern", "dim", "rate", "seed"} <= stored.keys():
         raise ValueError("it is no recipe")
     lists = {name: encode_identities(marshal.dumps(part, 2)) for name, part in stored.items() if type(part) is list}
@@ -264,8 +269,8 @@ def is_key_of(key: str, stored: dict[str, Any]) -> bool:
         for name, part in lists.items():  # nothing else is written so: quotes within a text have a backslash
             text = text.replace(f'"{name}": null', f'"{name}": {part}', 1)
         if digest_of(text) == key:
-            return True
-    return False
+            return number
+    return None
 
 
 @lru_cache(maxsize=512)
