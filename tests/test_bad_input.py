@@ -34,6 +34,18 @@ def test_heads_that_do_not_divide_the_width_are_refused(name: str) -> None:
         spec("mixers", name, heads=5).build(64)
 
 
+@pytest.mark.parametrize("name", [name for name, _ in having("heads")])
+def test_a_head_of_one_channel_is_refused_or_remembers(name: str) -> None:
+    try:
+        mixer = build_perturbed(spec("mixers", name, heads=64))
+    except ValueError:
+        return
+    x = random_inputs(1, 12).requires_grad_()
+    slope, *_ = torch.autograd.grad(mixer(x)[0][:, -1].square().sum(), x)
+    assert slope[:, :5].norm() > 1e-10  # farther back than convolutions of 4 taps reach
+    assert mixer(x[:, :1])[0].isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", MIXERS)
 def test_half_precision_comes_back_as_it_was_given(name: str, dtype: torch.dtype) -> None:

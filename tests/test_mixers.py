@@ -52,6 +52,12 @@ def test_base_conv(filter: str) -> None:
     assert_same(mixer(x)[0], (x @ mixer.project.weight.T + mixer.project.bias) * mixed + x)
 
 
+def test_an_implicit_filter_of_base_conv_needs_a_length() -> None:
+    (found,) = parse("mixers", "base_conv(filter='implicit')")
+    with pytest.raises(ValueError, match="needs taps, the longest sequence"):
+        found.build(DIM)
+
+
 def test_long_conv() -> None:
     mixer, x = build_mixer("long_conv(taps=9, squash=0.05)"), inputs()
     taps = torch.where(mixer.weight > 0, 1.0, -1.0) * (mixer.weight.abs() - 0.05).clamp(min=0)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, take
+from bestiary.mixers._norm import check_normed
 from bestiary.ops.drive import Drive, Key, Matrix, Value
 from bestiary.ops.recurrence import read, run
 
@@ -34,7 +35,7 @@ class TimeMix(Mixer):
         if not 0 <= layer < layers:
             raise ValueError(f"layer={layer}: there are layers 0 to {layers - 1}")
         self.heads = max(1, dim // 64) if heads is None else heads
-        head_width(dim, self.heads)
+        check_normed(head_width(dim, self.heads), f"heads={self.heads}")
         depth, place = layer / max(1, layers - 1), torch.arange(dim) / max(1, dim - 1)
         self.decay = nn.Parameter(-6 + 5 * place ** (0.7 + 1.3 * depth))
         self.bonus = nn.Parameter(depth * (1 - place) + 0.1 * ((torch.arange(dim) + 1) % 3 - 1))

@@ -16,10 +16,10 @@ class TaperedRates(nn.Module):
         log A_h = log A_0 + sum_{0<i<=h} softplus(d_i),   m = mean_i softplus(d_i)
         a_h = (H - 1 - h) / (H - 1) + (log A_h - log A_0 - h m) / log(length),   at least 0 and at most 1
 
-    So head 0 forgets over a constant share of what was read, head H - 1 over a constant number of tokens, and those
-    between lie evenly in between at every position, beyond the length that is trained on too.
-    log A_0 and d are trained. Factors and starts equal those of the authors' functions, run, to 2e-15 (Gunale0926/PoST,
-    1be117b, 10 April 2026).
+    So head 0 forgets within a constant times what was read (as Mamba-2 starts, `length` times), head H - 1 within a
+    constant number of tokens, and those between lie evenly in between at every position, beyond the length that is
+    trained on too. log A_0 and d are trained. Factors and starts equal those of the authors' functions, run, to 2e-15
+    (SiLifen/PoST, 1be117b, 10 April 2026).
     """
 
     def __init__(self, first: float, last: float, heads: int, length: int) -> None:

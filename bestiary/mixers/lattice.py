@@ -58,6 +58,8 @@ class Lattice(Chunked):
     ) -> None:
         super().__init__()
         width = head_width(dim, heads)
+        if width == 1:
+            raise ValueError(f"heads={heads}: a slot of one channel has nowhere to turn")
         slots = width if slots is None else slots
         self.conv, self.chunk = conv, chunk
         self.streams, self.beta = Streams(dim, heads, (slots, slots, width), conv), linear(dim, heads, bias=True)

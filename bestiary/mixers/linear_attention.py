@@ -6,7 +6,8 @@
     relu        max(x, 0)
     square      x^2
     identity    x, whose normaliser may vanish: better without (normalise=False)
-    polynomial  ((A x)^2 + B x^2) / sqrt(2), A and B learnt and shared by queries, keys and heads
+    polynomial  ((A x)^2 + B x^2) / sqrt(2), A and B learnt and shared by queries, keys and heads; B has both signs, so
+                that the normaliser may vanish here too: as drawn, four heads of width 16 gave outputs up to 56
     cosformer   max(x, 0) times cos and sin of (pi / 2) t / horizon, so that a weight falls with the cosine of its
                 age; refuses to read on beyond the horizon (Qin et al., 2022)
     performer   exp(w.z - |z|^2 / 2) / sqrt(samples) with z = x / features^(1/4) and fixed random w, orthogonal in

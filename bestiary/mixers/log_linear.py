@@ -4,13 +4,12 @@
     y_t = sum_l lambda_t^l S_t^l^T C_t + D x_t,   S_t^l = sum_{s in level l of t} e^{g_{s+1} + ... + g_t} B_s dt_s x_s^T
     lambda_t^l = softplus(L_l (W_l u_t)_l),   output = W_o RMSNorm(y * SiLU(z))
 
-Level 0 of t is t itself; the bits of t say how what precedes it divides into the others, one block of 2^(l-1)
-positions for each bit l - 1 that is set, the lowest bit nearest to t (a Fenwick tree). So what must be kept after t
-tokens is one matrix per bit of t: at most log2(t) + 1 of them, and one alone where t is a power of two.
-Within a piece of 2^n positions that starts at a multiple of 2^n, the late half of each pair of blocks reads the
-early half: n steps over all positions at once. Any stretch of a sequence consists of a few such pieces.
-Heads of 64 channels share B and C. Initialisation: rate log(1), log(2), ..., dt log-uniform in (0.001, 0.1) through
-b, L and D 1, the rest N(0, 0.02), the convolution PyTorch's.
+Level 0 of t is t itself; the bits of t say how what precedes it divides into the others, one block of 2^(l-1) positions
+for each bit l - 1 that is set, the lowest bit nearest to t (a Fenwick tree). So one matrix per bit of t is kept after t
+tokens: at most log2(t) + 1 of them, and one alone where t is a power of two. Within a piece of 2^n positions that
+starts at a multiple of 2^n, the late half of each pair of blocks reads the early half: n steps over all positions at
+once. Any stretch consists of a few such pieces. Heads of 64 channels share B and C. Initialisation: rate log(1),
+log(2), ..., dt log-uniform in (0.001, 0.1) through b, L and D 1, the rest N(0, 0.02), the convolution PyTorch's.
 Departs from the paper: levels beyond the last (the authors': 2^14 positions) share its lambda instead of failing; the
 output map is not scaled down by the number of layers.
 """
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, linear, step_sizes, take
 from bestiary.mixers._norm import RMSNorm
 from bestiary.ops.drive import Matrix
+from bestiary.ops.precision import no_autocast, upcast
 from bestiary.spec import Positive
 
 SQUARE = 64  # longer blocks are read through their matrix, shorter ones position by position
@@ -92,13 +92,14 @@ class LogLinear(Mixer):
         dt = F.softplus(self.dt(x) + self.step).mT.unsqueeze(-1)
         g = -self.rate.exp()[:, None, None] * dt
         strength = F.softplus(self.strength * self.levels(x).unflatten(-1, (self.heads, -1))).transpose(1, 2)
-        given, outputs, start = (q.unsqueeze(1), k.unsqueeze(1), dt * inner, g, strength), [], 0
+        given, outputs, start = [upcast(z) for z in (q.unsqueeze(1), k.unsqueeze(1), dt * inner, g, strength)], [], 0
         while start < x.shape[1]:
             size = aligned_length(time + start, x.shape[1] - start)
-            y, blocks = read_piece([z[..., start : start + size, :] for z in given], blocks, time + start)
+            with no_autocast(x):
+                y, blocks = read_piece([z[..., start : start + size, :] for z in given], blocks, time + start)
             outputs.append(y)
             start += size
-        y = torch.cat(outputs, dim=-2) + self.skip[:, None, None] * inner
+        y = torch.cat(outputs, dim=-2).to(x.dtype) + self.skip[:, None, None] * inner
         return y.transpose(1, 2).flatten(2), kept, blocks
 
     def read(self, y: Float[Tensor, "batch _ inner"], x: Chosen) -> Chosen:
@@ -126,29 +127,34 @@ def read_piece(given: list[Tensor], blocks: tuple[Matrix, ...], time: int) -> tu
     """Outputs of 2^n positions from `time`, a multiple of 2^n, on, and the blocks after them."""
     q, k, v, g, strength = given
     total, last = g.cumsum(-2), strength.shape[-1] - 1
-    end, y = total[..., -1:, :], read_within(q, k, v, total, strength)
+    end, y = total[..., -1:, :], read_within(q, k, v, g, strength)
     bits = [bit for bit in reversed(range(time.bit_length())) if time >> bit & 1]
     for bit, block in zip(bits, blocks, strict=True):
         y = y + strength[..., min(bit + 1, last), None] * ((q * total.exp()) @ block)
-    new, kept = (k * (end - total).exp()).mT @ v, [end.exp() * block for block in blocks]
+    new, kept = (k * sum_after(g).exp()).mT @ v, [end.exp() * block for block in blocks]
     length = q.shape[-2]
     while time & length:  # two blocks of one length become one
         new, length = new + kept.pop(), 2 * length
     return y, (*kept, new)
 
 
-def read_within(q: Tensor, k: Tensor, v: Tensor, total: Tensor, strength: Tensor) -> Tensor:
+def read_within(q: Tensor, k: Tensor, v: Tensor, g: Tensor, strength: Tensor) -> Tensor:
     """What positions read of blocks within the piece: level by level, late halves of early halves."""
     y, size, level = strength[..., :1] * (q * k).sum(-1, keepdim=True) * v, 1, 1
     while size < q.shape[-2]:
         of = strength[..., min(level, strength.shape[-1] - 1), None]
-        (_, late), (early, _), (value, _), (fallen, risen), (_, of), (done, more) = (
-            z.unflatten(-2, (-1, 2, size)).unbind(-3) for z in (q, k, v, total, of, y)
+        (_, late), (early, _), (value, _), (first, second), (_, of), (done, more) = (
+            z.unflatten(-2, (-1, 2, size)).unbind(-3) for z in (q, k, v, g, of, y)
         )
+        to, after = sum_after(first), second.cumsum(-2)  # to the border; differences of longer sums lose digits
         if size <= SQUARE:
-            found = ((late @ early.mT) * (risen - fallen.mT).exp()) @ value
+            found = ((late @ early.mT) * (after + to.mT).exp()) @ value
         else:
-            border = fallen[..., -1:, :]
-            found = (late * (risen - border).exp()) @ ((early * (border - fallen).exp()).mT @ value)
+            found = (late * after.exp()) @ ((early * to.exp()).mT @ value)
         y, size, level = torch.stack([done, more + of * found], dim=-3).flatten(-4, -2), 2 * size, level + 1
     return y
+
+
+def sum_after(g: Tensor) -> Tensor:
+    """The sum of what follows each position."""
+    return F.pad(g[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2)

@@ -5,8 +5,10 @@
     h_t = (1 - e_t k_t^2) h_{t-1} + e_t k_t x_t,   e = beta / (1 + beta |k|^2),   where k k^T is taken as diagonal
     y_t = q_t . h_t + D x_t,   output = W_out (y * SiLU(z))
 
-Initialisation as in the authors' code: D = 1, the rest PyTorch's.
-Departs from the paper: nothing known. The diagonal approximation is the paper's own.
+Initialisation as in the authors' layer: D = 1, the rest PyTorch's.
+Departs from the authors' language model (Cranial-XIX/longhorn, models/longhorn.py): the bias of beta is drawn, where
+theirs starts at zero, and the output map is not scaled down by the number of layers. The diagonal approximation is the
+paper's own.
 """
 
 import math

@@ -7,8 +7,9 @@ All heads share B and C. Heads are 64 wide, or as wide as divides both 64 and th
 the authors' code: A uniform in (1, 16), dt log-uniform in (0.001, 0.1) through its bias, D = 1, the rest PyTorch's.
 D is `skip`: at 1 what is read of a value written before is at first a tenth of what the input itself adds, and 0 lets
 some seeds learn recall within a few hundred steps (ours).
-`taper=LENGTH` is PoST (arXiv 2604.07658) for a model trained on so many tokens: see `TaperedRates`. At the start
-the heads forget within 1 to LENGTH tokens, evenly in the logarithm, at dt = 0.05, whose bias is not trained.
+`taper=LENGTH` is PoST (arXiv 2604.07658) for a model trained on so many tokens: see `TaperedRates`. At the start,
+with dt = 0.05, whose bias is not trained, heads at position t forget within 1 to t LENGTH tokens, evenly in the
+logarithm.
 Departs from the paper: one group of B and C. From the authors' language model: the output map is not scaled down by
 the number of layers.
 """

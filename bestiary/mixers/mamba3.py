@@ -67,7 +67,7 @@ class Mamba3(Mixer):
         head = math.gcd(inner, 64) if head is None else head
         if rotation == "none" and angles is not None:
             raise ValueError(f"angles={angles} with rotation='none' change nothing: nothing turns")
-        default = 0 if rotation == "none" else max(1, state // 4)
+        default = 0 if rotation == "none" else min(max(1, state // 4), state // 2)
         angles = default if angles is None else angles
         if inner % head:
             raise ValueError(f"heads of width {head} do not fill an inner width of {inner}")

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, linear, take
+from bestiary.mixers._norm import check_normed
 from bestiary.ops.drive import Drive, Matrix
+from bestiary.ops.precision import upcast
 from bestiary.ops.recurrence import run
 from bestiary.spec import Positive
 
@@ -40,7 +42,7 @@ class MLSTM(Mixer):
 
     def __init__(self, dim: int, *, heads: Positive = 2, key: Positive | None = None) -> None:
         super().__init__()
-        value = head_width(dim, heads)
+        value = check_normed(head_width(dim, heads), f"heads={heads}")
         key = max(1, value // 2) if key is None else key
         self.shape = heads, key, value + 1
         std = (2 / (5 * dim)) ** 0.5
@@ -69,16 +71,17 @@ class MLSTM(Mixer):
     def drive(self, x: Features, m: Float[Tensor, "batch heads"]) -> tuple[Drive, Peaks]:
         """What the recurrence consumes, and every m_t."""
         q, k, v = (project(x).unflatten(-1, (self.shape[0], -1)) for project in (self.q, self.k, self.v))
-        i, f = (15 * torch.tanh(project(x) / 15) for project in (self.i, self.f))
-        forget, m = F.logsigmoid(f), m.unsqueeze(1)
+        i, f = (upcast(15 * torch.tanh(project(x) / 15)) for project in (self.i, self.f))
+        forget, m = F.logsigmoid(f), upcast(m).unsqueeze(1)
         total = forget.cumsum(1)
         ms = torch.cat([m, i - total], dim=1).cummax(1).values[:, 1:] + total
         g = forget + torch.cat([m, ms[:, :-1]], dim=1) - ms
-        k = k * (i - ms).exp().unsqueeze(-1)
+        k = k * (i - ms).exp().unsqueeze(-1).to(k.dtype)
         return Drive(q * q.shape[-1] ** -0.5, k, F.pad(v, (0, 1), value=1.0), g.unsqueeze(-1)), ms
 
     def read(self, y: Float[Tensor, "batch _ heads value"], ms: Float[Tensor, "batch _ heads"], x: Chosen) -> Chosen:
         """The output from what was read out of memory."""
         least = (-ms).clamp(max=60.0).exp().unsqueeze(-1)  # beyond e^60 nothing is left of h anyway
         h = y[..., :-1] / (torch.maximum(y[..., -1:].abs(), least) + 1e-6)
-        return self.out(self.gate(x).sigmoid() * F.layer_norm(h, h.shape[-1:], eps=1e-6).flatten(2) * self.scale)
+        normed = F.layer_norm(h, h.shape[-1:], eps=1e-6).flatten(2)
+        return self.out((self.gate(x).sigmoid() * normed * self.scale).to(self.out.weight.dtype))

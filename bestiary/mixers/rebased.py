@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import FastWeight, Features, State, head_width, linear
+from bestiary.mixers._norm import check_normed
 from bestiary.ops.drive import Drive
 from bestiary.spec import Positive
 
@@ -43,6 +44,8 @@ class ReBased(FastWeight):
     ) -> None:
         super().__init__()
         value = head_width(dim, heads)
+        if norm:
+            check_normed(heads * features, f"heads={heads}, features={features}")
         self.shape = heads, features * (features + 1) // 2, value + 1
         self.q, self.k, self.v = (linear(dim, heads * width) for width in (features, features, value))
         self.norm_q, self.norm_k = (_Affine(heads * features, norm, scale, shift) for _ in range(2))

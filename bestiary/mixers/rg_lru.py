@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, head_width, linear, take
+from bestiary.ops.precision import upcast
 from bestiary.ops.scan import scan
 from bestiary.spec import Positive
 
@@ -55,22 +56,22 @@ class RGLRU(Mixer):
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, h = (None, None) if state is None else state
         inner, conv = self.conv(self.into(x), conv)
-        states = self.states(inner, h)
-        return self.read(states, x), self.Memory(conv, states[:, -1])
+        states, h = self.states(inner, h)
+        return self.read(states, x), self.Memory(conv, h)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
-        states = self.states(self.conv(self.into(x), None)[0], None)
+        states, _ = self.states(self.conv(self.into(x), None)[0], None)
         return self.read(take(states, where), take(x, where))
 
-    def states(self, x: Inner, h: Float[Tensor, "batch inner"] | None) -> Inner:
-        """Every h_t."""
+    def states(self, x: Inner, h: Float[Tensor, "batch inner"] | None) -> tuple[Inner, Float[Tensor, "batch inner"]]:
+        """Every h_t, and the last."""
         split = x.unflatten(-1, (len(self.gates), -1))
         gates = torch.einsum("bthi,hio->btho", split, self.gates) + self.bias
-        r, i = (z.flatten(2).sigmoid() for z in gates.chunk(2, dim=-1))
-        log_a = -8 * F.softplus(self.rate) * r
-        new = (-torch.expm1(2 * log_a)).clamp(min=1e-12).sqrt() * i * x
-        return scan(log_a.exp(), new, torch.zeros_like(x[:, 0]) if h is None else h)[0]
+        r, i = (upcast(z).flatten(2).sigmoid() for z in gates.chunk(2, dim=-1))
+        log_a = -8 * F.softplus(upcast(self.rate)) * r
+        new = (-torch.expm1(2 * log_a)).clamp(min=1e-12).sqrt() * i * upcast(x)
+        return scan(log_a.exp(), new, torch.zeros_like(new[:, 0]) if h is None else h)
 
     def read(self, states: Inner, x: Chosen) -> Chosen:
         """The output from what was read out of memory."""
-        return self.out(states * F.gelu(self.gate(x), approximate="tanh"))
+        return self.out((states * F.gelu(self.gate(x), approximate="tanh")).to(self.out.weight.dtype))

@@ -11,7 +11,8 @@ Initialisation as in the authors' code (codefuse-ai/rodimus, 914d4ae, 23 April 2
 W_2, W_q and W_k (one map) and W_g and W_t (another), N(0, 0.02) for the other maps, PyTorch's for the convolution and
 its bias. softplus(b) is log-uniform in (0.001, 0.1), sigmoid(c) uniform in (1/16, 0.9), and d is 1.
 Departs from the paper: this is the mixer alone, without the window of softmax attention of Rodimus+. The output map is
-not divided by the square root of the number of layers.
+not divided by the square root of the number of layers. Unit keys are k / sqrt(|k|^2 + 1e-6), where the authors divide
+by max(|k|, 1e-12).
 """
 
 from typing import ClassVar, NamedTuple

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Where, head_width, take
+from bestiary.mixers._norm import check_normed
 from bestiary.ops.drive import Drive, Matrix
 from bestiary.ops.norm import normalize
 from bestiary.ops.recurrence import run
@@ -48,7 +49,7 @@ class RWKV7(Mixer):
         super().__init__()
         if not 0 <= layer < layers:
             raise ValueError(f"rwkv7(layer={layer}): there are layers 0 to {layers - 1}")
-        width = head_width(dim, heads)
+        width = check_normed(head_width(dim, heads), f"heads={heads}")
         depth, rest, channel = layer / max(1, layers - 1), 1 - layer / layers, torch.arange(dim)
         ramp = channel / max(1, dim - 1)
         zigzag = (2 * (channel % width) / max(1, width - 1)) - 1

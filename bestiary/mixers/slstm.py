@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Features, Mixer, Past, ShortConv, head_width
+from bestiary.mixers._norm import check_normed
 from bestiary.ops.precision import upcast, without_autocast
 from bestiary.spec import Positive
 
@@ -44,9 +45,7 @@ class SLSTM(Mixer):
 
     def __init__(self, dim: int, *, heads: Positive = 4, conv: Positive = 4) -> None:
         super().__init__()
-        width = head_width(dim, heads)
-        if width == 1:
-            raise ValueError(f"slstm(heads={heads}): a head of one channel is normalised to nothing")
+        width = check_normed(head_width(dim, heads), f"heads={heads}")
         self.conv = ShortConv(dim, conv, bias=True)
         std = (2 / (5 * dim)) ** 0.5
         self.mixed, self.plain = (nn.Parameter(torch.randn(heads, width, 2 * width) * std) for _ in range(2))

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen
+from bestiary.mixers._norm import check_normed
 from bestiary.mixers._softmax import MultiHeadAttention, Positions, causal_mask, merge_heads
 from bestiary.spec import Positive
 
@@ -29,6 +30,7 @@ class StickBreaking(MultiHeadAttention):
 
     def __init__(self, dim: int, *, heads: Positive = 2) -> None:
         super().__init__(dim, heads, rotary=False)
+        check_normed(dim // heads, f"heads={heads}")
         self.rest = nn.Parameter(torch.zeros(heads, 1, dim // heads))
         self.norm = nn.GroupNorm(heads, dim)
 

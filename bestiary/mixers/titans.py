@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from bestiary.mixers._delta import GatedOutput, Streams
 from bestiary.mixers._learner import Learner
 from bestiary.mixers._mixer import Features, State, head_width, linear
+from bestiary.mixers._norm import check_normed
 from bestiary.mixers._test_time import Network, Weights, decay_matrix, group_aligned, minus_product, unbind_chunks
 from bestiary.ops.norm import normalize
 from bestiary.ops.precision import upcast
@@ -51,7 +52,7 @@ class Titans(Learner):
         chunk: Positive = 16,
     ) -> None:
         super().__init__()
-        width = head_width(dim, heads)
+        width = check_normed(head_width(dim, heads), f"heads={heads}")
         self.chunk, self.conv, self.width = chunk, conv, width
         self.network = Network(heads, (width, *(4 * width for _ in range(depth - 1)), width))
         self.streams = Streams(dim, heads, (width, width, width), conv)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from bestiary.mixers._delta import softplus
 from bestiary.mixers._mixer import Chosen, Features, Mixer, Past, ShortConv, Where, head_width, linear, take
 from bestiary.ops.drive import Matrix, Value
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import no_autocast, upcast
 from bestiary.ops.recurrence import chunk_states, read_decayed, split_chunks, sum_writes
 from bestiary.spec import Positive
 
@@ -58,15 +58,17 @@ class TwoMamba(Mixer):
     def forward(self, x: Features, state: Memory | None = None) -> tuple[Features, Memory]:
         conv, matrix = (None, upcast(x.new_zeros(len(x), *self.shape))) if state is None else state
         parts, conv = self.parts(x, conv)
-        y, matrix = self.recur(parts, matrix)
+        with no_autocast(x):
+            y, matrix = self.recur(parts, matrix)
         return self.read(y[:, : x.shape[1]]), self.Memory(conv, matrix)
 
     def parallel(self, x: Features, where: Where | None = None) -> Chosen:
         parts, _ = self.parts(x, None)
-        if x.shape[1] <= CHUNK:
-            y = within(*parts).squeeze(2).transpose(1, 2)
-        else:
-            y, _ = self.recur(parts, upcast(x.new_zeros(len(x), *self.shape)))
+        with no_autocast(x):
+            if x.shape[1] <= CHUNK:
+                y = within(*parts).squeeze(2).transpose(1, 2)
+            else:
+                y, _ = self.recur(parts, upcast(x.new_zeros(len(x), *self.shape)))
         return self.read(take(y[:, : x.shape[1]], where))
 
     def parts(self, x: Features, conv: Past | None) -> tuple[list[Tensor], Past]:
