@@ -99,6 +99,14 @@ def test_a_checkpoint_of_version_0_1_is_resumed_to_the_bit(
     assert loss_rows(read_log(run)) == whole
 
 
+def test_a_run_goes_on_of_which_weights_had_no_gradient_yet(text: Corpus, tmp_path: Path) -> None:
+    given = small_recipe(pattern="nsa", context=8, depth=1, steps=9, every=3)  # too short for a block to be selected
+    whole = loss_rows(list(pretrain(given, text, tmp_path / "whole")))
+    read_until(pretrain(given, text, tmp_path / "cut", save_every=4), 6)
+    assert list(pretrain(given, text, tmp_path / "cut", save_every=4))[0]["step"] == 6
+    assert loss_rows(read_log(tmp_path / "cut" / given.key)) == whole
+
+
 def test_seconds_count_the_time_up_to_the_checkpoint(text: Corpus, tmp_path: Path) -> None:
     run = stopped_run(text, tmp_path / "models")
     record = read_record(run / "checkpoint" / "last.json")
@@ -107,6 +115,18 @@ def test_seconds_count_the_time_up_to_the_checkpoint(text: Corpus, tmp_path: Pat
     list(pretrain(small_recipe(), text, tmp_path / "models"))
     assert 1000 < json.loads((run / "done").read_text())["seconds"] < 1100
     assert not (run / "checkpoint").exists()
+
+
+def test_a_run_names_what_made_each_of_its_parts(text: Corpus, tmp_path: Path) -> None:
+    given = small_recipe(pattern="short_conv", dim=8, depth=1)
+    read_until(pretrain(given, text, tmp_path, save_every=7), 10)
+    read_until(pretrain(given, text, tmp_path, save_every=7), 15)
+    list(pretrain(given, text, tmp_path, save_every=7, accumulate=2))
+    origin = json.loads((tmp_path / given.key / "origin.json").read_text())
+    assert [(part["until"], part["accumulate"]) for part in origin["earlier"]] == [(7, 1), (14, 1)]
+    assert origin["accumulate"] == 2
+    assert all(part.keys() == origin.keys() - {"earlier"} | {"until"} for part in origin["earlier"])
+    assert (tmp_path / given.key / "done").exists()
 
 
 def forget_digests(run: Path) -> None:

@@ -292,6 +292,24 @@ def test_hugging_face_data_sets_are_streamed(name: str, tmp_path: Path, monkeypa
             next(documents(f"hf:{tmp_path}:none"))
 
 
+def test_what_data_sets_of_the_hub_fail_with_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    for fault in (
+        RuntimeError("Dataset scripts are no longer supported, but found name.py"),
+        datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset"),
+        OSError("no such address"),
+        Exception("a fault of the client"),  # as those of httpx are
+    ):
+
+        def load(*_: Any, fault: Exception = fault, **__: Any) -> Any:
+            raise fault
+
+        monkeypatch.setattr(datasets, "load_dataset", load)
+        monkeypatch.setattr(reading, "skip_without_network", lambda: None)
+        with pytest.raises(LookupError, match=f"^datasets cannot open hf:owner/name: {fault}$"):
+            next(documents("hf:owner/name"))
+
+
 def test_well_known_sets_have_plain_names(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(reading, "read_hub", lambda name: asked.append(name) or iter([("row 1", {"text": "a"})]))

@@ -108,6 +108,8 @@ def test_counts_that_are_there_are_read_without_all_tokens(small: Corpus, monkey
     monkeypatch.setattr(opening, "check", None)
     opening.check_once.cache_clear()
     assert small.counts().total == total
+    of = json.loads((small.folder / "counts" / "source.json").read_text())
+    assert of["digest"] == small.manifest["digests"]["train.bin"]
 
 
 def test_a_corpus_without_digests_is_read_and_said_to_be_unchecked(

@@ -323,6 +323,33 @@ def test_counts_that_do_not_say_of_what_they_are_are_refused_by_name(tmp_path: P
         count(tokens, 300, folder=tmp_path / "counts")
 
 
+def test_counts_of_tokens_that_differ_in_one_place_are_refused(tmp_path: Path) -> None:
+    tokens = draw_tokens(5000, 300)
+    other = tokens.copy()
+    other[4321] = (other[4321] + 1) % 300  # not in the sample
+    count(tokens, 300, folder=tmp_path / "a")
+    assert count(tokens.astype(np.int64), 300, folder=tmp_path / "a").total == 4999
+    with pytest.raises(ValueError, match=r"has a count of other tokens \(checksum"):
+        count(other, 300, folder=tmp_path / "a")
+    count(tokens, 300, folder=tmp_path / "b", digest="one")
+    assert count(tokens, 300, folder=tmp_path / "b", digest="one").total == 4999
+    for digest, what in (("two", "digest"), (None, "checksum")):
+        with pytest.raises(ValueError, match=rf"has a count of other tokens \({what}"):
+            count(other, 300, folder=tmp_path / "b", digest=digest)
+
+
+def test_counts_of_earlier_versions_know_a_sample_of_their_tokens(tmp_path: Path) -> None:
+    tokens = draw_tokens(5000, 300)
+    count(tokens, 300, folder=tmp_path, digest="one")
+    source = json.loads((tmp_path / "source.json").read_text())
+    old = {name: source[name] for name in ("vocab", "tokenizer", "shard", "tokens", "sample")}
+    (tmp_path / "source.json").write_text(json.dumps(old))
+    for digest in ("one", None):
+        assert count(tokens, 300, folder=tmp_path, digest=digest).total == 4999
+    with pytest.raises(ValueError, match="has a count of other tokens"):
+        count(tokens[::-1], 300, folder=tmp_path)
+
+
 def test_counts_before_there_were_digests_are_read(tmp_path: Path) -> None:
     found = count(draw_tokens(900, 300), 300, folder=tmp_path)
     change_header(tmp_path, digest=None)

@@ -149,6 +149,32 @@ def test_the_loss_of_each_token_is_the_cross_entropy(
         np.testing.assert_array_equal(token_losses(model, contexts, numbers=2 * 13 * len(tokenizer)), found)
 
 
+def test_a_slice_gives_a_model_the_token_that_its_tokenizer_puts_in_front(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    from bestiary.cli._slicing import open_source
+    from bestiary.lm.huggingface import open_causal, token_losses
+
+    made = Tokenizer.from_str(small_tokenizer().backend_tokenizer.to_str())
+    model, contexts = small_llama(made.get_vocab_size()), np.random.default_rng(0).integers(1, 700, (3, 9))
+    sources = {}
+    for kind in ("plain", "with"):
+        model.save_pretrained(tmp_path / kind)
+        PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<end>", eos_token="<end>").save_pretrained(
+            tmp_path / kind
+        )
+        sources[kind] = open_source(str(tmp_path / kind), device="cpu", trust=False, shape=(3, 8))
+        made.post_processor = TemplateProcessing(single="<end> $A", special_tokens=[("<end>", 0)])
+    opened, _ = open_causal(tmp_path / "with")
+    longer = np.concatenate([np.zeros((3, 1), int), contexts], axis=1)
+    np.testing.assert_allclose(sources["with"].losses(contexts), token_losses(opened, longer)[:, 1:], rtol=1e-5)
+    np.testing.assert_allclose(sources["plain"].losses(contexts), token_losses(opened, contexts), rtol=1e-5)
+    assert sources["with"].identity[-1] == "after token 0"
+    assert len(sources["plain"].identity) < len(sources["with"].identity)
+
+
 def test_what_cannot_be_opened_is_told_in_one_line(tmp_path: Path) -> None:
     from bestiary.lm.conversion import save_pretrained
     from bestiary.lm.huggingface import open_causal
@@ -464,6 +490,34 @@ def test_a_long_text_is_read_whole_or_said_to_be_cut_and_no_request_is_run_twice
     assert evaluate((model, tokenizer), ["mine"], **options | {"journal": again}) == [result]
     for kept in (journal, again):
         kept.__exit__(None, None, None)
+
+
+@pytest.mark.filterwarnings("default")
+def test_repeats_of_a_sampled_request_are_samples_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+
+    from bestiary.lm.harness_model import HarnessModel
+    from bestiary.lm.journal import Journal
+
+    def ask(count: int, **how: Any) -> list[str]:
+        options = {"until": ["\n\n\n"], "max_gen_toks": 6, **how}
+        one = Instance("generate_until", {}, ("The swan:", options), 0, metadata=("mine", 0, count))
+        with Journal(tmp_path / "journal.jsonl", {}) as journal:
+            model = HarnessModel(journal, None, pretrained=gpt2, tokenizer=tokenizer, batch_size=1)
+            torch.manual_seed(0)  # as the harness does
+            return model.generate_until(count * [one])
+
+    tokenizer = small_tokenizer()
+    gpt2 = small_gpt2(len(tokenizer))
+    for how in ({"do_sample": True, "temperature": 1.0}, {"temperature": 0.9}):
+        few = ask(3, **how)
+        more = ask(8, **how)  # goes on where it was stopped
+        assert len(set(more)) == 8
+        assert more[:3] == few
+    size = (tmp_path / "journal.jsonl").read_text().count("\n")
+    assert len(set(ask(8, do_sample=False))) == 1
+    assert (tmp_path / "journal.jsonl").read_text().count("\n") == size + 1
 
 
 @pytest.mark.slow

@@ -407,14 +407,16 @@ def test_log_linear_weighs_each_level_of_a_fenwick_tree(time: int) -> None:
     assert_same(mixer(x)[0], mixer.out(rms(y, 1e-5) * mixer.norm.weight))
 
 
-def test_log_linear_is_as_exact_after_many_tokens() -> None:
-    mixer, x = build_mixer("log_linear(heads=1, state=4, expand=1, conv=1)"), torch.randn(1, 4096, DIM).double()
-    mixer.rate.data.fill_(math.log(400))
+@pytest.mark.parametrize("time", [4096, 4100])  # one piece, and what is read of it afterwards
+def test_log_linear_is_as_exact_after_many_tokens(time: int) -> None:
+    torch.manual_seed(0)
+    mixer, x = build_mixer("log_linear(heads=1, state=4, expand=1, conv=1)"), torch.randn(1, time, DIM).double()
+    mixer.rate.data.fill_(math.log(40))
     mixer.skip.data.zero_()
     with torch.no_grad():
-        wanted = mixer(x)[0][:, -100:]
-        found = mixer.float()(x.float())[0][:, -100:]
-    assert (found - wanted).norm() < 1e-5 * wanted.norm()
+        wanted = mixer(x)[0][:, -4:]
+        found = mixer.float()(x.float())[0][:, -4:]
+    assert (found - wanted).norm() < 2e-6 * wanted.norm()
 
 
 @pytest.mark.parametrize("time", [1, 2, 23, 70, 150])
@@ -465,6 +467,7 @@ def test_log_linear_is_largest_where_its_convolution_counts_too(name: str, conv:
         "rodimus(rank=65)",
         "hgrn2(lower=1.0)",
         "retnet(heads=64)",
+        "rebased(features=1)",
         "log_linear(heads=3)",
         "gsa(heads=3)",
         "attention(dropout=1.5)",

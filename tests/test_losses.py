@@ -137,17 +137,18 @@ def test_the_bytes_of_words_are_those_of_the_text_itself(limit: int | None, tmp_
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
     words = prepare(str(tmp_path / "texts.jsonl"), tmp_path / "corpus", tokenizer=word_level(), shares=(0.1, 0.3))
     for text in (split_text(words, "test", 4, limit), source_text(str(tmp_path / "texts.jsonl"), words, 4, limit)):
-        passages = list(text.passages())
+        passages = [passage.text for passage in text.passages()]
         assert sum(len(passage.encode()) for passage in passages) == text.bytes
         assert all(any(passage in row for row in rows) for passage in passages)
         assert text.bytes < 0.9 * words.tokenizer.token_sizes[text.contexts[:, 1:]].sum()
-        contexts, count = retokenize(text, open_tokenizer("bytes"))
-        assert text.bytes - 4 <= count <= text.bytes  # but for what fills no last context, and the first byte
-        other, count = retokenize(text, word_level(("of", "none")))
-        assert 0.9 * text.bytes < count <= text.bytes
+        runs = 1 + np.count_nonzero(np.diff(text.starts) != 4)
+        contexts, _, count = retokenize(text, open_tokenizer("bytes"))
+        assert text.bytes - 4 - runs <= count <= text.bytes  # but for what fills no last context, and first bytes
+        other, _, count = retokenize(text, word_level(("of", "none")))
+        assert 0.9 * text.bytes - 8 * (runs - 1) < count <= text.bytes
         assert contexts.shape[1] == other.shape[1] == 5
     byte_text = split_text(prepare(str(tmp_path / "texts.jsonl"), tmp_path / "b", tokenizer="bytes"), "train", 16)
-    contexts, count = retokenize(byte_text, word_level())
+    contexts, _, count = retokenize(byte_text, word_level())
     assert count == pytest.approx(byte_text.bytes, rel=0.02)
     assert abs(word_level().token_sizes[contexts[:, 1:]].sum() - count) > 0.1 * count
 
@@ -299,7 +300,7 @@ def test_json_of_anything_but_numbers_is_refused(content: str, what: str, suffix
 
 def test_other_tokens_predict_the_same_bytes(corpus: Corpus) -> None:
     text, plain = split_text(corpus, "test", 7), open_tokenizer("bytes")
-    contexts, count = retokenize(text, plain)
+    contexts, counted, count = retokenize(text, plain)
     inside = contexts[:, 1:][contexts[:, 1:] != plain.separator]
     assert count == inside.size  # a token is a byte, and the end of a document none
     ends = [
@@ -309,6 +310,37 @@ def test_other_tokens_predict_the_same_bytes(corpus: Corpus) -> None:
     known = bytes(contexts[:, :-1].ravel()[: 3 * 7][contexts[:, :-1].ravel()[: 3 * 7] < 256].tolist()).decode()
     assert known.split(".")[0] in corpus.tokenizer.decode(text.contexts[:, 1:].ravel()[:30])
     assert text.bytes - 7 < count <= text.bytes  # but for what fills no last context, and the first byte
-    assert bits_per_byte(np.full(contexts[:, 1:].shape, math.log(2)), count) == pytest.approx(
-        contexts[:, 1:].size / count
+    assert counted.sum() >= counted.size - 1  # all but the end of a text that breaks off
+    bits = bits_per_byte(np.full(contexts[:, 1:].shape, math.log(2))[counted], count)
+    assert bits == pytest.approx(counted.sum() / count)
+
+
+def test_where_a_limit_breaks_a_text_off_no_other_token_counts_for_or_against(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"Ada has {i * i % 97} of {i % 5}, and Bob none."}) for i in range(150)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(rows))
+    corpus = prepare(str(tmp_path / "texts.jsonl"), tmp_path / "corpus", tokenizer="bytes", shares=(0.1, 0.3))
+    end = corpus.tokenizer.separator
+    for limit in (3, 9, 40, None):
+        text = split_text(corpus, "test", 16, limit)
+        breaks = np.flatnonzero(np.diff(text.starts) != 16) + 1
+        runs = np.split(text.contexts, breaks)
+        rest = [run[:, 1:].ravel().tolist()[0 if run[0, 0] == end else 1 :] for run in runs]
+        wanted = [token for run in rest for token in run]  # all but first tokens within a document
+        contexts, counted, count = retokenize(text, corpus.tokenizer)
+        found = contexts[:, 1:][counted].tolist()
+        assert found == wanted[: len(found)]
+        assert len(wanted) - len(found) <= 16
+        assert count == sum(token != end for token in found)
+
+
+def test_no_whole_split_is_copied_to_count_its_contexts(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bestiary.corpus.corpus import windows
+
+    copied = list[int]()
+    monkeypatch.setattr(
+        "bestiary.corpus.corpus.windows", lambda tokens, length: copied.append(len(tokens)) or windows(tokens, length)
     )
+    split_text(corpus, "train", 7, 2)
+    assert max(copied) == 8
+    with pytest.raises(ValueError, match="one context of 99,999 needs 100,000"):
+        split_text(corpus, "train", 99999, 2)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from in_process import command
 from small_text import loss_rows, read_log, read_until, small_recipe, write_corpus
 from torch.nn import functional as F
 
@@ -98,6 +99,24 @@ def test_parts_of_a_batch_change_rounding_alone(text: Corpus, tmp_path: Path) ->
     assert [loss for *_, loss in parts] == pytest.approx([loss for *_, loss in whole], rel=1e-4)
     with pytest.raises(ValueError, match="4 sequences a step do not fall into 3"):
         list(pretrain(small_recipe(), text, tmp_path / "thirds", accumulate=3))
+
+
+def test_a_router_that_counts_passes_is_not_trained_in_parts(text: Corpus, tmp_path: Path) -> None:
+    given = {"steps": 1, "every": 1, "dim": 8, "depth": 1}
+    opening = small_recipe(pattern="serial('short_conv, selected(open=4, ramp=7)')", **given)
+    for how in ({"accumulate": 2}, {"parallel": "ddp"}, {"parallel": "fsdp", "accumulate": 2}):
+        with pytest.raises(ValueError, match="counts training passes"):
+            next(pretrain(opening, text, tmp_path / "runs", **how))
+    done = command(
+        *("pretrain", "selected(open=4, ramp=7)", "dim=8", "depth=1", "context=16", "batch=4"),
+        *("--accumulate", 2, "--corpus", text.folder, "--store", "runs"),
+        folder=tmp_path,
+    )
+    assert done.status == 2
+    assert "counts training passes" in done.err
+    assert not (tmp_path / "runs").exists()
+    assert list(pretrain(opening, text, tmp_path / "runs"))
+    assert list(pretrain(small_recipe(pattern="selected", **given), text, tmp_path / "runs", accumulate=2))
 
 
 @pytest.mark.parametrize("pattern", ["attention(heads=2)", "gated_delta(heads=2), base_conv"])

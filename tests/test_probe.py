@@ -13,7 +13,7 @@ from bestiary.lm.journal import Journal
 from bestiary.lm.probe import depth_figure, probe
 from bestiary.lm.questions import DRAW, contents, kinds, most_entries, word_list
 from bestiary.lm.reader import Reader, Score, cached_step, choose_step, make_reader, uncached_step
-from bestiary.runs.intervals import wilson
+from bestiary.runs.intervals import mean_interval, wilson
 
 SMALL: dict[str, Any] = {"entries": (6, 20), "words": (0, 60), "needles": 5, "depths": (0.0, 0.5, 1.0), "contexts": 6}
 TINY: dict[str, Any] = SMALL | {"shots": (1,), "entries": (8,), "words": (20,), "depths": (0.5,), "contexts": 8}
@@ -68,7 +68,23 @@ def test_what_guesses_scores_chance_and_a_tie_is_a_guess() -> None:
     for row in probe(lambda asked: [Score(0.0, False)] * len(asked), **SMALL):
         assert row.ranked == pytest.approx(row.chance)
         assert row.exact == 0.0
-        assert (row.low, row.high) == wilson(row.ranked, row.asked)
+        assert (row.low, row.high) == pytest.approx(wilson(row.ranked, row.asked))
+
+
+def test_the_interval_is_over_contexts_since_answers_about_one_are_right_together() -> None:
+    contexts = list[str]()
+
+    def read(asked: Sequence[tuple[str, str]]) -> list[Score]:
+        """Right about every second context, wrong about the others."""
+        prompts = [prompt for prompt, _ in asked]
+        contexts.append(prompts[0])
+        first = [prompts.index(prompt) == i for i, prompt in enumerate(prompts)]  # of the choices: the answer
+        return [Score(0.0 if answer == (len(contexts) % 2 == 0) else -9.0, False) for answer in first]
+
+    (row,) = probe(read, tasks=("mqar",), entries=(9,), words=(0,), shots=(0,), contexts=8)
+    assert (len(contexts), row.asked, row.ranked) == (8, 32, 0.5)
+    assert (row.low, row.high) == pytest.approx(mean_interval(4 * [0.0, 1.0]))
+    assert row.high - row.low > 2 * (wilson(0.5, 32)[1] - wilson(0.5, 32)[0])
 
 
 HIDDEN: dict[str, Any] = {

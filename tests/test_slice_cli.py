@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bestiary.cli import app
+from bestiary.cli import _slicing, app
 from bestiary.lm.pretraining import Pretraining
 from bestiary.slices import losses as losses_of
 from bestiary.slices import measuring
@@ -131,3 +131,25 @@ def test_a_limit_takes_contexts_of_many_documents(place: Path) -> None:
     documents = np.load(place / "o" / "tokens.npz")["documents"]
     assert len(np.unique(documents)) == 9 == len(documents)
     assert "tokens of 9 documents" in told
+
+
+def test_results_of_another_text_or_model_are_in_another_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise LookupError("the folder is claimed")
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(_slicing, "measure_models", stop)
+    (place / "own.txt").write_text("Ada has 3, and Bob has 3, and Ada has 3 of Bob. " * 9)
+    (place / "theirs.npy").touch()
+    asked = [["corpus"], ["corpus", "--split", "train"], ["own.txt", "--corpus", "corpus"]]
+    for model, *text in [*(["run", *each] for each in asked), ["a/b-1.5B", "corpus"], ["theirs.npy", "corpus"]]:
+        given = ["slice", model, *text, "--length", 16, "--threshold", 500]
+        assert "the folder is claimed" in bestiary(*given, status=2)
+    assert sorted(folder.name for folder in (place / "figures").iterdir()) == [
+        "slice-b-1.5B-on-test-of-corpus",
+        "slice-run-on-own.txt",
+        "slice-run-on-test-of-corpus",
+        "slice-run-on-train-of-corpus",
+        "slice-theirs-on-test-of-corpus",
+    ]
+    assert str(_slicing.default_folder("hf:a/fine:web", ["run"])) == "figures/slice-run-on-fine-web"

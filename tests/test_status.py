@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
+from small_text import small_recipe
 from typer.testing import CliRunner
 
 from bestiary.cli import app
+from bestiary.runs.index import cached_parts
 from bestiary.runs.store import Store
-from bestiary.training.recipe import clean
+from bestiary.runs.table import parts_with_report
+from bestiary.training.recipe import Recipe, clean
 from tests.fake_runs import add_finished_run, fill_store
 
 
@@ -66,6 +70,31 @@ def test_a_run_that_cannot_be_read_is_named_and_the_rest_is_counted(tmp_path: Pa
     done = status_lines(store, status=1)
     assert done[-1].endswith(f"set it aside with: mv {store.folder / key} {store.folder / key}.damaged")
     assert done[-2].count(",") == 2
+
+
+def test_runs_on_text_are_told_and_not_called_damaged(tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    for seed in (0, 1):
+        run = store.claim(cast(Recipe, small_recipe(seed=seed)))
+        assert run is not None
+        with run:
+            for split in ("train", "selection", "test"):
+                run.append({"step": 20, "split": split, "loss": 2.5, "targets": 60, "tokens": 1280})
+            if seed == 0:
+                run.end("finished")
+    done, open_one = (small_recipe(seed=seed).key for seed in (0, 1))
+    lines = status_lines(store)
+    said = "interrupted  attention(heads=2)  dim=16  rate=0.01  seed=1  step 20"
+    assert lines[0].split() == [*said.split(), open_one]
+    assert [sorted(line.split(", ")) for line in lines[1:]] == [["1 finished", "1 interrupted"]]
+    shown = CliRunner().invoke(app, ["show", done, "--store", str(store.folder)])
+    assert shown.exit_code == 0
+    assert "  test: 2.5000 nats a token, 60 tokens" in shown.output
+    table = tmp_path / "log.csv"
+    assert not CliRunner().invoke(app, ["export", "--log", "--store", str(store.folder), "--to", str(table)]).exit_code
+    assert len(table.read_text().splitlines()) == 7
+    for part in ("segments", "report"):
+        assert not any(cached_parts(store, [done], parts_with_report, part=part).values())
 
 
 def test_a_folder_without_runs_says_so_and_a_missing_one_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What `slice`, `probe` and `evaluate` do with trained runs, Hugging Face models and files of log-probabilities."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,7 +62,7 @@ def open_source(name: str, *, device: str, trust: bool, shape: tuple[int, int]) 
         from bestiary.slices.logprobs import read_losses
 
         found = read_losses(place, shape)
-        return LossSource(place.stem, None, lambda _: found)
+        return LossSource(short_name(name), None, lambda _: found)
     from bestiary.corpus.tokenizers import open_tokenizer
     from bestiary.lm.names import is_run
 
@@ -74,15 +75,24 @@ def open_source(name: str, *, device: str, trust: bool, shape: tuple[int, int]) 
         title = ", ".join(dict.fromkeys(map(str, recipe.pattern)))
         identity = (recipe.key, file_states(place), device)
         return LossSource(title, tokenizer, lambda contexts: model_losses(model, contexts, device=device), identity)
-    from bestiary.lm.huggingface import open_causal, token_losses
+    return open_other(name, device=device, trust=trust)
 
-    model, _ = open_causal(name, trust=trust, device=device)
-    tokenizer = open_tokenizer(name)
+
+def open_other(name: str, *, device: str, trust: bool) -> LossSource:
+    """Open a model of transformers; before each context it reads the token that its tokenizer puts before a text."""
+    from bestiary.corpus.tokenizers import open_tokenizer
+    from bestiary.lm.huggingface import open_causal, token_losses
+    from bestiary.lm.reader import first_token
+
+    place = Path(name)
+    model, encoder = open_causal(name, trust=trust, device=device)
+    first = first_token(encoder)
     identity = (name, file_states(place), str(getattr(model.config, "_commit_hash", None)), device)
+    identity += () if first is None else (f"after token {first}",)
     return LossSource(
-        place.stem if place.is_file() else place.name,
-        tokenizer,
-        lambda contexts: token_losses(model, contexts),
+        short_name(name),
+        open_tokenizer(name),
+        lambda contexts: token_losses(model, contexts, first=first),
         identity,
     )
 
@@ -92,6 +102,17 @@ def file_states(folder: Path) -> str:
     places = folder.iterdir() if folder.is_dir() else [folder]
     files = sorted(path for path in places if path.is_file())
     return " ".join(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files)
+
+
+def short_name(name: str) -> str:
+    """A model's name without the folders before it, and without the suffix of a file: that of others may have dots."""
+    return Path(name).stem if Path(name).is_file() else Path(name).name
+
+
+def default_folder(text: str, models: Sequence[str]) -> Path:
+    """Where results are written if nothing is said: a folder of these models on this text."""
+    where = re.sub(r"[^\w.-]+", "-", Path(text).name)
+    return FIGURES / "-".join(["slice", *map(short_name, models), "on", where])
 
 
 def claim_folder(out: Path) -> None:
@@ -134,7 +155,7 @@ def slice_models(
     from bestiary.slices import tables
     from bestiary.slices.hits import read_threshold
 
-    out = out or FIGURES / "-".join(["slice", *(Path(name).stem for name in models)])
+    out = out or default_folder(text.name, models)
     claim_folder(out)
     most = read_threshold(threshold, text.counts.total)
     if not text.facets.hits(most).any():
@@ -224,8 +245,8 @@ def bits_per_byte_lines(
     lines = [f"{name}: {bits_per_byte(given, text.bytes):.4f} bits per byte." for name, given in losses.items()]
     for name, source in others.items():
         assert source.tokenizer is not None
-        contexts, count = retokenize(text, source.tokenizer)
-        bits = bits_per_byte(measured(source, contexts, out), count)
+        contexts, counted, count = retokenize(text, source.tokenizer)
+        bits = bits_per_byte(measured(source, contexts, out)[counted], count)
         lines.append(
             f"{name}: {bits:.4f} bits per byte; its tokenizer is another, so losses of tokens are not compared."
         )

@@ -284,15 +284,18 @@ def file_literals(folder: Path, keys: Sequence[str], *files: str) -> str:
 
 
 def measurement_table(store: "Store", keys: Iterable[str]) -> "tuple[pd.DataFrame, list[str]]":
-    """One row for each measurement, and a line about each run that cannot be read."""
+    """One row for each measurement, and a line about each run that cannot be read; runs on text have no answers."""
     import pandas as pd
 
     from bestiary.runs.store import DamagedRun, damaged_run
+    from bestiary.runs.table import is_on_text
 
     rows, damaged, begun = [], [], set(store.run_keys())
     for key in [key for key in keys if key in begun]:
         try:
-            rows += [(key, *(line[name] for name in MEASURED)) for line in store.read(key).log]
+            record = store.read(key)
+            missing = dict.fromkeys(MEASURED) if is_on_text(record) else {}
+            rows += [(key, *((missing | line)[name] for name in MEASURED)) for line in record.log]
         except DamagedRun as fault:
             damaged.append(str(fault))
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as fault:

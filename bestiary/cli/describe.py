@@ -236,6 +236,8 @@ def recipe_lines(name: str) -> Iterator[str]:
 
 def run_lines(store: Store, key: str) -> Iterator[str]:
     """A run's recipe, origin and results. Raises DamagedRun."""
+    from bestiary.runs.table import is_on_text
+
     record = store.read(key)
     origin = store.folder / key / "origin.json"
     for field, value in record.recipe.items():
@@ -245,7 +247,9 @@ def run_lines(store: Store, key: str) -> Iterator[str]:
     yield json.dumps(json.loads(origin.read_text())) if origin.exists() else ""
     yield f"ended: {record.ended}" if record.ended else "not done"
     for line in record.log:
-        if line["split"] == "test" and not line["facet"]:
+        if line["split"] == "test" and is_on_text(record):
+            yield f"  test: {line['loss']:.4f} nats a token, {line['targets']:,} tokens"
+        elif line["split"] == "test" and not line["facet"]:
             yield f"  test segment {line['segment']}: {line['right']} of {line['asked']} right"
     if (failure := store.failure(key)) is not None:
         yield failure

@@ -99,7 +99,7 @@ def pretrain(
 ) -> None:
     """Train language models. The same command resumes a stopped run from its last checkpoint."""
     from bestiary.corpus.corpus import open_corpus
-    from bestiary.lm.loop import check_corpus
+    from bestiary.lm.loop import check_corpus, check_parts
     from bestiary.lm.loop import pretrain as train
 
     with user_input():
@@ -109,6 +109,7 @@ def pretrain(
         for recipe in recipes.values():
             recipe.check()
             check_corpus(recipe, text)
+            check_parts(recipe, accumulate, parallel)
     if dry_run:
         show_recipes(recipes)
         return
@@ -232,7 +233,8 @@ def slice_text(
     order: Annotated[int, typer.Option(min=2, max=5, help="Of the n-grams that are looked for.")] = 2,
     column: Annotated[str, typer.Option(help="Of a text in JSON lines or Parquet.")] = "text",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for tables, figures and the page; figures/slice-MODEL if not given.")
+        Path | None,
+        typer.Option(help="Folder for tables, figures and the page; figures/slice-MODEL-on-TEXT if not given."),
     ] = None,
     device: Device = "cpu",
     trust: Trust = False,

@@ -111,8 +111,9 @@ class Corpus:
         folder, name = self.folder / "counts", "train.bin"
         counted = (folder / "counts.json").is_file()  # these have checksums of their own, and know their tokens
         tokens = self.mapped(name, self.manifest["dtype"], checked=not counted)
-        tokenizer = self.manifest["tokenizer"]["hash"]
-        return count(tokens, self.vocab, tokenizer=tokenizer, memory=memory, folder=folder, progress=progress)
+        tokenizer, digest = self.manifest["tokenizer"]["hash"], self.manifest.get("digests", {}).get(name)
+        options: dict[str, Any] = {"tokenizer": tokenizer, "digest": digest, "memory": memory, "progress": progress}
+        return count(tokens, self.vocab, folder=folder, **options)
 
     def contexts(self, split: str, length: int, limit: int | None = None) -> np.ndarray:
         """The first `limit` windows of a split, of shape (windows, length + 1); row i begins at token i * length.

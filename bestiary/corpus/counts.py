@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from bestiary.corpus.counted import check_source, describe_source
 from bestiary.corpus.gguf import first_line
 from bestiary.runs.digests import digest_bytes
 from bestiary.runs.files import FAULTS, read_fields, write_file
@@ -39,7 +40,6 @@ MERGE_BYTES = 80  # of memory that merging needs for each key it holds
 TABLE = 2**20  # counters of the largest table: 8 MiB, which a cache holds; beyond that sorting is faster
 TABLE_BYTES = 24  # of memory that a table needs for each counter: the table, a block of keys, and the counts of those
 MAX_PARTS = 16  # parts on disk before they are merged into one
-SAMPLED_TOKENS = 1024  # tokens that identify a corpus among others of the same length
 MAX_VOCAB = 3_037_000_499  # the largest vocabulary whose square is an int64
 
 Chunk = tuple[NDArray[np.integer], NDArray[np.integer]]  # keys, ascending, and the count of each
@@ -131,12 +131,14 @@ def count(
     memory: int = MEMORY,
     folder: Path | str | None = None,
     shard: tuple[int, int] = (0, 1),
+    digest: str | None = None,
     progress: Progress | None = None,
 ) -> Counts:
     """Count the bigrams of an array of tokens (tokens,), which may be memory-mapped, in about `memory` bytes.
 
     The shard (i, n) is the i-th of n equal parts of the bigrams; the counts of all n shards, merged, are those of the
     whole. With a folder the counts are kept there, an interrupted count resumes, and a finished one is opened.
+    The folder knows the tokens by a checksum, or by their `digest` if one is given here, which saves reading them.
     `progress` is called with the bigrams counted and their total. Raises ValueError for tokens beyond the vocabulary,
     or a folder with other counts.
     """
@@ -144,16 +146,17 @@ def count(
     if folder is None:  # the files stay mapped after their folder is removed, as long as the counts live
         with TemporaryDirectory(prefix="bestiary-counts-", ignore_cleanup_errors=True) as scratch:
             return count_into(tokens, Path(scratch), header, span=span, memory=memory, progress=progress)
-    folder, source = Path(folder), {"vocab": vocab, "tokenizer": tokenizer, "shard": list(shard), **fingerprint(tokens)}
+    folder, settings = Path(folder), {"vocab": vocab, "tokenizer": tokenizer, "shard": list(shard)}
     if not (folder / "counts.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder):
             if not (folder / "counts.json").is_file():  # unless another process has just written it
-                if not (folder / "source.json").is_file():
-                    write_file(folder / "source.json", source)
-                check_source(folder, source)
+                if (folder / "source.json").is_file():
+                    check_source(folder, tokens, settings, digest)
+                else:
+                    write_file(folder / "source.json", describe_source(tokens, settings, digest))
                 return count_into(tokens, folder, header, span=span, memory=memory, progress=progress)
-    check_source(folder, source)
+    check_source(folder, tokens, settings, digest)
     return open_counts(folder)
 
 
@@ -307,24 +310,6 @@ def shard_bounds(tokens: np.ndarray, vocab: int, shard: tuple[int, int]) -> tupl
         raise ValueError(f"shard {index} of {number}: give one from 0 to {number - 1}")
     last = max(0, len(tokens) - 1)
     return last * index // number, last * (index + 1) // number
-
-
-def fingerprint(tokens: np.ndarray) -> dict[str, int]:
-    """Identifies tokens by their number and a sample."""
-    sample = np.asarray(tokens[:: max(1, len(tokens) // SAMPLED_TOKENS)]).astype(np.int64)
-    return {"tokens": len(tokens), "sample": zlib.crc32(sample.data)}
-
-
-def check_source(folder: Path, source: dict[str, Any]) -> None:
-    """Raises ValueError if a folder has counts of something else, or of something unknown."""
-    stored = dict[str, Any]()
-    with suppress(*FAULTS):
-        stored = read_fields(folder / "source.json")
-    if name := next((name for name in source if stored.get(name) != source[name]), None):
-        raise ValueError(
-            f"{folder} has a count of other tokens ({name} {stored.get(name, 'unknown')} there, {source[name]} given): "
-            "give another folder or remove it"
-        )
 
 
 @contextmanager

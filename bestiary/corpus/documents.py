@@ -336,5 +336,5 @@ def read_hub(name: str) -> Iterator[tuple[str, Any]]:
         stream = datasets.load_dataset(address[0], address[1], split=split or "train", streaming=True)
         for number, row in enumerate(stream, start=1):
             yield f"hf:{name}, row {number}", row
-    except (OSError, ValueError) as fault:
+    except Exception as fault:  # the hub, its client and `datasets` each raise their own
         raise LookupError(f"datasets cannot open hf:{name}: {first_line(fault)}") from None

@@ -117,7 +117,10 @@ def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def read_shards(folder: Path, files: list[str], targets: Mapping[str, Tensor]) -> None:
-    """Fill tensors, or the rows of them that this process holds, from shards."""
+    """Fill tensors, or the rows of them that this process holds, from shards.
+
+    The optimizer has no state there of a weight that had no gradient yet: it becomes 0, which is how it begins.
+    """
     with ExitStack() as stack:
         parts: dict[str, list[tuple[int, Any]]] = {}
         for name in files:
@@ -128,10 +131,15 @@ def read_shards(folder: Path, files: list[str], targets: Mapping[str, Tensor]) -
             rows = json.loads(shard.metadata()["rows"])
             for key in shard.keys():  # noqa: SIM118
                 parts.setdefault(key, []).append((rows.get(key, 0), shard.get_slice(key)))
+        stepped = {key.rpartition("/")[0] for key in parts if key.startswith("optimizer/")}
         for key, target in targets.items():
+            local, start = local_rows(target)
+            if key.startswith("optimizer/") and key.rpartition("/")[0] not in stepped:
+                local.zero_()
+                continue
             if key not in parts:
                 raise ValueError(f"{folder} is the checkpoint of another model: it holds no {key}")
-            fill_rows(*local_rows(target), parts[key], f"{key} in {folder}")
+            fill_rows(local, start, parts[key], f"{key} in {folder}")
 
 
 def fill_rows(local: Tensor, start: int, parts: list[tuple[int, Any]], name: str) -> None:

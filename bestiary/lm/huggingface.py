@@ -341,12 +341,21 @@ def explain_error(name: str, fault: Exception, *, trust: bool) -> Exception:
 
 
 def token_losses(
-    model: nn.Module, contexts: "NDArray[np.integer]", *, device: str | None = None, numbers: int = 2**25
+    model: nn.Module,
+    contexts: "NDArray[np.integer]",
+    *,
+    first: int | None = None,
+    device: str | None = None,
+    numbers: int = 2**25,
 ) -> "NDArray[np.float32]":
     """The loss in nats (n, T) of each token after the first in contexts (n, T + 1), by a causal model of transformers.
 
-    At most `numbers` logits are computed at a time. Raises ValueError for tokens that the model does not have.
+    The model reads the token `first`, if given, before each context. At most `numbers` logits are computed at a time.
+    Raises ValueError for tokens that the model does not have.
     """
+    if first is not None:
+        longer = np.insert(contexts.astype(np.int64), 0, first, axis=1)
+        return token_losses(model, longer, device=device, numbers=numbers)[:, 1:]
     if device is not None:
         model.to(device)
     vocab, losses = model.get_input_embeddings().weight.shape[0], []  # pyright: ignore

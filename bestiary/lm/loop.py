@@ -20,6 +20,7 @@ from bestiary.lm.distributed import TrainingGroup, training_group
 from bestiary.lm.pretraining import Parallel, Pretraining
 from bestiary.lm.speed import flops_per_token, peak_flops
 from bestiary.mixers._mixer import decayed_names
+from bestiary.mixers._router import Router
 from bestiary.model import Model
 from bestiary.ops.readout import BLOCK, cross_entropy
 from bestiary.runs.resuming import ResumableRun
@@ -36,7 +37,7 @@ SAVE_EVERY = 500  # steps between checkpoints
 
 
 class ExecutionConfig(NamedTuple):
-    """How a run is executed; it affects rounding and speed, and which masks dropout draws, and is not in the recipe."""
+    """How a run is executed, which is not in the recipe; `pretrain` says what it changes."""
 
     device: str = "cpu"
     accumulate: int = 1
@@ -64,13 +65,12 @@ def pretrain(
     `tokens` (trained on so far) and, for training, `tokens_per_second`, `mfu` (the share of the peak that this is) and
     `rate`. A run that diverges ends there and is recorded as diverged in `done`. A step reads its sequences in
     `accumulate` parts; `parallel` splits them between the processes that torchrun has started. Both change rounding,
-    and the masks of dropout. With `trust_checkpoint` it also resumes from a sharded checkpoint of version 0.1, which is
-    a pickle. Raises ValueError if recipe, corpus and options do not fit, if a checkpoint is damaged or another process
-    holds the run.
+    the masks of dropout, and the costs that mixers add, which become means over parts. With `trust_checkpoint` it also
+    resumes from a sharded checkpoint of version 0.1, which is a pickle. Raises ValueError if recipe, corpus and options
+    do not fit, if a checkpoint is damaged or another process holds the run.
     """
     check_corpus(recipe, corpus)
-    if recipe.batch % accumulate or accumulate < 1:
-        raise ValueError(f"{recipe.batch} sequences a step do not fall into {accumulate} equal parts")
+    check_parts(recipe, accumulate, parallel)
     config = ExecutionConfig(device, accumulate, parallel, save_every, compile, trust_checkpoint)
     yield from run_pretraining(recipe, corpus, Path(folder), config)
 
@@ -86,6 +86,21 @@ def check_corpus(recipe: Pretraining, corpus: "Corpus") -> None:
         corpus.contexts(split, recipe.context, 1)
     if not (tokenizer := corpus.folder / "tokenizer" / "tokenizer.json").is_file():
         raise ValueError(f"{tokenizer} is missing, and the trained model could not read text without it")
+
+
+def check_parts(recipe: Pretraining, accumulate: int, parallel: str) -> None:
+    """Raises ValueError for a recipe whose steps cannot be read in so many parts, or by several processes."""
+    if accumulate < 1 or recipe.batch % accumulate:
+        raise ValueError(f"{recipe.batch} sequences a step do not fall into {accumulate} equal parts")
+    if accumulate == 1 and parallel == "none":
+        return
+    with torch.device("meta"):
+        parts = recipe.build().modules()
+    if any(isinstance(part, Router) and part.open for part in parts):
+        raise ValueError(
+            "a router with `open` counts training passes and follows the scores of each: its model is trained by one "
+            "process with whole batches, without --accumulate and --parallel"
+        )
 
 
 class Objective(nn.Module):
@@ -293,7 +308,8 @@ class TrainingLoop:
         self.group.broadcast(None)
         files = save_state(self.group, self.model, self.optimizer, new)
         if self.run is not None:
-            self.run.write_checkpoint({"step": self.step, "sum": total, "files": files})
+            record = {"step": self.step, "sum": total, "origins": self.run.origins(self.step), "files": files}
+            self.run.write_checkpoint(record)
             for old in folder.glob("step-*"):
                 if old != new:
                     shutil.rmtree(old)
@@ -309,6 +325,9 @@ class TrainingLoop:
                 except ValueError as fault:
                     raise ValueError(f"{fault}; remove {folder} to start the run over") from None
                 self.run.seconds_before = last.get("seconds", 0.0)
+                if earlier := last.get("origins"):  # records of earlier versions have none
+                    self.run.details["earlier"] = earlier
+                    self.run.write_origin()
             self.step = last["step"]
             place, trust = folder / f"step-{self.step}", self.config.trust_checkpoint
             load_state(self.group, self.model, self.optimizer, place, last, trust=trust)

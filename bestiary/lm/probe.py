@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bestiary.lm.journal import Journal
 from bestiary.lm.questions import DRAW, Question, Setting, check_setting, count_choices, draw_questions, kinds
 from bestiary.lm.reader import Reader, make_reader
-from bestiary.runs.intervals import wilson
+from bestiary.runs.intervals import interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +37,11 @@ TASKS = ("mqar", "phone_book", "needle")  # unless others are asked for
 
 
 class Row(NamedTuple):
-    """The result at one difficulty; `low` and `high` are Wilson's 95 % interval for `ranked`."""
+    """The result at one difficulty; `low` and `high` are a 95 % interval for `ranked`, over contexts.
+
+    It is Student's t over the shares of the contexts, since questions about one context are not independent, but never
+    narrower than Wilson's interval for all questions.
+    """
 
     task: str
     shots: int
@@ -138,10 +142,11 @@ def measure(
     tell: Callable[[int], None],
 ) -> Row:
     """Ask `total` questions of one difficulty, context by context."""
-    exact, ranked, length, asked, context = 0.0, 0.0, 0, 0, 0
+    exact, ranked, length, asked, shares = 0.0, 0.0, 0, 0, list[float]()
     others = "" if other is None else hashlib.sha256(json.dumps(other).encode()).hexdigest()[:12]
     asked_how = seed, questions, choices, others
     while asked < total:
+        context = len(shares)
         key = json.dumps([*setting, context, *asked_how])
         if key not in journal:
             tell(asked)
@@ -149,11 +154,12 @@ def measure(
             journal.add(key, ask(read, draw_questions(rng, setting, min(questions, total - asked), choices, other)))
         for greedy, first, size in journal[key]:
             exact, ranked, length = exact + greedy, ranked + first, length + size
-        asked, context = asked + len(journal[key]), context + 1
-    low, high = wilson(ranked / asked, asked)
+        asked += len(journal[key])
+        shares.append(sum(first for _, first, _ in journal[key]) / len(journal[key]))
+    ends = interval(shares, asked)
     task, entries, words, depth, shots = setting
-    shares = (exact / asked, ranked / asked, 1 / count_choices(setting, choices), low, high)
-    return Row(task, shots, round(length / asked), words, entries, depth, *shares, asked)
+    found = (exact / asked, ranked / asked, 1 / count_choices(setting, choices), *ends)
+    return Row(task, shots, round(length / asked), words, entries, depth, *found, asked)
 
 
 def ask(read: Reader, batch: list[Question]) -> list[tuple[bool, float, int]]:

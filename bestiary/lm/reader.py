@@ -175,8 +175,14 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     """The tokens of a text, with the one that the tokenizer puts in front, without those that it puts at the end."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.encode([text])[0].tolist()
-    tokens, first = tokenizer.encode(text, add_special_tokens=False), tokenizer.bos_token_id
-    return tokens if first is None or tokenizer.encode("a")[:1] != [first] else [first, *tokens]
+    tokens, first = tokenizer.encode(text, add_special_tokens=False), first_token(tokenizer)
+    return tokens if first is None else [first, *tokens]
+
+
+def first_token(tokenizer: Any) -> int | None:
+    """The token that a tokenizer of transformers puts in front of every text; None if it puts none."""
+    first = tokenizer.bos_token_id
+    return first if first is not None and tokenizer.encode("a")[:1] == [first] else None
 
 
 def common_prefix(rows: Sequence[list[int]]) -> list[int]:

@@ -1,6 +1,7 @@
 """Runs that go on from a checkpoint after they were interrupted. Does not import torch.
 
-    runs/<key>/checkpoint/last.json     the record: step, size and digest of the log, seconds, files with their digests
+    runs/<key>/checkpoint/last.json     the record: step, size and digest of the log, seconds, what made the run so far
+                                        (origins), files with their digests
                           ...           the files that it names
 
 The record is written when its files are complete, and makes them the checkpoint.
@@ -59,6 +60,11 @@ class ResumableRun(Run):
         whole = path.is_file() and path.stat().st_size >= size
         if not whole or ("log_digest" in record and self.log_digest(size) != record["log_digest"]):
             raise ValueError(f"{path} is damaged: it is not the log that its checkpoint knows")
+
+    def origins(self, step: int) -> list[dict[str, Any]]:
+        """What made each part of the run up to a step, this part last: for the record of a checkpoint."""
+        this = {name: value for name, value in self.origin.items() if name != "earlier"}
+        return [*self.origin.get("earlier", []), this | {"until": step}]
 
     def flush_log(self) -> int:
         """Write the log to disk; its size in bytes. Raises ClaimLost if another worker holds the run now."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 LOGITS_AT_ONCE = 2**25  # logits computed at a time
 STREAMED = 16  # times as many contexts as the limit are read of a data set that is streamed, to choose from
+
+
+class Passage(NamedTuple):
+    """A part of a document."""
+
+    text: str
+    begins: bool  # where its document begins
+    ends: bool  # where its document ends
 
 
 @dataclass(frozen=True)
@@ -63,23 +71,28 @@ class Text:
         positions = self.starts[:, None] + np.arange(1, self.shape[1] + 1)
         return int(self.token_bytes.sizes(positions).sum())
 
-    def passages(self) -> Iterator[str]:
+    def passages(self) -> Iterator[Passage]:
         """The predicted text: a passage for each document in each run of adjoining contexts."""
-        length = self.shape[1]
+        length, separator = self.shape[1], self.corpus.tokenizer.separator
         breaks = np.flatnonzero(np.diff(self.starts) != length) + 1
         for run in np.split(np.arange(len(self.starts)), breaks):
             owner = self.documents[run].ravel()
             edges = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
             first = int(self.starts[run[0]]) + 1
+            begins, ends = (bool(self.contexts[at] == separator) for at in ((run[0], 0), (run[-1], -1)))
             for start, stop in zip(edges[:-1], edges[1:], strict=True):
                 if passage := self.token_bytes.text(first + start, first + stop):
-                    yield passage
+                    yield Passage(passage, begins or start > 0, ends or stop < len(owner))
 
 
 def split_text(corpus: "Corpus", split: str, length: int, limit: int | None = None, *, order: int = 2) -> Text:
-    """The contexts of a split of a corpus; with a limit, so many of them, spread evenly over the split."""
-    tokens, rows = corpus.tokens(split), len(corpus.contexts(split, length))
-    starts = spread(rows, limit) * length
+    """The contexts of a split of a corpus; with a limit, so many of them, spread evenly over the split.
+
+    Raises ValueError for a split shorter than a context.
+    """
+    tokens = corpus.tokens(split)
+    corpus.contexts(split, length, 1)  # raises the error
+    starts = spread((len(tokens) - 1) // length, limit) * length
     contexts = tokens[starts[:, None] + np.arange(length + 1)].astype(np.int64)
     numbers = document_numbers(starts, length, corpus.ends(split))
     name = f"{split} of {corpus.folder.name}"
@@ -197,14 +210,22 @@ def bits_per_byte(losses: "NDArray", count: int) -> float:
     return float(losses.sum(dtype=np.float64)) / np.log(2) / count
 
 
-def retokenize(text: Text, tokenizer: "Tokenizer") -> tuple["NDArray[np.int64]", int]:
-    """The same passages in contexts of another tokenizer's tokens, and the bytes predicted in them.
+def retokenize(text: Text, tokenizer: "Tokenizer") -> tuple["NDArray[np.int64]", "NDArray[np.bool_]", int]:
+    """The same passages in contexts of another tokenizer's tokens, which of them count, and the bytes of those.
 
-    An incomplete last context is left out, here as for the text itself.
+    Of the predicted tokens (n, length), those do not count that stand where the text breaks off: the separator after a
+    passage that ends within a document, and the first token of one that begins within a document. An incomplete last
+    context is left out, here as for the text itself.
     """
-    parts, sizes = [], []
-    for tokens, ends in tokenizer.encode_with_ends(list(text.passages())):
+    passages = list(text.passages())
+    parts, sizes, counted = [], [], []
+    encoded = tokenizer.encode_with_ends([passage.text for passage in passages])
+    for (tokens, ends), passage in zip(encoded, passages, strict=True):
         parts.append(np.append(tokens, tokenizer.separator))
         sizes.append(np.append(np.diff(ends, prepend=0), 0))
-    contexts = windows(np.concatenate(parts), text.shape[1])
-    return contexts, int(windows(np.concatenate(sizes), text.shape[1])[:, 1:].sum())
+        counted.append(np.ones(len(tokens) + 1, np.bool_))
+        counted[-1][0] = passage.begins
+        counted[-1][-1] &= passage.ends
+    contexts, size, counts = (windows(np.concatenate(each), text.shape[1]) for each in (parts, sizes, counted))
+    counts = counts[:, 1:] > 0
+    return contexts, counts, int(size[:, 1:][counts].sum())

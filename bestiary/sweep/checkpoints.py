@@ -113,14 +113,13 @@ class CheckpointedRun(ResumableRun):
         """
         self.flush_log()
         step = int(tensors["step"])
-        earlier = self.origin.get("earlier", [])
-        origins = [*earlier, {name: x for name, x in self.origin.items() if name != "earlier"} | {"until": step}]
         name = f"{self.claim.name}-step-{step}.safetensors"
         try:
             self.checkpoint.mkdir(exist_ok=True)
             alone = {slot: tensor.detach().clone() for slot, tensor in tensors.items()}  # they may share memory
             files = {name: write_tensors(self.checkpoint / name, alone)}
-            self.write_checkpoint({"key": self.recipe.key, "step": step, "origins": origins, "files": files})
+            record = {"key": self.recipe.key, "step": step, "origins": self.origins(step), "files": files}
+            self.write_checkpoint(record)
             for old in self.checkpoint.iterdir():
                 if old.name not in (name, RECORD) and old.name.startswith(("claim-", ".")):
                     old.unlink(missing_ok=True)
