@@ -115,6 +115,8 @@ def test_a_router_that_counts_passes_is_not_trained_in_parts(text: Corpus, tmp_p
     assert done.status == 2
     assert "counts training passes" in done.err
     assert not (tmp_path / "runs").exists()
+    wrong = command("pretrain", "attention", "--parallel", "dpp", "--corpus", text.folder, folder=tmp_path)
+    assert (wrong.status, wrong.err) == (2, "bestiary: parallel='dpp': it is none, ddp, fsdp\n")
     assert list(pretrain(opening, text, tmp_path / "runs"))
     assert list(pretrain(small_recipe(pattern="selected", **given), text, tmp_path / "runs", accumulate=2))
 

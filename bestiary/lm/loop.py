@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ def check_corpus(recipe: Pretraining, corpus: "Corpus") -> None:
 
 def check_parts(recipe: Pretraining, accumulate: int, parallel: str) -> None:
     """Raises ValueError for a recipe whose steps cannot be read in so many parts, or by several processes."""
+    if parallel not in get_args(Parallel):
+        raise ValueError(f"parallel={parallel!r}: it is {', '.join(get_args(Parallel))}")
     if accumulate < 1 or recipe.batch % accumulate:
         raise ValueError(f"{recipe.batch} sequences a step do not fall into {accumulate} equal parts")
     if accumulate == 1 and parallel == "none":
