@@ -69,7 +69,7 @@ HYBRIDS = {
     f"attention{SEEN}": by_layer("a", BY_LAYER + SEEN, window=WINDOW),
 }
 MIXERS = {name: hybrid.pattern for name, hybrid in HYBRIDS.items()}
-COLUMNS = RECALL, HARDEST, TRACKING, LONGER = "recall", "recall, 32 pairs in 128", "S3", "S3, longer"
+COLUMNS = RECALL, HARDEST, TRACKING, LONGER = "recall", "32 pairs in 128", "S3 at 32", "S3 at 128"
 TINY = {"dim": 16, "steps": 4, "every": 2, "warmup": 0, "batch": 8, "selection_rows": 8, "test_rows": 8}
 
 
@@ -106,16 +106,25 @@ def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """What share of its heads attends, and the accuracy with its interval in every column: a row for each hybrid."""
+    rows: dict[str, dict[str, Any]] = {}
+    for score in scores(table).to_dict("records"):
+        row = rows.setdefault(score["mixer"], {"mixer": score["mixer"], "attending": score["attending"]})
+        row[score["column"]] = score["value"]
+        row |= {f"{score['column']} {end}": score[end] for end in ("low", "high")}
+    return pd.DataFrame(list(rows.values()))
+
+
+def scores(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy with its interval of every hybrid in every column, and what share of its heads attends."""
     scales = (tracking_grid.WIDTHS[dim] for dim in table["dim"].unique())
-    scores = pd.concat([score_parts(table, parts(scale), MIXERS) for scale in scales])
-    shares = {name: hybrid.share for name, hybrid in HYBRIDS.items()}
-    return scores.assign(attending=scores["mixer"].map(shares))
+    found = pd.concat([score_parts(table, parts(scale), MIXERS) for scale in scales])
+    return found.assign(attending=found["mixer"].map({name: hybrid.share for name, hybrid in HYBRIDS.items()}))
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Accuracy against the share of heads that attend; and every hybrid's in a table."""
-    found = summary(table)
+    found = scores(table)
     kinds = {hybrid.kind: None for hybrid in HYBRIDS.values() if hybrid.kind}
     contents, levels = {}, {}
     for column in COLUMNS:
