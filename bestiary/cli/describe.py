@@ -262,10 +262,10 @@ def diagnosis(store: Store, key: str, *, brief: bool = False) -> Iterator[str]:
     """
     from bestiary.report.command import pattern_text
     from bestiary.report.doctor import diagnose, finding_lines
-    from bestiary.runs.table import unfinished_state
+    from bestiary.runs.table import is_on_text, unfinished_state
 
     record = store.read(key)
-    if "kind" in record.recipe:
+    if is_on_text(record):
         return
     recipe = Recipe.read(record.recipe)
     if not record.ended:

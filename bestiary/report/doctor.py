@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from bestiary.constructions.bounds import argmax_state, least_state
 from bestiary.report.command import command, pattern_text, shell_quote
 from bestiary.report.levels import task_levels
 from bestiary.report.runs import UNBUILDABLE, model_size
@@ -325,6 +324,8 @@ def largest_step(recipe: Recipe, moved: float) -> float:
 
 def small_state(patient: Patient) -> Iterator[Finding]:
     """A state that is smaller than what a linear memory of so many random keys takes (a law of large sizes)."""
+    from bestiary.constructions.bounds import argmax_state, least_state  # they need pandas
+
     recipe = patient.recipe
     loads = [(part, dict(part.options)) for part in recipe.test if part.name == "mqar"]
     if not loads:
