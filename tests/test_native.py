@@ -202,16 +202,26 @@ def selective_inputs(batch: int, time: int, channels: int, modes: int, dtype: to
     return [x.to(dtype).requires_grad_() for x in (*given, torch.randn(batch, channels, modes))]
 
 
+def test_a_compiler_that_is_there_builds_the_library() -> None:
+    try:
+        _build.compiler()
+    except _build.Unavailable as fault:
+        pytest.skip(str(fault))
+    assert not isinstance(found := _build.library(), str), found
+
+
 @NEEDS_COMPILER
 @pytest.mark.parametrize("time", LENGTHS)
 @pytest.mark.parametrize(("channels", "modes"), [(5, 1), (16, 4), (33, 7), (64, 16), (20, 31)])
 def test_the_selective_scan_agrees_with_the_scan(channels: int, modes: int, time: int) -> None:
     given = selective_inputs(2, time, channels, modes, torch.float32)
-    for asked, rates in ((None, True), (torch.randint(time, (2, 3)), True), (None, False)):
+    some = torch.randint(time, (2, 3))
+    for asked, rates, negative in ((None, True, False), (some, True, False), (None, False, False), (some, True, True)):
         found = []
         for dtype, how in ((torch.float32, "native"), (torch.float64, "torch")):
             parts = [x.detach().to(dtype).requires_grad_() for i, x in enumerate(given) if rates or i != 2]
-            y, last = selective_scan(*(parts if rates else (*parts[:2], None, *parts[2:])), asked, backend=how)
+            split = parts if rates else (*parts[:2], None, *parts[2:])
+            y, last = selective_scan(*split, asked, negative=negative, backend=how)
             found.append([y, last, *torch.autograd.grad(y.square().sum() + last.sum(), parts)])
         for one, other in zip(*found, strict=True):
             close(one, other)

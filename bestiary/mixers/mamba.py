@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bestiary.mixers._mixer import Chosen, Features, Mixer, ShortConv, Where, check_rank, step_sizes, take
-from bestiary.ops.precision import upcast
-from bestiary.ops.scan import scan, selective_scan
+from bestiary.ops.scan import selective_scan
 from bestiary.spec import Positive
 
 
@@ -80,12 +79,7 @@ class Mamba(Mixer):
         """C_t h_t + D x_t at the positions asked for, and the last h."""
         low, b, c = self.low(inner).split(self.widths, dim=-1)
         dt, a = F.softplus(self.dt(low)), -self.rate.exp()
-        if self.negative:
-            dt = upcast(dt).unsqueeze(-1)
-            states, h = scan(2 * torch.exp(dt * upcast(a)) - 1, dt * inner.unsqueeze(-1) * b.unsqueeze(-2), h)
-            y = (take(states, where) @ take(upcast(c), where).unsqueeze(-1)).squeeze(-1).to(inner.dtype)
-        else:
-            y, h = selective_scan(dt, inner, a, b, c, h, where)
+        y, h = selective_scan(dt, inner, a, b, c, h, where, negative=self.negative)
         return y + self.skip * take(inner, where), h
 
     def read(self, y: Float[Tensor, "batch _ inner"], x: Chosen) -> Chosen:

@@ -86,7 +86,7 @@ RECURRENCE = structure(
 )
 SELECTIVE = structure(
     "Selective",
-    "batch time channels modes sharing threads",
+    "batch time channels modes sharing negative threads",
     [
         *pointers("dt u rate b c"),
         *((name, ctypes.c_int64) for name in ["b_batch", "b_time", "c_batch", "c_time"]),
@@ -267,21 +267,21 @@ class _RecurrenceGradient(Gradient):
 
 
 def selective_scan(
-    dt: Tensor, u: Tensor, a: Tensor | None, b: Tensor, c: Tensor, state: Tensor
+    dt: Tensor, u: Tensor, a: Tensor | None, b: Tensor, c: Tensor, state: Tensor, negative: bool
 ) -> tuple[Tensor, Tensor]:
     """`scan.selective_scan` in float32."""
     parts = [dt, u, b, c, state.mT, *([] if a is None else [a.mT.unsqueeze(0)])]
-    y, last, _ = _Selective.apply(wants_gradient(parts), *parts)
+    y, last, _ = _Selective.apply(negative, wants_gradient(parts), *parts)
     return y, last.mT
 
 
-def selective(parts: Sequence[Tensor], **further: Tensor) -> tuple[ctypes.Structure, Any]:
+def selective(negative: bool, parts: Sequence[Tensor], **further: Tensor) -> tuple[ctypes.Structure, Any]:
     """What the library is given, and the tensors that must live as long."""
     dt, u, b, c, state, *rates = parts
     dt, u, state, *rates = (x.contiguous() for x in (dt, u, state, *rates))
     b, c = dense_rows(b), dense_rows(c)
     sharing = max(1, len(dt) // max(1, len(rates[0]))) if rates else 1
-    sizes = (*dt.shape, b.shape[-1], sharing, torch.get_num_threads())
+    sizes = (*dt.shape, b.shape[-1], sharing, negative, torch.get_num_threads())
     rate = rates[0].data_ptr() if rates else None
     strides = (*b.stride()[:2], *c.stride()[:2])
     given = SELECTIVE(*sizes, dt.data_ptr(), u.data_ptr(), rate, b.data_ptr(), c.data_ptr(), *strides, state.data_ptr())
@@ -294,10 +294,10 @@ class _Selective(Kernel):
     """y, the last state and what is kept; of dt, u, B, C, the state, and A if there is one (under vmap one a model)."""
 
     @staticmethod
-    def forward(keep: bool, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(negative: bool, keep: bool, *parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         dt, state = parts[0], parts[4]
         y, last = dt.new_empty(dt.shape), dt.new_empty(state.shape)
-        given, held = selective(parts, y=y, last=last)
+        given, held = selective(negative, parts, y=y, last=last)
         kept = dt.new_empty(len(dt), kept_size("selective", given) if keep else 0)
         given.kept = kept.data_ptr() if kept.numel() else None
         call("selective_forward", given)
@@ -306,7 +306,7 @@ class _Selective(Kernel):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        _, *parts = inputs
+        ctx.negative, _, *parts = inputs
         ctx.mark_non_differentiable(output[2])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[2], *parts)
@@ -314,20 +314,20 @@ class _Selective(Kernel):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         saved = ctx.saved_tensors
-        return None, *_SelectiveGradient.apply(*fill(grads, saved[1], saved[5]), *saved)
+        return None, None, *_SelectiveGradient.apply(ctx.negative, *fill(grads, saved[1], saved[5]), *saved)
 
 
 class _SelectiveGradient(Gradient):
     """The gradient of each part."""
 
     @staticmethod
-    def forward(gy: Tensor, glast: Tensor, kept: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
+    def forward(negative: bool, gy: Tensor, glast: Tensor, kept: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         dt, u, b, _, state, *rates = parts
         gdt, gu, gstate = (x.new_empty(x.shape) for x in (dt, u, state))
         gb_c = b.new_empty(*b.shape, 2)
         grates = [x.new_empty(len(dt), *x.shape[1:]) for x in rates]
         grads = {"gdt": gdt, "gu": gu, "gb_c": gb_c, "gstate": gstate, **({"grate": grates[0]} if rates else {})}
-        given, held = selective(parts, gy=gy.contiguous(), glast=glast.contiguous(), kept=kept, **grads)
+        given, held = selective(negative, parts, gy=gy.contiguous(), glast=glast.contiguous(), kept=kept, **grads)
         call("selective_backward", given)
         del held
         grates = [g.unflatten(0, (len(x), len(dt) // len(x))).sum(1) for g, x in zip(grates, rates, strict=True)]

@@ -562,14 +562,15 @@ extern "C" int64_t recurrence_kept(const Recurrence* r) { return r->heads * Cut(
 extern "C" int recurrence_forward(const Recurrence* r) { return recur(*r, false); }
 extern "C" int recurrence_backward(const Recurrence* r) { return recur(*r, true); }
 
-// The selective scan: h' = decay h + dt u B,  y = C . h'  in each channel, where the decay is exp(dt A), or 1 - dt B^2 if
-// there is no A.
+// The selective scan: h' = decay h + dt u B,  y = C . h'  in each channel, where the decay is exp(dt A), or 2 exp(dt A) - 1
+// if it may be negative, or 1 - dt B^2 if there is no A.
 
 enum { SELECTIVE_SEGMENT = 16 };
+enum Decay { POSITIVE, NEGATIVE, WITHOUT_A };
 
 struct Selective {
   int64_t batch, time, channels, modes;
-  int64_t sharing, threads;  // so many sequences in a row share one A
+  int64_t sharing, negative, threads;  // so many sequences in a row share one A; whether decays may be negative
   const float *dt, *u;       // (batch, time, channels), dense as y
   const float* rate;         // A: (batch / sharing, modes, channels), or null
   const float *b, *c;        // (batch, time, modes), the last axis dense
@@ -580,18 +581,24 @@ struct Selective {
   float *gdt, *gu, *grate, *gb_c, *gstate;  // of A for each sequence; of B and C as (batch, time, modes, 2)
 };
 
+template <int DECAY>
+static INLINE Vector decay_of(Vector dt, Vector rate, float b) {  // the rate times log2(e)
+  if (DECAY == WITHOUT_A) return 1.0f - dt * (b * b);
+  return DECAY == NEGATIVE ? 2.0f * power(dt * rate) - 1.0f : power(dt * rate);
+}
+
 static INLINE int64_t selective_segments(const Selective& r) {
   return (r.time + SELECTIVE_SEGMENT - 1) / SELECTIVE_SEGMENT;
 }
 
 // MODES numbers of the state, from `mode` on, of the channels from `channel` on
-template <int MODES, bool RATES>
+template <int MODES, int DECAY>
 static INLINE void selective_forward(const Selective& r, int64_t batch, int64_t channel, int64_t mode) {
   const int64_t count = r.channels - channel, wide = round_up(r.channels), segments = selective_segments(r);
-  const float* rates = RATES ? r.rate + (batch / r.sharing * r.modes + mode) * r.channels + channel : nullptr;
+  const float* rates = DECAY != WITHOUT_A ? r.rate + (batch / r.sharing * r.modes + mode) * r.channels + channel : nullptr;
   Vector h[MODES], rate[MODES];
   for (int n = 0; n < MODES; n++) {
-    rate[n] = RATES ? LOG2_E * load(rates + n * r.channels, count) : Vector{};
+    rate[n] = DECAY != WITHOUT_A ? LOG2_E * load(rates + n * r.channels, count) : Vector{};
     h[n] = load(r.state + (batch * r.modes + mode + n) * r.channels + channel, count);
   }
   for (int64_t t = 0; t < r.time; t++) {
@@ -603,7 +610,7 @@ static INLINE void selective_forward(const Selective& r, int64_t batch, int64_t 
     const Vector dt = load(r.dt + place, count), x = dt * load(r.u + place, count);
     Vector y = {};
     for (int n = 0; n < MODES; n++) {
-      h[n] = (RATES ? power(dt * rate[n]) : 1.0f - dt * (b[n] * b[n])) * h[n] + x * b[n];
+      h[n] = decay_of<DECAY>(dt, rate[n], b[n]) * h[n] + x * b[n];
       y += h[n] * c[n];
     }
     add(r.y + place, y, count, mode == 0);
@@ -629,15 +636,15 @@ struct Scratch {
   }
 };
 
-template <int MODES, bool RATES>
+template <int MODES, int DECAY>
 static INLINE void selective_backward(const Selective& r, const Scratch& s, int64_t batch, int64_t segment,
                                       int64_t channel, int64_t mode) {
   const int64_t count = r.channels - channel, wide = round_up(r.channels), segments = selective_segments(r);
   const int64_t start = segment * SELECTIVE_SEGMENT, end = least(start + SELECTIVE_SEGMENT, r.time);
-  const float* rates = RATES ? r.rate + (batch / r.sharing * r.modes + mode) * r.channels + channel : nullptr;
+  const float* rates = DECAY != WITHOUT_A ? r.rate + (batch / r.sharing * r.modes + mode) * r.channels + channel : nullptr;
   Vector h[MODES], rate[MODES];
   for (int n = 0; n < MODES; n++) {
-    rate[n] = RATES ? LOG2_E * load(rates + n * r.channels, count) : Vector{};
+    rate[n] = DECAY != WITHOUT_A ? LOG2_E * load(rates + n * r.channels, count) : Vector{};
     h[n] = load(r.kept + ((batch * segments + segment) * r.modes + mode + n) * wide + channel);
     store(s.states + (2 * n + 1) * LANES, h[n]);
   }
@@ -647,7 +654,7 @@ static INLINE void selective_backward(const Selective& r, const Scratch& s, int6
     const Vector dt = load(r.dt + place, count), x = dt * load(r.u + place, count);
     float* states = s.states + (t - start + 1) * MODES * 2 * LANES;
     for (int n = 0; n < MODES; n++) {
-      const Vector decay = RATES ? power(dt * rate[n]) : 1.0f - dt * (b[n] * b[n]);
+      const Vector decay = decay_of<DECAY>(dt, rate[n], b[n]);
       h[n] = decay * h[n] + x * b[n];
       store(states + 2 * n * LANES, decay);
       store(states + (2 * n + 1) * LANES, h[n]);
@@ -657,7 +664,7 @@ static INLINE void selective_backward(const Selective& r, const Scratch& s, int6
   for (int n = 0; n < MODES; n++) {
     carry[n] = load(s.carry + (mode + n) * wide + channel);
     of_rate[n] = load(s.of_rate + (mode + n) * wide + channel);
-    if (RATES) rate[n] = load(rates + n * r.channels, count);
+    if (DECAY != WITHOUT_A) rate[n] = load(rates + n * r.channels, count);
   }
   for (int64_t t = end - 1; t >= start; t--) {
     const int64_t place = (batch * r.time + t) * r.channels + channel;
@@ -674,8 +681,8 @@ static INLINE void selective_backward(const Selective& r, const Scratch& s, int6
       carry[n] = g * load(after + 2 * n * LANES);
       of_x += g * b[n];
       store(of_c, load(of_c) + gy * load(after + (2 * n + 1) * LANES));
-      if (RATES) {
-        const Vector slope = carry[n] * h;
+      if (DECAY != WITHOUT_A) {
+        const Vector slope = (DECAY == NEGATIVE ? carry[n] + g : carry[n]) * h;  // of dt A: g h (decay + 1), or g h decay
         of_dt += slope * rate[n];
         of_rate[n] += slope * dt;
         store(of_b, load(of_b) + g * x);
@@ -694,10 +701,12 @@ static INLINE void selective_backward(const Selective& r, const Scratch& s, int6
   }
 }
 
-// Call kernel<so many modes, whether there is an A>(...) from `mode` on until all modes are done.
+// Call kernel<so many modes, its decay>(...) from `mode` on until all modes are done.
 #define BLOCK(modes, r, kernel, ...)                                                                   \
   {                                                                                                    \
-    (r).rate ? kernel<modes, true>(__VA_ARGS__) : kernel<modes, false>(__VA_ARGS__);                   \
+    if (!(r).rate) kernel<modes, WITHOUT_A>(__VA_ARGS__);                                                   \
+    else if ((r).negative) kernel<modes, NEGATIVE>(__VA_ARGS__);                                       \
+    else kernel<modes, POSITIVE>(__VA_ARGS__);                                                         \
     mode += modes;                                                                                     \
   }
 #define IN_BLOCKS(r, most, kernel, ...)                                                                \

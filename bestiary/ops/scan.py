@@ -70,21 +70,24 @@ def selective_scan(
     state: State,
     where: Where | None = None,
     *,
+    negative: bool = False,
     backend: Backend = "auto",
 ) -> tuple[Float[Tensor, "batch _ channels"], State]:
     """y_t = C_t . h_t at the positions `where` or at all, and the last h, of h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t.
 
-    Every channel has a state of its own, of so many modes. Without A the decay is 1 - dt_t B_t^2 (`longhorn`). Half
-    precision as in `scan`. Raises ValueError for a backend that is not there or cannot compute this.
+    Every channel has a state of its own, of so many modes. The decay is 2 exp(dt_t A) - 1 if it may be `negative`, and
+    1 - dt_t B_t^2 without A (`longhorn`). Half precision as in `scan`. Raises ValueError for a backend that is not there
+    or cannot compute this.
     """
     chosen = choose("scan", backend, *(x for x in (u, dt, a, b, c, state) if x is not None))
     if chosen == "native":
         y, last = _native.selective_scan(
-            upcast(dt), upcast(u), None if a is None else upcast(a), upcast(b), upcast(c), upcast(state)
+            upcast(dt), upcast(u), None if a is None else upcast(a), upcast(b), upcast(c), upcast(state), negative
         )
         return take(y, where).to(u.dtype), last
     given, dt, u, b = u.dtype, upcast(dt).unsqueeze(-1), upcast(u).unsqueeze(-1), upcast(b).unsqueeze(-2)
     decay = 1 - dt * b.square() if a is None else torch.exp(dt * upcast(a))
+    decay = 2 * decay - 1 if negative and a is not None else decay
     states, last = scan(decay, dt * u * b, state, backend=chosen)
     return (take(states, where) @ take(upcast(c), where).unsqueeze(-1)).squeeze(-1).to(given), last
 
