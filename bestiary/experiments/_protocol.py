@@ -172,6 +172,16 @@ def score_matrix(
     return matrix(values.loc[order], spreads=spreads.loc[order], note=note)
 
 
+def wide(scores: pd.DataFrame, *about: str) -> pd.DataFrame:
+    """A row for each mixer: what is said `about` it, and its value with both ends of the interval in every column."""
+    rows: dict[str, dict[str, Any]] = {}
+    for score in scores.to_dict("records"):
+        row = rows.setdefault(score["mixer"], {name: score[name] for name in ("mixer", *about)})
+        row[score["column"]] = score["value"]
+        row |= {f"{score['column']} {end}": score[end] for end in ("low", "high")}
+    return pd.DataFrame(list(rows.values()))
+
+
 def score_part(rows: Sequence[Row], part: Part) -> Iterator[dict[str, Any]]:
     """What is scored of one mixer's runs of a part."""
     if part.columns == WINDOW:

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments import tracking_grid
-from bestiary.experiments._protocol import Part, first_runs, next_runs, score_matrix, score_parts
+from bestiary.experiments._protocol import Part, first_runs, next_runs, score_matrix, score_parts, wide
 from bestiary.report.plot import Line, panels
 from bestiary.training.recipe import Recipe
 
@@ -107,12 +107,7 @@ def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """What share of its heads attends, and the accuracy with its interval in every column: a row for each hybrid."""
-    rows: dict[str, dict[str, Any]] = {}
-    for score in scores(table).to_dict("records"):
-        row = rows.setdefault(score["mixer"], {"mixer": score["mixer"], "attending": score["attending"]})
-        row[score["column"]] = score["value"]
-        row |= {f"{score['column']} {end}": score[end] for end in ("low", "high")}
-    return pd.DataFrame(list(rows.values()))
+    return wide(scores(table), "attending")
 
 
 def scores(table: pd.DataFrame) -> pd.DataFrame:

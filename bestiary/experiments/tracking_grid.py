@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bestiary.experiments._protocol import Part, first_runs, next_runs, score_matrix, score_parts
+from bestiary.experiments._protocol import Part, first_runs, next_runs, score_matrix, score_parts, wide
 from bestiary.training.recipe import Recipe
 
 GATES = {"no gate": "", "gate per head": ", forget=True", "gate per channel": ", forget=True, decay='channel'"}
@@ -50,7 +50,7 @@ SETTINGS: dict[str, Any] = {"dim": 64, "channel": "mlp", "batch": 64, "steps": 6
 SETTINGS |= {"selection_rows": 256, "test_rows": 512}
 RATES = (2e-3, 5e-3)
 WIDTHS = {16: "smoke", 64: "small", 128: "paper"}  # the scale, by the width of its models
-LONGER = ", longer"
+LONGER = " longer"
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
@@ -75,7 +75,7 @@ def parts(scale: str) -> tuple[Part, ...]:
 
 def part(task: str, depth: int, rates: tuple[float, ...], changes: dict[str, Any]) -> Part:
     """One task for models of so many layers."""
-    column = f"{task}, {depth} layer{'s' if depth > 1 else ''}"
+    column = f"{task} {depth} layer{'s' if depth > 1 else ''}"
     tests = {"train": TASKS[task][0], "select": TASKS[task][0], "test": ", ".join(TASKS[task]), "depth": depth}
     return Part({column: 0, column + LONGER: 1}, rates, False, SETTINGS | tests | changes)
 
@@ -86,15 +86,19 @@ def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy with its interval of every mixer in every column, and the same from guessing (0) to perfect (1)."""
-    scores = pd.concat([score_parts(table, parts(WIDTHS[dim]), MIXERS) for dim in table["dim"].unique()])
-    return scores.assign(scaled=(scores["value"] - scores["chance"]) / (1 - scores["chance"]))
+    """Accuracy with its interval in every column: a row for each mixer."""
+    return wide(scores(table))
+
+
+def scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy with its interval of every mixer in every column."""
+    return pd.concat([score_parts(table, parts(WIDTHS[dim]), MIXERS) for dim in table["dim"].unique()])
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
-    """Scaled accuracy of every mixer at the trained length, and at four times it."""
-    found = summary(table).drop(columns="value").rename(columns={"scaled": "value"})
-    for name in ("low", "high"):
+    """Accuracy of every mixer at the trained length, and at four times it, from guessing (0) to perfect (1)."""
+    found = scores(table)
+    for name in ("value", "low", "high"):
         found[name] = (found[name] - found["chance"]) / (1 - found["chance"])
     longer = found["column"].str.endswith(LONGER)
     for rows, suffix, length in ((found[~longer], "", "the"), (found[longer], "-longer", "four times the")):
