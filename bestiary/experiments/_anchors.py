@@ -78,7 +78,7 @@ def short_convolutions() -> Iterator[Anchor]:
     for conv, published in ((1, 0.23), (2, 1.0)):
         recipe = clean(f"gated_delta(conv={conv}, init='short')", train="mqar(pairs=8)")
         departs = "the recipe is not published: the clean recipe with our short initialisation"
-        name = f"gated DeltaNet, conv {conv}"
+        name = f"gated DeltaNet, short start, conv {conv}"
         yield Anchor(name, "independent, 8 pairs", "delta", published, recipe, (5e-3, 1e-2), departs=departs)
 
 

@@ -19,7 +19,7 @@ from bestiary.training.recipe import Recipe, clean
 MIXERS = {
     "attention": "attention(heads=2)",
     "DeltaNet": "delta_net(heads=2)",
-    "gated DeltaNet": "gated_delta(heads=2, init='short')",
+    "gated DeltaNet, short start": "gated_delta(heads=2, init='short')",
     "conv, Based": "serial('short_conv, based(heads=2, features=8)')",
 }
 TASK = "mqar(vocab=64, length=32, pairs=4)"

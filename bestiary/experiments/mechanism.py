@@ -26,7 +26,7 @@ MIXERS = {
     "DeltaNet": "delta_net(heads=2)",
     "Based": "based(heads=2, features=8)",
     "conv, Based": "serial('short_conv, based(heads=2, features=8)')",
-    "Mamba": "mamba(skip=0.0)",
+    "Mamba, D = 0": "mamba(skip=0.0)",
     "BaseConv": "base_conv",
 }
 TASK = "mqar(vocab=64, length=32, pairs=4)"

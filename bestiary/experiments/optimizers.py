@@ -17,10 +17,10 @@ from bestiary.training.recipe import Recipe
 
 MIXERS = {
     "Attention": "base_conv, attention(rotary=False)",
-    "Gated DeltaNet": "base_conv, gated_delta(heads=1, init='short')",
+    "Gated DeltaNet, short start": "base_conv, gated_delta(heads=1, init='short')",
     "GLA": "base_conv, gla(heads=1)",
     "Based": "base_conv, based(features=8)",
-    "Mamba-2": "base_conv, mamba2(state=16, skip=0.0)",
+    "Mamba-2, D = 0": "base_conv, mamba2(state=16, skip=0.0)",
 }
 RATES = {"adamw": (2e-3, 5e-3, 1.25e-2), "muon": (2e-3, 5e-3, 1.25e-2), "adafactor": (1e-2, 3e-2, 1e-1)}
 SIZES: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ MIXERS = {
     "GLA": "base_conv, gla",
     "DeltaNet": "delta_net",
     "Gated DeltaNet": "gated_delta",
-    "Gated DeltaNet, short": "gated_delta(init='short')",
+    "Gated DeltaNet, short start": "gated_delta(init='short')",
     "H3": "h3",
     "Hyena": "hyena",
     "KDA": "kda",
