@@ -179,6 +179,15 @@ def test_facts_are_measured() -> None:
 
 
 @pytest.mark.slow
+def test_facts_of_a_pattern_are_the_mean_of_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, small in {"ROUNDS": 1, "LENGTH": 64, "LENGTHS": (64, 128)}.items():
+        monkeypatch.setattr(f"bestiary.results.facts.{name}", small)
+    alone = [sum(x.numel() for x in mixer.build(64).parameters()) for mixer in parse("mixers", "gla, attention")]
+    assert alone[0] != alone[1]
+    assert measure("gla, attention")["parameters"] == sum(alone) / 2
+
+
+@pytest.mark.slow
 def test_a_card_from_the_command_line(tmp_path: Path) -> None:
     arguments = ["card", str(EXAMPLES / "my_mixer.py"), "--scale", "smoke", "--store", str(tmp_path / "runs")]
     found = CliRunner().invoke(app, [*arguments, "--figures", str(tmp_path / "figures"), "--workers", "1"])

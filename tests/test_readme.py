@@ -1,6 +1,8 @@
 """What the README shows is what there is, and it runs."""
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,27 @@ def test_the_python_in_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> No
     *measurements, state = capsys.readouterr().out.splitlines()
     assert measurements
     assert state.endswith("bytes of state")
+
+
+def test_lab_looks_for_files_where_it_is_called(tmp_path: Path) -> None:
+    checkout, elsewhere = tmp_path / "checkout", tmp_path / "elsewhere"
+    command = checkout / ".venv" / "bin" / "bestiary"
+    command.parent.mkdir(parents=True)
+    elsewhere.mkdir()
+    for name in ("lab", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, checkout)
+    command.write_text('#!/bin/sh\necho "$PWD $@"\n')
+    command.chmod(0o755)
+    stamp = f"{checkout}/.venv/stamp-plain"
+    subprocess.run(
+        f'echo "$(cat pyproject.toml constraints.txt | cksum) $PWD" > {stamp}', shell=True, cwd=checkout, check=True
+    )
+    for verb in ("card", "check"):
+        call = [checkout / "lab", verb, "my mixer.py"]
+        assert (
+            subprocess.run(call, cwd=elsewhere, capture_output=True, text=True).stdout
+            == f"{elsewhere} {verb} my mixer.py\n"
+        )
 
 
 def test_links_and_folders_in_the_readme_exist() -> None:

@@ -12,7 +12,7 @@ from bestiary.experiments._protocol import place
 from bestiary.experiments.frontier import TEST, state_numbers, tasks
 from bestiary.laws import verdicts
 from bestiary.mixers._mixer import Mixer
-from bestiary.spec import Spec, parse
+from bestiary.spec import Spec, parse, spec
 from bestiary.spec.loading import find_class
 
 DIM, BATCH, LENGTH = 64, 4, 1024  # of the pass that is timed
@@ -32,10 +32,12 @@ def measure(pattern: str, progress: Callable[[str], None] = lambda _: None) -> d
 
     `train` and `decode` are ratios of processor time to each yardstick's, taken in turns in this process: of a forward
     and backward pass over 4 sequences of 1,024 tokens, and of one more token after them. `growth` is the exponent of
-    the time of a pass with the length, from 1,024 to 8,192 tokens of one sequence. Width 64, one thread.
+    the time of a pass with the length, from 1,024 to 8,192 tokens of one sequence. Width 64, one thread. Of a pattern
+    of several mixers it is the mean of a layer.
     """
-    mixer = parse("mixers", pattern)[-1]
-    found: dict[str, float] = {"parameters": float(count_parameters(mixer))}
+    layers = parse("mixers", pattern)
+    mixer = layers[0] if len(layers) == 1 else spec("mixers", "serial", mixers=", ".join(map(str, layers)))
+    found: dict[str, float] = {"parameters": count_parameters(mixer) / len(layers)}
     text, tests = place(pattern, behind=True), tasks(TEST, vocab=256)
     found |= {f"state {dim}": float(state_numbers(text, dim, 2, "none", tests)) for dim in WIDTHS}
     threads = torch.get_num_threads()
@@ -45,10 +47,10 @@ def measure(pattern: str, progress: Callable[[str], None] = lambda _: None) -> d
         built["own"] = mixer.build(DIM)
         progress("timing a training pass")
         spent = interleave({name: training_pass(one, BATCH, LENGTH) for name, one in built.items()})
-        found |= {f"train beside {name}": spent["own"] / spent[name] for name in YARDSTICKS}
+        found |= {f"train beside {name}": spent["own"] / len(layers) / spent[name] for name in YARDSTICKS}
         progress("timing a decoded token")
         spent = interleave({name: decoding(one.eval(), LENGTH) for name, one in built.items()})
-        found |= {f"decode beside {name}": spent["own"] / spent[name] for name in YARDSTICKS}
+        found |= {f"decode beside {name}": spent["own"] / len(layers) / spent[name] for name in YARDSTICKS}
         progress("timing growing lengths")
         found["growth"] = growth(built["own"].train())
     finally:
