@@ -194,7 +194,7 @@ def dots(rows: Sequence[DotRow], *, x: str, note: str = "", logarithmic: bool = 
 
 
 def matrix(table: pd.DataFrame, *, spreads: pd.DataFrame | None = None, note: str = "") -> Figure:
-    """Shares by row and column, written in their cells and shaded from white (0) to dark (1).
+    """Shares by row and column, written in their cells and shaded from white (0) to dark (1); NaN leaves a cell empty.
 
     `spreads`, in the same rows and columns, are written behind them, as in 0.98 ± 0.02.
     """
@@ -204,7 +204,8 @@ def matrix(table: pd.DataFrame, *, spreads: pd.DataFrame | None = None, note: st
         axis = figure.subplots()
         axis.imshow(table.to_numpy(dtype=float), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for row, values in enumerate(table.to_numpy(dtype=float)):
-            for column, value in enumerate(values):
+            for column in np.flatnonzero(~np.isnan(values)):
+                value = values[column]
                 shade = "white" if value > 0.6 else "black"
                 text = f"{value:.2f}" if spreads is None else f"{value:.2f} ± {spreads.iat[row, column]:.2f}"
                 axis.text(column, row, text, ha="center", va="center", color=shade, size=7)
