@@ -76,8 +76,8 @@ def test_a_matrix_writes_every_share_and_is_darkest_at_one() -> None:
     shades = image.to_rgba(table.to_numpy())[..., :3].sum(-1)
     assert shades[0, 0] > shades[1, 0] > shades[0, 1] > shades[1, 1]
     table.loc["a", "two"] = float("nan")
-    drawn = [text.get_text() for text in matrix(table, spreads=table).axes[0].texts]
-    assert drawn == ["0.00 ± 0.00", "0.25 ± 0.25", "1.00 ± 1.00"]
+    drawn = matrix(table, intervals=table.map("to {}".format)).axes[0].texts
+    assert [text.get_text() for text in drawn] == ["0.00", "to 0.0", "0.25", "to 0.25", "1.00", "to 1.0"]
 
 
 def test_many_ticks_are_thinned_and_few_are_not() -> None:

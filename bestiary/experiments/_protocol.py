@@ -164,12 +164,13 @@ def score_parts(table: pd.DataFrame, parts: Sequence[Part], mixers: Mapping[str,
 def score_matrix(
     scores: pd.DataFrame, mixers: Iterable[str], columns: Iterable[str], *, what: str = "Accuracy"
 ) -> Figure:
-    """The values with half of their intervals, a row for each mixer and a column for each column, in these orders."""
-    both = scores.assign(spread=(scores["high"] - scores["low"]) / 2)
-    values, spreads = (both.pivot(index="mixer", columns="column", values=name) for name in ("value", "spread"))
+    """The values with their intervals, a row for each mixer and a column for each column, in these orders."""
+    ends = [f"{low:.2f} to {high:.2f}" for low, high in zip(scores["low"], scores["high"], strict=True)]
+    both = scores.assign(interval=ends)
+    values, intervals = (both.pivot(index="mixer", columns="column", values=name) for name in ("value", "interval"))
     order = [name for name in mixers if name in values.index], [name for name in columns if name in values]
-    note = f"{what}, mean over seeds at the best rate, ± half of its 95 % interval."
-    return matrix(values.loc[order], spreads=spreads.loc[order], note=note)
+    note = f"{what}, mean over seeds at the best rate, and its 95 % interval."
+    return matrix(values.loc[order], intervals=intervals.loc[order], note=note)
 
 
 def wide(scores: pd.DataFrame, *about: str) -> pd.DataFrame:

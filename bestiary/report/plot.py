@@ -193,22 +193,23 @@ def dots(rows: Sequence[DotRow], *, x: str, note: str = "", logarithmic: bool = 
     return figure
 
 
-def matrix(table: pd.DataFrame, *, spreads: pd.DataFrame | None = None, note: str = "") -> Figure:
+def matrix(table: pd.DataFrame, *, intervals: pd.DataFrame | None = None, note: str = "") -> Figure:
     """Shares by row and column, written in their cells and shaded from white (0) to dark (1); NaN leaves a cell empty.
 
-    `spreads`, in the same rows and columns, are written behind them, as in 0.98 ± 0.02.
+    `intervals`, in the same rows and columns, are texts that are written below them, small.
     """
-    width, count = 0.75 if spreads is None else 0.95, len(table.columns)
+    height = 0.28 if intervals is None else 0.33
     with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(1.6 + width * count, 1.1 + 0.28 * len(table)))
+        figure = Figure(figsize=(1.6 + 0.75 * len(table.columns), 1.1 + height * len(table)))
         axis = figure.subplots()
         axis.imshow(table.to_numpy(dtype=float), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for row, values in enumerate(table.to_numpy(dtype=float)):
             for column in np.flatnonzero(~np.isnan(values)):
                 value = values[column]
-                shade = "white" if value > 0.6 else "black"
-                text = f"{value:.2f}" if spreads is None else f"{value:.2f} ± {spreads.iat[row, column]:.2f}"
-                axis.text(column, row, text, ha="center", va="center", color=shade, size=7)
+                look = {"ha": "center", "color": "white" if value > 0.6 else "black"}
+                axis.text(column, row, f"{value:.2f}", va="center" if intervals is None else "bottom", size=7, **look)
+                if intervals is not None:
+                    axis.text(column, row + 0.08, str(intervals.iat[row, column]), va="top", size=5, **look)
         axis.set_xticks(range(len(table.columns)), [*map(as_label, table.columns)], rotation=30, ha="right")
         axis.set_yticks(range(len(table)), [*map(as_label, table.index)])
         axis.spines[:].set_visible(False)
