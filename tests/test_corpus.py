@@ -185,9 +185,14 @@ def test_a_tokenizer_without_an_end_of_text_is_given_one(tmp_path: Path) -> None
     from tokenizers import Tokenizer as Library
     from tokenizers import models
 
-    Library(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "tokenizer.json"))
+    library = Library(models.BPE(vocab={"a": 0}, merges=[]))
+    library.save(str(tmp_path / "tokenizer.json"))
     made = open_tokenizer(tmp_path)
     assert (made.separator, made.vocab) == (1, 2)
+    library.add_tokens(["</s>"])  # markup that texts contain, as in Gemma
+    library.add_special_tokens(["<eos>"])
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert open_tokenizer(tmp_path).separator == 2
 
 
 def test_the_hash_tells_tokenizers_apart() -> None:

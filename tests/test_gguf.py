@@ -33,21 +33,36 @@ def test_text_is_split_as_the_file_says(kind: str, expected: list[str]) -> None:
     assert pieces(kind, "It's 12345 öre,   OK\n\nx 7") == expected
 
 
-def write_file(path: Path, *, split: str = "smollm", words: tuple[str, ...] = ("ab",)) -> None:
-    """A GGUF file without weights, with a tokenizer of single bytes and of `words`."""
+def write_file(
+    path: Path,
+    *,
+    split: str | None = "smollm",
+    words: tuple[str, ...] = ("ab",),
+    special: tuple[str, ...] = ("<|endoftext|>", "<|im_end|>"),
+    kind: int = 3,
+    merged: int | None = None,
+    bos: bool | None = None,
+) -> None:
+    """A GGUF file without weights, whose tokenizer has special tokens of a kind, single bytes, and `words`.
+
+    Merges lead to the first `merged` words. A chat ends with the last special token.
+    """
     from gguf import GGUFWriter
 
     from bestiary.corpus.tokenizers import byte_alphabet
 
     writer = GGUFWriter(path, "llama")
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(split)
-    tokens = ["<|endoftext|>", "<|im_end|>", *byte_alphabet(), *words]
+    if split is not None:
+        writer.add_tokenizer_pre(split)
+    tokens = [*special, *byte_alphabet(), *words]
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3] + [1] * (len(tokens) - 2))
-    writer.add_token_merges([" ".join((word[:-1], word[-1])) for word in words])
+    writer.add_token_types([kind] * len(special) + [1] * (len(tokens) - len(special)))
+    writer.add_token_merges([" ".join((word[:-1], word[-1])) for word in words[:merged]])
     writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
+    writer.add_eos_token_id(len(special) - 1)
+    if bos is not None:
+        writer.add_add_bos_token(bos)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -60,6 +75,55 @@ def test_a_tokenizer_splits_numbers_before_it_merges_and_ends_texts_as_in_pretra
     assert tokenizer.decode([tokenizer.separator]) == "<|endoftext|>"
     write_file(tmp_path / "of.gguf", split="gpt-2", words=("12", "ab"))
     assert open_tokenizer(tmp_path / "of.gguf").pieces(open_tokenizer(tmp_path / "of.gguf").encode(["12"])[0]) == ["12"]
+
+
+def test_llama_3_puts_bos_first_and_ends_texts_by_its_own_token_and_keeps_whole_words(tmp_path: Path) -> None:
+    """Its files need not say so: llama.cpp does it by the name of the split."""
+    from bestiary.lm.reader import first_token
+
+    special = ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>")
+    for split, bos, first in (("llama-bpe", None, 0), ("llama3", False, None), ("smaug-bpe", None, None)):
+        write_file(tmp_path / "of.gguf", split=split, words=("ab", "abc"), special=special, merged=1, bos=bos)
+        made = open_tokenizer(tmp_path / "of.gguf")
+        assert (made.separator, made.pieces([1])) == (1, ["<|end_of_text|>"])
+        assert first_token(open_gguf_tokenizer(tmp_path / "of.gguf")) == first
+        assert made.pieces(made.encode(["abc"])[0]) == (["ab", "c"] if split == "smaug-bpe" else ["abc"])
+
+
+def test_the_end_is_the_one_that_the_file_names_where_no_control_token_has_a_known_name(tmp_path: Path) -> None:
+    for kind in (3, 1):
+        write_file(tmp_path / "of.gguf", special=("<start>", "<stop>"), kind=kind)
+        made = open_tokenizer(tmp_path / "of.gguf")
+        assert made.separator == 1
+        assert 1 not in made.encode(["a<stop>b"])[0]
+
+
+def test_markup_that_looks_like_an_end_of_text_is_none(tmp_path: Path) -> None:
+    """As in Gemma, where </s> is a tag of HTML."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(tmp_path / "of.gguf", "gemma3")
+    for name in ("block_count", "context_length", "embedding_length", "feed_forward_length"):
+        getattr(writer, f"add_{name}")(8)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(4)
+    writer.add_value_length(4)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    tokens = ["<pad>", "<eos>", "<bos>", "<unk>", "</s>", *[f"<0x{i:02X}>" for i in range(256)], "▁", "a", "b"]
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3, 3, 4, *[6] * 256, 1, 1, 1])
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    made = open_tokenizer(tmp_path / "of.gguf")
+    assert made.pieces([made.separator]) == ["<eos>"]
+    assert made.pieces(made.encode(["a</s>b"])[0]) == ["a", "</s>", "b"]
 
 
 def test_what_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
@@ -82,9 +146,11 @@ def test_what_cannot_be_read_is_told_in_one_line(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=message) as fault:
                 read(path)
             assert "\n" not in str(fault.value)
-    write_file(tmp_path / "other.gguf", split="of-its-own")
-    with pytest.raises(ValueError, match="splits text as 'of-its-own', which is not known here"):
-        open_tokenizer(tmp_path / "other.gguf")
+    for split in ("of-its-own", "default", None):
+        write_file(tmp_path / "other.gguf", split=split)
+        said = f"splits text as '{split}', which is not known here: use" if split else "does not say how it splits text"
+        with pytest.raises(ValueError, match=said):
+            open_tokenizer(tmp_path / "other.gguf")
     assert not is_gguf(tmp_path / "missing.gguf")
     (tmp_path / "n.npy").write_bytes(b"\x93NUMPY")
     assert not is_gguf(tmp_path / "n.npy")

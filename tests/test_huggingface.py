@@ -206,6 +206,7 @@ def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_
 
     from bestiary.corpus.tokenizers import open_tokenizer, train_bpe
     from bestiary.lm.conversion import export_run
+    from bestiary.lm.generation import continue_text
     from bestiary.lm.huggingface import open_causal
     from bestiary.lm.pretraining import Pretraining
     from bestiary.runs.store import write_file
@@ -225,6 +226,15 @@ def test_a_run_on_text_becomes_a_folder_and_its_tokenizer_encodes_as_before(tmp_
         assert theirs.eos_token_id == theirs.pad_token_id == opened.config.eos_token_id == tokenizer.separator
         given = torch.from_numpy(tokens).unsqueeze(0)
         torch.testing.assert_close(opened(given).logits, model.parallel(given))
+        for prompt, first in (("", [tokenizer.separator]), (TEXT, tokens.tolist())):
+            read, written = [], []
+            for of, encoder in ((model, tokenizer), (opened, theirs)):
+                embed = of.get_submodule("model.embed" if of is opened else "embed")
+                hook = embed.register_forward_hook(lambda _, given, __, read=read: read.append(given[0].tolist()))
+                written.append(continue_text(of, encoder, prompt, 1, temperature=0.0))
+                hook.remove()
+            assert read[0] == read[-1] == [first]
+            assert written[0] == written[1]
         assert Pretraining(**json.loads((folder / "recipe.json").read_text())) == recipe
 
 

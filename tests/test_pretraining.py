@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from small_text import loss_rows, read_log, read_until, small_recipe, write_corp
 from torch.nn import functional as F
 
 from bestiary.corpus.corpus import Corpus, open_corpus
-from bestiary.lm.generation import generate
-from bestiary.lm.loop import learning_rate, pretrain, read_sequences
+from bestiary.corpus.tokenizers import open_tokenizer
+from bestiary.lm.distributed import TrainingGroup, training_group
+from bestiary.lm.generation import continue_text, generate
+from bestiary.lm.loop import ExecutionConfig, TrainingLoop, learning_rate, pretrain, read_sequences
 from bestiary.lm.pretraining import Pretraining, open_run
 from bestiary.lm.suites import SIZES, count_parameters, suite
 from bestiary.model import Model, SwiGLU
@@ -90,6 +93,48 @@ def test_a_trained_model_opens_and_has_the_loss_that_its_log_says(text: Corpus, 
     assert rows[-1]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert (place / "tokenizer" / "tokenizer.json").is_file()
     assert not (place / "checkpoint").exists()
+
+
+def test_a_step_is_that_of_a_plain_loop(text: Corpus, tmp_path: Path) -> None:
+    made = small_recipe(steps=4, clip=0.5, weight_decay=0.5, betas=[0.6, 0.9])
+    theirs = made.build()
+    weights = list(theirs.parameters())
+    groups = [{"params": [w for w in weights if w.ndim >= 2], "weight_decay": 0.5}]
+    groups += [{"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0}]
+    plain = torch.optim.AdamW(groups, lr=1.0, betas=(0.6, 0.9))
+    with training_group("none", "cpu") as group:
+        ours = TrainingLoop(made, text, tmp_path, run=None, group=group, config=ExecutionConfig())
+        for step in range(1, 5):
+            ours.step = step
+            ours.train_step()
+            tokens = read_sequences(text.tokens("train"), made, range(4 * step - 4, 4 * step))
+            plain.zero_grad()
+            logits, _ = theirs(tokens[:, :-1])
+            F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+            assert torch.nn.utils.clip_grad_norm_(weights, 0.5) > 0.5
+            for parameters in plain.param_groups:
+                parameters["lr"] = learning_rate(made, step)
+            plain.step()
+    for one, two in zip(ours.model.parameters(), weights, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_the_speed_counts_the_steps_that_the_device_has_yet_to_carry_out(
+    text: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here they take 8 seconds whenever they are waited for, and nothing else takes any time."""
+    now, add = [0.0], TrainingGroup.all_reduce
+
+    def wait(self: TrainingGroup, x: torch.Tensor) -> torch.Tensor:
+        now[0] += 8
+        return add(self, x)
+
+    monkeypatch.setattr(TrainingGroup, "all_reduce", wait)
+    monkeypatch.setattr("bestiary.lm.loop.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    recipe = small_recipe(steps=6, every=3)
+    rows = list(pretrain(recipe, text, tmp_path, save_every=2))
+    speeds = [row["tokens_per_second"] for row in rows if row["split"] == "train"]
+    assert speeds == pytest.approx([3 * recipe.batch * recipe.context / 16] * 2)
 
 
 def test_parts_of_a_batch_change_rounding_alone(text: Corpus, tmp_path: Path) -> None:
@@ -270,6 +315,24 @@ def test_tokens_that_the_tokenizer_lacks_are_never_written() -> None:
     assert generate(model, prompt, 30).max() >= 40
     for options in ({}, {"temperature": 0.0}, {"top_k": 390}):
         assert generate(model, prompt, 30, vocab=40, **options).max() < 40
+
+
+def test_what_is_written_is_joined_to_the_prompt_as_the_tokenizer_joins_words(tmp_path: Path) -> None:
+    """A decoder as that of Llama 2 drops the space in front of the first word that it is given."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, pre_tokenizers
+
+    vocab = {"</s>": 0, "▁": 1, "a": 2, "b": 3, "▁a": 4, "▁b": 5}
+    library = Library(models.BPE(vocab=vocab, merges=[("▁", "a"), ("▁", "b")]))
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer, model = open_tokenizer(tmp_path), Model(6, dim=8, depth=1, pattern=parse("mixers", "attention"))
+    for prompt, read in (("a b", [4, 5]), ("", [0])):
+        tokens = generate(model, torch.tensor([read]), 40, seed=1)[0].tolist()
+        written = continue_text(model, tokenizer, prompt, 40, seed=1)
+        assert (prompt or "</s>") + written == tokenizer.decode(tokens)
+    assert continue_text(model, tokenizer, "a b", 1, temperature=0.0) == " b", "untrained, it repeats itself"
 
 
 def check_sizes(size: str) -> None:

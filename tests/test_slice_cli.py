@@ -125,6 +125,12 @@ def test_the_page_of_one_model_speaks_of_its_loss_and_names_passages_by_their_wo
     assert page.count("<figure") == 4
 
 
+def test_a_model_that_is_named_twice_is_refused(place: Path) -> None:
+    of = ["--against", place / "run"]
+    told = bestiary("slice", place / "run", place / "corpus", *of, *of, "--length", 16, status=2)
+    assert "run is named twice: give each model once" in told.replace("\n", " ")
+
+
 def test_a_limit_takes_contexts_of_many_documents(place: Path) -> None:
     given = ["slice", place / "run", place / "corpus", "--length", 16, "--threshold", 500, "--limit", 9]
     told = bestiary(*given, "--out", place / "o")

@@ -10,6 +10,7 @@ import pytest
 
 from bestiary.runs.intervals import t_quantile
 from bestiary.slices import slices, tables
+from bestiary.slices.hits import facets
 from bestiary.slices.slices import (
     Estimates,
     Sums,
@@ -100,6 +101,18 @@ def test_an_interval_covers_the_mean_of_all_documents(count: int, lengths: float
     assert (covered / rounds <= 0.975).all()
 
 
+@pytest.mark.parametrize("with_hits", [2, 3, 5])
+def test_recall_is_claimed_of_few_documents_with_hits_no_more_often_than_of_many(with_hits: int) -> None:
+    """Hits and other tokens are equally hard, so a claim is an error: 2.5 % are meant, where 12, 7 and 5 % are made."""
+    rng, rounds, documents = np.random.default_rng(0), 1000, 40
+    tokens = np.stack([20.0 * (np.arange(documents) < with_hits), np.full(documents, 1000.0)], axis=1)
+    formed = 0
+    for _ in range(rounds):
+        losses = tokens * (5 + rng.normal(size=tokens.shape) * [1.0, 0.2])
+        formed += Estimates(Sums(tokens, {"model": losses})).recall_formed("model")
+    assert formed / rounds < 0.037
+
+
 def test_documents_without_part_in_a_number_do_not_count() -> None:
     losses, hits, of = draw_losses(documents=4)
     few = hits & (of < 2)
@@ -157,6 +170,15 @@ def test_the_chosen_threshold_is_tried_and_no_row_is_an_empty_table() -> None:
     rows = list(tables.shares_by_threshold(text, losses, "good", 5000))
     assert [(row["model"], row["threshold"]) for row in rows] == [("good", 5000), ("poor", 5000)]
     assert len(tables.threshold_table(rows)) == 1
+
+
+def test_bigrams_that_repeat_are_called_so_where_longer_n_grams_are_looked_for() -> None:
+    counts: Any = SimpleNamespace(vocab=10, lookup=lambda first, _: np.zeros(first.shape, int))
+    for order in (2, 3):
+        of = facets(np.array([[1, 2, 9, 1, 2]]), counts, order=order)
+        text: Any = SimpleNamespace(facets=of, documents=np.zeros((1, 4), int))
+        rows = [list(tables.losses_by_count(text, {"it": np.arange(4.0)[None]}, repeated=yes)) for yes in (True, False)]
+        assert [(row["tokens"], row["loss"]) for (row,) in rows] == [(1, 3.0), (3, 1.0)]
 
 
 def test_a_bin_without_an_interval_has_no_band() -> None:

@@ -50,7 +50,7 @@ def write_probe(table: "pd.DataFrame", out: Path) -> list[Path]:
 
 
 def probe_model(name: str, *, rows: int, device: str, trust: bool, **sizes: Any) -> "pd.DataFrame":
-    """Recall asked in text: `rows` questions at each difficulty, without those that were answered before."""
+    """Recall asked in text: `rows` questions at each difficulty, rounded up to fours, without those answered before."""
     import pandas as pd
 
     from bestiary.lm.journal import Journal

@@ -249,6 +249,8 @@ def slice_text(
         names = [name for name in (model, *others, reference) if name]
         for name in names:
             check_name(name)
+            if names.count(name) > 1:
+                raise ValueError(f"{name} is named twice: give each model once, as MODEL or with --against")
         given = open_text(text, corpus, split=split, length=length, limit=limit, order=order, column=column)
         slice_models(given, names, threshold=threshold, window=window, out=out, device=device, trust=trust)
 
@@ -264,7 +266,7 @@ def probe(
     needles: Annotated[int, typer.Option(min=2, help="Facts hidden in a context of the other tasks.")] = 8,
     words: Annotated[str, typer.Option(help="Words of other text.")] = "0,200",
     depths: Annotated[str, typer.Option(help="Where the hidden facts lie, 0 to 1.")] = "0,0.25,0.5,0.75,1",
-    rows: Annotated[int, typer.Option(min=1, help="Questions of each kind.")] = 32,
+    rows: Annotated[int, typer.Option(min=1, help="Questions of each kind, rounded up to a multiple of four.")] = 32,
     out: Annotated[Path | None, typer.Option(help="File for the table, .csv; beside it, a figure by depth.")] = None,
     device: Device = "cpu",
     trust: Trust = False,

@@ -3,13 +3,17 @@
 transformers takes the vocabulary and the merges of a file, but not how text is split before they are applied. The file
 names this split (`tokenizer.ggml.pre`); SPLITS has those of llama.cpp (src/llama-vocab.cpp) that most models use.
 With the wrong split a model reads other tokens than it was trained on: SmolLM2, for one, before numbers.
+The name says more in llama.cpp: by those of LLAMA3_NAMES, a text begins with BOS unless the file says otherwise, and a
+word of the vocabulary is one token, whatever the merges make of it.
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 MAGIC = b"GGUF"
+CONTROL = 3  # the type of a token that no text spells, in `tokenizer.ggml.token_type`
 DIGIT = r"\p{N}"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 LLAMA3 = (
@@ -17,10 +21,11 @@ LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", DIGIT)
+LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
 SPLITS = {
     **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais"), (GPT2,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), (DIGIT, GPT2)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (LLAMA3,)),
+    **dict.fromkeys((*LLAMA3_NAMES, "dbrx", "smaug-bpe"), (LLAMA3,)),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2"), (QWEN2,)),
 }
 
@@ -43,33 +48,46 @@ def check_gguf(path: Path) -> None:
         raise ImportError(f"reading {path} needs gguf: pip install 'bestiary[gguf]'")
 
 
-def gguf_field(path: Path, name: str) -> Any:
-    """A field of a file's header; None if it has no such field."""
+def gguf_fields(path: Path, *names: str) -> list[Any]:
+    """What a file's header says of its tokenizer under these names; None where it says nothing."""
     from gguf import GGUFReader
 
-    field = GGUFReader(path).fields.get(name)
-    return None if field is None else field.contents()
+    fields = GGUFReader(path).fields
+    found = [fields.get(f"tokenizer.ggml.{name}") for name in names]
+    return [None if field is None else field.contents() for field in found]
+
+
+def end_token(path: Path, names: Sequence[str]) -> int | None:
+    """The first of `names` that is a control token of the file itself; without any, the end that the file names.
+
+    transformers may add tokens that the file lacks, and what looks like an end may be markup that texts contain.
+    """
+    tokens, kinds, end = gguf_fields(path, "tokens", "token_type", "eos_token_id")
+    control = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds or (), strict=False)) if kind == CONTROL}
+    return next((control[name] for name in names if name in control), end)
 
 
 def open_gguf_tokenizer(path: Path) -> Any:
     """The tokenizer of transformers for a GGUF file, splitting text as llama.cpp does.
 
-    Raises ImportError or ValueError, also for a split that is not in SPLITS.
+    Raises ImportError or ValueError, also for a split that is not in SPLITS, and for a BPE of bytes without one.
     """
     from transformers import AutoTokenizer
 
     check_gguf(path)
     try:
-        split = gguf_field(path, "tokenizer.ggml.pre")
+        kind, split, begins = gguf_fields(path, "model", "pre", "add_bos_token")
         tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     except Exception as fault:  # what damaged files fail with is not documented
         raise ValueError(f"the tokenizer of {path} cannot be read ({first_line(fault)})") from None
-    if split not in (None, "default"):  # vocabularies of SentencePiece are not split
+    if kind == "gpt2" or split not in (None, "default"):  # vocabularies of SentencePiece are not split
         if split not in SPLITS:
-            raise ValueError(
-                f"{path} splits text as {split!r}, which is not known here: use the model's folder of Hugging Face"
-            )
+            what = f"splits text as {split!r}, which is not known here" if split else "does not say how it splits text"
+            raise ValueError(f"{path} {what}: use the model's folder of Hugging Face")
         tokenizer.backend_tokenizer.pre_tokenizer = splitter(SPLITS[split])
+    if split in LLAMA3_NAMES:
+        tokenizer.backend_tokenizer.model.ignore_merges = True
+        tokenizer.add_bos_token = True if begins is None else begins
     return tokenizer
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from bestiary.corpus.gguf import first_line, is_gguf, open_gguf_tokenizer
+from bestiary.corpus.gguf import end_token, first_line, is_gguf, open_gguf_tokenizer
 from bestiary.corpus.hub import skip_without_network
 from bestiary.runs.store import write_file
 
@@ -264,12 +264,13 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
 
 def from_gguf(path: Path, name: str) -> Tokenizer:
     """The tokenizer of a GGUF file; its separator ended documents in pretraining, where a chat ends otherwise."""
-    definition = open_gguf_tokenizer(path).backend_tokenizer
-    ends = [definition.token_to_id(end) for end in COMMON_ENDS]
-    known = [end for end in ends if end is not None]
-    if not known:
-        raise ValueError(f"the tokenizer of {path} has none of {', '.join(COMMON_ENDS)}, which end a text")
-    return Tokenizer(definition.to_str(), name, known[0])
+    definition, end = open_gguf_tokenizer(path).backend_tokenizer, end_token(path, COMMON_ENDS)
+    if end is None:
+        raise ValueError(
+            f"{path} names no token that ends a text, and has none of {', '.join(COMMON_ENDS)} as a control token: "
+            "use the model's folder of Hugging Face"
+        )
+    return Tokenizer(definition.to_str(), name, end)
 
 
 def read_tokenizer(definition: Path | None, configuration: Path | None, name: str) -> Tokenizer:
@@ -289,8 +290,9 @@ def read_tokenizer(definition: Path | None, configuration: Path | None, name: st
     except Exception as fault:  # the library raises nothing narrower
         raise ValueError(f"{definition} is no tokenizer: {first_line(fault)}") from None
     known = read_config(configuration) if configuration and configuration.is_file() else {}
+    markup = {token.content for token in library.get_added_tokens_decoder().values() if not token.special}
     end = known.get("eos_token") or next(
-        (name for name in COMMON_ENDS if library.token_to_id(name) is not None), END_OF_TEXT
+        (name for name in COMMON_ENDS if library.token_to_id(name) is not None and name not in markup), END_OF_TEXT
     )
     end = end["content"] if isinstance(end, dict) else end
     if library.token_to_id(end) is None:

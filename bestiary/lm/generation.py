@@ -1,6 +1,7 @@
 """Continuing a prompt, one token at a time; nothing is kept of what was read but the model's state."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,16 +19,18 @@ SEGMENT = 512  # tokens of the prompt read at a time, so that few logits exist a
 def continue_text(model: Any, tokenizer: Any, prompt: str, count: int, **options: Any) -> str:
     """What a model of ours, or a causal one of transformers, writes after a prompt: `count` tokens, as text.
 
-    `options` are those of `generate`, which also says what is raised.
+    The model reads the prompt as it is, with the token in front that a tokenizer of transformers puts there; of an
+    empty one, what begins a document. `options` are those of `generate`, which also says what is raised.
     """
     if isinstance(tokenizer, Tokenizer):
-        start, vocab = [tokenizer.separator, *encode_text(tokenizer, prompt)], tokenizer.vocab
+        first, vocab, decode = tokenizer.separator, tokenizer.vocab, tokenizer.decode
     else:
         first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        start, vocab = encode_text(tokenizer, prompt) or [first], len(tokenizer)
+        vocab, decode = len(tokenizer), partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    start = encode_text(tokenizer, prompt) or [first]
     device = next(model.parameters()).device
     tokens = generate(model, torch.tensor([start], device=device), count, vocab=vocab, **options)
-    return tokenizer.decode(tokens[0, len(start) :].tolist())
+    return decode(tokens[0].tolist())[len(decode(start)) :]  # of the new tokens alone, some decoders drop a space
 
 
 @torch.no_grad()

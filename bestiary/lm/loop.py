@@ -212,11 +212,12 @@ class TrainingLoop:
             self.step += 1
             self.train_step()
             if self.step % recipe.every == 0 or self.step == recipe.steps:
-                yield from self.measure((self.step - first) / (time.perf_counter() - started))
+                total, elapsed = self.total(), time.perf_counter() - started
+                yield from self.measure(total, (self.step - first) / elapsed)
                 started, first = time.perf_counter(), self.step
             if self.step % self.config.save_every == 0:
-                saving = time.perf_counter()
-                self.save_checkpoint()
+                total, saving = self.total(), time.perf_counter()
+                self.save_checkpoint(total)
                 started += time.perf_counter() - saving
         yield self.evaluate("test", recipe.test_rows)
         weights = self.group.full_weights(self.model)
@@ -262,10 +263,13 @@ class TrainingLoop:
             torch.manual_seed(stream("dropout", recipe.seed, first).initial_seed())
             return self.objective(tokens[:, :-1], tokens[:, 1:])
 
-    def measure(self, steps_per_second: float) -> Iterator[dict[str, Any]]:
-        """The training loss since the last measurement, then the loss on the selection split. Raises Diverged."""
+    def total(self) -> float:
+        """The summed loss since the last measurement. This waits for the device: only then may a clock be read."""
+        return self.group.all_reduce(self.sum).item()
+
+    def measure(self, loss: float, steps_per_second: float) -> Iterator[dict[str, Any]]:
+        """The training loss, given as a sum, then the loss on the selection split. Raises Diverged."""
         recipe = self.recipe
-        loss = self.group.all_reduce(self.sum).item()
         count = ((self.step - 1) % recipe.every + 1) * recipe.batch * recipe.context
         speed = steps_per_second * recipe.batch * recipe.context
         peak = peak_flops(self.device)
@@ -297,11 +301,11 @@ class TrainingLoop:
         tokens = self.step * self.recipe.batch * self.recipe.context
         return {"step": self.step, "split": split, "loss": loss / count, "targets": count, "tokens": tokens}
 
-    def save_checkpoint(self) -> None:
-        """Write what the run needs to resume, and how long its log is now."""
+    def save_checkpoint(self, total: float) -> None:
+        """Write what the run needs to resume: its state, the summed loss, and how long its log is now."""
         if self.run is not None:
             self.run.flush_log()
-        folder, total = self.folder / CHECKPOINT, self.group.all_reduce(self.sum).item()
+        folder = self.folder / CHECKPOINT
         new = folder / f"step-{self.step}"
         if self.run is not None:
             folder.mkdir(exist_ok=True)
@@ -376,7 +380,7 @@ def epoch_order(count: int, context: int, seed: int, epoch: int) -> tuple[int, T
 
 
 def learning_rate(recipe: Pretraining, step: int) -> float:
-    """The learning rate of a step, counted from 1: a linear rise, then a cosine from the rate down to the floor."""
+    """The learning rate of a step, counted from 1: a linear rise to the rate, then a cosine from there to the floor."""
     if step <= recipe.warmup:
         return recipe.rate * step / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)

@@ -24,8 +24,8 @@ class Passage(NamedTuple):
     pieces: list[str]
     losses: list[list[float]]  # of each model, in nats; nan where nothing was predicted, as at a context's first token
     hits: list[int]  # 1 at an AR hit, 0 elsewhere
-    distances: list[int]  # tokens back to the earlier occurrence of the bigram that a token ends, 0 if there is none
-    counts: list[int]  # of that bigram in the training text
+    distances: list[int]  # tokens back to the earlier occurrence of the n-gram that a token ends, 0 if there is none
+    counts: list[int]  # of the bigram that it ends in the training text
     earlier: list[int]  # position in this passage where that occurrence ends, -1 if it is not in it
     title: str
 

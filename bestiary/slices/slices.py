@@ -136,20 +136,29 @@ class Estimates:
         return self.recall(model).high < 0
 
     def recall(self, model: str) -> Interval:
-        """log ppl(hits) - log ppl(other tokens); without an interval unless both are of two documents or more."""
-        return self.interval(self.log_perplexity(model, "hits") - self.log_perplexity(model, "other"))
+        """log ppl(hits) - log ppl(other tokens); without an interval unless both are of two documents or more.
 
-    def interval(self, values: "NDArray[np.float64]") -> Interval:
+        Its t is that of the fewer documents: those with hits may be few, and are no more certain for all the others.
+        """
+        hits, other = (self.log_perplexity(model, part) for part in ("hits", "other"))
+        return self.interval(hits - other, min(count_documents(hits), count_documents(other)))
+
+    def interval(self, values: "NDArray[np.float64]", counted: int | None = None) -> Interval:
         """The value of the text with its interval, from the values of all rows; none from a single document.
 
-        Documents that have no part in the value do not count.
+        Student's t is of `counted` documents; if not given, of all that have a part in the value.
         """
         value, rest = float(values[0]), values[1:]
-        counted = int((rest != value).sum()) if self.documents > 1 else 0
         if self.documents < 2 or not np.isfinite(values).all():
             return Interval(value, math.nan, math.nan)
+        counted = count_documents(values) if counted is None else counted
         half = t_quantile(max(1, counted - 1)) * standard_error(rest)
         return Interval(value, value - half, value + half)
+
+
+def count_documents(values: "NDArray[np.float64]") -> int:
+    """How many documents have a part in a value: without them it is another than that of the text, in row 0."""
+    return int((values[1:] != values[0]).sum())
 
 
 def standard_error(rest: "NDArray[np.float64]") -> float:

@@ -84,7 +84,7 @@ def losses_by_count(text: "Text", losses: "Mapping[str, NDArray]", *, repeated: 
     """Loss by how often the bigram was counted, for bigrams that repeat in the context or for the others."""
     facets = text.facets
     edges = [0, *doubling_edges(int(facets.seen.max(initial=1)))]
-    return binned_losses(losses, facets.seen, (facets.distance > 0) == repeated, edges, text.documents)
+    return binned_losses(losses, facets.seen, (facets.longest > 0) == repeated, edges, text.documents)
 
 
 def losses_by_kind(text: "Text", losses: "Mapping[str, NDArray]", threshold: int) -> Iterator[dict[str, Any]]:
