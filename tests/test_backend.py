@@ -135,6 +135,8 @@ def test_auto_is_what_was_set_and_is_announced_once(
     seen: list[str] = []
     vmap(lambda x: (seen.append(backend.choose("recurrence", "auto", x)), x)[1])(x)
     assert seen == ["torch"]
+    monkeypatch.setattr(backend, "_set", ["fla"])  # as where a CUDA device is
+    assert backend.choose("recurrence", "auto", x) == "torch"
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])

@@ -36,6 +36,7 @@ def test_gradients_of_the_long_convolution_are_right(taps: int) -> None:
     filter = torch.randn(taps, 3, dtype=torch.float64, requires_grad=True)
     past = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(long, (x, filter, past))
+    assert torch.autograd.gradgradcheck(long, (x, filter, past))
 
 
 @pytest.mark.parametrize("size", [1, 7, 127, 1000, 2049])

@@ -15,7 +15,7 @@ import torch
 from test_recurrence import KINDS, by_steps, drive, leaves_of
 from test_together import SMALL, members
 from torch import Tensor, nn
-from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 
 from bestiary.laws import variants
 from bestiary.laws.mixers import build_perturbed, random_inputs
@@ -86,7 +86,7 @@ def native(given: Drive, state: Tensor) -> tuple[Tensor, Tensor]:
 
 @NEEDS_COMPILER
 @pytest.mark.parametrize(("time", "key", "value"), SHAPES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "shared gla"])
 def test_the_recurrence_agrees_with_steps_in_value_and_gradient(kind: str, time: int, key: int, value: int) -> None:
     given, state = wider(drive(kind, 0.5, time=time), key, value), torch.randn(2, 3, key, value)
     wanted = graded(by_steps, given, state, torch.float64)
@@ -200,6 +200,68 @@ def selective_inputs(batch: int, time: int, channels: int, modes: int, dtype: to
     both = torch.randn(batch, time, 2 * modes + 1)  # B and C are parts of something larger
     given = [dt, u, -torch.rand(channels, modes) * 5, both[..., 1 : modes + 1], both[..., modes + 1 :]]
     return [x.to(dtype).requires_grad_() for x in (*given, torch.randn(batch, channels, modes))]
+
+
+@NEEDS_COMPILER
+@pytest.mark.parametrize("axis", [0, 1, 2])  # batch, time, heads
+@pytest.mark.parametrize("kind", ["gla", "mamba2", "kda", "erasing"])
+def test_parts_of_a_recurrence_may_be_1_long_where_they_are_alike(kind: str, axis: int) -> None:
+    whole, state = drive(kind, 1.0).map(Tensor.float), torch.randn(2, 3, 8, 5)
+    given = whole.map(lambda x: x if x is whole.v else x.narrow(axis, 0, 1))
+    state = state[:1] if axis == 0 else state[:, :1] if axis == 2 else state
+
+    def repeated(given: Drive, state: Tensor) -> tuple[Tensor, Tensor]:
+        return _native.run(given.map(lambda x: x.expand(*whole.v.shape[:3], -1)), state.expand(2, 3, -1, -1))
+
+    found, wanted = (graded(way, given, state, torch.float32) for way in (_native.run, repeated))
+    for one, other in zip(found, wanted, strict=True):
+        close(one, other)
+
+
+@NEEDS_COMPILER
+def test_parts_of_a_selective_scan_may_be_1_long_where_they_are_alike() -> None:
+    given = [x.detach() for x in selective_inputs(3, 20, 5, 4, torch.float32)]
+    narrowed = {0: [(2, 1), (0, 1)], 2: [(0, 1), (1, 1)], 3: [(0, 1)], 4: [(1, 1)], 5: [(0, 1), (1, 1)]}
+    for place, (axis, size) in ((place, cut) for place, cuts in narrowed.items() for cut in cuts):
+        found = []
+        for repeat in (False, True):
+            parts = [x.clone() for x in given]
+            parts[place] = parts[place].narrow(axis, 0, size)
+            leaves = [x.requires_grad_() for x in parts]
+            shaped = [x.expand(y.shape) for x, y in zip(leaves, given, strict=True)] if repeat else leaves
+            y, last = _native.selective_scan(*shaped, False)
+            found.append([y, last, *torch.autograd.grad(y.square().sum() + last.sum(), leaves)])
+        for one, other in zip(*found, strict=True):
+            close(one, other)
+
+
+@NEEDS_COMPILER
+def test_parts_that_do_not_go_together_are_refused_by_name() -> None:
+    given, state = drive("kda", 1.0).map(Tensor.float), torch.randn(2, 3, 8, 5)
+    assert given.g is not None
+    w, b = given.rewrite or pytest.fail("the drive rewrites nothing")
+    bad = {
+        "q": given._replace(q=given.q[:, :40]),
+        "k": given._replace(k=given.k[..., :7]),
+        "v": given._replace(v=given.v[..., :4]),
+        "g": given._replace(g=given.g[..., :3]),
+        "w": given._replace(rewrite=(w[:, :, :2], b)),
+        "b": given._replace(rewrite=(w, b[..., :1])),
+        "the state": given.map(lambda x: torch.cat([x, x])),
+    }
+    for name, drive_ in bad.items():
+        with pytest.raises(ValueError, match=rf"^{name} has the shape \(.*must have \("):
+            _native.run(drive_, state)
+    dt, u, a, b, c, h = (x.detach() for x in selective_inputs(2, 9, 5, 3, torch.float32))
+    for name, parts in {
+        "dt": (dt[..., :2], u, a, b, c, h),
+        "A": (dt, u, a[:2], b, c, h),
+        "B": (dt, u, a, b[..., :1], c, h),
+        "C": (dt, u, a, b, c[:, :8], h),
+        "the state": (dt, u, a, b, c, h[:, :2]),
+    }.items():
+        with pytest.raises(ValueError, match=rf"^{name} has the shape \(.*must have \("):
+            _native.selective_scan(*parts, False)
 
 
 def test_a_compiler_that_is_there_builds_the_library() -> None:
@@ -382,6 +444,19 @@ def test_weights_may_be_stacked(name: str, inside: bool, calls: list[str]) -> No
         for key, weight in mixer.named_parameters():
             assert weight.grad is not None
             close(found[key][i], weight.grad)
+
+
+@NEEDS_COMPILER
+def test_jacobians_of_one_sequence_are_those_of_torch(calls: list[str]) -> None:
+    """There vmap repeats what is saved for the gradient, and copies nothing."""
+    for name in ("min_gru", "mamba", "longhorn", "gla", "gated_delta", "kda", "rwkv7"):
+        mixer = build_perturbed(next(iter(variants("mixers", name))), dtype=torch.float32)
+        x, found = random_inputs(1, 40, dtype=torch.float32), []
+        for how in ("native", "torch"):
+            backend.use(how)
+            found.append(jacrev(lambda x, mixer=mixer: mixer(x)[0][0, -1])(x))
+        close(*found)
+    assert set(calls) == {f"{engine}_{way}" for engine in ENGINES for way in ("forward", "backward")}
 
 
 @NEEDS_COMPILER
@@ -584,10 +659,13 @@ def test_without_a_compiler_torch_computes_and_the_reason_is_told(
 
 @NEEDS_COMPILER
 def test_a_compiler_that_fails_or_a_cache_that_cannot_be_is_a_reason(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _build.SOURCE.write_text("int main( {")
     assert "does not compile native.cpp: " in str(_build.library())
+    assert "does not compile native.cpp: " in str(_build.library())
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith("no native backend, and every process tries again")
     _build.library.cache_clear()
     monkeypatch.setenv("CXX", "/no/such/compiler -x")
     assert "the compiler of CXX, '/no/such/compiler', is not there" in str(_build.library())

@@ -23,6 +23,20 @@ def test_it_is_cross_entropy(block: int, monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(found, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_its_gradient_has_a_gradient(shape: tuple[int, ...]) -> None:
+    x, weight = (torch.randn(*shape, n, 7, dtype=torch.float64, requires_grad=True) for n in (23, 31))
+    targets = torch.randint(31, (*shape, 23))
+    targets[..., [0, 5, 22]] = SILENT
+    odds = (x @ weight.mT).log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    found = []
+    for loss in (readout.cross_entropy(x, weight, targets)[0], -(odds * (targets >= 0)).sum(-1)):
+        slopes = torch.autograd.grad(loss.square().sum(), (x, weight), create_graph=True)
+        found.append([*slopes, *torch.autograd.grad(sum(slope.square().sum() for slope in slopes), (x, weight))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
 def test_large_logits_stay_finite_in_float32() -> None:
     x, weight = (100 * torch.randn(n, 64) for n in (9, 50))
     loss, _ = readout.cross_entropy(x.requires_grad_(), weight.requires_grad_(), torch.randint(50, (9,)))
@@ -60,3 +74,16 @@ def test_products_in_half_precision_give_nearly_the_same_in_float32(shape: tuple
     for rough, exact in zip(one, two, strict=True):
         assert rough.dtype == torch.float32
         assert 1e-4 < (rough - exact).norm() / exact.norm() < 0.01
+
+
+def test_half_precision_is_summed_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readout, "BLOCK", 1)  # so that there are sums over blocks
+    x, weight = ((torch.randn(n, 64) / 4).bfloat16().requires_grad_() for n in (9000, 50))
+    targets = torch.randint(50, (9000,))
+    loss, _ = readout.cross_entropy(x, weight, targets)
+    wanted = F.cross_entropy(x.double() @ weight.double().T, targets, reduction="sum")
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), wanted, rtol=1e-3, atol=0)
+    found, exact = (torch.autograd.grad(value, weight)[0] for value in (loss, wanted))
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() / exact.norm() < 4e-3

@@ -27,6 +27,7 @@ def drive(kind: str, strength: float, *, time: int = TIME) -> Drive:
         "gla": Drive(q, k, v, channel),
         "mamba2": Drive(q, k, v, head),
         "shared": Drive(q[:, :, :1], k[:, :, :1], v, head),
+        "shared gla": Drive(q[:, :, :1], k[:, :, :1], v, channel),
         "delta": Drive(q, k, beta * v, rewrite=(-beta, k)),
         "gated delta": Drive(q, k, beta * v, head, rewrite=(-beta, head.exp() * k)),
         "kda": Drive(q, k, beta * v, channel, rewrite=(-beta, channel.exp() * k)),
@@ -51,14 +52,14 @@ def leaves_of(given: Drive) -> list[Tensor]:
 
 @pytest.mark.parametrize("chunk", [7, 16, 64])
 @pytest.mark.parametrize("strength", [0.01, 1.0, 30.0])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "shared gla"])
 def test_chunks_agree_with_steps(kind: str, strength: float, chunk: int) -> None:
     given, state = drive(kind, strength), torch.randn(BATCH, HEADS, KEY, VALUE, dtype=torch.float64)
     for found, wanted in zip(run(given, state, chunk=chunk), by_steps(given, state), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "shared gla"])
 def test_gradients_of_chunks_agree_with_those_of_steps(kind: str) -> None:
     given = drive(kind, 30.0, time=21).map(lambda x: x.detach().clone().requires_grad_())
     state = torch.randn(BATCH, HEADS, KEY, VALUE, dtype=torch.float64)

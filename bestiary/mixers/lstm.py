@@ -3,9 +3,9 @@
     i, f, o = sigmoid(W x_t + U h_{t-1} + b),   g = tanh(the same with weights of its own)
     c_t = f * c_{t-1} + i * g,   h_t = o * tanh(c_t),   h_0 = c_0 = 0
 
-A loop over time: nothing else is known for it. On a CPU it is PyTorch's fused one, which has no gradient of a gradient;
-under transforms of torch.func, compiled and on other devices it is a loop over small operations. Weights are drawn as
-PyTorch's LSTM draws them, uniform within 1 / sqrt(dim).
+A loop over time: nothing else is known for it. On a CPU it is PyTorch's fused one, whatever the backend; under
+transforms of torch.func, under autocast, compiled and on other devices it is a loop over small operations. Weights are
+drawn as PyTorch's LSTM draws them, uniform within 1 / sqrt(dim).
 Departs from the paper: forget gates, and full gradients through time, as everywhere today. From PyTorch's LSTM: one
 bias where it adds two.
 """

@@ -48,14 +48,15 @@ def folder() -> Path:
 def library() -> ctypes.CDLL | str:
     """The library, compiled if it has to be, or why there is none; found out once in a process."""
     try:
-        found = load(folder(), compiler())
+        command = compiler()
     except Unavailable as fault:
         log.info("no native backend: %s", fault)
         return str(fault)
-    except (OSError, RuntimeError) as fault:  # RuntimeError: there is no home folder
-        log.info("no native backend: %s", fault)
-        return f"{type(fault).__name__}: {fault}"
-    return found
+    try:
+        return load(folder(), command)
+    except (Unavailable, OSError, RuntimeError) as fault:  # RuntimeError: there is no home folder
+        log.warning("no native backend, and every process tries again unless its backend is torch: %s", fault)
+        return str(fault) if isinstance(fault, Unavailable) else f"{type(fault).__name__}: {fault}"
 
 
 def compiler() -> list[str]:

@@ -105,6 +105,25 @@ def rows(x: Tensor) -> Rows:
     return Rows(x.data_ptr(), *x.stride()[:3])
 
 
+def point(given: ctypes.Structure, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tell the library where the tensors lie, made dense: those that come back, which must live as long."""
+    for name, x in tensors.items():
+        tensors[name] = dense = x.contiguous()  # vmap repeats what is saved without a copy
+        setattr(given, name, dense.data_ptr())
+    return tensors
+
+
+def fit(name: str, x: Tensor, lead: Sequence[int], *width: int) -> Tensor:
+    """x of shape (*lead, *width), repeated where it is 1 long in one of `lead`. Raises ValueError for other shapes."""
+    shape = (*lead, *width)
+    if x.shape == shape:
+        return x
+    broadcast = all(given in (1, wanted) for given, wanted in zip(x.shape, lead, strict=False))
+    if x.ndim != len(shape) or x.shape[len(lead) :] != width or not broadcast:
+        raise ValueError(f"{name} has the shape {tuple(x.shape)}, but to go with the others it must have {shape}")
+    return x.expand(shape)
+
+
 def call(name: str, given: ctypes.Structure) -> None:
     """Raises MemoryError."""
     if getattr(library(), name)(ctypes.byref(given)):
@@ -194,15 +213,21 @@ def pays(drive: Drive) -> bool:
     return not products or drive.k.shape[-1] * drive.v.shape[-1] <= LARGEST
 
 
-def run(drive: Drive, state: Matrix) -> tuple[Value, Matrix]:
-    """`recurrence.run` in float32."""
+def run(drive: Drive, state: Tensor) -> tuple[Value, Matrix]:
+    """`recurrence.run` in float32. Raises ValueError for shapes that do not go together."""
     q, k, v, g, erase, rewrite = drive
-    heads = v.shape[2]
     form: Form = "rewrite" if rewrite is not None else "erase" if erase is not None else "plain"
-    if form != "plain" or q.shape[2] != k.shape[2]:
-        q, k = (x.expand(-1, -1, heads, -1) for x in (q, k))
-    parts = [q, k, v, *(x.expand(-1, -1, heads, -1) for x in (rewrite or erase or ()))]
-    parts += [state] if g is None else [state, g]
+    (batch, time, heads, _), (key, value) = v.shape, state.shape[-2:]
+    lead = batch, time, heads
+    own = (batch, time, 1) if form == "plain" and q.shape[2] == k.shape[2] == 1 else lead
+    parts = [fit("q", q, own, key), fit("k", k, own, key), fit("v", v, lead, value)]
+    if rewrite is not None:
+        parts += [fit("w", rewrite[0], lead, 1), fit("b", rewrite[1], lead, key)]
+    elif erase is not None:
+        parts += [fit("a", erase[0], lead, key), fit("b", erase[1], lead, key)]
+    parts.append(fit("the state", state, (batch, heads), key, value))
+    if g is not None:
+        parts.append(fit("g", g, lead, 1 if g.shape[-1] == 1 else key))
     y, last, _ = _Recurrence.apply(form, wants_gradient(parts), *parts)
     return y, last
 
@@ -216,9 +241,7 @@ def recurrence(form: Form, parts: Sequence[Tensor], **further: Tensor) -> tuple[
     sizes = (batch, time, heads, key, value, decays, q.shape[2] < heads, FORMS.index(form), torch.get_num_threads())
     views = (Rows() if x is None else rows(x.expand(-1, -1, heads, -1)) for x in (q, k, v, g, a, b))
     given = RECURRENCE(*sizes, *views, state.data_ptr())
-    for name, x in further.items():
-        setattr(given, name, x.data_ptr())
-    return given, (q, k, v, a, b, g, state, further)
+    return given, (q, k, v, a, b, g, state, point(given, further))
 
 
 class _Recurrence(Kernel):
@@ -257,7 +280,7 @@ class _RecurrenceGradient(Gradient):
         *parts, kept = saved
         names = ["gq", "gk", "gv", *(["ga", "gb"] if form != "plain" else []), "gstate", "gg"]
         grads = {name: x.new_empty(x.shape) for name, x in zip(names, parts, strict=False)}
-        given, held = recurrence(form, parts, gy=gy.contiguous(), glast=glast.contiguous(), kept=kept, **grads)
+        given, held = recurrence(form, parts, gy=gy, glast=glast, kept=kept, **grads)
         call("recurrence_backward", given)
         del held
         return tuple(grads.values())
@@ -269,8 +292,12 @@ class _RecurrenceGradient(Gradient):
 def selective_scan(
     dt: Tensor, u: Tensor, a: Tensor | None, b: Tensor, c: Tensor, state: Tensor, negative: bool
 ) -> tuple[Tensor, Tensor]:
-    """`scan.selective_scan` in float32."""
-    parts = [dt, u, b, c, state.mT, *([] if a is None else [a.mT.unsqueeze(0)])]
+    """`scan.selective_scan` in float32. Raises ValueError for shapes that do not go together."""
+    (batch, time, channels), modes = u.shape, state.shape[-1]
+    parts = [fit("dt", dt, u.shape), u, fit("B", b, (batch, time), modes), fit("C", c, (batch, time), modes)]
+    parts.append(fit("the state", state, (batch, channels), modes).mT)
+    if a is not None:
+        parts.append(fit("A", a, (channels, modes)).mT.unsqueeze(0))
     y, last, _ = _Selective.apply(negative, wants_gradient(parts), *parts)
     return y, last.mT
 
@@ -285,9 +312,7 @@ def selective(negative: bool, parts: Sequence[Tensor], **further: Tensor) -> tup
     rate = rates[0].data_ptr() if rates else None
     strides = (*b.stride()[:2], *c.stride()[:2])
     given = SELECTIVE(*sizes, dt.data_ptr(), u.data_ptr(), rate, b.data_ptr(), c.data_ptr(), *strides, state.data_ptr())
-    for name, x in further.items():
-        setattr(given, name, x.data_ptr())
-    return given, (dt, u, rates, b, c, state, further)
+    return given, (dt, u, rates, b, c, state, point(given, further))
 
 
 class _Selective(Kernel):
@@ -327,7 +352,7 @@ class _SelectiveGradient(Gradient):
         gb_c = b.new_empty(*b.shape, 2)
         grates = [x.new_empty(len(dt), *x.shape[1:]) for x in rates]
         grads = {"gdt": gdt, "gu": gu, "gb_c": gb_c, "gstate": gstate, **({"grate": grates[0]} if rates else {})}
-        given, held = selective(negative, parts, gy=gy.contiguous(), glast=glast.contiguous(), kept=kept, **grads)
+        given, held = selective(negative, parts, gy=gy, glast=glast, kept=kept, **grads)
         call("selective_backward", given)
         del held
         grates = [g.unflatten(0, (len(x), len(dt) // len(x))).sum(1) for g, x in zip(grates, rates, strict=True)]
@@ -347,9 +372,7 @@ def elementwise(a: Tensor, x: Tensor, state: Tensor, **further: Tensor) -> tuple
     a, x, state = a.contiguous(), x.contiguous(), state.contiguous()
     sizes = (*x.shape[:2], math.prod(x.shape[2:]), torch.get_num_threads())
     given = SCAN(*sizes, a.data_ptr(), x.data_ptr(), state.data_ptr())
-    for name, tensor in further.items():
-        setattr(given, name, tensor.data_ptr())
-    return given, (a, x, state, further)
+    return given, (a, x, state, point(given, further))
 
 
 class _Scan(Kernel):
@@ -379,7 +402,7 @@ class _ScanGradient(Gradient):
     @staticmethod
     def forward(a: Tensor, state: Tensor, h: Tensor, gh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ga, gx, gstate = (x.new_empty(x.shape) for x in (h, h, state))
-        given, held = elementwise(a, gh, state, h=h, gh=gh.contiguous(), ga=ga, gx=gx, gstate=gstate)
+        given, held = elementwise(a, gh, state, h=h, gh=gh, ga=ga, gx=gx, gstate=gstate)
         call("scan_backward", given)
         del held
         return ga, gx, gstate

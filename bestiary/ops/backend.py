@@ -4,8 +4,8 @@
 the reference through torch.compile: compiled anew for each shape, which takes a minute, so it pays in long runs. `fla`
 is the Triton kernels of flash-linear-attention, on CUDA. `auto` is what `use` has set; otherwise `fla` on a CUDA device
 that has it, `native` on a CPU where it is faster, and `torch` everywhere else. The choice is logged once for each
-engine and device. In float64 it is always `torch`, and under `torch.func` transforms too, except that `native` knows
-vmap and one gradient.
+engine and device. In float64 `auto` is always `torch`, on a CPU where `use` has set `fla` too, and under transforms of
+`torch.func`, of which only `native` knows some: vmap and one gradient.
 """
 
 import logging
@@ -79,9 +79,9 @@ def choose_automatically(able: tuple[Backend, ...], given: tuple[Tensor, ...], p
         return "native" if _native.refusal(*given) is None else "torch"
     if under_transform():
         return "torch"
-    if chosen == "auto":
-        return "fla" if "fla" in able and first.is_cuda and has_fla() else "torch"
-    return chosen
+    if chosen == "compiled":
+        return chosen
+    return "fla" if "fla" in able and first.is_cuda and has_fla() else "torch"
 
 
 @cache

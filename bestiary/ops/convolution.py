@@ -119,14 +119,16 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.lengths = [given.shape[-1] for given in inputs]
-        ctx.save_for_backward(*output[1:])
+        ctx.save_for_backward(*inputs, *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        (inputs, taps), (time, width) = ctx.saved_tensors, ctx.lengths
+        x, filter, inputs, taps = ctx.saved_tensors
+        time, width = x.shape[-1], filter.shape[-1]
         size = fft_length(time + width - 1)
+        if torch.is_grad_enabled():  # create_graph, or torch.func: transforms that have gradients
+            inputs, taps = torch.fft.rfft(x, n=size), torch.fft.rfft(filter, n=size)
         dy = torch.fft.rfft(grads[0], n=size)
         dx = torch.fft.irfft(dy * taps.conj().resolve_conj(), n=size)
         dfilter = torch.fft.irfft((dy * inputs.conj().resolve_conj()).sum(0), n=size)
@@ -170,9 +172,10 @@ def arguments(
     silu: bool, biased: bool, x: Tensor, filter: Tensor, gy: Tensor | None = None, **further: Tensor
 ) -> ctypes.Structure:
     """What the library is given: tensors with dense last axes, which the caller holds."""
-    sharing = max(1, len(x) // max(1, len(filter)))
+    batch, time, channels = x.shape
+    sharing = max(1, batch // max(1, len(filter)))
     strides = (step for z in (x, gy, further.get("gx")) for step in (x if z is None else z).stride()[:2])
-    sizes = (*x.shape, filter.shape[1] - biased, biased, silu, sharing, torch.get_num_threads())
+    sizes = (batch, time, channels, filter.shape[1] - biased, biased, silu, sharing, torch.get_num_threads())
     given = CONVOLUTION(*sizes, *strides)
     for name, tensor in {"x": x, "filter": filter, **({} if gy is None else {"gy": gy}), **further}.items():
         setattr(given, name, tensor.data_ptr())

@@ -51,7 +51,8 @@ def normalize(x: Vectors, *, epsilon: float = 1e-6, backend: Backend = "auto") -
     """
     if is_native(x, backend=backend):
         return divide(x, None, 1.0, epsilon)
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + epsilon)
+    y = upcast(x)
+    return (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + epsilon)).to(x.dtype)
 
 
 def rms(

@@ -2,7 +2,8 @@
 
 For logits z = x W^T and a target t, the loss is log sum_c e^{z_c} - z_t and its gradient in z is softmax(z) - 1_t.
 Both need one exponential of each logit, and a block of logits fits where it is fast to reach. So the gradients in
-x and W are computed along with the loss, from the same exponentials, and only scaled when they are asked for.
+x and W are computed along with the loss, from the same exponentials, and only scaled when they are asked for. Where
+they may need a gradient themselves they are computed again, from all logits at once.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import upcast, upcast_type
 
 BLOCK = 2**21  # logits at a time: 8 MiB of float32, on CUDA 64 times as many
 FEWEST = 256  # answers at a time, however large the vocabulary: products of fewer rows are slow
@@ -58,8 +59,8 @@ class _Readout(torch.autograd.Function):
     def forward(
         x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        loss, right = x.new_zeros(x.shape[:-2]), targets.new_zeros(x.shape[:-2])
-        dx, dweight = torch.empty_like(x), torch.zeros_like(weight)
+        loss, right = x.new_zeros(x.shape[:-2], dtype=upcast_type(x)), targets.new_zeros(x.shape[:-2])
+        dx, dweight = torch.empty_like(x), torch.zeros_like(weight, dtype=upcast_type(weight))
         x, weight = x.to(dtype), weight.to(dtype)
         fewest = FEWEST if dtype.itemsize >= 4 else FEWEST // 2
         size = max(fewest, (BLOCK << 6 if x.is_cuda else BLOCK) // weight[..., 0].numel())
@@ -84,12 +85,24 @@ class _Readout(torch.autograd.Function):
         return loss, right, dx, dweight
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:  # noqa: ARG004
-        ctx.save_for_backward(*output[2:])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *tensors, ctx.dtype = inputs
+        ctx.save_for_backward(*tensors, *output[2:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        dx, dweight = ctx.saved_tensors
+        x, weight, targets, dx, dweight = ctx.saved_tensors
         scale = grads[0][..., None, None]
-        return scale * dx, scale * dweight, None, None
+        if torch.is_grad_enabled():  # create_graph, or a transform of torch.func
+            return *slopes(x, weight, targets, ctx.dtype, scale), None, None
+        return scale * dx, (scale * dweight).to(weight.dtype), None, None
+
+
+def slopes(x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the loss in x and the weight, times the scale, by operations that have gradients."""
+    rows, columns = x.to(dtype), weight.to(dtype)
+    odds, target = upcast(rows @ columns.mT).softmax(-1), targets.clamp(min=0).unsqueeze(-1)
+    grad = odds.scatter_add(-1, target, -torch.ones_like(target, dtype=odds.dtype))
+    grad = (grad * (targets >= 0).unsqueeze(-1) * scale).to(dtype)
+    return (grad @ columns).to(x.dtype), (grad.mT @ rows).to(weight.dtype)

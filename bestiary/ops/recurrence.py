@@ -188,7 +188,8 @@ def scores(after: Tensor, before: Tensor, *, reach: int) -> Callable[[Tensor, Te
 
 def triangular_scores(after: Tensor, before: Tensor, x: Tensor, y: Tensor, *, reach: int) -> Tensor:
     """`scores` with a decay for each key, from squares whose factors are at most 1."""
-    blocks, size = (x * y).sum(-1)[..., None, None] * (1 - reach), 1  # the diagonal, where after = before
+    diagonal = (x * y).sum(-1).expand(-1, after.shape[1], -1, -1)  # where after = before; heads may share x and y
+    blocks, size = diagonal[..., None, None] * (1 - reach), 1
     while size < x.shape[-2]:
         late, early = (z.unflatten(-2, (-1, 2, size))[..., half, :, :] for z, half in ((x, 1), (y, 0)))
         risen, fallen = (z.unflatten(-2, (-1, 2, size))[..., half, :, :] for z, half in ((after, 1), (before, 0)))

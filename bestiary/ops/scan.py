@@ -76,8 +76,8 @@ def selective_scan(
     """y_t = C_t . h_t at the positions `where` or at all, and the last h, of h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t.
 
     Every channel has a state of its own, of so many modes. The decay is 2 exp(dt_t A) - 1 if it may be `negative`, and
-    1 - dt_t B_t^2 without A (`longhorn`). Half precision as in `scan`. Raises ValueError for a backend that is not there
-    or cannot compute this.
+    1 - dt_t B_t^2 without A (`longhorn`). Half precision as in `scan`. Raises ValueError for a backend that is not
+    there or cannot compute this.
     """
     chosen = choose("scan", backend, *(x for x in (u, dt, a, b, c, state) if x is not None))
     if chosen == "native":
