@@ -78,6 +78,12 @@ def test_more_steps_tokens_or_width_are_predicted_to_be_more_work(more: dict[str
     assert predict_work(larger) > predict_work(recipe)
 
 
+def test_segments_of_more_batches_count_for_more_of_the_work() -> None:
+    two = ", ".join(f"mqar(vocab=64, length={length}, pairs=2)" for length in (12, 24))
+    (short,), (even,), (long,) = (recipes(1, train=two, distinct=counts) for counts in ((3, 1), (1, 1), (1, 3)))
+    assert predict_work(short) < predict_work(even) < predict_work(long)
+
+
 def test_a_stack_is_predicted_to_be_more_work_than_one_and_less_than_its_members_alone() -> None:
     (recipe,) = recipes(1)
     assert predict_work(recipe) < predict_work(recipe, 2) < 2 * predict_work(recipe)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from bestiary.cli.search import print_rates
 from bestiary.sweep import search
 from bestiary.sweep.search import (
     Window,
@@ -111,9 +112,26 @@ def test_the_seeds_of_a_rate_are_judged_together_and_a_diverged_one_counts() -> 
     assert len(windows(formats, group=["dim"])) == 2
 
 
+def test_a_seed_whose_run_failed_is_no_reason_to_prefer_a_rate(capsys: pytest.CaptureFixture[str]) -> None:
+    grid = [made(rate, seed) for rate in (1e-3, 1e-2) for seed in range(3)]
+    table = results(grid, lambda r: 0.95 if r.rate == 1e-3 else 0.97).iloc[:4]  # two of the second rate have failed
+    assert {r.rate for r in survivors(table, grid, eta=2)} == {1e-3}
+    assert {r.rate for r in refine(grid, table, within=2.0)} == {3.16e-3}
+    (row,) = windows(table, group=["dim"]).to_dict("records")
+    assert (row["rate"], row["seeds"], row["tried"], row["to"]) == (1e-3, 3, 1, 1e-3)
+    print_rates(table)
+    assert "best rate 0.001; works from 0.001 to 0.001" in (said := capsys.readouterr().out)
+    assert said.endswith("left out, as seeds are missing: 0.01\n")
+
+
+def test_only_the_seeds_that_a_rate_was_given_can_be_missing() -> None:
+    given = [made(1e-3, 0), *(made(1e-2, seed) for seed in range(3))]
+    assert refine(given, results(given, solved), within=2.0) == []
+
+
 def test_a_short_run_is_a_whole_one_of_fewer_steps() -> None:
-    short = shorten(made(1e-3, steps=900, warmup=90, every=200), 1 / 9)
-    assert (short.steps, short.warmup, short.every) == (100, 10, 100)
+    short = shorten(made(1e-3, steps=900, warmup=90, hold=300, every=200), 1 / 9)
+    assert (short.steps, short.warmup, short.hold, short.every) == (100, 10, 33, 100)
     assert short.key != made(1e-3, steps=100, warmup=50, every=100).key
 
 

@@ -85,6 +85,8 @@ def test_widths_that_cannot_be_built_are_skipped() -> None:
 def test_no_match_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"lru has no width within 5%: the nearest has 64 state at width 32"):
         match_widths(["lru"], made("attention"), dims=(16, 32), tolerance=0.05)
+    with pytest.raises(ValueError, match=r"lru has nothing to match: .* has a state of 0"):
+        match_widths(["lru"], made("short_conv(taps=1)"), dims=(16, 32))
 
 
 def test_the_work_of_attention_is_counted_at_any_length() -> None:

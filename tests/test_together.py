@@ -117,7 +117,7 @@ def test_members_of_other_regimes_measure_what_they_would_alone() -> None:
     same(members("attention", train="majority(length=15)"))
 
 
-@pytest.mark.parametrize("pattern", ["attention", "kda", "mamba"])
+@pytest.mark.parametrize("pattern", ["attention", "gla", "mamba"])
 def test_members_share_the_precision_of_their_products(pattern: str) -> None:
     """Their weights change as they would alone: much more alike than in float32, where nothing is rounded so."""
     recipes = members(pattern, precision="bfloat16", steps=2, every=1, warmup=0)
@@ -172,6 +172,13 @@ def test_members_that_have_solved_their_task_or_diverged_leave() -> None:
     assert last[2] == 60
 
 
+def test_members_that_their_last_step_breaks_have_diverged() -> None:
+    own = ({"rate": 1e-3}, {"rate": 1e200})
+    recipes = [clean("attention", **(SMALL | {"steps": 1, "clip": None} | o)) for o in own]
+    same(recipes)
+    assert [type(seen[-1]) for seen in together(recipes)] == [Model, Diverged]
+
+
 def test_the_model_of_a_member_holds_its_weights() -> None:
     recipes = members("gated_delta")
     models = [recipe.build().double() for recipe in recipes]
@@ -208,6 +215,33 @@ def test_a_mixer_that_knows_no_vmap_is_told_apart(tmp_path: Any) -> None:
     file.write_text(MIXER)
     with pytest.raises(CannotStack, match="data-dependent control flow"):
         next(train_together(members(str(file))))
+
+
+AVERAGING = """
+import torch
+from bestiary import Mixer
+
+
+class Averaging(Mixer):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.out = torch.nn.Linear(dim, dim)
+        self.register_buffer("mean", torch.zeros(dim))
+
+    def forward(self, x, state=None):
+        if self.training:
+            mean = 0.9 * self.mean + 0.1 * x.detach().mean((0, 1))
+            KEEP
+        return self.out(x - self.mean), None
+"""
+
+
+def test_a_buffer_may_be_written_into_and_not_replaced(tmp_path: Path) -> None:
+    for name, keep in {"writes": "self.mean.copy_(mean)", "replaces": "self.mean = mean"}.items():
+        (tmp_path / f"{name}.py").write_text(AVERAGING.replace("KEEP", keep))
+    same(members(str(tmp_path / "writes.py")))
+    with pytest.raises(CannotStack, match=r"a pass replaces the buffer layers\.0\.mixer\.mean"):
+        next(train_together(members(str(tmp_path / "replaces.py"))))
 
 
 def stand_in(call: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:

@@ -4,24 +4,32 @@ import math
 import pickle
 from collections import Counter
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from bestiary.cli._estimate import run_seconds
 from bestiary.spec import names
 from bestiary.tasks._task import SILENT, Batch
+from bestiary.training import state, together
+from bestiary.training import train as training
 from bestiary.training.recipe import Recipe, clean
 from bestiary.training.train import (
     Diverged,
+    Measurement,
     Optimizers,
     accuracy,
     batches,
     decay_groups,
+    final_scores,
     find_device,
     learning_rate,
     make_optimizer,
+    new_state,
     score,
     step_seconds,
     train,
@@ -225,6 +233,19 @@ def test_a_loss_that_is_no_number_ends_the_run() -> None:
     assert not math.isfinite(seen[-1].loss)
 
 
+def test_a_model_that_its_last_step_breaks_has_diverged() -> None:
+    seen = []
+    with pytest.raises(Diverged, match="the loss is nan on the test stream, after step 1"):
+        for measurement in train(recipe(rate=1e20, clip=None, steps=1)):
+            seen.append(measurement)
+    assert [(one.split, math.isfinite(one.loss)) for one in seen] == [("train", True), ("selection", False)]
+
+
+def test_a_model_that_overflows_on_one_of_two_segments_has_not_diverged() -> None:
+    seen = [Measurement(0, "test", segment, "", 0, loss, 1, 2) for segment, loss in enumerate((1.0, math.nan))]
+    assert [(one.step, one.segment) for one in final_scores(seen, 9)] == [(9, 0), (9, 1)]
+
+
 def test_fresh_batches_take_segments_in_turn_and_depend_on_the_seed() -> None:
     made = recipe(train="mqar(vocab=20, length=12, pairs=2), mqar(vocab=20, length=14, pairs=2)")
     drawn = list(batches(made))
@@ -302,5 +323,52 @@ def test_a_device_that_does_not_exist_is_named() -> None:
             find_device(name)
 
 
+class NoDoubles(TorchDispatchMode):
+    """A device without float64."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        found = func(*args, **(kwargs or {}))
+        assert getattr(found, "dtype", None) != torch.float64, f"{func} gives float64"
+        return found
+
+
+def test_training_can_do_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (training, state, together):
+        monkeypatch.setattr(module, "exact", lambda x: x)  # as on a device that has none
+    made = [recipe(rate=rate) for rate in (1e-3, 1e-2)]
+    stack = together.Stack(made, [one.build() for one in made])
+    batch, stacked = next(batches(made[0])), next(together.stacked_batches(stack))
+    with NoDoubles():
+        alone = new_state(made[0])
+        alone.sums += update(made[0], alone.model, alone.optimizers[0], batch, 1, "cpu")
+        assert stack.update(stacked, 1)[0].tolist() == pytest.approx(alone.sums.tolist())
+
+
 def test_a_step_can_be_timed() -> None:
     assert 0 < step_seconds(recipe()) < 60
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_time_of_a_step_is_the_mean_over_segments_with_the_optimizer_of_the_recipe(
+    optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, used = [0.0], set[type]()
+
+    def update(_recipe: Recipe, _model: Any, optimizer: Any, batch: Batch, *_: Any) -> torch.Tensor:
+        used.add(type(optimizer))
+        clock[0] += batch.tokens.numel()
+        return torch.zeros(3)
+
+    monkeypatch.setattr(training, "update", update)
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    segments = [f"mqar(vocab=64, length={length}, pairs=2)" for length in (12, 24)]
+    for tasks, distinct, length in ((segments, (), 18), (segments[::-1], (), 18), (segments, (3, 1), 15)):
+        made = recipe(train=", ".join(tasks), distinct=distinct, optimizer=optimizer)
+        assert step_seconds(made) == pytest.approx(16 * length)
+    assert used == {torch.optim.AdamW if optimizer == "adamw" else Optimizers}
+
+
+def test_the_time_of_a_run_counts_the_tokens_that_are_scored() -> None:
+    made = recipe(steps=10, every=5, test="mqar(vocab=64, length=48, pairs=2)")
+    scored = (2 * 40 + 60) * 48 / (16 * 12)
+    assert run_seconds(made, 2.0) == pytest.approx(2.0 * (10 + scored / 3))

@@ -13,14 +13,12 @@ if TYPE_CHECKING:
     from bestiary.runs.store import Store
     from bestiary.training.recipe import Recipe
 
-FORWARD = 1 / 3  # of the time of a training step is its forward pass
-
 
 def run_seconds(recipe: "Recipe", step: float) -> float:
-    """About how long a run takes that does not stop early, evaluations included, where a step takes so long."""
-    evaluations = -(-recipe.steps // recipe.every) * recipe.selection_rows * len(recipe.select or recipe.test)
-    rows = evaluations + recipe.test_rows * len(recipe.test)
-    return step * (recipe.steps + FORWARD * rows / recipe.batch)
+    """About how long a run takes that does not stop early, evaluations included, where a mean step takes so long."""
+    from bestiary.sweep.cost import PASSES, scored_tokens, training_tokens
+
+    return step * recipe.steps * (1 + scored_tokens(recipe) / PASSES / training_tokens(recipe))
 
 
 def print_estimate(recipe: "Recipe", *, device: str, threads: int) -> None:
@@ -67,8 +65,9 @@ def list_runs(recipes: "Sequence[Recipe]", *, device: str, threads: int) -> None
     with StatusLine() as progress:
         for recipe in recipes:
             row = {"task": str(recipe.train[0]), "pattern": ", ".join(map(str, recipe.pattern))}
-            row |= {"dim": recipe.dim, "depth": recipe.depth}
-            row = rows.setdefault(tuple(row.values()), {**row, "runs": 0, "steps": recipe.steps, "total": 0.0})
+            row |= {"dim": recipe.dim, "depth": recipe.depth, "optimizer": recipe.optimizer}
+            shape = (*row.values(), recipe.train)
+            row = rows.setdefault(shape, {**row, "runs": 0, "steps": recipe.steps, "total": 0.0})
             if not row["runs"]:
                 progress.show(f"measuring a step of shape {len(rows)} ...")
                 row["step"] = step_seconds(recipe, device=device)

@@ -119,11 +119,12 @@ def run_refined_grid(
 def print_rates(table: "pd.DataFrame") -> None:
     """Print the accuracy of each rate over seeds, and the window of rates that work.
 
-    Where runs differ in length (`share`), the longest count, and there is no window: few rates got so far.
+    Where runs differ in length (`share`), the longest count, and there is no window: few rates got so far. Rates of
+    which seeds are missing are named, and not compared.
     """
     from bestiary.cli.console import print_table
     from bestiary.runs.table import curve, diverged_as_zero
-    from bestiary.sweep.search import window
+    from bestiary.sweep.search import window, with_all_seeds
 
     if table.empty:
         return
@@ -134,10 +135,13 @@ def print_rates(table: "pd.DataFrame") -> None:
     print_table(rows.drop(columns=["solved", "seconds"]))
     if "share" in table:
         table = table[table["share"] == table["share"].max()]
-    scores = {float(rate): float(score) for rate, score in table.groupby("rate")["selection"].mean().items()}
+    known = with_all_seeds(table)
+    scores = {float(rate): float(score) for rate, score in known.groupby("rate")["selection"].mean().items()}
     halved = "share" in table
     found = "halving finds no window of rates that work, --by grid does" if halved else window(scores).describe()
     typer.echo(f"best rate {max(scores, key=lambda rate: scores[rate]):g}; {found}")
+    if lacking := sorted(set(table["rate"]) - scores.keys()):
+        typer.echo(f"left out, as seeds are missing: {', '.join(f'{rate:g}' for rate in lacking)}")
 
 
 @app.command()

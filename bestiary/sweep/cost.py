@@ -26,7 +26,8 @@ def predict_work(recipe: Recipe, members: int = 1) -> float:
 
 def training_tokens(recipe: Recipe) -> float:
     """The tokens of all training steps."""
-    return recipe.steps * recipe.batch * sum(map(task_length, recipe.train)) / len(recipe.train)
+    in_a_round = sum(turns * task_length(task) for turns, task in zip(recipe.turns, recipe.train, strict=True))
+    return recipe.steps * recipe.batch * in_a_round / sum(recipe.turns)
 
 
 def scored_tokens(recipe: Recipe) -> int:

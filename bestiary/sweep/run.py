@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from bestiary.runs.reading import read_results
 from bestiary.runs.store import Store
+from bestiary.spec import all_parts
 from bestiary.sweep.jobs import Event
 from bestiary.sweep.schedule import sweep
-from bestiary.training.recipe import Recipe
+from bestiary.training.recipe import SPECS, Recipe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +35,7 @@ def run_recipes(
     """
     found, wanted = store if isinstance(store, Store) else Store(Path(store)), list(recipes)
     for recipe in wanted:
-        for part in recipe.pattern:
+        for part in all_parts(part for field in SPECS for part in getattr(recipe, field)):
             if part.name.startswith("<"):
                 raise ValueError(f"workers cannot build {part.name[1:-1]}: put the class in a file, and import it")
         recipe.check()

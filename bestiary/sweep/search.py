@@ -100,22 +100,24 @@ def next_rates(scores: Mapping[float, float], *, within: float, works: float = W
 def refine(recipes: Iterable[Recipe], table: "pd.DataFrame", *, within: float, works: float = WORKS) -> list[Recipe]:
     """The recipes that narrow the edges of the windows of a sweep: every seed at each new rate; [] when all are narrow.
 
-    Recipes that differ only in rate and seed share a window. The table may hold the results of earlier rounds.
+    Recipes that differ only in rate and seed share a window. The table may hold the results of earlier rounds. A seed
+    that a rate lacks, because its run has failed, counts as 0.
     """
     scored = dict(zip(table["key"], diverged_as_zero(table)["selection"], strict=True)) if len(table) else {}
     tried = sorted({float(rate) for rate in table["rate"]}) if scored else []
-    groups: dict[str, dict[int, Recipe]] = {}
+    groups: dict[str, list[Recipe]] = {}
     for recipe in recipes:
-        groups.setdefault(recipe.shape_key, {})[recipe.seed] = recipe
+        groups.setdefault(recipe.shape_key, []).append(recipe)
     new = []
-    for seeds in groups.values():
-        scores = {}
+    for given in groups.values():
+        seeds, scores = {recipe.seed: recipe for recipe in given}.values(), {}
         for rate in tried:
-            found = [scored[key] for key in (at_rate(recipe, rate).key for recipe in seeds.values()) if key in scored]
+            asked = [one for one in given if one.rate == rate] or [at_rate(recipe, rate) for recipe in seeds]
+            found = [scored[recipe.key] for recipe in asked if recipe.key in scored]
             if found:
-                scores[rate] = sum(found) / len(found)
+                scores[rate] = sum(found) / len(asked)
         for rate in next_rates(scores, within=within, works=works):
-            new += [at_rate(recipe, rate) for recipe in seeds.values()]
+            new += [at_rate(recipe, rate) for recipe in seeds]
     return new
 
 
@@ -128,12 +130,14 @@ def windows(table: "pd.DataFrame", *, group: Sequence[str], works: float = WORKS
     """For each group the best rate, its test accuracy with an interval, and the window of rates that work.
 
     Columns besides the mean, interval, seeds and answers: `selection` there, `tried` rates, `window` in decades, `from`
-    and `to`, `below` and `above`, the nearest that failed outside, and `holes`, those that failed inside.
+    and `to`, `below` and `above`, the nearest that failed outside, and `holes`, those that failed inside. Rates with
+    fewer seeds than others are left out (see `with_all_seeds`).
     """
     import pandas as pd
 
     rows = []
     for _, found in diverged_as_zero(table).groupby(with_format(table, group), sort=False, dropna=False):
+        found = with_all_seeds(found)
         (kept,) = curve(best(found, group=group), group=(*group, "rate", "tried")).to_dict("records")
         means = found.groupby("rate")["selection"].mean()
         seen = window({float(rate): float(score) for rate, score in means.items()}, works=works)
@@ -142,17 +146,23 @@ def windows(table: "pd.DataFrame", *, group: Sequence[str], works: float = WORKS
     return pd.DataFrame(rows).drop(columns=["solved", "solves"])
 
 
+def with_all_seeds(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows of the rates with as many seeds as any. Of the others some runs have failed or are to come."""
+    seeds = table.groupby("rate")["seed"].nunique()
+    return table[table["rate"].isin(seeds.index[seeds == seeds.max()])]
+
+
 def shorten(recipe: Recipe, share: float) -> Recipe:
     """A recipe with this share of the steps; warm-up and schedule shrink accordingly."""
-    steps = max(1, round(recipe.steps * share))
-    changes = {"steps": steps, "warmup": round(recipe.warmup * share), "every": min(recipe.every, steps)}
+    steps, hold = (max(1, round(count * share)) for count in (recipe.steps, recipe.hold))
+    changes = {"steps": steps, "warmup": round(recipe.warmup * share), "hold": hold, "every": min(recipe.every, steps)}
     return recipe.model_copy(update=changes)
 
 
 def survivors(table: "pd.DataFrame", recipes: Sequence[Recipe], *, eta: int) -> list[Recipe]:
     """The best one in `eta` of the candidates, each with all its seeds, by mean selection accuracy; ties by steps.
 
-    A candidate is all recipes that differ in the seed alone. One without results scores 0.
+    A candidate is all recipes that differ in the seed alone. A recipe without results scores 0.
     """
     rows = diverged_as_zero(table).drop_duplicates("key").set_index("key") if len(table) else table
     candidates: dict[str, list[Recipe]] = {}
@@ -161,7 +171,7 @@ def survivors(table: "pd.DataFrame", recipes: Sequence[Recipe], *, eta: int) -> 
 
     def rank(seeds: list[Recipe]) -> tuple[float, float]:
         found = rows.loc[[recipe.key for recipe in seeds if recipe.key in rows.index]]
-        return (-found["selection"].mean(), found["steps"].mean()) if len(found) else (0.0, math.inf)
+        return (-found["selection"].sum() / len(seeds), found["steps"].mean()) if len(found) else (0.0, math.inf)
 
     kept = sorted(candidates.values(), key=rank)[: math.ceil(len(candidates) / eta)]
     return [recipe for seeds in kept for recipe in seeds]

@@ -105,9 +105,11 @@ class StrictModel(BaseModel):
 class Recipe(StrictModel):
     """A task, a model, and how one is trained on the other.
 
-    The defaults are the clean recipe. Every batch is fresh data. The learning rate warms up linearly and then follows a
-    cosine. The selection stream decides when to stop, and the test stream is scored once, at the end. Weight decay acts
-    on matrices (linear maps, embeddings, filters), but not on biases, norms and rates.
+    The defaults are the clean recipe. Every batch is fresh data. The learning rate is a linear warm-up times a cosine
+    over all steps. So its peak is a little below `rate`, and the further below the longer the warm-up: by 0.6 % where
+    50 of 1,000 steps warm up, by nearly half where 500 do. The selection stream decides when to stop, and the test
+    stream is scored once, at the end. Weight decay acts on matrices (linear maps, embeddings, filters), but not on
+    biases, norms and rates.
     """
 
     train: Tasks  # one task for each segment; batches come from the segments in turn
@@ -122,9 +124,9 @@ class Recipe(StrictModel):
 
     steps: Positive = 1000
     batch: Positive = 128  # rows
-    rate: Amount = 3e-3  # the highest learning rate
+    rate: Amount = 3e-3  # the learning rate where neither warm-up nor schedule lowers it
     warmup: Natural = 50  # steps of linear rise
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the rate, after its rise
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # of the rate, over all steps
     floor: Amount = 0.0  # the rate in the end
     hold: Positive = 1  # steps between changes of the learning rate; some papers change it once an epoch
     optimizer: Literal["adamw", "muon", "adafactor"] = "adamw"  # of the hidden matrices; all else is AdamW's
@@ -220,6 +222,11 @@ class Recipe(StrictModel):
     def key(self) -> str:
         """The name of the run: equal exactly for equal recipes, wherever the user's own files are."""
         return hashed_key(self.field_values(lambda part: part.identity), FORMAT)
+
+    @property
+    def turns(self) -> tuple[int, ...]:
+        """How many batches of each segment are drawn in a round of all."""
+        return self.distinct or (1,) * len(self.train)
 
     @property
     def shape_key(self) -> str:

@@ -151,11 +151,14 @@ def match_width(
     """The recipe with this pattern at the width whose count is nearest to that of `like`.
 
     Skips widths at which the pattern cannot be built. The count must not fall as the width grows; it never does for
-    our mixers. Raises ValueError if no width comes within the tolerance, and names the nearest.
+    our mixers. Raises ValueError if no width comes within the tolerance, and names the nearest, and if `like` has a
+    count of 0.
     """
     if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance={tolerance} is no share of a count; 0.2 accepts a fifth more or less")
     widths, wanted, count = sorted(set(dims)), COUNTS[match](like), COUNTS[match]
+    if not wanted:
+        raise ValueError(f"{text} has nothing to match: the model to be matched has a {match} of 0; match another size")
     candidates = [recipe for recipe in recipes_at_widths(text, like, widths) if can_build(recipe)]
     if not candidates:
         raise ValueError(f"{text} can be built at none of {len(widths)} widths; give other dims")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from bestiary.ops.precision import exact
 from bestiary.training.whole import AnyModel
 
 
@@ -18,7 +19,7 @@ class TrainingState:
     def __init__(self, model: AnyModel, *optimizers: torch.optim.Optimizer, device: torch.device | str) -> None:
         self.model, self.optimizers, self.device = model, optimizers, device
         self.step = 0
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss in nats, right answers, answers
+        self.sums = exact(torch.zeros(3, device=device))  # loss in nats, right answers, answers
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by names: `step`, `sums`, `model/<weight>` and `optimizer/<weight>/<slot>`. Not copies."""

@@ -17,7 +17,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 from bestiary.model import SEGMENT, Model
 from bestiary.ops.capture import CapturedFunction, capture_graph
-from bestiary.ops.precision import upcast
+from bestiary.ops.precision import exact, upcast
 from bestiary.ops.readout import cross_entropy
 from bestiary.spec import Spec
 from bestiary.tasks._task import SILENT, Batch, concatenate, stream
@@ -32,6 +32,7 @@ from bestiary.training.train import (
     autocast,
     batches,
     decayed_weights,
+    final_scores,
     learning_rate,
     score_models,
 )
@@ -65,7 +66,7 @@ def train_together(
         raise CannotStack("these recipes differ in more than rate, weight decay and seed")
     built = [recipe.build() for recipe in recipes] if models is None else models
     stack, first = Stack(recipes, [model.to(device) for model in built]), recipes[0]
-    sums, start = torch.zeros(len(recipes), 3, dtype=torch.float64, device=device), 0
+    sums, start = exact(torch.zeros(len(recipes), 3, device=device)), 0
     if saved is not None:
         sums, start = stack.load(saved), int(saved[0]["step"])
     step = start
@@ -93,12 +94,12 @@ def train_together(
             if first.stop is not None and accuracy(measurements) >= first.stop
         ]
         if leaving and step < first.steps:
-            yield from final_scores(stack.subset(leaving), step)
+            yield from finish(stack.subset(leaving), step)
             sums = stack.remove(leaving, sums)
         if not stack.members:
             return
         after_step(partial(member_states, stack, sums, step))
-    yield from final_scores(stack, step)
+    yield from finish(stack, step)
 
 
 def member_states(stack: "Stack", sums: Tensor, step: int) -> Iterator[tuple[int, dict[str, Tensor]]]:
@@ -107,13 +108,18 @@ def member_states(stack: "Stack", sums: Tensor, step: int) -> Iterator[tuple[int
         yield member, stack.state(place, sums[place], step)
 
 
-def final_scores(stack: "Stack", step: int) -> Iterator[tuple[int, Progress]]:
-    """The test measurements of each member, and then its model."""
+def finish(stack: "Stack", step: int) -> Iterator[tuple[int, Progress]]:
+    """The test measurements of each member, and then its model; or Diverged."""
     if not stack.members:
         return
     first = stack.recipes[0]
     for place, measurements in enumerate(stack.score(first.test, "test", first.test_rows)):
-        yield from ((stack.members[place], x._replace(step=step)) for x in measurements)
+        try:
+            scored = final_scores(measurements, step)
+        except Diverged as diverged:
+            yield stack.members[place], diverged
+            continue
+        yield from ((stack.members[place], x) for x in scored)
         yield stack.members[place], stack.model(place)
 
 
@@ -195,7 +201,7 @@ class Stack:
         loss, right = cross_entropy(upcast(hidden).flatten(1, 2), heads, targets.flatten(1), dtype=products)
         grads = torch.autograd.grad((loss / counts).sum(), list(self.weights.values()), allow_unused=True)
         self.adam_step(grads, *pace)
-        return torch.stack([loss.detach().double(), right.double(), counts.double()], dim=1)
+        return torch.stack([exact(x) for x in (loss.detach(), right, counts)], dim=1)
 
     @torch.no_grad()
     def adam_step(self, grads: Sequence[Tensor | None], rates: Tensor, keep: Tensor) -> None:
@@ -219,7 +225,11 @@ class Stack:
         """The hidden states that the output layer reads: (members, batch, asked, dim)."""
 
         def one(weights: dict[str, Tensor], buffers: dict[str, Tensor], tokens: Tensor, where: Tensor) -> Tensor:
-            return functional_call(self.shell, (weights, buffers), (tokens, where))
+            numbers = weights | buffers  # in which a pass leaves what it replaces
+            found = functional_call(self.shell, numbers, (tokens, where))
+            if lost := [bare(name) for name, buffer in buffers.items() if numbers[name] is not buffer]:
+                raise CannotStack(f"a pass replaces the buffer {lost[0]}")
+            return found
 
         try:
             return vmap(one, randomness=self.randomness)(self.weights, self.buffers, tokens, where)

@@ -3,7 +3,7 @@
 import ctypes
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from bestiary.mixers._mixer import decayed_names
 from bestiary.model import Model
+from bestiary.ops.precision import exact
 from bestiary.spec import Spec, read_specs
 from bestiary.tasks._task import SILENT, Batch, Task, stream
 from bestiary.training.health import copy_weights, probe, start_signs, training_signs
@@ -58,7 +59,7 @@ def train(
     """Train, score on the selection stream every few steps, and score on the test stream at the end.
 
     Yields measurements as they are made. A model that is given holds the trained weights after the last one; it may be
-    any module from tokens to logits (see `WholeModel`). Raises Diverged when the loss is no longer finite.
+    any module from tokens to logits (see `WholeModel`). Raises Diverged when the training or test loss is not finite.
 
     `after_step` is called with the state of training once a step is over and measured. With its tensors as `saved`
     training goes on after that step, and yields what it would have yielded without a break, to the last bit on the
@@ -85,8 +86,15 @@ def train(
             if recipe.stop is not None and accuracy(seen) >= recipe.stop:
                 break
         after_step(state)
-    for measurement in score(trained, recipe.test, "test", recipe.test_rows, device=device):
-        yield measurement._replace(step=state.step)
+    yield from final_scores(score(trained, recipe.test, "test", recipe.test_rows, device=device), state.step)
+
+
+def final_scores(measurements: Iterable[Measurement], step: int) -> list[Measurement]:
+    """The measurements on the test stream, after the last step. Raises Diverged if no segment has a finite loss."""
+    seen = [one._replace(step=step) for one in measurements]
+    if not any(math.isfinite(one.loss) for one in seen if not one.facet):  # one that is very long may overflow alone
+        raise Diverged(f"the loss is {seen[0].loss} on the test stream, after step {step}")
+    return seen
 
 
 def health_signs(
@@ -134,7 +142,7 @@ def update(
     if recipe.clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
     optimizer.step()
-    return torch.stack([loss.detach().double(), right.double(), torch.full_like(right, count).double()])
+    return torch.stack([exact(x) for x in (loss.detach(), right, torch.full_like(right, count))])
 
 
 def autocast(recipe: Recipe, device: torch.device | str) -> torch.autocast:
@@ -143,7 +151,7 @@ def autocast(recipe: Recipe, device: torch.device | str) -> torch.autocast:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step, counted from 1: a linear warm-up, and a way from there to the floor."""
+    """The learning rate of a step, counted from 1: a linear warm-up times a schedule that runs from the first step."""
     done = (step - 1) // recipe.hold * recipe.hold / recipe.steps
     left = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}[recipe.schedule]
     return recipe.floor + (recipe.rate * min(1.0, step / max(1, recipe.warmup)) - recipe.floor) * left
@@ -379,7 +387,7 @@ def answer_columns(
     }
     if mixed:
         scores["mixed"] = answers_another(batch, answers, logits.shape[-1])[asked] & (scores["right"] == 0)
-    columns = {name: x.double().cpu() for name, x in scores.items()}
+    columns = {name: x.cpu().double() for name, x in scores.items()}
     facets = {facet: x[asked].long().cpu() for facet, x in batch.facets.items()}
     row = asked.nonzero()[:, 0].cpu()
     return columns | facets | {"first": torch.cat([torch.ones(1), row.diff()]).clamp(max=1).long()}
@@ -393,24 +401,26 @@ def answers_another(batch: Batch, answers: Tensor, vocab: int) -> Tensor:
 
 
 def step_seconds(recipe: Recipe, *, device: torch.device | str = "cpu", tokens: int = 512) -> float:
-    """About how long a training step takes on this machine, in seconds.
+    """About how long a training step takes on this machine, in seconds, the mean over the steps of all segments.
 
-    Times a step on about `tokens` tokens and one on twice as many, and draws a line through both.
+    Times for each segment a step on about `tokens` tokens and one on twice as many, and draws a line through both.
     """
-    rows = min(max(1, tokens // recipe.train[0].build().length), recipe.batch)
-    one, two = (measure_step(recipe, batch, device) for batch in (rows, 2 * rows))
-    return one + max(0.0, two - one) * (recipe.batch - rows) / rows
+    total = 0.0
+    for task, turns in zip((part.build() for part in recipe.train), recipe.turns, strict=True):
+        rows = min(max(1, tokens // task.length), recipe.batch)
+        one, two = (measure_step(recipe, task, count, device) for count in (rows, 2 * rows))
+        total += turns * (one + max(0.0, two - one) * (recipe.batch - rows) / rows)
+    return total / sum(recipe.turns)
 
 
-def measure_step(recipe: Recipe, batch: int, device: torch.device | str) -> float:
-    """How long a step with this batch size takes, in seconds; the least of several if they are short."""
-    small = recipe.model_copy(update={"batch": batch, "distinct": (), "shuffle": "none"})
-    model = small.build().to(device)
-    optimizer = torch.optim.AdamW(decay_groups(small, model), lr=0.0, fused=True)
-    drawn, seconds = next(batches(small)), []
+def measure_step(recipe: Recipe, task: Task, rows: int, device: torch.device | str) -> float:
+    """How long a step on so many rows of a task takes, in seconds; the least of several if they are short."""
+    model = recipe.build().to(device)
+    optimizer = make_optimizer(recipe, model)
+    drawn, seconds = task.draw(rows, "train", recipe.seed, 0), []
     while len(seconds) < 2 or sum(seconds[1:]) < 0.2:  # the first warms up
         start = time.perf_counter()
-        update(small, model, optimizer, drawn, 1, device).tolist()
+        update(recipe, model, optimizer, drawn, 1, device).tolist()
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
 
