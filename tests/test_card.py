@@ -4,14 +4,16 @@ import hashlib
 import math
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from browsing import Reader
 from stores import finished
 from typer.testing import CliRunner
 
 from bestiary.cli import app
-from bestiary.cli.card import card
+from bestiary.cli.card import card, check_names
 from bestiary.experiments import protocol_v1
 from bestiary.experiments._protocol import (
     MODEL,
@@ -22,15 +24,16 @@ from bestiary.experiments._protocol import (
     place,
     rows_of_parts,
 )
-from bestiary.results.card import Card, markdown, next_steps, page
+from bestiary.results.card import Card, figure, markdown, next_steps, page
 from bestiary.results.causes import causes
 from bestiary.results.facts import broken_laws, measure
-from bestiary.results.reference import mixer_of
+from bestiary.results.reference import mixer_of, reference_runs, stored_scores
 from bestiary.results.verdict import Entry, Score, ordinal, recall_neighbours, scores_of, verdict
 from bestiary.runs.store import Store
 from bestiary.runs.table import results
 from bestiary.spec import load, parse
 from bestiary.spec.loading import TRUSTED
+from bestiary.training.recipe import Recipe
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -41,6 +44,9 @@ def entry(name: str, recall: float, state: float, **more: float) -> Entry:
     scores |= {column: Score(value, value, value, 0.5, 3) for column, value in more.items()}
     facts = {"state 64": float(state), "train beside attention": 1.5, "decode beside attention": 0.5, "growth": 1.0}
     return Entry(name, "kda", "delta", scores, facts)
+
+
+DEAD = Score(0.0, 0.0, 1.0, 0.01, 3)  # where all runs diverged
 
 
 def runs_of_part(pattern: str, part: Part, found: dict[tuple[float, int], tuple[float, float]]) -> pd.DataFrame:
@@ -91,21 +97,36 @@ def test_a_pattern_of_several_mixers_is_its_own_name() -> None:
     assert mixer_of("attention, kda") == "attention, kda"
 
 
-def test_like_more_less_and_between() -> None:
+def test_not_told_apart_more_less_and_between() -> None:
     field = {one.name: one for one in (entry("low", 0.3, 1000), entry("high", 0.8, 1500), entry("large", 0.5, 9000))}
     said = {value: verdict(entry("mine", value, 1200), field)[0] for value in (0.81, 0.5, 0.1, 0.95)}
-    assert "like high, of about equal state" in said[0.81]
+    assert "numbers: not told apart from high, but above low, of about equal state." in said[0.81]
     assert "between low and high" in said[0.5]
     assert "less than any of 2 mixers of about equal state, of which low is next" in said[0.1]
     assert "more than any of 2 mixers of about equal state, of which high is next" in said[0.95]
     assert "no mixer of the field has about as much" in verdict(entry("mine", 0.5, 100), field)[0]
     assert recall_neighbours(entry("mine", 0.5, 1200), field) == ["low", "high"]
+    best = {"best": entry("best", 0.95, 1200)} | {f"low {i}": entry(f"low {i}", i / 10, 1200) for i in range(1, 5)}
+    assert (
+        "not told apart from high, but below best, and above low 4, low, low 3 and 2 more, of about equal state."
+        in verdict(entry("mine", 0.81, 1200), field | best)[0]
+    )
     alone = {"low": field["low"]}
     assert (
         "width 64, with a state of 1,200 numbers: more than low, of about equal state."
         in verdict(entry("mine", 0.5, 1200), alone)[0]
     )
     assert ": less than low, of about equal state." in verdict(entry("mine", 0.1, 1200), alone)[0]
+
+
+def test_a_mixer_whose_runs_all_diverged_is_like_none() -> None:
+    dead = entry("dead", 0.5, 1000)._replace(scores=dict.fromkeys(("recall 64", "parity"), DEAD))
+    said = verdict(dead, {"low": entry("low", 0.02, 1000)})
+    assert said[0] == "All runs diverged at width 64, with a state of 1,000 numbers."
+    assert "Does not learn within this budget: parity (all runs diverged)." in said
+    assert recall_neighbours(dead, {"low": entry("low", 0.02, 1000)}) == []
+    assert "no mixer of the field has about as much" in verdict(entry("mine", 0.5, 1000), {"dead": dead})[0]
+    assert "| recall 64 | diverged |" in markdown(Card([dead], [], pd.DataFrame()))
 
 
 def test_the_rank_counts_those_above() -> None:
@@ -147,9 +168,47 @@ def test_the_page_needs_nothing_else_and_shows_what_it_was_given_as_text() -> No
     assert "bestiary train --task" in html
     assert "http" not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
     assert "| | <b>mine</b> | other |" in markdown(card)
+    assert "The first seed’s run behind each number" in html
+    assert "and the other seeds run at the best;" in html
+    assert "of one seed" not in html
+    quick = [one._replace(scores={"recall 64": Score(0.5, 0.48, 0.52, 0.01, 1)}) for one in card.own]
+    html = page(card._replace(own=quick))
+    assert "and no other seed was run for this card;" in html
+    assert "Those of one seed are Wilson’s" in html
     board = page(Card([], card.field, pd.DataFrame()))
     assert 'id="verdict"' not in board
     assert 'id="recall"' in board
+
+
+def test_the_figure_has_every_score_of_any_mixer_of_the_card() -> None:
+    drawn = figure(Card([entry("a", 0.5, 1000), entry("b", 0.5, 1000, parity=0.9)], [], pd.DataFrame()))
+    assert [label.get_text() for label in drawn.axes[1].get_yticklabels()] == ["recall 64", "parity"]
+
+
+@pytest.mark.slow
+def test_the_page_names_each_mixer_of_the_card_and_sorts_what_is_missing_last(browser: Any, tmp_path: Path) -> None:
+    own = [
+        entry("a", 0.5, 1000),
+        entry("b", 0.4, 1000, parity=0.9),
+        entry("c", 0.3, 1000)._replace(scores={"parity": DEAD}),
+    ]
+    field = [entry("field", 0.45, 1000)._replace(facts={})]
+    runs = runs_of_part("kda", protocol_v1.PARTS[0], {(2e-3, 0): (0.5, 0.5)})
+    (tmp_path / "card.html").write_text(page(Card(own, field, runs)))
+    opened = Reader(browser, (tmp_path / "card.html").as_uri())
+    words = opened.page.locator("#scores svg text.soft").all_text_contents()
+    assert {"a: 0.50 (0.48 to 0.52), 1 of 3", "b: 0.90 (0.90 to 0.90), 1 of 2", "c: diverged, 2 of 2"} <= {*words}
+    assert "1.5" in opened.page.locator("#cost svg text.soft").all_text_contents()
+
+    def column(n: int) -> list[str]:
+        return opened.page.locator(f"#table tbody tr td:nth-child({n})").all_text_contents()
+
+    for _ in range(2):
+        opened.page.locator("#table th button", has_text="state 64").focus()
+        opened.page.keyboard.press("Enter")
+        assert opened.page.evaluate("document.activeElement.textContent") == "state 64"
+        assert column(1)[-1] == "field"
+    assert opened.errors == []
 
 
 def test_low_scores_have_causes_and_like_ones_stand_together(tmp_path: Path) -> None:
@@ -211,14 +270,59 @@ def test_a_card_of_nothing_is_refused_and_leaves_the_protocol() -> None:
     assert len(protocol_v1.MIXERS) == before
 
 
+def test_mixers_that_would_have_one_name_are_refused(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("kda.py", "one/mine.py", "other/mine.py", "same/mine.py")]
+    for number, file in enumerate(files):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text((EXAMPLES / "my_mixer.py").read_text() + f"# {min(number, 2)}\n")
+    built_in, one, other, same = map(str, files)
+    with pytest.raises(ValueError, match="kda.py' has the name of the built-in mixer kda; rename the file"):
+        card(built_in, store=tmp_path / "runs")
+    for pair in ((one, other), (one, f"{one}(slowest=2.0)")):
+        with pytest.raises(ValueError, match="two mixers would be called mine on the card; give each a file"):
+            card(*pair, store=tmp_path / "runs")
+    check_names([other, same, "kda", f"kda, {one}"], protocol_v1.MIXERS)
+
+
 def test_a_mixer_that_keeps_nothing_has_no_equals_but_a_verdict() -> None:
     assert "width 64" in verdict(entry("mine", 0.5, 0), {"other": entry("other", 0.5, 1000)})[0]
 
 
 def test_an_unknown_budget_or_column_is_refused() -> None:
-    assert CliRunner().invoke(app, ["card", "kda", "--budget", "huge"]).exit_code == 2
+    found = CliRunner().invoke(app, ["card", "kda", "--budget", "huge"])
+    assert (found.exit_code, "it is quick or full" in found.stderr) == (2, True)
     found = CliRunner().invoke(app, ["board", "--sort", "recal 64"])
-    assert found.exit_code == 2
+    assert (found.exit_code, "the board has no column 'recal 64'" in found.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("column", "best_first"), [("recall 64", -1), ("state 64", 1)])
+def test_the_board_is_sorted_with_the_best_first(
+    column: str, best_first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[pd.DataFrame] = []
+    monkeypatch.setattr("bestiary.cli.console.print_table", shown.append)
+    assert CliRunner().invoke(app, ["board", "--sort", column, "--store", str(tmp_path / "none")]).exit_code == 0
+    (table,) = shown
+    known = (best_first * table[column].dropna()).tolist()
+    assert known == sorted(known)
+    assert known[0] < known[-1]
+
+
+@pytest.mark.parametrize(("budget", "seeds"), [("quick", {0}), ("full", {0, 1, 2})])
+def test_a_quick_card_trains_the_first_seed_alone(
+    budget: str, seeds: set[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, trained = Store(tmp_path), list[Recipe]()
+
+    def run_recipes(_name: str, recipes: list[Recipe], _folder: Path, **_how: Any) -> tuple[int, pd.DataFrame]:
+        trained.extend(finished(store, made, 0.5) for made in recipes if made not in store)
+        return 0, results(store, [made.key for made in recipes])[0]
+
+    monkeypatch.setattr("bestiary.cli.runs.run_recipes", run_recipes)
+    monkeypatch.setattr("bestiary.cli.card.check_and_measure", lambda _: pd.DataFrame())
+    monkeypatch.setattr("bestiary.cli.card.compare", lambda *_: Card([], [], pd.DataFrame()))
+    card("kda", budget=budget, store=tmp_path, scale="smoke")
+    assert {made.seed for made in trained} == seeds
 
 
 def test_the_board_shows_runs_of_the_protocol_alone_and_of_files_that_are_named(tmp_path: Path) -> None:
@@ -235,9 +339,20 @@ def test_the_board_shows_runs_of_the_protocol_alone_and_of_files_that_are_named(
     assert found.exit_code == 0
     assert found.stderr.count("my_mixer.py' is a file of code, run only if you name it") == 1
     assert "my_mixer" not in found.stdout
-    found = CliRunner().invoke(app, [*board, "--trust-files", mine])
+    found = CliRunner().invoke(app, [*board, "--trust-files", mine, "--page", str(tmp_path / "board.html")])
     assert "my_mixer.py" in found.stdout
+    assert f'{{"name":"{mine}","family":' in (tmp_path / "board.html").read_text()
     assert "kda(heads" not in found.stdout, "not all rates have been tried"
+
+
+def test_a_run_with_an_option_that_is_gone_is_left_out_of_the_board(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = reference_runs()[:1].assign(pattern="attention(gone=3)")
+    monkeypatch.setattr("bestiary.results.reference.results", lambda *_: (table, []))
+    scores, faults = stored_scores(Store(tmp_path), {})
+    assert scores.empty
+    assert [fault.partition(" among")[0] for fault in faults] == ["attention has no option 'gone'"]
 
 
 def test_a_board_replaces_a_board_and_nothing_else(tmp_path: Path) -> None:

@@ -85,6 +85,10 @@ def test_a_mixer_that_leaks_is_refused(copy: Path) -> None:
     assert next(faults("my_mixer", copy)).startswith("causality")
 
 
+def test_a_file_with_the_name_of_a_built_in_mixer_is_refused(tmp_path: Path) -> None:
+    assert next(faults("based", tmp_path)) == "based is the name of a built-in mixer; give the file another"
+
+
 @pytest.mark.parametrize(
     ("edit", "said"),
     [

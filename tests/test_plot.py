@@ -62,7 +62,7 @@ def test_any_name_is_shown_as_it_is(tmp_path: Path) -> None:
 def test_a_pdf_shows_any_name_and_a_state_of_nothing() -> None:
     cell = {"mixer": ODD, "dim": 8, "state": 0, "accuracy": 0.5, "low": 0.4, "high": 0.6, "rates": [], "distances": []}
     task = {"label": ODD, "dims": [8], "mixers": [ODD], "bounds": [], "levels": {}, "segments": []}
-    ((_, figure),) = draw_figures(task, [{**cell, "mean": []}])
+    ((_, figure),) = draw_figures(task, [{**cell, "answers": 8, "mean": []}])
     assert encode_pdf(figure)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [r" _\$x^\$.py"]
     assert figure.axes[0].lines[0].get_xdata().tolist() == [1]

@@ -15,6 +15,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -29,8 +30,9 @@ from bestiary import cli
 from bestiary.cli import runs as verbs
 from bestiary.report import command, report
 from bestiary.report.contents import mean_curve, report_data
-from bestiary.report.latex import escape_latex, format_column
-from bestiary.report.pdf import pdf_figures
+from bestiary.report.latex import escape_latex, format_column, latex_tables
+from bestiary.report.page import page
+from bestiary.report.pdf import draw_figures, pdf_figures
 from bestiary.report.runs import family, gather_runs, tasks_text
 from bestiary.report.serve import make_server, store_version
 from bestiary.report.words import summary
@@ -135,8 +137,11 @@ def test_the_rate_is_chosen_on_the_selection_stream_and_the_number_is_from_the_t
 def test_a_point_is_the_mean_over_segments_then_over_seeds_with_an_interval_over_seeds(tmp_path: Path) -> None:
     shown = gather_data(several(tmp_path))
     cell = next(c for c in shown["cells"] if c["mixer"] == "base_conv" and c["dim"] == 16)
-    assert cell["accuracy"] == pytest.approx(0.405)
-    assert cell["low"] == pytest.approx(0.405 - 4.303 * 0.005 / 3**0.5, abs=1e-4) or cell["low"] < 0.4
+    half = 4.303 * 0.005 / 3**0.5
+    wanted = pytest.approx((0.405, 0.405 - half, 0.405 + half), abs=1e-4)
+    assert (cell["accuracy"], cell["low"], cell["high"]) == wanted
+    assert [(place, asked) for place, *_, asked in cell["distances"]] == [(1, 12_000), (2, 12_000), (8, 12_000)]
+    assert all(shown == wanted for _, *shown, _ in cell["distances"])
     assert (cell["seeds"], cell["answers"], len(cell["segments"])) == (3, 12_000, 4)
     assert len(shown["cells"]) == 6
     assert len(shown["runs"]) == 36
@@ -191,6 +196,7 @@ def test_a_run_that_stopped_keeps_its_last_accuracy_in_the_mean_curve() -> None:
         (20, pytest.approx(0.6)),
         (30, pytest.approx(0.7)),
     ]
+    assert mean_curve([[(10, 0.5), (20, 1.0)], []]) == [(10, 0.25), (20, 0.5)]
 
 
 def test_the_lines_of_theory_stand_for_the_hardest_segment_and_for_mqar_alone(tmp_path: Path) -> None:
@@ -231,6 +237,42 @@ def test_the_summary_counts_what_diverged_failed_or_was_steered_by_the_test_set(
     assert "1 run diverged and counts as accuracy 0." in words
     assert "Not in the figures: 2 failed." in words
     assert "1 run let the test set decide" in words
+    made = report(store)
+    assert "on the <em>selection</em> stream; with steer=test on the <em>test</em> set, as" in made.html
+    assert "chosen on the selection stream, of base\\_conv on the test set. State" in made.latex
+    shown = gather_data(store)
+    shown["cells"] = shown["cells"][1:]
+    assert "chosen on the test set. State" in latex_tables(shown)
+    assert "when to stop, were decided on the <em>test</em> set, as" in page(shown, [], title="", latex="")
+
+
+def test_a_mixer_whose_runs_all_diverged_is_compared_with_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    diverged(store, recipe("attention"))
+    assert "All runs of attention diverged." in (words := summary_text(store))
+    assert "interval 0" not in words
+    for pattern, accuracy in {"base_conv": 0.5, "gla": 0.6}.items():
+        finished(store, recipe(pattern), accuracy)
+    words, latex = summary_text(store), report(store).latex
+    assert "All runs of attention diverged. gla has the highest accuracy of 2 mixers" in words
+    assert "overlap" not in words
+    assert "Not above guessing" not in words
+    assert re.search(r"attention & 8 & [\d{,}]+ & diverged \\\\", latex)
+    assert r"gla & 8" in latex
+
+
+def test_mixers_and_tasks_of_one_name_and_other_files_are_kept_apart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for mixer, task in ("aa", "ba", "ab"):
+        made = recipe()
+        pattern, test = (
+            (replace(part, source=digest * 64),) for (part,), digest in ((made.pattern, mixer), (made.test, task))
+        )
+        finished(store, made.model_copy(update={"pattern": pattern, "test": test}), 0.5)
+    shown = gather_data(store)
+    named = [(shown["tasks"][c["task"]]["label"].partition("; ")[2], c["mixer"]) for c in shown["cells"]]
+    one, other = ("source=aaaaaa", "source=bbbbbb")
+    assert sorted(named) == [(one, f"attention; {one}"), (one, f"attention; {other}"), (other, "attention")]
 
 
 def test_chance_and_plateau_come_first_and_what_is_not_above_them_is_not_ranked(tmp_path: Path) -> None:
@@ -245,9 +287,9 @@ def test_chance_and_plateau_come_first_and_what_is_not_above_them_is_not_ranked(
     for pattern, accuracy in {"hyena": 0.9, "gla": 0.6}.items():
         finished(store, recipe(pattern), accuracy)
     words = summary_text(store)
-    assert "hyena has the highest accuracy of 5 mixers, 0.900" in words
+    assert "hyena has the highest accuracy of the 2 mixers above guessing, 0.900" in words
     assert "The lowest above guessing is that of gla" in words
-    assert "Not above guessing, by the interval: attention, base_conv and mamba2." in words
+    assert "Not above guessing, by the interval: attention (0.003), base_conv (0.002) and mamba2 (0.001)." in words
     assert report(store).latex.count("mathbf") == 1
 
 
@@ -343,9 +385,10 @@ def test_no_mixer_is_called_the_best_of_equals(tmp_path: Path) -> None:
 
 
 def test_latex_marks_the_best_of_each_column_and_escapes_what_is_special(tmp_path: Path) -> None:
-    column = [[0.5, 0.4, 0.6], [0.9004, 0.9, 0.95]]
-    assert format_column(column, {"chance": 0.1}) == [r"$0.500 \pm 0.100$", r"$\mathbf{0.900} \pm 0.025$"]
-    assert not [cell for cell in format_column(column, {"chance": 0.1, "plateau": 0.9}) if "mathbf" in cell]
+    column = [[0.5, 0.4, 0.6], [0.9904, 0.947, 1.0], None]
+    wanted = [r"$0.500\ [0.400, 0.600]$", r"$\mathbf{0.990}\ [0.947, 1.000]$", "diverged"]
+    assert format_column(column, {"chance": 0.1}) == wanted
+    assert not [cell for cell in format_column(column, {"chance": 0.1, "plateau": 0.95}) if "mathbf" in cell]
     assert escape_latex(r"a_b & 50% {\x}") == r"a\_b \& 50\% \{\textbackslash{}x\}"
     tex = report(several(tmp_path)).latex
     assert [tex.count(f"\\{part}\n") for part in ("toprule", "midrule", "bottomrule")] == [1, 2, 1]
@@ -367,6 +410,14 @@ def test_the_page_holds_all_it_needs_and_asks_for_nothing(tmp_path: Path) -> Non
     assert "connect-src" not in html
     assert "bestiary-version" not in html.partition("<script")[0]
     assert "connect-src 'self'" in report(Store(tmp_path), version="7").html
+
+
+def test_figures_for_print_name_the_levels_of_guessing_and_what_their_bars_are(tmp_path: Path) -> None:
+    shown = gather_data(several(tmp_path))
+    drawn = dict(draw_figures(shown["tasks"][0], shown["cells"]))
+    assert {"chance", "plateau"} <= {text.get_text() for text in drawn["frontier"].axes[0].texts}
+    assert all(drawn[name].get_supxlabel().endswith("bars: 95 % interval") for name in ("frontier", "distance"))
+    assert drawn["rates"].get_supxlabel().endswith("bars: lowest to highest seed")
 
 
 @pytest.mark.slow

@@ -117,6 +117,15 @@ def test_the_filter_box_narrows_the_table(reader: Reader) -> None:
     reader.page.fill("#filter", "gated_delta width=16")
     assert reader.count("#table tbody tr") == 6
     assert reader.page.locator("#count").text_content() == "6 runs"
+    for words, runs in {
+        "gated_delta, width=16": 6,
+        "vocab=64": 36,
+        "vocab=6": 0,
+        "rate=0.01": 18,
+        "rate=0.0": 0,
+    }.items():
+        reader.page.fill("#filter", words)
+        assert reader.count("#table tbody tr") == runs
     reader.page.fill("#filter", "diverged")
     assert reader.count("#table tbody tr") == 1
 
@@ -140,6 +149,17 @@ def test_another_task_says_plainly_what_it_has_not(reader: Reader) -> None:
     assert "one learning rate was tried" in reader.page.locator("#rates .empty").text_content()
     assert reader.count("#frontier .point") == 2
     assert "mamba2" in reader.page.locator("#frontier svg").text_content()
+    assert "0.000diverged" in reader.page.locator("#frontier table").text_content()
+
+
+def test_an_axis_without_round_numbers_has_those_of_its_points(browser: Any, tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    finished(store, recipe("mamba2", train="induction_heads(length=16)"), 0.7)
+    (tmp_path / "report.html").write_text(report(store).html)
+    opened = Reader(browser, (tmp_path / "report.html").as_uri())
+    state = data_of(opened.page.content())["cells"][0]["state"]
+    assert f"{state:,}" in opened.page.locator("#frontier svg text.soft").all_text_contents()
+    assert opened.errors == []
 
 
 def test_svg_and_pdf_are_saved_whole(reader: Reader, tmp_path: Path) -> None:

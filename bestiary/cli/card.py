@@ -1,10 +1,10 @@
 """Where a mixer stands: `card` trains it under the protocol and shows it beside the field, `board` shows the field."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -44,8 +44,8 @@ def card(
     """The card of one mixer or several: checks, trains what is not in the store, measures, and compares.
 
     A mixer is a pattern, a file, or a class that is defined in a file. With the `quick` budget only the first seed is
-    trained. Raises ValueError for a mixer that breaks a law or cannot be built, LookupError for an unknown one,
-    RuntimeError if none of its runs ended.
+    trained. Raises ValueError for a mixer that breaks a law, cannot be built or has the name of another, LookupError
+    for an unknown one, RuntimeError if none of its runs ended.
     """
     from bestiary.cli.runs import run_recipes
     from bestiary.experiments import protocol_v1
@@ -58,6 +58,7 @@ def card(
     patterns = [
         ", ".join(map(str, read_specs("mixers", mixer))) if isinstance(mixer, type) else mixer for mixer in mixers
     ]
+    check_names(patterns, protocol_v1.MIXERS)
     protocol = choose_mixers(protocol_v1, patterns, "")
     added = {name: pattern for name, pattern in protocol.MIXERS.items() if name not in protocol_v1.MIXERS}
     vars(protocol)["MIXERS"] = added | {name: name for name in patterns if name in protocol_v1.MIXERS}
@@ -149,6 +150,22 @@ def board(
     if page_file is not None:
         page_file.write_text(page(Card([], entries(scores, facts, MIXERS), pd.DataFrame())), encoding="utf-8")
         typer.echo(str(page_file))
+
+
+def check_names(patterns: Sequence[str], built_in: Collection[str]) -> None:
+    """Raise ValueError if a file has the name of a built-in mixer, or two mixers from files have the same name."""
+    from bestiary.spec import is_file, parse, plain_name
+
+    named: dict[str, dict[str, Any]] = {}
+    for text in patterns:
+        first, *others = parse("mixers", text)
+        if others or not is_file(first.name):
+            continue
+        name = plain_name(first.name)
+        if name in built_in:
+            raise ValueError(f"{text!r} has the name of the built-in mixer {name}; rename the file")
+        if named.setdefault(name, first.identity) != first.identity:
+            raise ValueError(f"two mixers would be called {name} on the card; give each a file with a name of its own")
 
 
 def check_and_measure(mixers: Mapping[str, str]) -> "pd.DataFrame":

@@ -110,9 +110,9 @@ def distance_accuracies(seeds: Sequence[Mapping[int, tuple[int, int]]]) -> list[
 
 
 def mean_curve(curves: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float]]:
-    """The mean over seeds at each step; a run that stopped early keeps its last accuracy."""
+    """The mean over seeds at each step; a run that stopped early keeps its last accuracy, one without any has 0."""
     steps = sorted({step for found in curves for step, _ in found})
-    columns = [carry_forward(found, steps) for found in curves if found]
+    columns = [carry_forward(found, steps) if found else [0.0] * len(steps) for found in curves]
     return [(step, sum(shares) / len(shares)) for step, *shares in zip(steps, *columns, strict=True)]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bestiary.report.levels import above
-from bestiary.report.words import best_cells, count_noun
+from bestiary.report.words import best_cells, count_noun, list_names
 
 HEAD = "% Needs \\usepackage{booktabs} and \\usepackage{textcomp}, and a wide page for many segments.\n"
 
@@ -40,10 +40,10 @@ def latex_table(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], nam
         *(column_head(part["label"]) for part in segments),
         "Mean" if segments else "Accuracy",
     ]
-    columns = [[c["segments"][s] for c in cells] for s in range(len(segments))]
-    columns.append([[c["accuracy"], c["low"], c["high"]] for c in cells])
     levels = [*(part["levels"] for part in segments), task["levels"]]
-    written = [format_column(*pair) for pair in zip(columns, levels, strict=True)]
+    shown = [[*c["segments"][: len(segments)], (c["accuracy"], c["low"], c["high"])] for c in cells]
+    rows = [row if c["answers"] else [None] * len(levels) for c, row in zip(cells, shown, strict=True)]
+    written = [format_column(*pair) for pair in zip(zip(*rows, strict=True), levels, strict=True)]
     lines = [
         " & ".join([escape_latex(c["mixer"]), str(c["dim"]), state_text(c), *(column[row] for column in written)])
         + r" \\"
@@ -79,14 +79,15 @@ def level_rows(levels: Sequence[Mapping[str, float]]) -> list[str]:
     return [*rows, r"\midrule"] if rows else []
 
 
-def format_column(column: Sequence[Sequence[float]], levels: Mapping[str, float]) -> list[str]:
-    """Mean and half the width of its interval; in bold the highest printed mean of those above guessing."""
-    means = [f"{mean:.3f}" for mean, _, _ in column]
-    learnt = [mean for mean, (_, low, _) in zip(means, column, strict=True) if above(low, levels)]
-    best = max(learnt, default="")
-    bold = [mean == best and above(low, levels) for mean, (_, low, _) in zip(means, column, strict=True)]
-    marked = [rf"\mathbf{{{mean}}}" if best_one else mean for mean, best_one in zip(means, bold, strict=True)]
-    return [rf"${mean} \pm {(high - low) / 2:.3f}$" for mean, (_, low, high) in zip(marked, column, strict=True)]
+def format_column(column: Sequence[Sequence[float] | None], levels: Mapping[str, float]) -> list[str]:
+    """Mean and its interval, None as diverged; in bold the highest printed mean of those above guessing."""
+    best = max((f"{found[0]:.3f}" for found in column if found and above(found[1], levels)), default="")
+    texts = []
+    for found in column:
+        mean, low, high = (f"{share:.3f}" for share in found or (0.0, 0.0, 1.0))
+        marked = rf"\mathbf{{{mean}}}" if found and mean == best and above(found[1], levels) else mean
+        texts.append(rf"${marked}\ [{low}, {high}]$" if found else "diverged")
+    return texts
 
 
 def caption(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
@@ -95,10 +96,13 @@ def caption(task: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> str:
     at_least = (
         f"at least {count_noun(seeds, 'seed')}" if seeds < max(c["seeds"] for c in cells) else count_noun(seeds, "seed")
     )
+    steered = [c["mixer"] for c in cells if c["recipe"].get("steer") == "test"]
+    chosen = "on the selection stream" if len(steered) < len(cells) else "on the test set"
+    some = f", of {escape_latex(list_names(steered))} on the test set" if 0 < len(steered) < len(cells) else ""
     return (
-        f"Accuracy on {escape_latex(task['label'])}: mean over {at_least} and half of the 95\\,\\% interval, "
+        f"Accuracy on {escape_latex(task['label'])}: mean over {at_least} and its 95\\,\\% interval in brackets, "
         "the highest mean in bold among those whose interval is above chance and plateau. The plateau is a guess among "
-        "the answers that occur. Width and learning rate are chosen on the selection stream. State in numbers."
+        f"the answers that occur. Width and learning rate are chosen {chosen}{some}. State in numbers."
     )
 
 

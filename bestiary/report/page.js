@@ -78,6 +78,10 @@ function ticks(low, high, base, room) {
   const every = Math.ceil(shown.length / room);
   return shown.filter((_, i) => i % every === 0);
 }
+// Those of sorted values that can be written beside each other: where no round number lies on an axis.
+function spaced(values, at) {
+  return values.reduce((kept, v) => (kept.length && at(v) - at(kept.at(-1)) <= 48 ? kept : [...kept, v]), []);
+}
 function scale(values, base, from, to) {
   let [low, high] = [Math.min(...values), Math.max(...values)];
   [low, high] = base ? [low / 1.3, high * 1.3] : [0, high || 1];
@@ -110,8 +114,9 @@ function plot(host, { series, x, y, bounds = [], levels = [], dodge = 0, label }
       svg("text", { class: "soft", x: left - 7, y: up(v) + 4, "text-anchor": "end" }, v.toFixed(1)));
   }
   const room = Math.floor(width / 75), exact = [...new Set(values)].sort((a, b) => a - b);
-  const apart = x.exact && exact.every((v, i) => !i || across.at(v) - across.at(exact[i - 1]) > 48);
-  for (const t of apart ? exact : ticks(across.low, across.high, x.base, room)) {
+  const apart = x.exact && spaced(exact, across.at).length === exact.length;
+  const found = apart ? exact : ticks(across.low, across.high, x.base, room);
+  for (const t of found.length > 1 ? found : spaced(exact, across.at)) {
     drawing.append(svg("path", { class: "axis", d: `M${across.at(t)},${height}v5` }),
       svg("text", { class: "soft", x: across.at(t), y: height + 18, "text-anchor": "middle" }, x.format(t)));
   }
@@ -220,6 +225,7 @@ function download(drawing, name) {
   setTimeout(() => URL.revokeObjectURL(href), 1000);
 }
 const col = (name, number = true) => ({ name, number }), interval = (low, high) => `${share(low)} to ${share(high)}`;
+const ends = (c, low, high) => (c.answers ? interval(low, high) : "diverged"); // of all runs, which leaves no answers
 function lines(cells, points) {
   const found = new Map();
   for (const cell of cells) {
@@ -236,8 +242,8 @@ const NOTHING = "Nothing to show: no mixer of the chosen families and width. ";
 // The figures.
 function frontier() {
   const series = lines(visible().filter((c) => c.state !== null), (c) => [{
-    x: Math.max(1, c.state), y: c.accuracy, low: c.low, high: c.high, cell: c, pick: () => pick(c),
-    text: `${c.mixer}\nwidth ${c.dim}, state ${c.state === 1 ? "1 number" : `${whole(c.state)} numbers`}\naccuracy ${share(c.accuracy)} (${interval(c.low, c.high)})\n`
+    x: Math.max(1, c.state), y: c.accuracy, low: c.answers ? c.low : c.accuracy, high: c.answers ? c.high : c.accuracy, cell: c, pick: () => pick(c),
+    text: `${c.mixer}\nwidth ${c.dim}, state ${c.state === 1 ? "1 number" : `${whole(c.state)} numbers`}\naccuracy ${share(c.accuracy)} (${ends(c, c.low, c.high)})\n`
       + `${count(c.seeds, "seed")}, ${count(c.answers, "answer")}\nrate ${plain(c.rate)} of ${c.rates.length} tried`,
   }]);
   const bounds = task().bounds.map((b) => ({ ...b, text: `${b.label}: ${b.sure === "law" ? b.state.toFixed(1) : whole(b.state)}` }));
@@ -251,7 +257,7 @@ function frontier() {
   figure("frontier", (host) => plot(host, { series, bounds, levels, y: "Accuracy", label: "Accuracy against state",
     x: { label: "State in numbers", base: 10, format: whole } }),
     [col("Mixer", false), col("Width"), col("State"), col("Accuracy"), col("95 % interval"), col("Seeds"), col("Rate")],
-    flat(series, (name, { cell: c }) => [name, String(c.dim), whole(c.state), share(c.accuracy), interval(c.low, c.high), String(c.seeds), plain(c.rate)]),
+    flat(series, (name, { cell: c }) => [name, String(c.dim), whole(c.state), share(c.accuracy), ends(c, c.low, c.high), String(c.seeds), plain(c.rate)]),
     NOTHING + "A mixer also needs a state that can be measured: one made from a file that is gone or has changed has none here.");
 }
 function heat() {
@@ -263,7 +269,7 @@ function heat() {
     const found = c.segments.filter((_, i) => parts[i].pairs === load && parts[i].length === length).map((s) => s[0]);
     return found.length ? found.reduce((a, b) => a + b) / found.length : null;
   };
-  const rows = cells.flatMap((c) => parts.map((p, i) => [c.mixer, String(p.pairs), String(p.length), share(c.segments[i][0]), interval(...c.segments[i].slice(1))]));
+  const rows = cells.flatMap((c) => parts.map((p, i) => [c.mixer, String(p.pairs), String(p.length), share(c.segments[i][0]), ends(c, ...c.segments[i].slice(1))]));
   figure("load", (host) => maps(host, cells, loads, lengths, at),
     [col("Mixer", false), col("Pairs"), col("Length"), col("Accuracy"), col("95 % interval")], rows,
     able ? NOTHING : "Nothing to show: the runs of this task were tested at one load and length, or the task has no pairs.");
@@ -375,10 +381,11 @@ const COLUMNS = [
 ].map(([name, value, show]) => ({ name, value, number: [String, whole, plain, share, seconds].includes(show),
   show: (r, c) => ([String, whole, plain, share, seconds].includes(show) ? show(value(r, c)) : show ? show(r, c) : value(r, c)) }));
 function table() {
-  const wanted = find("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const words = (text) => text.toLowerCase().split(/[\s,;()]+/).filter(Boolean), wanted = words(find("filter").value);
   const lines = data.runs.map((r) => ({ r, c: data.cells[r.cell] })).filter(({ r, c }) => {
-    const text = [r.key, c.mixer, c.family, r.outcome, data.tasks[c.task].label, `width=${c.dim}`, `rate=${plain(r.rate)}`, `seed=${r.seed}`].join(" ").toLowerCase();
-    return wanted.every((word) => text.includes(word));
+    const text = [r.key, c.mixer, c.family, r.outcome, data.tasks[c.task].label, `width=${c.dim}`, `rate=${plain(r.rate)}`, `seed=${r.seed}`].join(" ");
+    const said = new Set(words(text));
+    return wanted.every((word) => (word.includes("=") ? said.has(word) : text.toLowerCase().includes(word)));
   });
   const { value } = COLUMNS.find((column) => column.name === view.sort.name), sign = view.sort.down ? -1 : 1;
   const sorted = lines.map((line) => ({ ...line, by: value(line.r, line.c) })).sort((a, b) =>

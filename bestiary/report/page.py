@@ -74,6 +74,7 @@ def page(
         "TITLE": escape(title),
         "MARK": f'<p class="smoke">{SMOKE}</p>' if shown.get("smoke") else "",
         "CSS": page_style(),
+        "STEERED": steering(shown),
         "SUMMARY": "\n".join(paragraph(*part) for part in words),
         "LATEX": escape(latex),
         "BESTIARY": f"Bestiary {__version__}",
@@ -91,6 +92,16 @@ def page_style() -> str:
     light = "".join(f"--c{i}:{colour};" for i, (colour, _, _) in enumerate(LINE_STYLES))
     dark = "".join(f"--c{i}:{lighten(colour)};" for i, (colour, _, _) in enumerate(LINE_STYLES))
     return f":root{{{light}}}\n:root[data-theme=dark]{{{dark}}}\n{read_asset('page.css')}"
+
+
+def steering(shown: Mapping[str, Any]) -> str:
+    """A sentence on the stream that decided on rates and stopping, as HTML."""
+    by_test = [cell["recipe"].get("steer") == "test" for cell in shown["cells"]]
+    where = "on the <em>selection</em> stream"
+    if any(by_test):
+        test = "on the <em>test</em> set, as the recipe of a paper did: selection accuracies are from there"
+        where = test if all(by_test) else f"{where}; with steer=test {test}"
+    return f"Learning rates, and when to stop, were decided {where}."
 
 
 def pack_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

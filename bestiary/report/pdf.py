@@ -40,23 +40,30 @@ def draw_figures(task: Mapping[str, Any], cells: Sequence[Cell]) -> Iterator[tup
     widest = [c for c in cells if c["dim"] == task["dims"][-1]]
     known = [c for c in cells if c["state"] is not None]
     note, at = wrap_label(task["label"]), f"{wrap_label(task['label'])}\nwidth {task['dims'][-1]}"
+    bars = "bars: 95 % interval"
     if known:
-        points = series_by_mixer(task, known, lambda c: [(max(1, c["state"]), c["accuracy"], c["low"], c["high"])])
+        points = series_by_mixer(task, known, lambda c: [(max(1, c["state"]), c["accuracy"], *ends(c))])
         marks = {"marks": task["bounds"], "levels": task["levels"]}
-        yield "frontier", line_figure(points, x="State in numbers", note=note, **marks)
+        yield "frontier", line_figure(points, x="State in numbers", note=f"{note}\n{bars}", **marks)
     if (grid := pairs_and_lengths(task)) is not None:
         yield "load", load_maps(task, widest, *grid, note=at)
     swept = series_by_mixer(
         task, [c for c in widest if len(c["rates"]) > 1], lambda c: [r[:4] for r in c["rates"] if r[0] > 0]
     )
     if swept:
-        yield "rates", line_figure(swept, x="Learning rate", y="Selection accuracy", note=at)
+        seeds = f"{at}; bars: lowest to highest seed"
+        yield "rates", line_figure(swept, x="Learning rate", y="Selection accuracy", note=seeds)
     far = series_by_mixer(task, widest, lambda c: [d[:4] for d in c["distances"]])
     if far:
-        yield "distance", line_figure(far, x="Distance in tokens (start of bin)", base=2, note=at)
+        yield "distance", line_figure(far, x="Distance in tokens (start of bin)", base=2, note=f"{at}; {bars}")
     learnt = series_by_mixer(task, widest, lambda c: [(step, share, None, None) for step, share in c["mean"]])
     if learnt:
         yield "learning", line_figure(learnt, x="Step", y="Selection accuracy", base=0, note=at)
+
+
+def ends(c: Cell) -> tuple[float, float]:
+    """The ends of a cell's bar; none where all its runs diverged, which leaves no answers."""
+    return (c["low"], c["high"]) if c["answers"] else (c["accuracy"], c["accuracy"])
 
 
 def wrap_label(text: str) -> str:
@@ -106,18 +113,7 @@ def line_figure(
                 [max(0, v - u) for u, v in zip(up, high, strict=True)],
             ]
             axis.errorbar(across, up, yerr=spread, elinewidth=0.8, capsize=2, **style)
-        for level in (levels or {}).values():
-            axis.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
-        for mark in marks:
-            axis.axvline(mark["state"], color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
-            axis.annotate(
-                mark["label"],
-                (mark["state"], 1.02),
-                xycoords=("data", "axes fraction"),
-                ha="center",
-                color="0.4",
-                size=6.5,
-            )
+        name_lines(axis, marks, levels or {})
         if base:
             axis.set_xscale("log", base=base)
             axis.xaxis.set_major_formatter("{x:g}")
@@ -125,6 +121,19 @@ def line_figure(
         figure.legend(loc="outside right center", fontsize=6.5)
         figure.supxlabel(note, fontsize=6.5, color="0.4")
     return figure
+
+
+def name_lines(axis: Any, marks: Sequence[Mapping[str, Any]], levels: Mapping[str, float]) -> None:
+    """Draw the levels of guessing across and the states of theory upright, each with its name."""
+    for name, level in levels.items():
+        axis.axhline(level, color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
+        side = {"chance": (0.01, "left")}.get(name, (0.99, "right"))  # apart, as they may be near each other
+        place, across = (side[0], level), ("axes fraction", "data")
+        axis.annotate(name, place, xycoords=across, ha=side[1], va="bottom", color="0.4", size=6.5)
+    for mark in marks:
+        axis.axvline(mark["state"], color="0.6", linewidth=0.8, linestyle=(0, (2, 2)))
+        place, across = (mark["state"], 1.02), ("data", "axes fraction")
+        axis.annotate(mark["label"], place, xycoords=across, ha="center", color="0.4", size=6.5)
 
 
 def load_maps(

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
     known = set(store.run_keys())
     keys = [key for key in dict.fromkeys(keys) if key in known]
     parts = report_parts(store, keys)
-    cells: dict[str, tuple[str, str]] = {}
+    cells: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     data = RunData(pd.DataFrame(), {}, {}, {}, {}, {}, [])
     for key in keys:
@@ -54,28 +54,30 @@ def gather_runs(store: Store, keys: Iterable[str]) -> RunData:
                 rows += add_run(data, key, part, store, cells)
         except BROKEN as fault:
             data.damaged.append(str(damaged_run(store.folder / key, fault)))
-    return data._replace(rows=pd.DataFrame(rows))
+    lines = task_lines(data.recipes)
+    return data._replace(rows=pd.DataFrame([{**row, "task": lines[row["cell"]]} for row in rows]))
 
 
 def add_run(
-    data: RunData, key: str, part: Mapping[str, Any], store: Store, cells: dict[str, tuple[str, str]]
+    data: RunData, key: str, part: Mapping[str, Any], store: Store, cells: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Add a run to the data, and return its rows. Nothing is added if something of the run cannot be read.
 
-    `cells` holds the name of each cell and its task, by its recipe as JSON.
+    `cells` holds the name of each cell, by its recipe as JSON.
     """
     text = part["recipe"]
     if text not in cells:
         recipe = json.loads(text)
         check_stored(recipe)
         name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-        cells[text], data.recipes[name] = (name, task_line(recipe)), recipe
-    cell, task = cells[text]
+        for written in (task_line, source_text):
+            written(recipe)  # raises here, where the run can be left out
+        cells[text], data.recipes[name] = name, recipe
     data.origins[key] = read_origin(store.folder / key / "origin.json")
     data.curves[key] = [(step, share) for step, share in part["curve"]]
     data.distances[key] = {place: (right, asked) for place, right, asked in part["distances"]}
     data.health[key] = Health(**part["health"])
-    return [{**row, "cell": cell, "task": task} for row in part["rows"]]
+    return [{**row, "cell": cells[text]} for row in part["rows"]]
 
 
 def check_stored(recipe: Mapping[str, Any]) -> None:
@@ -102,8 +104,40 @@ def read_origin(place: Path) -> dict[str, Any]:
     return origin
 
 
+def task_lines(recipes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What each cell is trained and tested on, in one line; equal exactly where results may be compared.
+
+    Tasks of one text that were made with other files or packages have these named.
+    """
+    alike: dict[str, dict[str, str]] = {}
+    for cell, recipe in recipes.items():
+        parts = [recipe.get(name, ()) for name in ("test", "train", "select")]
+        alike.setdefault(task_line(recipe), {})[cell] = source_text(parts)
+    return {
+        cell: f"{line}; source={made}" if len({*cells.values()}) > 1 else line
+        for line, cells in alike.items()
+        for cell, made in cells.items()
+    }
+
+
+def source_text(stored: Any) -> str:
+    """The files within stored specs by the beginning of their digest, packages by name and version."""
+    return "/".join(dict.fromkeys(text if " " in text else text[:6] for text in sources(stored)))
+
+
+def sources(stored: Any) -> Iterator[str]:
+    """What tells the files and packages within stored specs from other versions of these."""
+    if isinstance(stored, Mapping):
+        if stored.get("source") and "options" in stored:
+            yield str(stored["source"])
+        stored = list(stored.values())
+    if isinstance(stored, list | tuple):
+        for part in stored:
+            yield from sources(part)
+
+
 def task_line(recipe: Mapping[str, Any]) -> str:
-    """What a recipe is trained and tested on, in one line; equal exactly where results may be compared."""
+    """What a recipe is trained and tested on, in one line, whatever the files hold."""
     tested, trained, select = (tasks_text(recipe.get(name, ())) for name in ("test", "train", "select"))
     text = tested if tested == trained else f"{tested}, trained on {trained}"
     return f"{text}, selected on {select}" if select not in ("", tested) else text
@@ -155,19 +189,24 @@ def segment_label(part: Mapping[str, Any], among: Iterable[Mapping[str, Any]]) -
 def mixer_names(
     recipes: Mapping[str, Mapping[str, Any]], pattern_name: Callable[[str], str] = lambda pattern: pattern
 ) -> dict[str, str]:
-    """The name of each cell's mixer: its pattern, and the settings in which cells of that pattern differ.
+    """The name of each cell's mixer: its pattern, and the settings and files in which cells of that pattern differ.
 
     Width is not among them: the cells of one name are one line along it.
     """
+    lines = task_lines(recipes)
     alike: dict[tuple[str, str], list[str]] = {}
     for cell, recipe in recipes.items():
         pattern = ", ".join(part["text"] for part in recipe["pattern"])
         name = pattern_name(pattern)
         shown = pattern_text(part["text"] for part in recipe["pattern"]) if name == pattern else name
-        alike.setdefault((task_line(recipe), shown), []).append(cell)
+        alike.setdefault((lines[cell], shown), []).append(cell)
     names = {}
     for (_, pattern), cells in alike.items():
-        rest = {cell: {n: v for n, v in recipes[cell].items() if n not in CELL_FIELDS} for cell in cells}
+        rest = {
+            cell: {n: v for n, v in recipes[cell].items() if n not in CELL_FIELDS}
+            | {"source": source_text(recipes[cell]["pattern"])}
+            for cell in cells
+        }
         fields = dict.fromkeys(name for settings in rest.values() for name in settings)
         differ = [name for name in fields if len({str(settings.get(name)) for settings in rest.values()}) > 1]
         for cell in cells:

@@ -51,7 +51,8 @@ def about_runs(contents: Mapping[str, Any], states: Mapping[str, int]) -> Iterat
     single = sum(c["seeds"] == 1 for c in cells)
     if single:
         which = "Every point is" if single == len(cells) else f"{single} of {len(cells)} points are"
-        yield f"{which} from a single seed: the interval tells of its answers, not of other seeds."
+        told = "the interval tells of its answers, taken as independent, not of other seeds"
+        yield f"{which} from a single seed: {told}."
     steered = sum(cells[run["cell"]]["recipe"].get("steer") == "test" for run in runs)
     if steered:
         yield f"{count_noun(steered, 'run')} let the test set decide rate and stopping, as the recipe of a paper did."
@@ -59,9 +60,14 @@ def about_runs(contents: Mapping[str, Any], states: Mapping[str, int]) -> Iterat
 
 def about_accuracy(cells: Sequence[Cell], levels: Levels) -> Iterator[str]:
     """Which mixer recalls most among those above guessing, and whether its interval separates it from the others."""
-    tops = sorted(best_cells(cells).values(), key=lambda c: (-c["accuracy"], c["state"] or 0))
+    found = sorted(best_cells(cells).values(), key=lambda c: (-c["accuracy"], c["state"] or 0))
+    where = "At the width chosen for each by selection accuracy, " if len(cells) > len(found) else ""
+    if diverged := [c["mixer"] for c in found if not c["answers"]]:
+        yield f"All runs of {list_names(diverged)} diverged{' at the width chosen' if where else ''}."
+    tops = [c for c in found if c["answers"]]
     learnt, others = ([c for c in tops if above(c["low"], levels) is wanted] for wanted in (True, False))
-    where = "At the width chosen for each on the selection stream, " if len(cells) > len(tops) else ""
+    if not tops:
+        return
     if len(tops) == 1:
         note = ", which is not above guessing" if others else ""
         yield f"{where}{tops[0]['mixer']} has an accuracy of {accuracy_text(tops[0])}{note}."
@@ -73,7 +79,8 @@ def about_accuracy(cells: Sequence[Cell], levels: Levels) -> Iterator[str]:
         return
     yield from ranking(learnt, len(tops), where)
     if others:
-        yield f"Not above guessing, by the interval: {list_names([c['mixer'] for c in others])}."
+        means = [f"{c['mixer']} ({c['accuracy']:.3f})" for c in others]
+        yield f"Not above guessing, by the interval: {list_names(means)}."
 
 
 def ranking(learnt: Sequence[Cell], count: int, where: str) -> Iterator[str]:
@@ -83,12 +90,12 @@ def ranking(learnt: Sequence[Cell], count: int, where: str) -> Iterator[str]:
         which = f"{where}{first['mixer']} alone of {count} mixers is above guessing"
         yield f"{which}, with an accuracy of {accuracy_text(first)}."
         return
+    among = f"{count} mixers" if len(learnt) == count else f"the {len(learnt)} mixers above guessing"
     if f"{first['accuracy']:.3f}" == f"{last['accuracy']:.3f}":
         each = f"{where}each" if where else "Each"
-        which = f"{count} mixers" if len(learnt) == count else f"the {len(learnt)} mixers above guessing"
-        yield f"{each} of {which} has an accuracy of {first['accuracy']:.3f}."
+        yield f"{each} of {among} has an accuracy of {first['accuracy']:.3f}."
         return
-    yield f"{where}{first['mixer']} has the highest accuracy of {count} mixers, {accuracy_text(first)}."
+    yield f"{where}{first['mixer']} has the highest accuracy of {among}, {accuracy_text(first)}."
     near = [c["mixer"] for c in rest if c["high"] >= first["low"]]
     if near:
         yield f"Its interval overlaps {'that' if len(near) == 1 else 'those'} of {list_names(near)}."
@@ -183,9 +190,9 @@ def count_noun(count: int, what: str) -> str:
     return f"{count:,} {what}" + ("" if count == 1 else "s")
 
 
-def list_names(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str], most: int = FEW) -> str:
     """Names in a sentence, only the first few of many."""
-    return join_words(names) if len(names) <= FEW else f"{', '.join(names[:FEW])} and {len(names) - FEW} more"
+    return join_words(names) if len(names) <= most else f"{', '.join(names[:most])} and {len(names) - most} more"
 
 
 def join_words(words: Sequence[str]) -> str:

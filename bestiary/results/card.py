@@ -19,9 +19,12 @@ from bestiary.report.page import POLICY, page_style, read_asset
 from bestiary.report.plot import LINE_STYLES, SMOKE, STYLE
 from bestiary.report.words import count_noun, join_words
 from bestiary.results.causes import Cause
-from bestiary.results.facts import WIDTHS
+from bestiary.results.facts import WIDTHS, family
 from bestiary.results.verdict import Entry, recall_neighbours, scores_of, verdict
 from bestiary.runs.exports import describe_origin
+from bestiary.spec import reading_data
+
+OF_ONE_SEED = "Those of one seed are Wilson’s, of answers taken as independent, and tell nothing of other seeds."
 
 
 class Card(NamedTuple):
@@ -55,14 +58,15 @@ class Card(NamedTuple):
         return list(dict.fromkeys(name for entry in self.own for name in recall_neighbours(entry, field)))
 
 
+@reading_data()
 def entries(scores: pd.DataFrame, facts: pd.DataFrame, patterns: Mapping[str, str]) -> list[Entry]:
-    """One entry for each mixer that has scores and facts."""
+    """One entry for each mixer that has scores, with its facts where they are known."""
     found = []
     for name in scores["mixer"].unique():
-        if name in facts.index:
-            row = facts.loc[name]
-            known = {str(fact): float(value) for fact, value in row.drop("family").items() if value == value}
-            found.append(Entry(name, patterns.get(name, name), str(row["family"]), scores_of(scores, name), known))
+        pattern = patterns.get(name, name)
+        row = facts.loc[name].to_dict() if name in facts.index else {"family": family(pattern)}
+        known = {str(fact): float(value) for fact, value in row.items() if fact != "family" and value == value}
+        found.append(Entry(name, pattern, str(row["family"]), scores_of(scores, name), known))
     return found
 
 
@@ -122,12 +126,15 @@ def cell(entry: Entry, column: str) -> str:
         return "none" if score is not None else ""
     if column == RATES_THAT_WORK:
         return f"{score.value:.1f} decades"
+    if score.diverged:
+        return "diverged"
     return f"{score.value:.2f} ({score.low:.2f} to {score.high:.2f})"
 
 
 def page(card: Card) -> str:
     """The self-contained HTML page: a card, or the board if it is of no mixer."""
     near = card.neighbours()[:3]
+    several = any(score.seeds > 1 for entry in card.own for score in entry.scores.values())
     families = sorted({entry.family for entry in card.field})
     mixers = [entry_data(entry, own=False, near=entry.name in near) for entry in card.field]
     mixers += [entry_data(entry, own=True, near=False) for entry in card.own]
@@ -144,6 +151,8 @@ def page(card: Card) -> str:
         "MARK": f'<p class="smoke">{SMOKE}</p>' if card.smoke else "",
         "CSS": page_style(),
         "VERDICT": verdicts,
+        "SEEDS": "the other seeds run at the best" if several else "no other seed was run for this card",
+        "INTERVALS": "" if several else OF_ONE_SEED,
         "ORIGIN": escape(describe_origin(card.runs)) + "." if "begun" in card.runs else "",
         "NEXT": "".join(next_html(entry) for entry in card.own),
         "COMMANDS": escape("\n".join(commands(card))),
@@ -240,7 +249,8 @@ def draw_line(axis: Any, entry: Entry, **look: Any) -> None:
 
 def draw_strips(axis: Any, card: Card) -> None:
     """A row for each score but the learning rates: the field as ticks, the own mixers as stars."""
-    columns = [column for column in COLUMNS if column != RATES_THAT_WORK and column in card.own[0].scores]
+    scored = {column for entry in card.own for column in entry.scores} - {RATES_THAT_WORK}
+    columns = [column for column in COLUMNS if column in scored]
     for row, column in enumerate(columns):
         values = [entry.scores[column].value for entry in card.field if column in entry.scores]
         axis.plot(values, [row] * len(values), "|", color="0.65", markersize=7)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from bestiary.experiments._protocol import SEEDS, WINDOW, best_rate, rows_of_parts
-from bestiary.experiments.protocol_v1 import PARTS
+from bestiary.experiments.protocol_v1 import MIXERS, PARTS
 from bestiary.results.facts import broken_laws
 from bestiary.runs.exports import exact_floats, read_table
 from bestiary.spec import parse
@@ -42,10 +42,13 @@ def contributed_facts(name: str, folder: Path = FOLDER) -> pd.DataFrame:
 def faults(name: str, folder: Path = FOLDER) -> Iterator[str]:
     """A sentence about each thing that is wrong with what was sent in; none if it may be shown.
 
-    The file must be one mixer that obeys the laws. There must be exactly the runs of the protocol with that very file,
-    by the keys of their recipes; their counts must agree with their accuracies; and there must be facts.
+    The file must be one mixer that obeys the laws, under a name that no built-in mixer has. There must be exactly the
+    runs of the protocol with that very file, by the keys of their recipes; their counts must agree with their
+    accuracies; and there must be facts.
     """
     pattern = str(folder / f"{name}.py")
+    if name in MIXERS:
+        yield f"{name} is the name of a built-in mixer; give the file another"
     yield from broken_laws(parse("mixers", pattern)[0])
     table = contributed_runs(name, folder)
     agree = (table["right"] / table["asked"] - table["accuracy"]).abs() <= 1e-9  # not where a count is missing

@@ -60,7 +60,7 @@ def stored_scores(store: Store, known: Collection[str], protocol: str = "v1") ->
     for pattern in map(str, table["pattern"].unique()):
         try:
             mixers[mixer_of(pattern)] = None
-        except (LookupError, ValueError) as fault:
+        except (LookupError, TypeError, ValueError) as fault:
             faults[str(fault.args[0])] = None
     new = [text for text in mixers if text not in known]
     keys = keys_of_runs({*table["key"]}, rules.parts("small"), new)

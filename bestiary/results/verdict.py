@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from bestiary.experiments._protocol import RATES_THAT_WORK
-from bestiary.report.words import count_noun, join_words
+from bestiary.report.words import count_noun, join_words, list_names
 from bestiary.runs.table import scaled_accuracy
 
 KNOWN, UNKNOWN = 0.9, 0.2  # scaled so that guessing is 0: from here on a mixer can do it, below this it cannot
@@ -41,6 +41,11 @@ class Score(NamedTuple):
     def scaled(self) -> float:
         """So that guessing is 0 and a perfect score 1."""
         return scaled_accuracy(self.value, self.chance)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether all its runs did: without an answer the interval goes from 0 to 1."""
+        return self.value == 0 and self.high == 1
 
 
 def scores_of(table: pd.DataFrame, mixer: str) -> dict[str, Score]:
@@ -77,8 +82,11 @@ def recall_sentences(own: Entry, field: Mapping[str, Entry]) -> Iterator[str]:
     if not widths:
         return
     width, score = widths[-1], own.scores[f"recall {widths[-1]}"]
-    said = f"recalls {share_text(score)} at width {width}, with a state of {own.facts[f'state {width}']:,.0f} numbers"
-    yield f"{said}{beside(score, equal_states(own, field, width))}."
+    said = f"at width {width}, with a state of {own.facts[f'state {width}']:,.0f} numbers"
+    if score.diverged:
+        yield f"all runs diverged {said}."
+    else:
+        yield f"recalls {share_text(score)} {said}{beside(score, equal_states(own, field, width))}."
     others = [mean_recall(mixer, widths) for mixer in field.values() if {*widths} <= {*recall_widths(mixer)}]
     if others:
         rank = 1 + sum(value > mean_recall(own, widths) for value in others)
@@ -91,18 +99,19 @@ def recall_widths(mixer: Entry) -> list[int]:
 
 
 def equal_states(own: Entry, field: Mapping[str, Entry], width: int) -> dict[str, Score]:
-    """The scores at a width of the mixers whose state there is about as large."""
+    """The scores at a width of the mixers whose state there is about as large, without those that diverged."""
     column, fact = f"recall {width}", f"state {width}"
     known = {name: mixer for name, mixer in field.items() if column in mixer.scores and fact in mixer.facts}
     own_state = max(1, own.facts[fact])  # a mixer may keep nothing
     ratios = {name: mixer.facts[fact] / own_state for name, mixer in known.items()}
-    return {name: known[name].scores[column] for name, ratio in ratios.items() if 1 / EQUAL <= ratio <= EQUAL}
+    equal = {name: known[name].scores[column] for name, ratio in ratios.items() if 1 / EQUAL <= ratio <= EQUAL}
+    return {name: score for name, score in equal.items() if not score.diverged}
 
 
 def recall_neighbours(own: Entry, field: Mapping[str, Entry]) -> list[str]:
     """Mixers of about equal state at the largest width, those with the nearest recall first."""
     widths = recall_widths(own)
-    if not widths:
+    if not widths or own.scores[f"recall {widths[-1]}"].diverged:
         return []
     equal, value = equal_states(own, field, widths[-1]), own.scores[f"recall {widths[-1]}"].value
     return sorted(equal, key=lambda name: abs(equal[name].value - value))
@@ -112,12 +121,14 @@ def beside(score: Score, equal: Mapping[str, Score]) -> str:
     """How a score compares with those of mixers of about equal state."""
     if not equal:
         return "; no mixer of the field has about as much"
-    like = [name for name, other in equal.items() if other.low <= score.high and score.low <= other.high]
-    like.sort(key=lambda name: abs(equal[name].value - score.value))
+    nearest = sorted(equal, key=lambda name: abs(equal[name].value - score.value))
+    above = [name for name in nearest if equal[name].low > score.high]
+    below = [name for name in nearest if equal[name].high < score.low]
+    like = [name for name in nearest if name not in (*above, *below)]
     if like:
-        return f": like {join_words(like[:NAMED])}, of about equal state"
-    above = sorted((name for name in equal if equal[name].value > score.value), key=lambda name: equal[name].value)
-    below = sorted((name for name in equal if equal[name].value < score.value), key=lambda name: -equal[name].value)
+        others = [f"{word} {list_names(names, NAMED)}" for word, names in (("below", above), ("above", below)) if names]
+        but = f", but {', and '.join(others)}" if others else ""
+        return f": not told apart from {list_names(like, NAMED)}{but}, of about equal state"
     if len(equal) == 1:
         (name,) = equal
         return f": {'more' if below else 'less'} than {name}, of about equal state"
@@ -143,7 +154,8 @@ def ability_sentences(own: Mapping[str, Score]) -> Iterator[str]:
         if score.scaled >= KNOWN:
             solved.append(words + harder_words(own, column))
         else:
-            (not_learnt if score.scaled <= UNKNOWN else partly).append(f"{words} ({score.value:.2f})")
+            how = "all runs diverged" if score.diverged else f"{score.value:.2f}"
+            (not_learnt if score.scaled <= UNKNOWN else partly).append(f"{words} ({how})")
     if solved:
         yield f"solves {join_words(solved)}."
     if partly:

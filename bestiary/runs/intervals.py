@@ -11,7 +11,8 @@ def interval(shares: Sequence[float], answers: int) -> tuple[float, float]:
     """A 95 % interval for the mean of accuracies over seeds.
 
     Student's t interval over several seeds, but never narrower than Wilson's interval for all their answers together.
-    A single seed has Wilson's interval.
+    A single seed has Wilson's interval, which takes its answers as independent, also those about one sequence: where
+    these are right or wrong together, it is too narrow.
     """
     low, high = wilson(sum(shares) / len(shares), answers)
     if len(shares) > 1:
