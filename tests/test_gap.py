@@ -94,12 +94,14 @@ def test_the_gap_is_trained_sliced_and_shown_and_done_once(small: Path, monkeypa
 
 def test_models_at_their_best_rates_keep_their_order() -> None:
     rows = [("a", 1.0, 0, 3.0), ("b", 1.0, 0, 3.0), ("a", 2.0, 0, 2.0), ("b", 2.0, 0, 4.0), ("b", 1.0, 1, 3.0)]
+    rows += [("c", 2.0, 0, 3.0), ("c", 1.0, 0, 3.0)]  # of equal ones the lowest
     table = pd.DataFrame(rows, columns=["model", "rate", "seed", "selection"])
     chosen = gap_seeds.at_best_rates(table)
     assert list(zip(chosen["model"], chosen["rate"], chosen["seed"], strict=True)) == [
         ("a", 2.0, 0),
         ("b", 1.0, 0),
         ("b", 1.0, 1),
+        ("c", 1.0, 0),
     ]
 
 
@@ -139,7 +141,7 @@ def measured(experiment: ModuleType, known: pd.DataFrame | None = None) -> pd.Da
 def text_rows(model: str, seed: int, **given: Any) -> dict[str, Any]:
     """A row of a language model, as measured."""
     row = {"model": model, "seed": seed, "rate": 4e-3, "selection": 1.0, "formed": True, "parameters": 100}
-    row |= {"dim": 8, "steps": 10, "tokens": 1000}
+    row |= {"dim": 8, "steps": 10, "tokens": 1000, "outcome": "finished"}
     return row | {"overall_nats": 1.0, "hits_nats": 2.0, "other_nats": 0.0} | given
 
 
@@ -159,6 +161,21 @@ def test_a_gap_over_seeds_has_the_mean_of_shares_and_their_interval() -> None:
         [0.4, 0.4 - half, 0.4 + half]
     )
     assert [suffix for suffix, _ in gap_seeds.figures(pd.DataFrame(rows))] == [""]
+
+
+def test_seeds_that_diverged_are_counted_apart() -> None:
+    lost = {"outcome": "diverged", "formed": False} | dict.fromkeys(("overall_nats", "hits_nats", "other_nats"), np.nan)
+    rows = [text_rows(name, seed) for name in ("attention", "base_conv") for seed in range(3)]
+    rows[-1] |= lost
+    for found in (gap_seeds.summary(pd.DataFrame(rows)), gap_sizes.summary(pd.DataFrame(rows))):
+        reference, base = found[["seeds", "diverged", "formed"]].to_numpy().tolist()
+        assert (reference, base) == ([3, 0, 3], [2, 1, 2])
+    table = size_rows({100: 3.0, 1000: 2.0, 10_000: 1.0})
+    table.loc[table["model"].eq("base_conv") & table["seed"].eq(1) & table["dim"].eq(0), [*lost]] = [*lost.values()]
+    found = gap_sizes.meeting_ratio(table)
+    assert (found["seeds"], found["diverged"]) == (2, 1)
+    assert found["ratio"] == pytest.approx(1000.0)
+    assert np.isnan(gap_sizes.meeting_ratio(table.assign(hits_nats=np.nan))["ratio"])
 
 
 def test_no_share_is_closed_where_attention_recalls_nothing_or_a_model_diverged() -> None:
@@ -265,6 +282,8 @@ def test_a_published_gap_is_inside_the_interval_or_not() -> None:
     assert (hyena["published"], hyena["law"]) == pytest.approx((np.log(3.43 / 1.91), 4.0))
     assert not hyena["inside"]
     assert found.loc["other", "law"].isna().all()  # no gap, and so no law
+    small = found.loc[("hits", "H3", 168)]
+    assert (small["attention"], small["published"]) == (125, pytest.approx(np.log(6.75 / 2.16)))
     same = size_rows(dict.fromkeys((100, 1000, 10_000), float(np.log(3.43 / 1.91))))
     same["hits_nats"] += np.tile([0.0, 1e-3, 0.0, -1e-3, 0.0, 0.0], 3)
     near = gap_sizes.compare_published(same).set_index(["tokens", "model", "millions"]).sort_index()
@@ -274,7 +293,17 @@ def test_a_published_gap_is_inside_the_interval_or_not() -> None:
 def test_sizes_meet_where_the_line_of_base_conv_reaches_the_smallest_attention() -> None:
     found = gap_sizes.meeting_ratio(size_rows({100: 3.0, 1000: 2.0, 10_000: 1.0}))
     assert [found[name] for name in ("ratio", "ratio_low", "ratio_high")] == pytest.approx([1000.0] * 3)
-    assert gap_sizes.meeting_ratio(size_rows({100: 3.0, 1000: 3.0, 10_000: 3.1}))["ratio"] > 1e300
+    assert gap_sizes.meeting_ratio(size_rows({100: 3.0, 1000: 3.0, 10_000: 3.1}))["ratio"] == np.inf
+    assert gap_sizes.Law(0.0, 1.0, 0.0, 1.0, 1e9, 3).at(1e6)[1:] == (0.0, np.inf)
+
+
+def test_hybrids_are_drawn_with_their_attention_at_the_same_place() -> None:
+    places = ("1 layer, the last", "2 layers, spread", "2 layers, last", "3 layers, last")
+    shares = [f"closed_{part}{end}" for part in ("overall", "hits") for end in ("", "_low", "_high")]
+    rows = [{"rows": "slices", "model": name} | dict.fromkeys(shares, i / 10) for i, name in enumerate(places)]
+    ((_, figure),) = hybrids.figures(pd.DataFrame(rows))
+    assert np.asarray(figure.axes[0].lines[0].get_ydata()).tolist() == [0.0, 0.2, 0.3]
+    assert any("The last layers are attention" in text.get_text() for text in figure.texts)
 
 
 @pytest.mark.slow

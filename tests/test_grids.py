@@ -1,12 +1,13 @@
 """The experiments on grids of mixers vary what they say, and nothing else."""
 
+from itertools import groupby
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from bestiary.experiments import hybrids_recall, optimizers, persistence, tracking_grid
-from bestiary.experiments._protocol import Part, next_runs, rows_of_parts, score_parts
+from bestiary.experiments._protocol import Part, Row, next_runs, rows_of_parts, score_parts, working_rates
 from bestiary.runs.exports import read_table
 from bestiary.spec import parse
 from bestiary.training.size import parameters, state_size
@@ -15,11 +16,31 @@ ROOT = Path(__file__).parents[1]
 TINY = {"steps": 4, "every": 2, "warmup": 0, "batch": 4, "selection_rows": 4, "test_rows": 4}
 
 
-def test_linear_mixers_that_persist_or_not_hold_equally_much() -> None:
-    (part,) = persistence.parts("small")
-    found = {name: state_size(part.recipe(pattern, 1e-3, 0))[0] for name, pattern in persistence.MIXERS.items()}
-    assert found.pop("Attention") > 20 * max(found.values())
-    assert max(found.values()) <= 1.05 * min(found.values())
+@pytest.mark.parametrize("scale", ["smoke", "small", "paper"])
+def test_linear_mixers_that_persist_or_not_hold_equally_much(scale: str) -> None:
+    made = [next(runs) for _, runs in groupby(persistence.recipes(scale), key=lambda recipe: recipe.pattern)]
+    attention, *others = (state_size(recipe)[0] for recipe in made)
+    assert len(others) == len(persistence.MIXERS) - 1
+    assert attention > 10 * max(others)
+    assert max(others) <= 1.05 * min(others)
+
+
+def test_persistence_is_still_of_the_runs_that_were_measured() -> None:
+    table = read_table(ROOT / "results" / "persistence-small.csv")
+    assert {recipe.key for recipe in persistence.recipes("small")} <= {*table["key"]}
+    assert persistence.next_recipes(table, "small")
+
+
+def test_persistence_tells_mixers_apart_at_every_width() -> None:
+    made = list(persistence.recipes("paper"))
+    rows = [
+        {"key": one.key, "pattern": ", ".join(map(str, one.pattern)), "task": str(task), "segment": segment}
+        | {name: getattr(one, name) for name in ("dim", "depth", "rate", "seed")}
+        | {"accuracy": 0.5, "asked": 8, "selection": 0.5, "outcome": "finished"}
+        for one in made
+        for segment, task in enumerate(one.test)
+    ]
+    assert persistence.summary(pd.DataFrame(rows))["mixer"].tolist() == list(persistence.MIXERS)
 
 
 def test_the_axes_of_persistence_begin_where_it_was_trained() -> None:
@@ -81,6 +102,10 @@ def test_optimizers_try_as_many_rates_of_the_same_models() -> None:
     assert len({str({**part.settings, "optimizer": ""}) for part in parts}) == 1
     sizes = {parameters(part.recipe(optimizers.MIXERS["GLA"], 1e-3, 0)) for part in parts}
     assert len(sizes) == 1
+
+
+def test_of_equal_rates_that_work_the_lowest_is_named() -> None:
+    assert working_rates([Row("task", rate, 0, 0, 1.0, 8, 1.0) for rate in (8.0, 1.0)])["rate"] == 1.0
 
 
 @pytest.mark.parametrize("field", ["depth", "optimizer", "dim"])

@@ -1,9 +1,11 @@
 """The theory's experiments, verb and chapter: what they measure, what they print, what they promise."""
 
+import math
 import re
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -65,6 +67,20 @@ def test_what_is_trained_has_the_layers_and_the_width_of_what_is_written() -> No
         }
         depth, build = known[", ".join(map(str, made.pattern))]
         assert (made.depth, made.dim) == (depth, distance_to_theory.stream_width(build()))
+
+
+def test_one_panel_for_each_memory_has_the_points_of_all_vocabularies() -> None:
+    ended = {"accuracy": 0.5, "asked": 8, "selection": 0.5, "solved": math.nan, "seconds": 1.0, "outcome": "finished"}
+    rows = [
+        {**dict(made.test[0].options), **ended, **{name: getattr(made, name) for name in ("depth", "dim", "rate")}}
+        | {"pattern": ", ".join(map(str, made.pattern))}
+        for made in distance_to_theory.recipes("small")
+    ]
+    ((_, figure),) = distance_to_theory.figures(pd.DataFrame(rows))
+    assert [axis.get_title() for axis in figure.axes] == [
+        "attention", "linear attention", "delta rule", "least squares"
+    ]  # fmt: skip
+    assert all(np.array_equal(line.get_xdata(), [32, 64]) for axis in figure.axes for line in axis.lines)
 
 
 def run_cli(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Result:

@@ -206,7 +206,8 @@ def working_rates(rows: Sequence[Row]) -> dict[str, Any]:
     works = [rate for rate, share in found.items() if share >= WORKS]
     decades = math.log10(max(works) / min(works)) if works else math.nan
     seeds = min(len({row.seed for row in rows if row.rate == rate}) for rate in found)
-    return {"column": RATES_THAT_WORK, "value": decades, "seeds": seeds, "rate": max(found, key=lambda one: found[one])}
+    best = min(found, key=lambda rate: (-found[rate], rate))
+    return {"column": RATES_THAT_WORK, "value": decades, "seeds": seeds, "rate": best}
 
 
 @cache

@@ -97,11 +97,11 @@ def canonical_pattern(pattern: str) -> str:
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
     """Trained and written accuracy against the vocabulary, one panel for each pattern."""
-    contents = {}
-    for pattern, rows in summary(table).groupby("pattern", sort=False):
+    contents, found = {}, summary(table)
+    for title, rows in found.groupby(found["pattern"].map(panel_title), sort=False):
         vocab = rows["vocab"].tolist()
         trained = Line("trained", vocab, *(rows[column].tolist() for column in ("accuracy", "low", "high")))
-        contents[panel_title(str(pattern))] = [Line("written down", vocab, rows["written"].tolist()), trained]
+        contents[str(title)] = [Line("written down", vocab, rows["written"].tolist()), trained]
     yield "", panels(contents, x="Vocabulary", note="Trained: mean over seeds at the best rate and 95 % interval.")
 
 

@@ -5,6 +5,7 @@ watched on MQAR, after the curves of induction over training of Olsson et al. (2
 heads"). Half-way steps are when a score has risen half of its way from the first to its highest value.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bestiary.experiments._opened import open_named, size_of
-from bestiary.explain.watching import PANELS, first_steps, watch
+from bestiary.explain.watching import PANELS, SCORES, first_steps, watch
 from bestiary.report.plot import Line, panels
 from bestiary.training.recipe import Recipe, clean
+from bestiary.training.train import Diverged
 
 MIXERS = {
     "attention": "attention(heads=2)",
@@ -46,8 +48,18 @@ def measure(scale: str) -> Iterator[dict[str, Any]]:
 
 
 def watch_model(recipe: Recipe, size: str = "small") -> list[dict[str, Any]]:
-    """The scores of a model while it is trained."""
-    return list(watch(recipe, every=SIZES[size]["every"]))
+    """The scores of a model while it is trained; at the end of one that diverged nothing is right."""
+    rows: list[dict[str, Any]] = []
+    model = recipe.build()
+    try:
+        for row in watch(recipe, every=SIZES[size]["every"], model=model):
+            rows.append(row)
+    except (Diverged, RuntimeError) as fault:  # RuntimeError where a memory that is not finite is looked at before
+        if isinstance(fault, RuntimeError) and all(bool(weight.isfinite().all()) for weight in model.parameters()):
+            raise
+        rows = [row for row in rows if row["step"] < recipe.steps]
+        rows.append({"step": recipe.steps, **dict.fromkeys(SCORES, math.nan), "right": 0.0})
+    return rows
 
 
 def watch_smoke(recipe: Recipe) -> list[dict[str, Any]]:

@@ -93,7 +93,8 @@ def published_models() -> Iterator[tuple[int, str]]:
     for dim in (128, 64, 32):
         yield dim, "base_conv, attention(heads=2, dropout=0.1, rotary=False)"
     yield from ((dim, f"base_conv, based(features={f})") for dim in (128, 64, 48) for f in (8, 16, 24))
-    yield from ((128, f"base_conv, attention(rotary=False, window={2**k})") for k in range(3, 11))
+    windows = (2**k + 1 for k in range(3, 11))  # theirs does not count the token itself
+    yield from ((128, f"base_conv, attention(rotary=False, window={window})") for window in windows)
 
 
 # Digitised from the published figure to about 0.003: numbers in the state by the authors' formulas, and accuracy.
@@ -143,20 +144,15 @@ BYTES = 4  # of a number; the published axis is in bytes
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy, the mean over slices, of each model at its best rate, with its state in numbers."""
     whole = mean_over_slices(table)
-    found = curve(best(whole, group=("pattern", "dim")), group=("mixer", "state", "dim", "rate", "tried", "window"))
-    return found.sort_values(["mixer", "state"]).drop(columns=["solved", "solves"])
+    group = ("mixer", "pattern", "state", "dim", "rate", "tried", "window")
+    found = curve(best(whole, group=("pattern", "dim")), group=group)
+    return found.sort_values(["mixer", "state"]).drop(columns=["pattern", "solved", "solves"])
 
 
 def mean_over_slices(table: pd.DataFrame) -> pd.DataFrame:
     """One row for each run: the mean of its accuracies over the test slices."""
-    sums = {
-        "accuracy": "mean",
-        "asked": "sum",
-        "selection": "first",
-        "solved": "first",
-        "seconds": "first",
-        "outcome": "first",
-    }
+    firsts = [name for name in ("selection", "solved", "seconds", "outcome", "format") if name in table]
+    sums = {"accuracy": "mean", "asked": "sum"} | dict.fromkeys(firsts, "first")
     kept = ["key", "pattern", "dim", "depth", "channel", "rate", "seed"]
     filled = table.assign(accuracy=table["accuracy"].fillna(0.0), asked=table["asked"].fillna(0))
     found = filled.groupby(kept, sort=False).agg(sums).reset_index()
@@ -177,12 +173,23 @@ def state_numbers(pattern: str, dim: int, depth: int, channel: str, tests: str) 
 
 @reading_data()
 def pattern_name(pattern: str) -> str:
-    """The name of a pattern in the figure, by its last mixer."""
-    last = parse("mixers", pattern)[-1]
-    if last.name == "attention":
-        return WINDOW if dict(last.options)["window"] is not None else "Attention"
-    own = {str(parse("mixers", text)[-1]): name for name, text in MIXERS.items()}
-    return own.get(str(last)) or NAMES.get(last.name, pattern)
+    """The name of a pattern in the figure; of one that is not the experiment's, its text."""
+    return names_of_patterns(tuple(MIXERS.items())).get(plain_text(pattern), pattern)
+
+
+@cache
+def names_of_patterns(mixers: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """The name of each pattern of the miniature and of the published figure."""
+    found = {f"base_conv, attention(rotary=False, window={window})": WINDOW for window in WINDOWS}
+    found |= {f"base_conv, {text}": name for name, text in mixers}
+    for _, text in published_models():
+        found[text] = WINDOW if "window" in text else NAMES[parse("mixers", text)[-1].name]
+    return {plain_text(text): name for text, name in found.items()}
+
+
+def plain_text(pattern: str) -> str:
+    """A pattern as a table has it."""
+    return ", ".join(map(str, parse("mixers", pattern)))
 
 
 NAMES = {text.partition("(")[0]: name for name, text in MIXERS.items()} | {

@@ -36,8 +36,8 @@ def measure(scale: str, known: pd.DataFrame | None = None) -> Iterator[dict[str,
 
 
 def best_rates(table: pd.DataFrame) -> dict[str, float]:
-    """The rate of each model whose first seed has the lowest loss on the selection split."""
-    first = table[table["seed"] == SEEDS[0]].sort_values("selection", kind="stable")
+    """The rate of each model whose first seed has the lowest loss on the selection split, the lowest of equal ones."""
+    first = table[table["seed"] == SEEDS[0]].sort_values(["selection", "rate"])
     rates = first.drop_duplicates("model").set_index("model")["rate"]
     return {str(name): float(rates[name]) for name in table["model"].unique()}
 
@@ -50,18 +50,26 @@ def at_best_rates(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Each model's perplexities and shares of the gap closed, with intervals over seeds; `formed` counts seeds."""
+    """Each model's perplexities and shares of the gap closed, with intervals over seeds; `formed` counts seeds.
+
+    Seeds that diverged have no perplexity: `diverged` counts them, and `seeds` the others.
+    """
     found, chosen = [], at_best_rates(table)
     shares = {part: gaps_closed(chosen, part) for part in ("overall", "hits")}
     for name, rows in chosen.groupby("model", sort=False):
-        row: dict[str, Any] = {"model": name, "rate": rows["rate"].iloc[0], "seeds": len(rows)}
-        row["formed"] = int(rows["formed"].sum())
-        row |= perplexities(rows)
+        row: dict[str, Any] = {"model": name, "rate": rows["rate"].iloc[0]}
+        row |= counts_of_seeds(rows) | perplexities(rows)
         for part, closed in shares.items():
             values = closed[name].dropna().tolist() if name in closed else []
             row |= columns_over_seeds(f"closed_{part}", values) | {f"closed_{part}_seeds": len(values)}
         found.append(row)
     return pd.DataFrame(found)
+
+
+def counts_of_seeds(rows: pd.DataFrame) -> dict[str, int]:
+    """How many seeds of a model finished, diverged, and recall."""
+    diverged = int((rows["outcome"] == "diverged").sum())
+    return {"seeds": len(rows) - diverged, "diverged": diverged, "formed": int(rows["formed"].sum())}
 
 
 def perplexities(rows: pd.DataFrame) -> dict[str, float]:

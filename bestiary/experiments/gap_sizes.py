@@ -14,7 +14,6 @@ loss of BaseConv on hits against the logarithm of its weights, in each seed: whe
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,9 +22,9 @@ from matplotlib.figure import Figure
 
 from bestiary.experiments import gap
 from bestiary.experiments._text_rows import PARTS, gaps, gaps_closed, measure_models
-from bestiary.experiments.gap_seeds import columns_over_seeds, perplexities
+from bestiary.experiments.gap_seeds import columns_over_seeds, counts_of_seeds, perplexities
 from bestiary.report.plot import Line, panels
-from bestiary.runs.intervals import mean_interval, t_quantile
+from bestiary.runs.intervals import t_quantile
 
 MODELS = (gap.REFERENCE, gap.BASE, "gated_delta", "+ programmatic selection")
 SEEDS, RATE, WIDTH, STEPS = range(3), 4e-3, 128, 1600
@@ -36,24 +35,24 @@ CELLS = {  # width and steps, in the order in which they are measured
 
 
 class Published(NamedTuple):
-    """Perplexities of a model and of attention of the same size (overall, hits, other; Zoology, Tables 1, 2 and 5)."""
+    """Perplexities of a model (overall, hits, other; Zoology, Tables 1, 2 and 5), and the attention beside it."""
 
     model: str
     millions: int  # of weights, with embeddings
     perplexity: tuple[float, float, float]
-    attention: tuple[float, float, float]
+    attention: int  # its millions of weights
 
 
 ATTENTION = {125: (11.01, 2.16, 12.45), 360: (9.44, 1.98, 10.62), 1400: (8.19, 1.91, 9.86)}
 PUBLISHED = (
-    Published("H3", 125, (12.06, 6.75, 12.60), ATTENTION[125]),
-    Published("H3", 360, (10.38, 4.81, 11.00), ATTENTION[360]),
-    Published("Hyena", 125, (11.60, 5.00, 12.28), ATTENTION[125]),
-    Published("Hyena", 360, (10.07, 3.83, 10.75), ATTENTION[360]),
-    Published("Hyena", 1400, (9.65, 3.43, 11.01), ATTENTION[1400]),
-    Published("RWKV", 125, (11.64, 5.70, 12.29), ATTENTION[125]),
-    Published("RWKV", 360, (9.79, 3.82, 10.51), ATTENTION[360]),
-    Published("BaseConv", 360, (11.01, 5.98, 11.52), ATTENTION[360]),
+    Published("H3", 168, (12.06, 6.75, 12.60), 125),
+    Published("H3", 357, (10.38, 4.81, 11.00), 360),
+    Published("Hyena", 158, (11.60, 5.00, 12.28), 125),
+    Published("Hyena", 358, (10.07, 3.83, 10.75), 360),
+    Published("Hyena", 1400, (9.65, 3.43, 11.01), 1400),
+    Published("RWKV", 169, (11.64, 5.70, 12.29), 125),
+    Published("RWKV", 351, (9.79, 3.82, 10.51), 360),
+    Published("BaseConv", 354, (11.01, 5.98, 11.52), 360),
 )
 
 
@@ -78,8 +77,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         behind, closed = {part: gaps(cell, part) for part in PARTS}, gaps_closed(cell, "hits")
         for name, rows in cell.groupby("model", sort=False):
             row: dict[str, Any] = {"model": name, "width": dim, "weights": int(rows["parameters"].iloc[0])}
-            row |= {"tokens": int(rows["tokens"].iloc[0]), "seeds": len(rows), "formed": int(rows["formed"].sum())}
-            row |= perplexities(rows)
+            row |= {"tokens": int(rows["tokens"].iloc[0])} | counts_of_seeds(rows) | perplexities(rows)
             for part in ("hits", "other"):
                 given = [] if name == gap.REFERENCE else behind[part][name].dropna().tolist()
                 row |= columns_over_seeds(f"gap_{part}", given)
@@ -103,8 +101,12 @@ class Law(NamedTuple):
         x = math.log(weights) - self.mean
         half = t_quantile(self.points - 2) * self.spread * math.sqrt(1 / self.points + x * x / self.squares)
         middle = self.height + self.slope * math.log(weights)
-        low, high = (min(middle + sign * half, 700.0) for sign in (-1, 1))
-        return math.exp(middle), math.exp(low), math.exp(high)
+        return exponential(middle), exponential(middle - half), exponential(middle + half)
+
+
+def exponential(x: float) -> float:
+    """e to the x; infinite above what a number can hold."""
+    return math.inf if x > 709 else math.exp(x)
 
 
 def fit_law(weights: Sequence[float], nats: Sequence[float]) -> Law | None:
@@ -136,14 +138,14 @@ def gap_points(table: pd.DataFrame, model: str, part: str) -> tuple[list[float],
 
 
 def compare_published(table: pd.DataFrame) -> pd.DataFrame:
-    """Each published gap beside what the law of BaseConv says at its size, in nats, overall, on hits and others."""
+    """Each published gap beside what BaseConv's law says at attention's size, in nats, overall, on hits and others."""
     rows = []
     for part in PARTS:
         law = fit_law(*gap_points(table, gap.BASE, part))
         for model, millions, perplexity, attention in PUBLISHED:
-            gap_there = math.log(perplexity[PARTS.index(part)] / attention[PARTS.index(part)])
-            said = (math.nan,) * 3 if law is None else law.at(1e6 * millions)
-            row = {"tokens": part, "model": model, "millions": millions, "published": gap_there}
+            gap_there = math.log(perplexity[PARTS.index(part)] / ATTENTION[attention][PARTS.index(part)])
+            said = (math.nan,) * 3 if law is None else law.at(1e6 * attention)
+            row = {"tokens": part, "model": model, "millions": millions, "attention": attention, "published": gap_there}
             row |= dict(zip(("law", "law_low", "law_high"), said, strict=True))
             rows.append(row | {"inside": law is not None and said[1] <= gap_there <= said[2]})
     return pd.DataFrame(rows)
@@ -152,17 +154,19 @@ def compare_published(table: pd.DataFrame) -> pd.DataFrame:
 def meeting_ratio(table: pd.DataFrame) -> dict[str, Any]:
     """How many times the weights of the smallest attention BaseConv needs for its loss on hits, by a line in each seed.
 
-    Infinite where the loss does not fall with the weights. The interval is over seeds, of the logarithm of the ratio.
+    Infinite where the loss does not fall with the weights. The interval is over seeds, of the logarithm of the ratio;
+    seeds in which one of these models diverged are counted apart.
     """
     rows, ratios = by_width(table), []
     for _, seed in rows.groupby("seed"):
         base, best = (seed[seed["model"] == name].sort_values("parameters") for name in (gap.BASE, gap.REFERENCE))
+        if base["hits_nats"].isna().any() or math.isnan(best["hits_nats"].iloc[0]):
+            continue
         slope, height = np.polyfit(np.log(base["parameters"]), base["hits_nats"], 1)
         at = (best["hits_nats"].iloc[0] - height) / slope if slope < 0 else math.inf
-        ratios.append(at - math.log(best["parameters"].iloc[0]))
-    middle, (low, high) = fmean(ratios), mean_interval(ratios) if np.isfinite(ratios).all() else (math.nan, math.nan)
-    names = ("ratio", "ratio_low", "ratio_high")
-    return {"seeds": len(ratios), **{n: math.exp(min(v, 700)) for n, v in zip(names, (middle, low, high), strict=True)}}
+        ratios.append(float(at) - math.log(best["parameters"].iloc[0]))
+    counts = {"seeds": len(ratios), "diverged": rows["seed"].nunique() - len(ratios)}
+    return counts | {name: exponential(value) for name, value in columns_over_seeds("ratio", ratios).items()}
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
@@ -201,8 +205,8 @@ def gap_figure(table: pd.DataFrame, wide: pd.DataFrame) -> Figure:
             lines.append(Line(f"{name}, law", sizes, middle, low, high))
     for name in dict.fromkeys(row.model for row in PUBLISHED):
         given = [row for row in PUBLISHED if row.model == name]
-        nats = [math.log(row.perplexity[1] / row.attention[1]) for row in given]
-        lines.append(Line(name, [row.millions for row in given], nats, published=True))
+        nats = [math.log(row.perplexity[1] / ATTENTION[row.attention][1]) for row in given]
+        lines.append(Line(name, [row.attention for row in given], nats, published=True))
     note = "Gap to attention, at its weights; published ones count embeddings. Bands are intervals of the law."
     return panels({"AR hits": lines}, x="Million weights", y="Gap in nats", note=note, shares=False, size=(4.6, 3.2))
 

@@ -3,9 +3,10 @@
 Two blocks of a mixer and an MLP. `small` takes each task at its base setting only; `paper` is the published protocol:
 66 settings, six pairs of rate and weight decay for each, 200 epochs over 12,800 rows (fewer where a setting says so),
 and again with the mixers of equal state (`iso`: about 4,096 numbers in each layer after 128 tokens, measured).
-The score of a task is the mean over its settings, that of a mixer the mean over tasks.
-Departs from the source: the pair is chosen, and training stopped, on a selection stream and not on the test rows;
-three seeds instead of one; a cosine to zero instead of 1e-6.
+The score of a task is the mean over its settings, that of a mixer the mean over tasks; it is missing until all
+settings that the table has of any mixer are measured.
+Departs from the source: the pair is chosen on a selection stream and not on the test rows; three seeds instead of one;
+a cosine to zero instead of 1e-6.
 """
 
 import math
@@ -102,7 +103,7 @@ def mad_recipe(task: str, options: str, pattern: str, **changes: Any) -> Recipe:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """The score of each mixer on each task, and their mean; the pair of rate and decay is chosen for each setting.
 
-    The accuracy of a run that diverged counts as 0.
+    The accuracy of a run that diverged counts as 0. `seeds` are the fewest of any setting.
     """
     trained = [sum(distinct) for distinct in table["distinct"]]
     table = diverged_as_zero(table).assign(accuracy=table["accuracy"].fillna(0.0))
@@ -111,10 +112,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     setting, pair = ["probe", "mixer", "task", "trained"], ["rate", "weight_decay"]
     means = table.groupby(setting + pair)["selection"].mean()
     kept = table.set_index(setting + pair).loc[means.groupby(setting).idxmax()].reset_index()
-    each = kept.groupby(["mixer", "probe", "task", "trained"])["accuracy"].mean()
-    scores = each.groupby(["mixer", "probe"]).mean().unstack("probe")
+    each = kept.groupby(["mixer", "probe", "task", "trained"])
+    whole = each["accuracy"].mean().unstack(["probe", "task", "trained"])  # NaN of settings that are to come
+    scores = whole.T.groupby(level="probe").agg(lambda settings: settings.mean(skipna=False)).T
     scores["MAD score"] = scores.mean(axis=1, skipna=False)
-    scores["seeds"] = kept.groupby("mixer")["seed"].nunique()
+    scores["seeds"] = each["seed"].nunique().groupby("mixer").min()
     return scores.sort_values("MAD score", ascending=False).reset_index()
 
 

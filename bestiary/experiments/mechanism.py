@@ -18,7 +18,7 @@ from bestiary.experiments._opened import open_named, size_of
 from bestiary.explain.explanation import explain_model
 from bestiary.report.plot import Line, panels
 from bestiary.training.recipe import Recipe, clean
-from bestiary.training.train import train
+from bestiary.training.train import Diverged, train
 
 MIXERS = {
     "attention": "attention(heads=2)",
@@ -55,10 +55,13 @@ def measure(scale: str) -> Iterator[dict[str, Any]]:
 
 
 def open_model(recipe: Recipe, size: str = "small") -> list[dict[str, Any]]:
-    """Train a model and return what `explain` finds of it."""
+    """Train a model and return what `explain` finds of it; of one that diverged, that nothing is right."""
     model, how = recipe.build(), SIZES[size]
-    for _ in train(recipe, model):
-        pass
+    try:
+        for _ in train(recipe, model):
+            pass
+    except Diverged:
+        return [{"what": "right", "layer": -1, "place": "", "value": 0.0}]
     found = explain_model(model, recipe.test[0].build(), cases=how["cases"], rows=how["rows"])
     right = found.errors[found.errors["answer"] == "right"]["share"]
     rows = [{"what": "right", "layer": -1, "place": "", "value": float(right.iloc[0]) if len(right) else 0.0}]

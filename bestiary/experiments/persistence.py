@@ -3,8 +3,8 @@
 Models learn MQAR of 4 pairs in 64 tokens. They are then tested at up to eight times the length with the same pairs,
 where all that grows is how long a pair must persist; at up to four times the pairs in the same length, where all that
 grows is what the state must hold; and at both. Longer sequences usually grow in both at once, so that a drop does not
-say which it is (the question is that of PoST, arXiv 2604.07658). The state of every linear mixer is a matrix of 32 by
-32 numbers for each of two heads; attention stands beside them.
+say which it is (the question is that of PoST, arXiv 2604.07658). The state of every linear mixer is a square matrix of
+half the model's width for each of two heads; attention stands beside them.
 
 How memories forget is an axis of its own: not at all (DeltaNet, linear attention), at fixed rates spread over the
 heads (RetNet), or as the input says, from a start where half of the heads forget within some 16 tokens (gated DeltaNet
@@ -12,6 +12,7 @@ as published) or keep for longer (its short start), or by PoST's spectrum, sprea
 and slower the later it is.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from bestiary.training.recipe import Recipe
 
 LENGTH, PAIRS = TRAINED = 64, 4
 HELD, MAMBA = "heads=2, key=32, value=32", "expand=1, head=32, state=32, conv=1, skip=0.0"
+WIDTH = 64  # for which the patterns are written
 MIXERS = {
     "Attention": "base_conv, attention(heads=2, rotary=False)",
     "Linear attention": "base_conv, linear_attention(heads=2, normalise=False)",
@@ -71,16 +73,22 @@ def parts(scale: str) -> tuple[Part, ...]:
     return (Part(columns, RATES[scale], False, settings | SIZES[scale]),)
 
 
+def mixers(scale: str) -> dict[str, str]:
+    """The patterns at the width of a scale: their options `key`, `value`, `head` and `state` grow with it."""
+    sizes, dim = re.compile(r"\b(key|value|head|state)=(\d+)"), SIZES[scale]["dim"]
+    return {name: sizes.sub(lambda size: f"{size[1]}={int(size[2]) * dim // WIDTH}", MIXERS[name]) for name in MIXERS}
+
+
 def recipes(scale: str) -> Iterator[Recipe]:
     """The first seed at every rate."""
     for part in parts(scale):
-        for pattern in MIXERS.values():
+        for pattern in mixers(scale).values():
             yield from first_runs(part, pattern)
 
 
 def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
     """The other seeds, at the rate that was best for the first."""
-    return next_runs(table, parts(scale), MIXERS)
+    return next_runs(table, parts(scale), mixers(scale))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -101,7 +109,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 def points(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy with its interval at every length and load, on each axis that the test is a point of."""
     scales = {sizes["dim"]: scale for scale, sizes in SIZES.items()}
-    scores = pd.concat([score_parts(table, parts(scales[dim]), MIXERS) for dim in table["dim"].unique()])
+    measured = [scales[dim] for dim in table["dim"].unique()]
+    scores = pd.concat([score_parts(table, parts(scale), mixers(scale)) for scale in measured])
     places = [
         {"axis": axis, "length": length, "pairs": pairs, "column": column(length, pairs)}
         for axis, tests in AXES.items()

@@ -37,7 +37,9 @@ COUNT = {"smoke": 3, "small": 12, "paper": 16}
 
 
 def recipes(scale: str) -> Iterator[Recipe]:
-    """Every rate and seed of each mixer at depth 1 and 2."""
+    """Every rate and seed of each mixer at depth 1 and 2. Raises ValueError if this scale has none of the mixers."""
+    if not mixers_of(scale):
+        raise ValueError(f"{scale} has none of these mixers: {', '.join(MIXERS)}; --scale paper has all")
     for depth in (2, 1):
         for mixer in mixers_of(scale):
             for recipe in base_recipes(scale, MIXERS[mixer], depth):

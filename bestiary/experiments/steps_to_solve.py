@@ -2,8 +2,9 @@
 
 The clean recipe on its default task (64 tokens, 4 pairs, 8,192 symbols; two layers of width 64). One rule for all: the
 first seed tries four learning rates, and the other seeds, ten of attention and three of every other mixer in all, run
-at the rate that solved the task soonest or, if none did, had the highest selection accuracy. `small` gives them 1,000
-steps of 128 rows, `paper` 10,000. A run that its budget ended first is drawn at the budget, hollow.
+at the rate that solved the task soonest or, if none did, had the highest selection accuracy, the lowest of equal ones.
+`small` gives them 1,000 steps of 128 rows, `paper` 10,000. A run that its budget ended first is drawn at the budget,
+hollow, and one that diverged where it did, whether or not it had solved the task before.
 """
 
 from collections.abc import Iterator
@@ -73,19 +74,22 @@ def next_recipes(table: pd.DataFrame, scale: str) -> list[Recipe]:
 
 
 def best_rate(tried: pd.DataFrame) -> float:
-    """The rate that solved the task soonest or, if none did, that has the highest selection accuracy."""
-    tried = diverged_as_zero(tried)
+    """The rate that solved the task soonest or, if none did, scored best on selection; the lowest of equal ones."""
+    tried = diverged_as_zero(tried).sort_values("rate", ignore_index=True)
     best = tried["solved"].idxmin() if tried["solved"].notna().any() else tried["selection"].idxmax()
-    return float(tried.loc[best, "rate"])
+    return float(tried["rate"][best])
 
 
 def at_best_rate(table: pd.DataFrame) -> pd.DataFrame:
-    """The runs of each mixer at the rate that its first seed chose, with the number of rates that it tried."""
+    """The runs of each mixer at the rate that its first seed chose, with the number of rates that it tried.
+
+    One that diverged has not solved the task.
+    """
     kept = []
     for _, rows in name_mixers(table, MIXERS).groupby("mixer", sort=False):
         tried = rows[rows["seed"] == rows["seed"].min()]
         kept.append(rows[rows["rate"] == best_rate(tried)].assign(tried=len(tried)))
-    return pd.concat(kept)
+    return diverged_as_zero(pd.concat(kept))
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +100,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     found = found.assign(fewest=steps.min(), median=steps.median(), most=steps.max()).reset_index()
     found["longest"] = found["mixer"].map(chosen.groupby("mixer")["seconds"].max())
     columns = ["mixer", "rate", "tried", "seeds", "solves", "fewest", "median", "most", "accuracy", "low", "high"]
-    return found.sort_values(["solves", "median"], ascending=[False, True])[[*columns, "seconds", "longest"]]
+    found["share"] = found["solves"] / found["seeds"]
+    return found.sort_values(["share", "median"], ascending=[False, True])[[*columns, "seconds", "longest"]]
 
 
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, Figure]]:
