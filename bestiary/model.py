@@ -274,11 +274,11 @@ def memory_after(model: nn.Module, time: int, dim: int | None = None) -> Memory:
 
 
 def measure_state(state: Any) -> Memory:
-    """The size of all tensors in a state. Raises ValueError if something else is in it than numbers and gaps."""
+    """The size of all tensors in a state. Raises ValueError if something else is in it than positions and gaps."""
     leaves = list(state_leaves(state))
-    if strange := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor | float | int | None)]:
+    if strange := [type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor | int | None)]:
         raise ValueError(
-            f"a state is made of tensors, numbers and None in tuples or lists; this one holds {strange[0]}"
+            f"a state is made of tensors, positions and None in tuples or lists; this one holds {strange[0]}"
         )
     kept = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     numbers = sum(leaf.numel() * (2 if leaf.is_complex() else 1) for leaf in kept)

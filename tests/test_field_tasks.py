@@ -6,15 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from task_helpers import is_uniform, rows_of, sample_rows
+from task_helpers import is_uniform, question_positions, rows_of, sample_rows
 
 from bestiary.spec import parse
 from bestiary.tasks._dependency import Sampler, draw_grammar, read_heads
 from bestiary.tasks._task import SILENT, stream
-
-
-def asked_at(targets: list[int]) -> list[int]:
-    return [time for time, target in enumerate(targets) if target != SILENT]
 
 
 def at(facets: dict[str, list[int]], time: int) -> dict[str, int]:
@@ -95,7 +91,7 @@ def test_a_value_follows_its_key_after_the_gap(text: str) -> None:
         assert len({tokens[t] for t in keys}) == len({tokens[t] for t in values}) == task.pairs
         questions = [t for t in range(context, task.length) if kinds[t]]
         assert sorted(tokens[t] for t in questions) == sorted(tokens[t] for t in keys)
-        assert asked_at(targets) == questions
+        assert question_positions(targets) == questions
         for t in questions:
             pair = next(i for i, key in enumerate(keys) if tokens[key] == tokens[t])
             assert targets[t] == tokens[values[pair]]
@@ -156,7 +152,7 @@ def test_what_follows_the_query_is_copied(text: str) -> None:
         answer = string[begins[0] + task.query :][: task.answer]
         assert len(answer) == task.answer
         assert answer[:-1] == parts[2]
-        times = asked_at(targets)
+        times = question_positions(targets)
         assert times == list(range(len(row) - task.answer, len(row)))
         assert "".join(chr(97 + targets[t]) for t in times) == answer
         where = row.index("$") + 1 + begins[0] + task.query
@@ -187,7 +183,7 @@ def test_only_valid_assignments_count(text: str) -> None:
         questions = tokens[task.body :]
         assert len(set(questions)) == task.pairs
         assert {key for mark, key, _ in events if not mark} == set(questions)
-        assert asked_at(targets) == list(range(task.body, task.length))
+        assert question_positions(targets) == list(range(task.body, task.length))
         for t in range(task.body, task.length):
             mine = [(i, mark, value) for i, (mark, key, value) in enumerate(events) if key == tokens[t]]
             place, _, value = [event for event in mine if not event[1]][-1]
@@ -233,7 +229,7 @@ def test_the_value_is_that_of_whoever_was_given_the_object_last(text: str) -> No
         assert mark == task.vocab - 1
         answers = {"both": [holder, value], "holder": [holder], "value": [value]}[task.asks]
         assert said == answers[:-1]
-        times = asked_at(targets)
+        times = question_positions(targets)
         assert times == list(range(task.length - len(answers), task.length))
         for hop, t in enumerate(times, 1 + (task.asks == "value")):
             assert targets[t] == answers[t - times[0]]
@@ -297,7 +293,7 @@ def test_events_change_both_maps_as_they_say(text: str) -> None:
             for x in changed:
                 times.setdefault(x, []).append(i)
         questions = range(task.length - task.questions, task.length)
-        assert asked_at(targets) == list(questions)
+        assert question_positions(targets) == list(questions)
         assert len({tokens[t] for t in questions}) == task.questions
         for t in questions:
             assert targets[t] == (points if task.asks == "agents" else owner)[tokens[t]]
@@ -405,7 +401,7 @@ def test_the_answer_depends_as_it_is_asked(text: str, monkeypatch: pytest.Monkey
         right = {words[i] for i in wanted}
         assert kind < 2 or words[wanted[0]] not in words[wanted[0] + 1 :]
         assert set(batch.truth["right"][row].nonzero().flatten().tolist()) == right
-        assert asked_at(targets) == [size + 2]
+        assert question_positions(targets) == [size + 2]
         assert targets[size + 2] in right
         assert (facets["kind"][size + 2], facets["size"][size + 2]) == (kind, size)
         assert facets["distance"][size + 2] == size + 2 - asked
@@ -418,11 +414,11 @@ def test_counts_by_what_is_asked_score_the_plateau(text: str) -> None:
     held, found = task.sample(600, stream("held")), 0
     counts: dict[tuple[int, ...], Counter[int]] = {}
     for row, (tokens, targets, _) in enumerate(rows_of(fit)):
-        (end,) = asked_at(targets)
+        (end,) = question_positions(targets)
         right = fit.truth["right"][row].nonzero()[:, 0].tolist()
         counts.setdefault(tuple(tokens[end - 1 : end + 1]), Counter()).update(right)
     for row, (tokens, targets, _) in enumerate(rows_of(held)):
-        (end,) = asked_at(targets)
+        (end,) = question_positions(targets)
         often = counts.get(tuple(tokens[end - 1 : end + 1]), Counter[int]())
         answer = max(tokens[: end - 2], key=lambda word, often=often: often[word])
         found += int(held.truth["right"][row, answer])

@@ -81,6 +81,33 @@ BROKEN_MIXERS = {  # how to break a token shift, and the laws that must notice
         "after = after if after.shape[1] < 7 else after[:, -1:]",
         {"largest state"},
     ),
+    "holds most on the way to a hundred positions": (
+        "pass",
+        "y = x + before[:, -x.shape[1]:]; after = torch.cat([past, x], 1); "
+        "after = after if after.shape[1] < 70 else after[:, -1:]",
+        {"largest state"},
+    ),
+    "names too short a sequence with an equal state": (
+        "self.equal_state = lambda time: min(time, 17)",
+        "y = x + before[:, -x.shape[1]:]; after = torch.cat([past, x], 1)",
+        {"largest state"},
+    ),
+    "forgets what is 200 positions back": (
+        "pass",
+        "read = torch.cat([past, x], 1); y = x + read.cumsum(1)[:, -x.shape[1]:]; after = read[:, -200:]",
+        {"cut"},
+    ),
+    "wraps round where sequences are long": (
+        "self.parallel = lambda x, where=None: take(self(x)[0] + x.roll(1, 1) * (x.shape[1] > 200), where)",
+        "y = x + before",
+        {"causality", "cut"},
+    ),
+    "replaces a buffer in training": (
+        "self.register_buffer('mean', torch.zeros(dim))",
+        "self.mean = 0.9 * self.mean + x.detach().mean((0, 1)) if self.training else self.mean; "
+        "y = x + before + self.mean",
+        {"stacking"},
+    ),
     "draws outside torch": (
         "import random; self.odd = nn.Parameter(torch.tensor(random.random()))",
         "y = (x + before) * self.odd",
@@ -94,6 +121,16 @@ BROKEN_MIXERS = {  # how to break a token shift, and the laws that must notice
     "sees a little of the future in bfloat16": (
         "pass",
         "y = x + before + (x.roll(-1, 1) / 1000).bfloat16().to(x)",
+        {"causality"},
+    ),
+    "sees the future behind a norm": (
+        "self.norm = nn.LayerNorm(dim)",
+        "y = before + self.norm(x) + self.norm(x).roll(-1, 1)",
+        {"causality", "cut"},
+    ),
+    "sees the future in parallel in bfloat16": (
+        "self.parallel = lambda x, where=None: take(self(x)[0] + 0.01 * x.roll(-1, 1), where)",
+        "y = x + before + (x / 1000).bfloat16().to(x)",
         {"causality"},
     ),
     "starts anew every 64 positions in parallel": (
@@ -167,6 +204,16 @@ HONEST = {
         "self.codes = nn.Embedding(64, dim); " + READS + "take(self(x, tokens=tokens)[0], where)",
         "y = x + before + (0 if tokens is None else self.codes(tokens))",
     ),
+    "has a frozen weight": (
+        "self.fixed = nn.Parameter(torch.ones(dim), requires_grad=False)",
+        "y = (x + before) * self.fixed",
+    ),
+    "writes into a buffer in training": (
+        "self.register_buffer('mean', torch.zeros(dim))",
+        "self.mean.mul_(0.9).add_(x.detach().mean((0, 1)) if self.training else 0.1 * self.mean); "
+        "y = x + before + 0 * self.mean",
+    ),
+    "drops out in training": ("self.drop = nn.Dropout(0.5)", "y = x + self.drop(before)"),
 }
 
 
@@ -177,6 +224,41 @@ def test_no_law_is_broken_by_an_honest_mixer_that(case: str, tmp_path: Path) -> 
     file.write_text(BODY.format(init=init, forward=forward))
     (found,) = parse("mixers", str(file))
     assert [fault for _, fault in check(found) if fault] == []
+
+
+KEEPS = """
+import torch
+from torch import nn
+from bestiary.mixers._mixer import Mixer
+
+class Keeping(Mixer):
+    def __init__(self, dim):
+        super().__init__()
+        self.out, self.kept = nn.Linear(dim, dim), []
+    def forward(self, x, state=None):
+        {forward}
+        return self.out(x), after
+"""
+OUTSIDE = {  # where a mixer keeps what is not counted, and what is said of it
+    "itself": (
+        "x = x if state is None else x + self.kept[state]; self.kept.append(x[:, -1:]); after = len(self.kept) - 1",
+        "cut",
+        "cut at 1: a copy of the mixer cannot go on from the state alone: IndexError",
+    ),
+    "whole numbers": (
+        "after = (state or []) + x[0, :, 0].long().tolist() if len(x) else []",
+        "largest state",
+        "after 131 positions 131 numbers of the state are in no tensor, and do not count",
+    ),
+}
+
+
+@pytest.mark.parametrize("place", OUTSIDE)
+def test_a_law_finds_what_is_kept_in(place: str, tmp_path: Path) -> None:
+    forward, law, said = OUTSIDE[place]
+    file = tmp_path / "keeping.py"
+    file.write_text(KEEPS.format(forward=forward))
+    assert str(dict(check(parse("mixers", str(file))[0]))[law]).startswith(said)
 
 
 TASK = """

@@ -46,6 +46,7 @@ def test_a_state_that_cannot_be_counted_is_not_counted_as_nothing() -> None:
     assert memory(lambda: Keeps(lambda x: (x, (x, [None, 3]))), time=5, dim=2).numbers == 10
     for found, said in (
         (lambda x: (x, {"past": x}), "this one holds dict"),
+        (lambda x: (x, (x, 0.5)), "this one holds float"),
         (lambda x: {"output": x, "state": x}, r"returns dict, where \(output, state\) is expected"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -10,6 +10,7 @@ import torch
 from in_process import command
 from torch import nn
 
+import bestiary
 from bestiary import Mixer, Model, Rereading, check, memory, parse, read_results, run_recipes, spec
 from bestiary.laws import verdicts
 from bestiary.mixers._own import ANNOUNCED, TRIED
@@ -119,6 +120,8 @@ FAULTS = {  # a file, and a part of the one sentence about it
         "returns a dict"),
     "odd state": (CLASS.format(base="Mixer") + "    def forward(self, x, state=None): return x, ({'k': x},)\n",
         "the state of Mine holds a dict; a state is made of tensors"),
+    "numbers in a list": (CLASS.format(base="Mixer") + "    def forward(self, x, state=None): return x, 3 * [0.0]\n",
+        "the state of Mine holds a float; a state is made of tensors"),
     "no forward": (CLASS.format(base="Mixer"), "Mine has no forward"),
     "module without forward": (CLASS.format(base="nn.Module"), "Mine has no forward"),
     "no input": (CLASS.format(base="nn.Module") + "    def forward(self): return 1\n", "takes no input"),
@@ -137,6 +140,15 @@ FAULTS = {  # a file, and a part of the one sentence about it
         r"raises TypeError: .*; it also takes positions: give them in read\(self, x\)"),
     "time first": (TOP + "class Mine(nn.GRU):\n    def __init__(self, dim): super().__init__(dim, dim)\n",
         r"it takes \(time, batch, dim\); say batch_first=True"),
+    "time first behind a norm": (CLASS.format(base="nn.Module") + "        self.norm, self.rnn = nn.LayerNorm(dim), "
+        "nn.GRU(dim, dim)\n    def forward(self, x): return self.rnn(self.norm(x))[0]\n",
+        r"it takes \(time, batch, dim\); say batch_first=True"),
+    "float32": (CLASS.format(base="nn.Module") + LINEAR
+        + "    def forward(self, x): return x + self.out(torch.zeros(len(x), 1, 64))\n",
+        "have the same dtype.*; the laws compute in float64: create tensors with dtype=x.dtype"),
+    "128 positions": (CLASS.format(base="nn.Module") + LINEAR
+        + "    def forward(self, x): return self.out(x) + self.out.weight.repeat(2, 1)[: x.shape[1]]\n",
+        r"on an input of shape \(2, 131, 64\) raises RuntimeError: .*; the laws need 131 positions"),
     "not a module": ("class Mine:\n    def __init__(self, dim): ...\n", "Mine is no module: make it a subclass"),
     "raises": (CLASS.format(base="nn.Module") + "        self.x = {}['depth']\n    def forward(self, x): return x\n",
         r"Mine\(64\) raises KeyError: 'depth'"),
@@ -205,6 +217,16 @@ def test_a_module_that_computes_in_float32_is_judged_in_float32(tmp_path: Path) 
     assert "float32" in report.advice["precision"]
     (double,) = parse("mixers", write(tmp_path, PLAIN))
     assert "precision" not in {verdict.law for verdict in verdicts(double)}
+
+
+def test_a_module_that_knows_300_positions_or_has_no_weights_obeys_every_law(tmp_path: Path) -> None:
+    table = PLAIN.replace("dim, taps)\n", "dim, taps)\n        self.places = nn.Embedding(300, dim)\n")
+    for text in (
+        table.replace(".mT\n", ".mT + self.places.weight[: x.shape[1]]\n"),
+        MODULE.format(init="") + "    def forward(self, x): return x.cumsum(1)\n",
+    ):
+        report = check(write(tmp_path, text))
+        assert report, report
 
 
 TWO = TOP + (
@@ -284,8 +306,18 @@ def test_a_class_without_a_file_lives_in_its_process_alone(tmp_path: Path) -> No
     assert str(found) == "<One>"
     assert type(found.build(8)) is space["One"]
     assert check(space["One"]).verdicts
-    with pytest.raises(ValueError, match="workers cannot build One: put the class in a file"):
-        run_recipes([Recipe(train="mqar", pattern=space["One"])], tmp_path)
+    exec("from bestiary import Task\nclass Asked(Task):\n    def __init__(self): ...\n", space)
+    within = spec("mixers", "serial", mixers=("attention", space["One"]))
+    for recipe, name in (
+        (Recipe(train="mqar", pattern=space["One"]), "One"),
+        (Recipe(train="mqar", pattern=within), "One"),
+        (Recipe(train=space["Asked"], pattern="attention"), "Asked"),
+        (Recipe(train="mqar", select=space["Asked"], pattern="attention"), "Asked"),
+    ):
+        with pytest.raises(ValueError, match=f"workers cannot build {name}: put the class in a file"):
+            run_recipes([recipe], tmp_path)
+    with pytest.raises(ValueError, match="^One is known only where it was defined, .*: put the class in a file"):
+        bestiary.card(space["One"])
     elsewhere = Spec("mixers", "<Two>", (), (), "0" * 64)
     with pytest.raises(LookupError, match="Two is known only where it was defined"):
         elsewhere.build(8)

@@ -104,6 +104,10 @@ def test_specs_are_equal_when_their_builds_are() -> None:
         ("attention\0", ValueError, "cannot read"),
         ("\udcff", ValueError, "cannot read"),
         ("~nobody-of-this-name/a.py", LookupError, "there is no file"),
+        ("C:\\a\\b.py", ValueError, r"there is no file 'C:\\\\a"),
+        ("no such folder/a - b.py:Mine", ValueError, "there is no file 'no such folder/a - b.py:Mine'"),
+        ("attention window, a.py", ValueError, "cannot read 'attention window, a.py': write name"),
+        ("attention, <Mine>(heads=2)", ValueError, "Mine is known only where it was defined, .*: put the class in"),
         ("a" * 5000 + ".py", LookupError, "there is no file"),
     ],
 )

@@ -193,7 +193,8 @@ def choose_mixers(experiment: ModuleType, added: "Sequence[str] | None", only: s
     for text in added or ():
         parts = parse("mixers", text)
         own = len(parts) == 1 and is_file(parts[0].name)
-        chosen |= {plain_name(parts[0].name) if own else text: ", ".join(map(str, parts))}
+        name, pattern = plain_name(parts[0].name) if own else text, ", ".join(map(str, parts))
+        chosen[name if chosen.get(name, pattern) == pattern else text] = pattern
     return with_constants(experiment, MIXERS=chosen)
 
 

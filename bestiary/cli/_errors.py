@@ -23,6 +23,7 @@ USER_ERRORS = (
     *(RecursionError, MemoryError, ArithmeticError),
 )
 VAGUE = (KeyError, IndexError, TypeError, AttributeError, NameError, UnicodeError, EOFError, ArithmeticError)
+PACKAGE = Path(__file__).parents[1]  # which may be installed among the libraries, and is none
 LIBRARIES = ("site-packages", "dist-packages", str(Path(os.__file__).parent), "<frozen", "<string>")
 
 
@@ -54,8 +55,8 @@ def user_input() -> Iterator[None]:
     try:
         yield
     except USER_ERRORS as fault:
-        if os.environ.get("BESTIARY_TRACEBACK"):
-            raise
+        if isinstance(fault, BrokenPipeError) or os.environ.get("BESTIARY_TRACEBACK"):
+            raise  # whoever read the output has had enough, which is no fault
         of_disk = isinstance(fault, OSError) and (fault.errno in DISK or is_full_disk(fault))
         refuse(explain(fault), status=1 if of_disk else 2)
 
@@ -126,7 +127,7 @@ def own_frame(fault: BaseException) -> tuple[str, int] | None:
     trace, found = fault.__traceback__, None
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if not any(mark in file for mark in LIBRARIES):
+        if Path(file).is_relative_to(PACKAGE) or not any(mark in file for mark in LIBRARIES):
             found = file, trace.tb_lineno
         trace = trace.tb_next
     return found
@@ -149,8 +150,7 @@ def location(fault: BaseException) -> str:
     if frame is None:
         return ""
     file = Path(frame[0])
-    package = Path(__file__).parents[1]
-    shown = file.relative_to(package) if file.is_relative_to(package) else file
+    shown = file.relative_to(PACKAGE) if file.is_relative_to(PACKAGE) else file
     return f" (in {shown}, line {frame[1]})"
 
 

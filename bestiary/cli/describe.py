@@ -11,13 +11,12 @@ from typing import Any
 import pandas as pd
 import torch
 
+from bestiary.laws.report import target_specs
 from bestiary.mixers._mixer import Mixer
 from bestiary.model import memory, memory_after
 from bestiary.ops.backend import ENGINES, record_engines
 from bestiary.runs.store import Store
-from bestiary.spec import Spec, is_file, load, locate, names, nearest, parse, schema, trust
-from bestiary.spec.classes import file_kind
-from bestiary.spec.grammar import read_pattern
+from bestiary.spec import Spec, load, locate, names, parse, schema
 from bestiary.spec.loading import file_path
 from bestiary.tasks._task import LARGE_SPACE, SILENT, Task
 from bestiary.training.recipe import NAMED, SPECS, Recipe
@@ -31,17 +30,16 @@ def describe(text: str, *, dim: int) -> Iterator[str]:
     name = text.partition("(")[0].strip()
     parts: list[tuple[str, Iterator[str]]] = []
     if text in NAMED:
-        parts.append(("recipe", recipe_lines(text)))
+        parts.append((f"recipe {name}", recipe_lines(text)))
     if text in names("experiments") or is_experiment_file(text):
-        parts.append(("experiment", experiment_lines(text)))
+        parts.append((f"experiment {name}", experiment_lines(text)))
     if not parts or name in [*names("mixers"), *names("tasks")]:
-        for found in find_specs(text):
-            parts.append(
-                ("task", task_lines(found)) if found.kind == "tasks" else ("mixer", mixer_lines(found, dim=dim))
-            )
-    for kind, lines in parts:
+        for found in dict.fromkeys(target_specs(text, others=all_names())):
+            lines = task_lines(found) if found.kind == "tasks" else mixer_lines(found, dim=dim)
+            parts.append((f"{found.kind.removesuffix('s')} {found}", lines))
+    for what, lines in parts:
         if len(parts) > 1:
-            yield f"--- {kind} {name} ---"
+            yield f"--- {what} ---"
         yield from lines
 
 
@@ -56,18 +54,6 @@ def is_experiment_file(text: str) -> bool:
         return False
     defined = {node.name for node in body if isinstance(node, ast.FunctionDef)}
     return bool(defined & {"recipes", "measure"})
-
-
-def find_specs(text: str) -> tuple[Spec, ...]:
-    """Mixers or tasks by name, with options or not, or by file. Raises LookupError."""
-    name = read_pattern(text)[0].name if ".py" in text else text.partition("(")[0].strip()
-    if is_file(name):
-        trust(name)
-        return parse(file_kind(name), text)
-    for kind in ("mixers", "tasks"):
-        if name in names(kind):
-            return parse(kind, text)
-    raise LookupError(f"nothing is called {name!r} {nearest(name, all_names())}")
 
 
 def all_names() -> list[str]:

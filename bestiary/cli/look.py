@@ -127,15 +127,14 @@ def check(
 ) -> None:
     """Hold mixers and tasks to the laws."""
     from bestiary import laws
-    from bestiary.cli.describe import find_specs
-    from bestiary.laws.report import summary, under_variants
+    from bestiary.laws.report import summary, target_specs, under_variants
     from bestiary.spec import names, spec
 
     with user_input():
-        named = [found for target in targets or () for found in find_specs(target)]
+        named = [*target_specs(targets or ())]
         if not targets:
             named = [spec(kind, name) for kind in ("mixers", "tasks") for name in names(kind)]
-        checked = [found for one in named for found in under_variants(one)]
+        checked = dict.fromkeys(found for one in named for found in under_variants(one))
     broken = 0
     for found in checked:
         typer.echo(str(found))

@@ -8,11 +8,14 @@ number agree to 1e-8. Ranges alone are checked in float32.
 import typing
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from copy import deepcopy
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, stack_module_state, vmap
+from torch.func import functional_call, stack_module_state, vmap
 
 from bestiary.laws._law import DIM, TOLERANCE, Broken, Law, options
 from bestiary.mixers._composition import token_kwargs
@@ -22,7 +25,10 @@ from bestiary.spec import Spec
 from bestiary.tasks._task import Tokens, stream
 
 TIME = 131  # a prime length, beyond two chunks of 64
+LONG = (1024, 512, 256)  # causality and cuts are asked once more at the first of these that a mixer takes
 CUTS = ((1,), (2,), (31,), (32,), (33,), (63,), (64,), (65,), (130,), (1, 2, 5, 70, 71))
+WALK = (*range(20), *range(60, 69), *range(124, TIME + 1))  # lengths after which a state is measured
+SPANS = ((20, TIME), (TIME - 1, TIME))  # where inputs are changed to see what follows them
 CHOSEN = ((0, 36, 62, 63, 64, 65, 127, 128, 130), (1, 36, 63, 64, 66, 126, 128, 129, 129))  # where parallel is asked
 SAME_SHAPES = 1e-5  # how far numbers may differ where both are computed in the same way, however imprecisely
 VOCAB = 40  # of the tokens given to a mixer that reads them: few, so that some repeat
@@ -68,33 +74,94 @@ def first_difference(found: Tensor, wanted: Tensor, close: float | None = None) 
     return (int(wrong[0]), float(gap[wrong[0]])) if len(wrong) else None
 
 
+def forward_outputs(mixer: Mixer, x: Tensor, tokens: Tokens | None) -> Tensor:
+    """What `forward` gives at all positions."""
+    return run_mixer(mixer, x, tokens=tokens)[0]
+
+
+def parallel_outputs(mixer: Mixer, x: Tensor, tokens: Tokens | None) -> Tensor:
+    """What `parallel` gives at all positions."""
+    return mixer.parallel(x, None, **token_kwargs(mixer, tokens))
+
+
+def longest_run(mixer: Mixer) -> tuple[Tensor, Tokens | None, Tensor]:
+    """One sequence as long as a mixer takes, its tokens if it reads them, and what `parallel` gives for it."""
+    for time in LONG:  # it may know fewer positions, or grow without bound
+        with suppress(Exception):
+            run = long_run(mixer, time)
+            if run[2].isfinite().all():
+                return run
+    return long_run(mixer, TIME)
+
+
+def long_run(mixer: Mixer, time: int) -> tuple[Tensor, Tokens | None, Tensor]:
+    """One sequence of this length, its tokens if the mixer reads them, and what `parallel` gives for it."""
+    x = random_inputs(1, time)
+    tokens = token_choices(mixer, x)[-1]
+    return x, tokens, parallel_outputs(mixer, x, tokens)
+
+
 def causality(checked: Spec) -> None:
-    """No output depends on a later input, or on a later token."""
+    """No output of `forward` or `parallel` depends on a later input, or on a later token."""
     mixer, x = build_perturbed(checked), random_inputs()
     for tokens in token_choices(mixer, x):
-        whole, _ = run_mixer(mixer, x, tokens=tokens)
-        for time in (1, 20, TIME - 1):
-            at = (torch.arange(TIME) == time).long()
-            others = None if tokens is None else (tokens + at) % VOCAB
-            changed, _ = run_mixer(mixer, x + at.unsqueeze(1), tokens=others)
-            close = min(TOLERANCE.get(), SAME_SHAPES)
-            if (found := first_difference(changed[:, :time], whole[:, :time], close)) is not None:
-                raise Broken(f"the output at position {found[0]} changes when the input at position {time} does")
+        for outputs, spans in ((forward_outputs, ((1, 2), *SPANS)), (parallel_outputs, SPANS)):
+            whole = outputs(mixer, x, tokens)
+            for start, end in spans:
+                check_past(outputs(mixer, *with_others(x, tokens, start, end)), whole, start, end)
+    with torch.no_grad():
+        x, tokens, whole = longest_run(mixer)
+        start, end = x.shape[1] * 3 // 4, x.shape[1]
+        check_past(parallel_outputs(mixer, *with_others(x, tokens, start, end)), whole, start, end)
+
+
+def with_others(x: Tensor, tokens: Tokens | None, start: int, end: int) -> tuple[Tensor, Tokens | None]:
+    """Inputs and tokens with others from `start` to `end`; no norm makes them the same again."""
+    at, known = torch.zeros(x.shape[1], dtype=torch.bool), None
+    at[start:end] = True
+    if tokens is not None:
+        known = (tokens + at) % VOCAB
+    return torch.where(at.unsqueeze(1), random_inputs(*x.shape[:2], seed=1), x), known
+
+
+def check_past(changed: Tensor, whole: Tensor, start: int, end: int) -> None:
+    """Raises Broken if outputs before `start` are not the same, however imprecise the mixer is."""
+    close = min(TOLERANCE.get(), SAME_SHAPES)
+    if (found := first_difference(changed[:, :start], whole[:, :start], close)) is not None:
+        later = f"the input at position {start} does" if end - start == 1 else f"inputs from position {start} on do"
+        raise Broken(f"the output at position {found[0]} changes when {later}")
 
 
 def cut(checked: Spec) -> None:
-    """Cutting a sequence anywhere and passing the state across the cut changes nothing."""
+    """Cutting a sequence anywhere and passing the state across the cut, to a copy of the mixer, changes nothing."""
     mixer, x = build_perturbed(checked), random_inputs()
+    mixers = mixer, deepcopy(mixer)  # a copy from before any run, which lacks what is kept outside the state
     for tokens in token_choices(mixer, x):
         whole, _ = run_mixer(mixer, x, tokens=tokens)
         for cuts in CUTS:
-            state, parts = None, []
-            for start, end in zip((0, *cuts), (*cuts, TIME), strict=True):
-                y, state = run_mixer(mixer, x[:, start:end], state, None if tokens is None else tokens[:, start:end])
-                parts.append(y)
-            if (found := first_difference(torch.cat(parts, dim=1), whole)) is not None:
-                where = ", ".join(map(str, cuts))
-                raise Broken(f"cut at {where}: the output at position {found[0]} differs by {found[1]:.1e}")
+            check_cut(mixers, x, tokens, whole, cuts)
+    with torch.no_grad():
+        x, tokens, whole = longest_run(mixer)
+        check_cut(mixers, x, tokens, whole, (x.shape[1] * 3 // 4,))
+
+
+def check_cut(
+    mixers: tuple[Mixer, Mixer], x: Tensor, tokens: Tokens | None, whole: Tensor, cuts: tuple[int, ...]
+) -> None:
+    """Raises Broken unless the parts of a sequence, read by two mixers in turn, give the outputs of the whole."""
+    state, parts, where = None, [], ", ".join(map(str, cuts))
+    for turn, (start, end) in enumerate(pairwise((0, *cuts, x.shape[1]))):
+        given = x[:, start:end], state, None if tokens is None else tokens[:, start:end]
+        try:
+            y, state = run_mixer(mixers[turn % 2], *given)
+        except Exception as fault:  # anything may be raised by a user's code
+            if turn == 0 or isinstance(fault, Broken):
+                raise
+            said = f"{type(fault).__name__}: {fault}".splitlines()[0]
+            raise Broken(f"cut at {where}: a copy of the mixer cannot go on from the state alone: {said}") from None
+        parts.append(y)
+    if (found := first_difference(torch.cat(parts, dim=1), whole)) is not None:
+        raise Broken(f"cut at {where}: the output at position {found[0]} differs by {found[1]:.1e}")
 
 
 def no_dead_state(checked: Spec) -> None:
@@ -201,12 +268,12 @@ def pulled_gradients(y: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]
 
 
 def gradients(checked: Spec) -> None:
-    """Every parameter gets a gradient."""
-    mixer, x = build_perturbed(checked), random_inputs()
+    """Every parameter gets a gradient, but for those that are frozen."""
+    mixer, x = build_perturbed(checked), random_inputs().requires_grad_()
     for tokens in token_choices(mixer, x):
         run_mixer(mixer, x, tokens=tokens)[0].square().sum().backward()
     for name, weight in mixer.named_parameters():
-        if weight.grad is None or not weight.grad.any():
+        if weight.requires_grad and (weight.grad is None or not weight.grad.any()):
             raise Broken(f"the parameter {name} gets no gradient")
 
 
@@ -253,48 +320,90 @@ def meta(checked: Spec) -> None:
 
 
 def largest_state(checked: Spec) -> None:
-    """No state on the way to a length is larger than what is measured as the most up to that length.
+    """What is measured as the most that a state holds up to a length is no less than what it holds on the way there.
 
     The walk is not on the meta device, where a step of some mixers takes many times longer; the law `meta` says that
     the sizes are the same.
     """
-    mixer, state, sizes = build_perturbed(checked, dtype=torch.float32), None, []
-    x = random_inputs(1, 19, dtype=torch.float32)
-    for time in range(1, 20):
+    mixer, state, most = build_perturbed(checked, dtype=torch.float32), None, 0
+    x, parts = random_inputs(1, TIME, dtype=torch.float32), [m for m in mixer.modules() if isinstance(m, Mixer)]
+    sizes, outside = dict[int, int](), dict[int, int]()
+    for start, time in pairwise(WALK):
         with torch.no_grad():
-            _, state = run_mixer(mixer, x[:, time - 1 : time], state)
-        sizes.append(measure_state(state).numbers)
-        place = mixer.largest_state(time)
-        if not 1 <= place <= time:
-            raise Broken(f"up to {time} positions the state is said to be largest after {place}")
-        if (told := max(sizes[-1], sizes[place - 1])) != max(sizes):
-            raise Broken(f"up to {time} positions the state holds at most {max(sizes)} numbers, told are {told}")
+            _, state = run_mixer(mixer, x[:, start:time], state)
+        sizes[time] = measure_state(state).numbers
+        outside[time] = sum(isinstance(leaf, int) for leaf in state_leaves(state))
+        equal, places = mixer.equal_state(time), [part.largest_state(time) for part in parts]
+        if wrong := [place for place in places if not 1 <= place <= time]:
+            raise Broken(f"up to {time} positions the state is said to be largest after {wrong[0]}")
+        for length in {*places, equal} - sizes.keys():
+            sizes[length] = measure_state(run_mixer(mixer, x[:, :length])[1]).numbers
+        if not 1 <= equal <= time or sizes[equal] != sizes[time]:
+            raise Broken(f"after {time} positions the state has {sizes[time]} numbers, not as many as after {equal}")
+        most = max(most, sizes[time])
+        if (told := max(sizes[place] for place in (time, *places))) < most:
+            raise Broken(f"up to {time} positions the state holds at least {most} numbers, told are {told}")
+    if outside[TIME] > outside[19]:
+        raise Broken(f"after {TIME} positions {outside[TIME]} numbers of the state are in no tensor, and do not count")
     measured = memory(lambda: checked.build(DIM), time=17, dim=DIM).numbers
-    if measured != max(sizes[:17]):
-        raise Broken(f"up to 17 positions the state holds at most {max(sizes[:17])} numbers, measured are {measured}")
+    if measured != (most := max(sizes[time] for time in range(1, 18))):
+        raise Broken(f"up to 17 positions the state holds at most {most} numbers, measured are {measured}")
 
 
 def stacking(checked: Spec) -> None:
-    """Several sets of weights stacked under torch.func.vmap compute what a loop over them computes."""
+    """Sets of weights stacked under torch.func.vmap compute what a loop over them does, and change the same buffers."""
     mixers, x = [build_perturbed(checked, seed=seed) for seed in range(3)], random_inputs(2, 37)
-    weights, buffers = stack_module_state(typing.cast("list[nn.Module]", mixers))
     where = torch.tensor([[5, 36], [0, 20]])
     for tokens in token_choices(mixers[0], x):
+        for training in (False, True):
+            check_stack([_Parallel(mixer.train(training)) for mixer in mixers], (x, where, tokens))
 
-        def loss(weights: Any, buffers: Any, given: tuple[Any, ...]) -> Tensor:
-            return functional_call(_Parallel(mixers[0]), prefix_names((weights, buffers)), given).square().mean()
 
-        with warnings.catch_warnings():  # of operations that vmap loops over: slow, and no fault
-            warnings.filterwarnings("ignore", message="There is a performance drop")
-            found = vmap(grad(loss), in_dims=(0, 0, None))(weights, buffers, (x, where, tokens))
-        for i, mixer in enumerate(mixers):
-            alone = _Parallel(mixer)(x, where, tokens).square().mean()
-            named = {name: weight for name, weight in mixer.named_parameters() if weight.requires_grad}
-            wanted = torch.autograd.grad(alone, list(named.values()), allow_unused=True, materialize_grads=True)
-            for name, due in zip(named, wanted, strict=True):
-                gap = (found[name][i] - due).abs().max().item()
-                if not gap <= TOLERANCE.get() * (1 + due.abs().max().item()):
-                    raise Broken(f"the gradient of {name} under vmap differs from a loop's by {gap:.1e}")
+def check_stack(alone: "Sequence[_Parallel]", given: tuple[Any, ...]) -> None:
+    """Raises Broken unless a stack gives the outputs, gradients and buffers that its members have alone."""
+    weights, buffers = stack_module_state(typing.cast("list[nn.Module]", alone))
+
+    def run(weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> Tensor:
+        numbers = weights | buffers  # in which a pass leaves what it replaces
+        y = functional_call(alone[0], numbers, given)
+        if lost := [name.removeprefix("mixer.") for name, buffer in buffers.items() if numbers[name] is not buffer]:
+            raise Broken(f"a pass replaces the buffer {lost[0]}, which a stack would lose: write into it with copy_")
+        return y
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # of operations that vmap loops over: slow, and no fault
+        warnings.filterwarnings("ignore", message="There is a performance drop")
+        torch.manual_seed(0)
+        found = vmap(run, randomness="same")(weights, buffers)
+    names = [name for name, weight in weights.items() if weight.requires_grad]
+    slopes = mean_gradients(found, [weights[name] for name in names])
+    for i, member in enumerate(alone):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            due = member(*given)
+        check_equal("output", found[i], due)
+        wanted = mean_gradients(due[None], [member.get_parameter(name) for name in names])
+        for name, slope, one in zip(names, slopes, wanted, strict=True):
+            check_equal(f"gradient of {name}", slope[i], one)
+        for name, buffer in member.named_buffers():
+            check_equal(f"buffer {name} after a pass", buffers[name][i], buffer)
+
+
+def mean_gradients(y: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of the mean square of each output of a stack; zero where it does not depend on a weight."""
+    if not y.requires_grad:
+        return tuple(map(torch.zeros_like, weights))
+    loss = y.square().flatten(1).mean(1).sum()
+    return torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
+
+
+def check_equal(what: str, found: Tensor, due: Tensor) -> None:
+    """Raises Broken unless a number under vmap is that of a loop."""
+    if torch.equal(found, due):  # infinities too
+        return
+    gap = (found - due).abs().max().item()
+    if not gap <= TOLERANCE.get() * (1 + due.abs().max().item()):
+        raise Broken(f"the {what.replace('mixer.', '')} under vmap differs from a loop's by {gap:.1e}")
 
 
 class _Parallel(nn.Module):
@@ -306,11 +415,6 @@ class _Parallel(nn.Module):
 
     def forward(self, x: Tensor, where: Tensor, tokens: Tokens | None) -> Tensor:
         return self.mixer.parallel(x, where, **token_kwargs(self.mixer, tokens))
-
-
-def prefix_names(parts: tuple[dict[str, Tensor], ...]) -> dict[str, Tensor]:
-    """Weights and buffers of a mixer, named as those of `_Parallel`."""
-    return {f"mixer.{name}": tensor for part in parts for name, tensor in part.items()}
 
 
 def seeding(checked: Spec) -> None:

@@ -1,5 +1,6 @@
 """The laws from Python: `check` holds a mixer or a task to them and returns what they say."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,7 @@ def check(target: str | type | Spec | Sequence[str | type | Spec]) -> Report:
     specs = [found for one in target_specs(target) for found in under_variants(one)]
     if not specs:
         raise ValueError("nothing to check: name a mixer or a task")
-    return Report({found: tuple(verdicts(found)) for found in specs})
+    return Report({found: tuple(verdicts(found)) for found in dict.fromkeys(specs)})
 
 
 def under_variants(one: Spec) -> tuple[Spec, ...]:
@@ -77,18 +78,30 @@ def under_variants(one: Spec) -> tuple[Spec, ...]:
     return (one,) if one.changed else tuple(variants(one.kind, one.name))
 
 
-def target_specs(target: str | type | Spec | Sequence[str | type | Spec]) -> tuple[Spec, ...]:
-    """The specs that are meant. Raises LookupError."""
+def target_specs(
+    target: str | type | Spec | Sequence[str | type | Spec], *, others: Sequence[str] = ()
+) -> tuple[Spec, ...]:
+    """The specs that are meant; an error about a name may point to `others`. Raises LookupError or ValueError."""
     if isinstance(target, Spec):
         return (target,)
     if isinstance(target, type):
         return read_specs("tasks" if is_task(target) else "mixers", target)
     if isinstance(target, str):
-        return read_specs(kind_of(read_pattern(target)[0].name), target)
+        return read_specs(kind_of(first_name(target), others), target)
     return tuple(found for one in target for found in target_specs(one))
 
 
-def kind_of(name: str) -> str:
+def first_name(text: str) -> str:
+    """The name that a pattern begins with, or a word that cannot be one, as a mistyped name. Raises ValueError."""
+    try:
+        return read_pattern(text)[0].name
+    except ValueError:
+        if re.fullmatch(r"[\w-]+", text):
+            return text
+        raise
+
+
+def kind_of(name: str, others: Sequence[str]) -> str:
     """Whether a name is that of a mixer or of a task. Raises LookupError."""
     if is_file(name):
         trust(name)
@@ -96,4 +109,4 @@ def kind_of(name: str) -> str:
     for kind in ("mixers", "tasks"):
         if name in names(kind):
             return kind
-    raise LookupError(f"nothing is called {name!r} {nearest(name, [*names('mixers'), *names('tasks')])}")
+    raise LookupError(f"nothing is called {name!r} {nearest(name, [*names('mixers'), *names('tasks'), *others])}")

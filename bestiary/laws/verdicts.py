@@ -1,19 +1,24 @@
 """What the laws say of one mixer or task: each law holds, is broken, or is advice alone."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
 
 from bestiary.laws._law import CLOSE, DIM, Broken, Law, tolerance
-from bestiary.laws.mixers import MIXER_LAWS, SAME_SHAPES, build_perturbed, random_inputs
+from bestiary.laws.mixers import MIXER_LAWS, SAME_SHAPES, TIME, build_perturbed, random_inputs
 from bestiary.laws.tasks import TASK_LAWS
-from bestiary.mixers._form import form_fault, order_fault
+from bestiary.mixers._form import error_text, form_fault, order_fault
 from bestiary.mixers._own import lowest_precision
 from bestiary.mixers._wrap import Carrying, Rereading
 from bestiary.spec import Spec, is_own, locate
 
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}  # how far numbers computed so may differ
+HINTS = {  # by what a mixer may fail on the inputs of the laws but not on shorter ones, or not in float32
+    torch.float32: f"the laws need {TIME} positions",
+    torch.float64: "the laws compute in float64: create tensors with dtype=x.dtype",
+}
 OWN_ADVICE = {"options"}  # laws that are advice for a user's own class
 WRAPPED_ADVICE = {"no dead state", "stacking"}  # and for a module that was not written as a mixer
 
@@ -76,4 +81,15 @@ def own_fault(checked: Spec) -> str:
         said = (str(fault).strip() or "no message").splitlines()[0]
         named = locate(checked.kind, checked.name).__name__
         return said if isinstance(fault, ValueError) else f"{named}({DIM}) raises {type(fault).__name__}: {said}"
-    return form_fault(mixer, DIM, errors=True) or order_fault(mixer, DIM)
+    if fault := form_fault(mixer, DIM, errors=True):
+        return fault
+    with suppress(Exception):  # of an input that it does not take; the laws say so
+        if fault := order_fault(mixer, DIM):
+            return fault
+    for dtype, hint in HINTS.items():
+        perturbed, x = build_perturbed(checked, dtype=dtype), random_inputs(dtype=dtype)
+        try:
+            perturbed(x)
+        except Exception as fault:  # as above
+            return f"{error_text(mixer, x, fault)}; {hint}"
+    return ""

@@ -43,6 +43,11 @@ def read_pattern(text: str) -> list[Call]:
     except (RecursionError, MemoryError):
         raise ValueError(f"cannot read {shortened(text)}: it is nested too deep") from None
     except (SyntaxError, ValueError, tokenize.TokenError) as error:
+        if is_file(text) and not re.search(r"""[,()*"']""", text):
+            raise ValueError(f"there is no file {shortened(text)}") from None
+        if live := re.search(r"<(\w+)>", text):
+            lost = f"{live[1]} is known only where it was defined, as in a notebook"
+            raise ValueError(f"{lost}: put the class in a file, and import it") from None
         hint = error if type(error) is ValueError else "write name, name(option=value) or 3*name, between commas"
         raise ValueError(f"cannot read {shortened(text)}: {hint}") from None
 
