@@ -1,6 +1,7 @@
 """Every test runs on one thread, so that two workers share two cores; those of pages share a browser."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     """What the large suites counted, also where they ran in other processes.
 
     With SKIPPED=FILE the names of skipped tests are written there, one a line, for `pytest @FILE` to run them.
+    Tests that are skipped for a reason other than MAY_SKIP, a regular expression, are named, and the run has failed.
     """
     for report in (report for reports in terminalreporter.stats.values() for report in reports):
         if getattr(report, "when", "") == "call":
@@ -28,6 +30,21 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if file := os.environ.get("SKIPPED"):
         names = {report.nodeid for report in terminalreporter.stats.get("skipped", [])}
         Path(file).write_text("".join(f"{name}\n" for name in sorted(names)))
+    for test in forbidden_skips(terminalreporter):
+        terminalreporter.write_line(f"must not be skipped: {test}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # which other processes lack
+    if reporter is not None and forbidden_skips(reporter):
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
+def forbidden_skips(reporter: Any) -> list[str]:
+    """Tests or files that were skipped for a reason that MAY_SKIP does not name, with the reason."""
+    allowed = os.environ.get("MAY_SKIP", "")  # unset, it allows all
+    reasons = {report.nodeid: str(report.longrepr[-1]) for report in reporter.stats.get("skipped", [])}
+    return [f"{name}: {reason}" for name, reason in sorted(reasons.items()) if not re.search(allowed, reason)]
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bestiary.cli import main
+from typer.testing import CliRunner
+
+from bestiary.cli import app, main
 
 SLOWEST = 20  # seconds of work that a command may take
 LONGEST = 90  # seconds until it is stopped, on a machine that does other work beside
@@ -49,6 +51,13 @@ class Done(NamedTuple):
         if vague := re.search(r"bestiary: (.*\(in [\w/. -]+\.py, line \d+\))", self.err):
             return f"nobody foresaw: {vague[1][:160]}"
         return ""
+
+
+def bestiary(*arguments: Any, status: int = 0) -> str:
+    """All that a command prints, which must end with this status."""
+    done = CliRunner().invoke(app, [str(part) for part in arguments])
+    assert done.exit_code == status, f"{done.output}\n{done.exception!r}"
+    return done.output
 
 
 def last_line_of_ours(trace: str) -> str:

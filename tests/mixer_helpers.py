@@ -54,6 +54,15 @@ def rotate_plainly(x: Tensor) -> Tensor:
     return y
 
 
+def outer(x: Tensor, y: Tensor) -> Tensor:
+    return x.unsqueeze(-1) * y.unsqueeze(-2)
+
+
+def rms(y: Tensor, weight: Tensor) -> Tensor:
+    """The norm of each head, and all heads side by side."""
+    return (y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight).flatten(2)
+
+
 def unit(x: Tensor) -> Tensor:
     """x / sqrt(|x|^2 + 1e-6), as flash-linear-attention and transformers have unit vectors."""
     return x / ((x * x).sum(-1, keepdim=True) + 1e-6) ** 0.5

@@ -1,5 +1,7 @@
 """Options that no mixer can have, and number formats that every mixer can."""
 
+import re
+
 import pytest
 import torch
 
@@ -38,7 +40,9 @@ def test_heads_that_do_not_divide_the_width_are_refused(name: str) -> None:
 def test_a_head_of_one_channel_is_refused_or_remembers(name: str) -> None:
     try:
         mixer = build_perturbed(spec("mixers", name, heads=64))
-    except ValueError:
+    except ValueError as fault:
+        if not re.search("even head width|head width that 4 divides|of one channel|over one channel", str(fault)):
+            raise
         return
     x = random_inputs(1, 12).requires_grad_()
     slope, *_ = torch.autograd.grad(mixer(x)[0][:, -1].square().sum(), x)

@@ -153,8 +153,6 @@ def test_a_flipped_bit_of_what_a_run_resumes_from_is_named(
         size = json.loads((run / "checkpoint" / "last.json").read_text())["log"]
         (run / file).write_bytes((run / file).read_bytes()[:size])
     flip(run / file, position)
-    if file == "checkpoint/last.json" and position == 1.0:  # the last line break
-        return
     with pytest.raises(ValueError, match=f"{run / file} is damaged"):
         next(pretrain(small_recipe(), text, tmp_path / "models"))
 

@@ -28,15 +28,18 @@ def test_names_that_hold_commas_are_found() -> None:
 @pytest.mark.parametrize("name", COMPARING)
 def test_every_comparing_experiment_runs_what_is_chosen(name: str) -> None:
     module = load_experiment(name)
-    before = [recipe.key for recipe in module.recipes("small")]
-    first = next(iter(module.MIXERS))
+    first, *rest = module.MIXERS
+    scale = "small" if len(rest) < 50 else "smoke"
+    before = [recipe.key for recipe in module.recipes(scale)]
     chosen = choose_mixers(module, [MINE], first)
-    patterns = {", ".join(map(str, recipe.pattern)) for recipe in chosen.recipes("small")}
+    made = list(chosen.recipes(scale))
     assert list(chosen.MIXERS) == [first, "my_mixer"]
-    assert any(MINE in pattern for pattern in patterns)
-    others = [text for mixer, text in module.MIXERS.items() if mixer != first and text not in module.MIXERS[first]]
-    assert not any(text == pattern for pattern in patterns for text in others)
-    assert [recipe.key for recipe in module.recipes("small")] == before
+    assert any(MINE in str(recipe.pattern) for recipe in made)
+    own = {recipe.key for recipe in made if MINE not in str(recipe.pattern)}
+    others = {recipe.key for recipe in choose_mixers(module, None, ", ".join(rest)).recipes(scale)}
+    assert own.isdisjoint(others)
+    assert own | others == {*before}
+    assert [recipe.key for recipe in module.recipes(scale)] == before
 
 
 @pytest.mark.parametrize("name", COMPARING)
@@ -64,6 +67,17 @@ def test_a_mixer_that_is_put_beside_itself_is_run_once() -> None:
     _, recipes = choose_recipes("rates", "small", ["attention"], "")
     keys = [recipe.key for recipe in recipes]
     assert len(keys) == len({*keys})
+
+
+def test_files_of_one_name_stand_beside_each_other(tmp_path: Path) -> None:
+    files = [tmp_path / version / "my.py" for version in ("v1", "v2")]
+    for place, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_text(Path(MINE).read_text() + f"# {place}\n")
+    one, two = map(str, files)
+    chosen = choose_mixers(tracking, [one, two, one, f"{one}(slowest=1.0)"], "LSTM").MIXERS
+    assert list(chosen) == ["LSTM", "my", two, f"{one}(slowest=1.0)"]
+    assert [chosen["my"], chosen[two]] == [one, two]
 
 
 def test_an_experiment_without_mixers_says_so() -> None:

@@ -11,16 +11,18 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 
 from bestiary.cli import console
+from bestiary.cli._errors import explain, user_input
 from bestiary.cli._measuring import measure_rows
 from bestiary.cli._progress import StatusLine, format_seconds
 from bestiary.runs.store import Store
+from bestiary.sweep.jobs import WorkerConfig
 from tests.fake_runs import fill_store
 from tests.in_process import command
 
@@ -84,9 +86,15 @@ def write_experiment(folder: Path, *, layers: str = "'attention'", steps: int = 
         (["export", "--to", "x.csv", "--only", "Attention"], "--with and --only choose mixers of an experiment"),
         (["export", "degree", "--to", "x.csv", "--only", "Attention"], "degree has no table of mixers"),
         (["train", "--device", "cuda:99"], "there is no device 'cuda:99' here; there are"),
+        (["run", "figure2", "--ray", "auto", "--slurm", "jobs=2"], "--ray and --slurm are two places; give one"),
+        (["run", "figure2", "--gpus", "1", "--slurm", "jobs=2"], "--gpus is for --ray; by Slurm give gpus_per_node"),
         (["run", "figure3"], "did you mean 'figure2'"),
         (["run", "./nowhere.py"], "there is no file './nowhere.py'"),
         (["show", "atention"], "did you mean 'attention'"),
+        (["show", "figur2"], "did you mean 'figure2'"),
+        (["show", "gated-delta"], "nothing is called 'gated-delta' (did you mean 'gated_delta'?)"),
+        (["show", "0123456789ab"], "nothing is called '0123456789ab'"),
+        (["check", "attention, mamba("], "cannot read 'attention, mamba('"),
         (["check", "./nowhere.py"], "there is no file"),
         (["list", "mixer"], "did you mean 'mixers'"),
         (["plot", "figure2"], "runs does not exist; first: bestiary run figure2 --scale small"),
@@ -108,6 +116,54 @@ def test_a_mistake_is_answered_in_one_line_with_status_2(arguments: list[str], m
     assert message in done.err
     assert len(done.err.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What trackers, Ray and sweeps are asked for; nothing happens in these sweeps."""
+    told: list[Any] = []
+
+    def sweep(_recipes: Any, _store: Any, *given: Any, **how: Any) -> Iterator[Any]:
+        told.append((*given, how))
+        yield from ()
+
+    def make_sinks(*given: Any, **how: Any) -> list[Any]:
+        told.append((*given, how))
+        return [SimpleNamespace(name="mine", follow=told.append, close=lambda: told.append("closed"))]
+
+    for place in ("sweep.sweep", "sweep.slurm.slurm_sweep"):
+        monkeypatch.setattr(f"bestiary.{place}", sweep)
+    for place in ("sweep.start_server", "cli.runs.check_recipes"):
+        monkeypatch.setattr(f"bestiary.{place}", lambda *_, **__: None)
+    monkeypatch.setattr("bestiary.sweep.trackers.make_sinks", make_sinks)
+    monkeypatch.setattr("bestiary.sweep.ray_cluster.RayCluster", lambda *given, **how: (*given, how))
+    return told
+
+
+@pytest.mark.parametrize("place", [[], ["--slurm", "jobs=2"], ["--ray", "auto", "--gpus", "0.5"]])
+def test_a_sweep_is_carried_out_where_and_as_it_was_asked(place: list[str], heard: list[Any], tmp_path: Path) -> None:
+    write_experiment(tmp_path)
+    given = ["--workers", 3, "--threads", 2, "--backend", "torch", "--keep", "--together", "never", "--patience", 7]
+    done = command("run", "./question.py", *given, *place, "--track", "trackio", folder=tmp_path)
+    assert (done.status, done.trace) == (0, "")
+    how: dict[str, Any] = {"workers": 3, "threads": 2, "device": "cpu", "backend": "torch", "keep": True}
+    how |= {"together": "never", "patience": 7.0}
+    if "--ray" in place:
+        config = WorkerConfig(str(tmp_path / "runs"), backend="torch", keep=True, threads=2)
+        how["executor"] = ("auto", config, {"device": "cpu", "gpus": 0.5, "workers": 3})
+    tracked, swept, closed = heard
+    assert tracked == ("trackio", {"group": "./question.py small", "folder": tmp_path / "tensorboard"})
+    assert swept == (("jobs=2", how) if "--slurm" in place else (how,))
+    assert closed == "closed"
+
+
+def test_a_single_run_is_carried_out_as_it_was_asked(heard: list[Any], tmp_path: Path) -> None:
+    given = ["--threads", 2, "--backend", "compiled", "--keep", "--track", "wandb"]
+    done = command("train", *SMALL, *given, folder=tmp_path)
+    assert (done.status, done.trace) == (0, "")
+    how = {"workers": 1, "threads": 2, "device": "cpu", "backend": "compiled", "keep": True}
+    assert heard[0] == ("wandb", {"group": "train", "folder": tmp_path / "tensorboard"})
+    assert heard[1:] == [(how | {"together": "auto", "patience": None},), "closed"]
 
 
 def test_an_error_without_sense_says_where_it_arose(tmp_path: Path) -> None:
@@ -134,6 +190,43 @@ def test_a_message_that_was_written_for_the_user_is_left_as_it_is(tmp_path: Path
         "def recipes(scale):\n    raise KeyError('no such scale')\nsummary = figures = print\n"
     )
     assert command("run", "./mine.py", folder=tmp_path).err == "bestiary: no such scale\n"
+
+
+def test_an_error_of_ours_is_ours_where_the_package_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "site-packages" / "bestiary" / "options.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("def refuse():\n    raise TypeError('did you mean that?')\n")
+    space: dict[str, Any] = {}
+    exec(compile(file.read_text(), str(file), "exec"), space)
+    with pytest.raises(TypeError) as caught:
+        space["refuse"]()
+    assert explain(caught.value).endswith("of another form")
+    monkeypatch.setattr("bestiary.cli._errors.PACKAGE", file.parent)
+    assert explain(caught.value) == "did you mean that?"
+
+
+def test_a_reader_that_has_had_enough_is_no_fault() -> None:
+    with pytest.raises(BrokenPipeError), user_input():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("verb", ["show", "check"])
+def test_patterns_and_presets_are_shown_and_checked(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bestiary.cli.describe.LENGTHS", (1,))
+    monkeypatch.setattr("bestiary.laws.verdicts", lambda _: [])
+    for text, named in {
+        "mqar.mamba2": ["mqar("],
+        "3*token_shift": ["token_shift"],
+        "token_shift, short_conv": ["token_shift", "short_conv"],
+    }.items():
+        done = command(verb, text, folder=tmp_path)
+        assert (done.status, done.err) == (0, "")
+        assert all(name in done.out for name in named)
+    assert done.out.count("token_shift") == done.out.count("short_conv") or verb == "show"
 
 
 @pytest.mark.parametrize("verb", [["corpus"], ["pretrain", "attention"], ["convert", "a", "b"], ["report"]])

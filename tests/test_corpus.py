@@ -615,13 +615,20 @@ def test_a_bpe_is_trained_on_the_first_documents_by_their_hash(
 
 def test_a_vocabulary_of_more_than_two_bytes_is_kept_in_four(tmp_path: Path) -> None:
     from tokenizers import Tokenizer as Library
-    from tokenizers import models
+    from tokenizers import models, pre_tokenizers
 
-    Library(models.WordLevel({f"w{i}": i for i in range(70_000)}, "w0")).save(str(tmp_path / "tokenizer.json"))
+    library = Library(models.WordLevel({f"w{i}": i for i in range(70_000)}, "w0"))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert open_tokenizer(tmp_path).dtype == np.uint32
+    words = {(69_999 - i, i) for i in range(30)}
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": f"w{one} w{two}"} for one, two in words])
+    made = prepare(str(rows), tmp_path / "pairs", tokenizer=str(tmp_path), shares=(0.3, 0.3))
+    read = {split: made.tokens(split) for split in ("train", "selection", "test")}
+    assert {tokens.dtype for tokens in read.values()} == {np.dtype(np.uint32)}
+    spans = [span for split, tokens in read.items() for span in np.split(tokens, made.ends(split)[:-1])]
+    assert sorted(map(tuple, (span[:2].tolist() for span in spans))) == sorted(words)
     rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": "w69999"}, {"text": "w3"}])
-    made = open_tokenizer(tmp_path)
-    assert made.dtype == np.uint32
-    assert made.encode(["w69999"])[0].tolist() == [69_999]
     with pytest.raises(ValueError, match="2 shorter than two tokens"):
         prepare(str(rows), tmp_path / "corpus", tokenizer=str(tmp_path))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, unit
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, inputs, outer, rms, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,14 +22,6 @@ def streams(mixer: Any, x: Tensor, widths: list[int], heads: int) -> list[Tensor
         for i in range(min(t + 1, len(filter))):
             y[:, t] += filter[i] * u[:, t - i]
     return [z.unflatten(-1, (heads, -1)) for z in (y * torch.sigmoid(y)).split([heads * w for w in widths], dim=-1)]
-
-
-def outer(x: Tensor, y: Tensor) -> Tensor:
-    return x.unsqueeze(-1) * y.unsqueeze(-2)
-
-
-def rms(y: Tensor, weight: Tensor) -> Tensor:
-    return (y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight).flatten(2)
 
 
 def forgetting(decay: Any, x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs, unit
+from mixer_helpers import BATCH, DIM, TIME, assert_same, build_mixer, convolve_plainly, inputs, outer, rms, unit
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,17 +17,9 @@ def streams(mixer: Any, x: Tensor, widths: list[int], heads: int) -> list[Tensor
     return [z.unflatten(-1, (heads, -1)) for z in mixed.split([heads * width for width in widths], dim=-1)]
 
 
-def outer(x: Tensor, y: Tensor) -> Tensor:
-    return x.unsqueeze(-1) * y.unsqueeze(-2)
-
-
 def read(x: Tensor, state: Tensor) -> Tensor:
     """state^T x."""
     return torch.einsum("bhk,bhkv->bhv", x, state)
-
-
-def rms(y: Tensor, weight: Tensor) -> Tensor:
-    return (y / (y.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight).flatten(2)
 
 
 def each(x: Tensor, t: int) -> Tensor:

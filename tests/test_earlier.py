@@ -19,10 +19,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
+from in_process import bestiary
 
 from bestiary import Recipe, Store, read_results
-from bestiary.cli import app
 from bestiary.report.runs import gather_runs, mixer_names
 from bestiary.runs.table import curve
 from bestiary.training.recipe import FORMAT, is_key_of
@@ -47,12 +46,6 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "earlier"
 
 
-def bestiary(*arguments: Any, status: int = 0) -> str:
-    result = CliRunner().invoke(app, [str(part) for part in arguments])
-    assert result.exit_code == status, f"{result.output}\n{result.exception!r}"
-    return result.output
-
-
 def test_a_store_is_listed_shown_and_exported() -> None:
     assert "2 finished" in bestiary("status", "--store", "store")
     assert "attention" in bestiary("show", ATTENTION, "--store", "store")
@@ -61,6 +54,7 @@ def test_a_store_is_listed_shown_and_exported() -> None:
     assert set(table.index) == {ATTENTION, HYBRID}
     assert (table["asked"] == 80).all()
     assert (table["accuracy"] == 0).all()
+    assert table["loss"].to_dict() == pytest.approx({ATTENTION: 4.181393, HYBRID: 4.179926}, abs=1e-6)
 
 
 def test_a_store_is_reported() -> None:
@@ -120,6 +114,14 @@ def test_a_model_is_sliced_probed_converted_and_goes_on_writing() -> None:
         assert bestiary("generate", name, "Ada saw", "--count", 4) if name == model else True
     losses = [pd.read_csv(f"sliced-{name}/slices.csv")["overall"][0] for name in (MODEL, "converted")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    sizes = ["--shots", "0,1", "--words", "20", "--rows", 4, "--out", "probed.csv"]
+    bestiary("probe", model, "--tasks", "needle,updates", "--needles", 3, "--depths", "0,1", *sizes)
+    probed = pd.read_csv("probed.csv")
+    assert {*probed["task"]} == {"needle", "updates"}
+    assert {*probed["entries"]} == {3}
+    assert {*probed["depth"]} == {0.0, 1.0}
+    assert {*probed["shots"]} == {0, 1}
+    assert {*probed["asked"]} == {4}
     bestiary("convert", model, "again")
     assert Path("again/model.safetensors").read_bytes() == Path("converted/model.safetensors").read_bytes()
 

@@ -37,7 +37,7 @@ from bestiary.explain.memory import (
     weights_between_positions,
 )
 from bestiary.explain.page import page
-from bestiary.explain.patching import PLACES, matrix_of, patch_states, patch_streams, positions, stands_alone
+from bestiary.explain.patching import PLACES, effect, matrix_of, patch_states, patch_streams, positions, stands_alone
 from bestiary.explain.player import played_row
 from bestiary.explain.pretrained import Pretrained, WordPairs
 from bestiary.explain.watching import first_steps, watch, watch_figure
@@ -358,7 +358,9 @@ def test_mistakes_are_found_where_they_are() -> None:
     assert back["right"].to_dict() == {low: float(low < 8) for low in back.index}
     assert {8} < set(back.index)
     assert set(back["mistake"]) == {"none", "never shown"}
-    assert (found["low"] <= found["right"]).all()
+    unseen = 1.96**2 / (back["asked"] + 1.96**2)  # Wilson's interval ends there if all are alike
+    assert back["low"].to_list() == pytest.approx(list(back["right"] * (1 - unseen)))
+    assert back["high"].to_list() == pytest.approx(list(back["right"] + (1 - back["right"]) * unseen))
     for name, part in found.groupby("by"):
         assert part["asked"].sum() == 4 * 64, name
     assert set(found[found["by"] == "which pair"]["from"]) == {1, 2, 4}
@@ -624,10 +626,13 @@ def test_the_command_explains_a_run_and_says_what_is_missing(tmp_path: Path) -> 
     assert (tmp_path / "mine.html").read_text() == "mine"
 
 
-def test_effects_have_intervals_that_hold_them(cases: Cases) -> None:
-    found = patch_streams(small_model(), cases, "values")
-    known: pd.DataFrame = found.dropna()
-    assert ((known["low"] <= known["effect"] + 1e-9) & (known["effect"] <= known["high"] + 1e-9)).all()
+def test_effects_have_the_interval_of_their_mean_over_cases() -> None:
+    margins = torch.linspace(0, 1, 400).repeat(2) ** 2
+    found = effect(2 * margins + 1, torch.full_like(margins, 3.0), torch.ones_like(margins))  # of two units in all
+    assert found["effect"] == pytest.approx(margins.mean().item())
+    half = 1.96 * margins.double().std().item() / 800**0.5
+    assert found["effect"] - found["low"] == pytest.approx(half, rel=0.1)
+    assert found["high"] - found["effect"] == pytest.approx(half, rel=0.1)
 
 
 # Language models of others

@@ -2,14 +2,17 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from in_process import command
 from small_models import SMALL_MODELS, small_gpt2, small_llama, small_tokenizer
 from torch.nn import functional as F
 
@@ -532,7 +535,7 @@ def test_repeats_of_a_sampled_request_are_samples_of_their_own(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_the_harness_measures_what_is_counted_by_hand(tmp_path: Path) -> None:
+def test_the_harness_measures_what_is_counted_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval")
     from bestiary.lm.harness import evaluate
     from bestiary.lm.reader import make_reader
@@ -558,6 +561,10 @@ def test_the_harness_measures_what_is_counted_by_hand(tmp_path: Path) -> None:
         right += (wolf > apple) == bool(label)
     assert (found.task, found.metric, found.asked, found.shots) == ("mine", "acc", 7, 0)
     assert found.value == pytest.approx(right / 7)
+    monkeypatch.setattr("bestiary.lm.harness.evaluate", partial(evaluate, include=tmp_path / "tasks"))
+    told = command("evaluate", tmp_path / "model", "--tasks", "mine", "--limit", "7", folder=tmp_path)
+    assert (told.status, told.trace) == (0, "")
+    assert re.search(rf"\bmine .*\b{right / 7:.3f}\b", told.out)
     (tmp_path / "rows.jsonl").unlink()
     with pytest.raises(LookupError, match="the data of mine cannot be had"):
         evaluate(tmp_path / "model", ["mine"], include=tmp_path / "tasks")

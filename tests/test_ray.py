@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_sweep import SMALL, recipes
 
 from bestiary.runs.store import Store, list_claims, read_json
 from bestiary.runs.table import results
 from bestiary.sweep import Event, sweep
 from bestiary.sweep.jobs import WorkerConfig
 from bestiary.sweep.ray_cluster import RayCluster, connect
-from bestiary.training.recipe import Recipe, clean
+from bestiary.training.recipe import clean
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,15 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-SMALL: dict[str, Any] = {
-    "train": "mqar(vocab=20, length=12, pairs=2)",
-    "dim": 8,
-    "batch": 16,
-    "steps": 120,
-    "every": 10,
-    "selection_rows": 40,
-    "test_rows": 60,
-}
 QUIET = {
     "RAY_AUTH_MODE": "disabled",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -43,10 +35,6 @@ QUIET = {
     "RAY_ADDRESS": "",
 }
 NODE = {"num_cpus": 1, "object_store_memory": 100_000_000}
-
-
-def recipes(count: int, **changes: Any) -> list[Recipe]:
-    return [clean("attention", **(SMALL | changes), seed=seed) for seed in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +116,7 @@ def test_no_cluster_on_this_machine_says_how_to_start_one(tmp_path: Path, monkey
 
 
 def test_a_killed_worker_and_a_stopped_node_change_no_number(cluster: Any, tmp_path: Path) -> None:
-    asked, store, plain = recipes(10), Store(tmp_path / "ray"), Store(tmp_path / "local")
+    asked, store, plain = recipes(10, steps=120), Store(tmp_path / "ray"), Store(tmp_path / "local")
     for _ in sweep(asked, plain, together="never"):
         pass
     second = cluster.add_node(**NODE)

@@ -80,13 +80,12 @@ def test_the_loss_of_the_best_predictor_has_no_excess_and_a_fair_coin_has() -> N
 
 
 def test_the_table_is_drawn_from_the_arcsine_law() -> None:
-    task = DynamicNgrams(context=2, length=2000)
-    tokens = task.sample(300, stream("table")).tokens
-    follows = [[row[t] for t in range(2, 2000) if row[t - 2 : t] == [1, 0]] for row in tokens.tolist()]
-    share = torch.tensor([sum(bits) / len(bits) for bits in follows if len(bits) > 100]).double()
-    for level in (0.1, 0.3, 0.5, 0.8):  # P(p < x) = 2 / pi * asin(sqrt(x))
-        wanted = 2 / math.pi * math.asin(level**0.5)
-        assert (share < level).double().mean().item() == pytest.approx(wanted, abs=0.13)
+    """Behind two equal bits, which are fair, k more come with the k-th moment of the law, C(2k, k) / 4^k."""
+    tokens = DynamicNgrams(context=2, length=10).sample(12_000, stream("table")).tokens
+    for bit in (0, 1):
+        more = (tokens[(tokens[:, :2] == bit).all(1), 2:] == bit).cumprod(1).double().mean(0)
+        wanted = [math.comb(2 * k, k) / 4**k for k in range(1, 9)]
+        assert more.tolist() == pytest.approx(wanted, abs=0.03)  # of even chances they are 1 / (k + 1)
 
 
 def test_rows_with_large_tables_are_drawn_some_at_a_time() -> None:

@@ -7,20 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from in_process import bestiary
 
-from bestiary.cli import _slicing, app
+from bestiary.cli import _slicing
+from bestiary.corpus.corpus import Corpus
 from bestiary.lm.pretraining import Pretraining
 from bestiary.slices import losses as losses_of
 from bestiary.slices import measuring
 
 EARLIER = Path(__file__).parent / "earlier" / "corpus"
-
-
-def bestiary(*arguments: Any, status: int = 0) -> str:
-    done = CliRunner().invoke(app, [str(part) for part in arguments])
-    assert done.exit_code == status, f"{done.output}\n{done.exception!r}"
-    return done.output
 
 
 @pytest.fixture
@@ -39,14 +34,19 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_corpus_tells_what_it_skipped_and_takes_shares(tmp_path: Path) -> None:
+def test_a_corpus_tells_what_it_skipped_and_takes_shares_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, count = list[int](), Corpus.counts
+    monkeypatch.setattr(Corpus, "counts", lambda own, *, memory: heard.append(memory) or count(own, memory=memory))
     (tmp_path / "texts").mkdir()
     for i in range(40):
         (tmp_path / "texts" / f"{i}.txt").write_text(f"a text of number {i}, and more")
     (tmp_path / "texts" / "image.png").write_bytes(b"\x89PNG\0")
     (tmp_path / "texts" / "none.txt").touch()
     given = ["corpus", tmp_path / "texts", "--out", tmp_path / "c", "--tokenizer", "bytes"]
-    told = bestiary(*given, "--selection", "0.3", "--test", "0")
+    told = bestiary(*given, "--selection", "0.3", "--test", "0", "--memory", 3)
+    assert heard == [3 * 2**20]
     assert told.splitlines()[-1] == "skipped: 1 binary, 1 empty"
     manifest = json.loads((tmp_path / "c" / "manifest.json").read_text())
     assert manifest["request"]["shares"] == [0.3, 0.0]

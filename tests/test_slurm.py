@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_sweep import SMALL, recipes
 
 from bestiary.runs.store import Store, list_claims, read_json
 from bestiary.runs.table import results
@@ -17,20 +18,6 @@ from bestiary.sweep.jobs import Job, JobEvent, WorkerConfig
 from bestiary.sweep.slurm import file_system_time, parse_options, slurm_sweep
 from bestiary.sweep.work import work
 from bestiary.training.recipe import Recipe, clean
-
-SMALL: dict[str, Any] = {
-    "train": "mqar(vocab=20, length=12, pairs=2)",
-    "dim": 8,
-    "batch": 16,
-    "steps": 60,
-    "every": 10,
-    "selection_rows": 40,
-    "test_rows": 60,
-}
-
-
-def recipes(count: int, **changes: Any) -> list[Recipe]:
-    return [clean("attention", **(SMALL | changes), seed=seed) for seed in range(count)]
 
 
 def jobs(folder: Path) -> list[int]:
@@ -101,7 +88,7 @@ def test_jobs_share_a_sweep_and_change_no_number(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     text = Path("examples/my_mixer.py").read_text()
     bad.write_text(text.replace("h, last = ", "assert len(x) < 3, 'no room'; h, last = "))
-    asked, store, plain = recipes(6), Store(tmp_path / "slurm"), Store(tmp_path / "local")
+    asked, store, plain = recipes(6, steps=60), Store(tmp_path / "slurm"), Store(tmp_path / "local")
     for _ in sweep(asked, plain, together="never"):
         pass
     failing = clean(str(bad), **SMALL)

@@ -199,9 +199,17 @@ def test_initial_weights_of_state_space_models_are_the_papers() -> None:
     assert s5.c.weight.std().item() == pytest.approx(32**-0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("text", ["mamba2(head=48)", "mamba3(head=48)", "mamba3(state=8, angles=5)", "s4d(state=7)"])
-def test_widths_that_do_not_fit_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mamba2(head=48)", "heads of width 48"),
+        ("mamba3(head=48)", "heads of width 48"),
+        ("mamba3(state=8, angles=5)", "5 angles turn 10 keys"),
+        ("s4d(state=7)", "conjugate pairs"),
+    ],
+)
+def test_widths_that_do_not_fit_are_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=rf"^[^\n]*{said}[^\n]*$"):
         build_mixer(text)
 
 

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,22 @@ def test_a_run_is_done_only_once_it_has_ended(store: Store, recipe: Recipe) -> N
 def test_a_run_names_the_commit_that_made_it() -> None:
     head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     assert head.stdout.startswith((commit() or "none").removesuffix("-dirty"))
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
+def test_a_changed_source_is_told_from_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "bestiary" / "runs" / "store.py"
+    monkeypatch.setattr("bestiary.runs.store.__file__", str(source))
+    assert commit() is None
+    source.parent.mkdir(parents=True)
+    source.write_text("one")
+    author = ["-c", "user.name=me", "-c", "user.email=me@here", "-c", "commit.gpgsign=false"]
+    for words in (["init"], ["add", "."], [*author, "commit", "-m", "one"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True, capture_output=True)
+    named = commit() or ""
+    assert re.fullmatch("[0-9a-f]{12}", named)
+    source.write_text("two")
+    assert commit() == f"{named}-dirty"
 
 
 def test_a_run_can_be_held_by_one_only(store: Store, recipe: Recipe) -> None:

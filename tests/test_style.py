@@ -20,7 +20,7 @@ def test_a_file_can_be_read_in_one_sitting(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=IDS)
-def test_functions_are_short_and_take_few_arguments_by_place(file: Path) -> None:
+def test_functions_are_short(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef):
             body = node.end_lineno - node.body[0].lineno if node.end_lineno else 0

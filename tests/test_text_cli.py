@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
-
-from bestiary.cli import app
+from in_process import bestiary
 
 pytestmark = pytest.mark.slow
 
@@ -27,12 +25,6 @@ def write_documents(folder: Path, count: int = 120) -> Path:
         lines = [f"{who[int(rng.integers(2))]} has {rng.integers(1000)} of {i % 7}." for _ in range(12)]
         (folder / f"{i}.txt").write_text("\n".join(lines))
     return folder
-
-
-def bestiary(*arguments: Any, status: int = 0) -> str:
-    done = CliRunner().invoke(app, [str(part) for part in arguments])
-    assert done.exit_code == status, f"{done.output}\n{done.exception!r}"
-    return done.output
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +45,16 @@ def runs(place: Path) -> dict[str, Path]:
 def test_what_is_trained_is_not_trained_again(place: Path) -> None:
     given = ["attention", *SMALL, "--corpus", place / "corpus", "--store", place / "models"]
     assert bestiary("pretrain", *given) == f"attention: {runs(place)['attention']}, done already\n"
+
+
+def test_a_model_is_compiled_if_that_is_asked_for(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr("torch.compile", lambda function: compiled.append(function) or function)
+    given = ["attention", *SMALL, "--corpus", place / "corpus", "--store"]
+    bestiary("pretrain", *given, tmp_path / "plain")
+    assert compiled == []
+    bestiary("pretrain", *given, tmp_path / "compiled", "--compile")
+    assert [function.__name__ for function in compiled] == ["hidden"]
 
 
 def test_two_models_are_sliced_against_each_other(place: Path) -> None:
@@ -138,7 +140,7 @@ def test_models_of_other_tokens_are_compared_by_the_byte_and_refused_alone(place
     assert all(known in told for known in hashes)
 
 
-def test_a_model_writes_on_and_answers_and_is_converted(place: Path) -> None:
+def test_a_model_writes_on_as_its_seed_says(place: Path) -> None:
     of = runs(place)
     told = [bestiary("generate", of["attention"], "Ada has", "--count", 9, "--seed", seed) for seed in (1, 1, 2)]
     assert told[0] == told[1] != told[2]

@@ -394,7 +394,7 @@ def start_sweep(
     from bestiary.sweep.jobs import WorkerConfig
     from bestiary.sweep.ray_cluster import RayCluster
 
-    config = WorkerConfig(str(store.folder.absolute()), how["backend"], how["keep"], how["threads"])
+    config = WorkerConfig(str(store.folder.absolute()), **{name: how[name] for name in ("backend", "keep", "threads")})
     executor = RayCluster(ray, config, device=how["device"], gpus=gpus, workers=how["workers"])
     return sweep(recipes, store, **how, executor=executor)
 
