@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -214,7 +215,8 @@ def matrix(table: pd.DataFrame, *, intervals: pd.DataFrame | None = None, note: 
         axis.set_yticks(range(len(table)), [*map(as_label, table.index)])
         axis.spines[:].set_visible(False)
         if note:
-            figure.supxlabel(note, fontsize=6.5, color="0.4")
+            letters = int(19 * figure.get_figwidth())  # that a line holds
+            figure.supxlabel(fill(note, letters), fontsize=6.5, color="0.4")
     return figure
 
 
