@@ -213,9 +213,7 @@ def test_a_reader_that_has_had_enough_is_no_fault() -> None:
 
 
 @pytest.mark.parametrize("verb", ["show", "check"])
-def test_patterns_and_presets_are_shown_and_checked(
-    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patterns_and_presets_are_shown_and_checked(verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bestiary.cli.describe.LENGTHS", (1,))
     monkeypatch.setattr("bestiary.laws.verdicts", lambda _: [])
     for text, named in {
