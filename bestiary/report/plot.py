@@ -205,9 +205,9 @@ def matrix(table: pd.DataFrame, *, intervals: pd.DataFrame | None = None, note: 
         axis = figure.subplots()
         axis.imshow(table.to_numpy(dtype=float), cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for row, values in enumerate(table.to_numpy(dtype=float)):
-            for column in np.flatnonzero(~np.isnan(values)):
+            for column in map(int, np.flatnonzero(~np.isnan(values))):
                 value = values[column]
-                look = {"ha": "center", "color": "white" if value > 0.6 else "black"}
+                look: dict[str, Any] = {"ha": "center", "color": "white" if value > 0.6 else "black"}
                 axis.text(column, row, f"{value:.2f}", va="center" if intervals is None else "bottom", size=7, **look)
                 if intervals is not None:
                     axis.text(column, row + 0.08, str(intervals.iat[row, column]), va="top", size=5, **look)
