@@ -140,9 +140,6 @@ FAULTS = {  # a file, and a part of the one sentence about it
         r"raises TypeError: .*; it also takes positions: give them in read\(self, x\)"),
     "time first": (TOP + "class Mine(nn.GRU):\n    def __init__(self, dim): super().__init__(dim, dim)\n",
         r"it takes \(time, batch, dim\); say batch_first=True"),
-    "time first behind a norm": (CLASS.format(base="nn.Module") + "        self.norm, self.rnn = nn.LayerNorm(dim), "
-        "nn.GRU(dim, dim)\n    def forward(self, x): return self.rnn(self.norm(x))[0]\n",
-        r"it takes \(time, batch, dim\); say batch_first=True"),
     "float32": (CLASS.format(base="nn.Module") + LINEAR
         + "    def forward(self, x): return x + self.out(torch.zeros(len(x), 1, 64))\n",
         "have the same dtype.*; the laws compute in float64: create tensors with dtype=x.dtype"),

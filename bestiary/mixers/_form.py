@@ -67,7 +67,8 @@ def order_fault(module: nn.Module, dim: int) -> str:
     with set_up(module) as device, torch.device(device):
         x = trial_input(dim)
         rows, times = x.clone(), x.clone()
-        rows[0], times[:, 0] = x[0].cos(), x[:, 0].cos()  # by more than a norm takes away
+        rows[0] += 1
+        times[:, 0] += 1
         plain, by_row, by_time = (first(output_of(module, given)) for given in (x, rows, times))
     if not torch.equal(plain[1], by_row[1]) and torch.equal(plain[:, 1:], by_time[:, 1:]):
         return (
